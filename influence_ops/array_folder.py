@@ -1,0 +1,158 @@
+"""Named arrays and a JSON description in a folder: the format of everything we save. No pickle.
+
+A folder holds `<name>.npy` for each array and `meta.json`, written last, with each array's shape, dtype and
+SHA-256. Files are reached through a `FileStore`, so that a Beam worker can keep them on any file system.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+FORMAT_VERSION = 1
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,120}")
+
+
+class FileStore(Protocol):
+    """The four file operations that saving and loading need."""
+
+    def open_read(self, path: str) -> BinaryIO: ...
+
+    def write(self, path: str, data: bytes) -> None:
+        """Writes a whole file, visible only when complete."""
+        ...
+
+    def exists(self, path: str) -> bool: ...
+
+    def delete(self, path: str) -> None:
+        """Deletes a file or folder that may not exist."""
+        ...
+
+
+class LocalFiles:
+    """A `FileStore` on the local disk."""
+
+    def open_read(self, path: str) -> BinaryIO:
+        return open(path, "rb")
+
+    def write(self, path: str, data: bytes) -> None:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+            os.replace(temporary, path)
+        except BaseException:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+            raise
+
+    def exists(self, path: str) -> bool:
+        return os.path.exists(path)
+
+    def delete(self, path: str) -> None:
+        if os.path.isdir(path):
+            shutil.rmtree(path)
+        elif os.path.exists(path):
+            os.remove(path)
+
+
+def save_arrays(
+    folder: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], files: FileStore | None = None
+) -> None:
+    """Writes the arrays, then the description that makes them valid.
+
+    Raises:
+      ValueError: an array's name is not a plain file name, or its dtype would need pickle.
+    """
+    files = files or LocalFiles()
+    described = {}
+    for name, array in arrays.items():
+        if not _NAME.fullmatch(name) or name.startswith("."):
+            raise ValueError(f"array name {name!r} is not a plain file name of letters, digits, '_', '.' and '-'")
+        data = to_npy(array)
+        described[name] = {
+            "shape": list(array.shape),
+            "dtype": str(array.dtype),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        files.write(f"{folder}/{name}.npy", data)
+    content = {**meta, "format_version": FORMAT_VERSION, "arrays": described}
+    files.write(f"{folder}/meta.json", json.dumps(content, indent=1, sort_keys=True).encode())
+
+
+def load_meta(folder: str, files: FileStore | None = None) -> dict[str, Any]:
+    """The description of a saved folder.
+
+    Raises:
+      ValueError: there is none, or it is of another format version or damaged.
+    """
+    files = files or LocalFiles()
+    path = f"{folder}/meta.json"
+    if not files.exists(path):
+        raise ValueError(f"{folder!r} holds no meta.json: it is not a complete saved folder")
+    with files.open_read(path) as file:
+        data = file.read()
+    try:
+        meta = json.loads(data)
+        version, described = meta["format_version"], meta["arrays"]
+        names_are_plain = all(_NAME.fullmatch(name) and not name.startswith(".") for name in described)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path!r} is damaged: {error!r}") from error
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path!r} has format version {version!r}; this program reads {FORMAT_VERSION}")
+    if not names_are_plain:
+        raise ValueError(f"{path!r} names an array that is not a plain file name")
+    return meta
+
+
+def load_arrays(folder: str, files: FileStore | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the description, each array checked against its digest.
+
+    Raises:
+      ValueError: a file is missing, damaged, or would need pickle.
+    """
+    files = files or LocalFiles()
+    meta = load_meta(folder, files)
+    arrays = {}
+    for name, described in meta["arrays"].items():
+        path = f"{folder}/{name}.npy"
+        if not files.exists(path):
+            raise ValueError(f"{path!r} is missing; save the folder again")
+        with files.open_read(path) as file:
+            data = file.read()
+        if hashlib.sha256(data).hexdigest() != described.get("sha256"):
+            raise ValueError(f"{path!r} does not match its SHA-256 in meta.json; save the folder again")
+        arrays[name] = from_npy(data)
+    return arrays, meta
+
+
+def to_npy(array: np.ndarray) -> bytes:
+    """The array as a `.npy` file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def from_npy(data: bytes) -> np.ndarray:
+    """The array in a `.npy` file; never unpickles."""
+    return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+def digest_of(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over names, shapes, dtypes and contents."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name}|{array.shape}|{array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,144 @@
+"""Per-example derivatives of any model by automatic differentiation.
+
+Every method takes tensors of one batch and returns tensors; P is the number of watched weights,
+flattened variable by variable in row-major order.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from influence_ops.losses import PerExampleLoss
+
+_ROWS_AT_ONCE = 64  # Hessian rows in one vectorised pass: bounds memory to 64 copies of the activations
+
+
+class AutodiffDerivatives:
+    """Derivatives of a model's per-example loss with respect to its watched variables."""
+
+    def __init__(self, model: keras.Model, loss: PerExampleLoss, variables: list[Any]):
+        self._model = model
+        self._loss = loss
+        self._variables = [variable.value for variable in variables]
+        self._size = sum(int(tf.size(variable)) for variable in self._variables)
+        self._fallback = False
+
+    def outputs(self, inputs: Any) -> tf.Tensor:
+        """The model's (pre-activation) outputs in inference mode."""
+        return self._model(inputs, training=False)
+
+    def losses(self, inputs: Any, labels: tf.Tensor) -> tf.Tensor:
+        """ℓ(z_i): [B]."""
+        return self._loss(labels, self.outputs(inputs))
+
+    def losses_and_gradients(self, inputs: Any, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """ℓ(z_i) [B] and ∇ℓ(z_i) [B, P]."""
+
+        def one(example: Any) -> tuple[tf.Tensor, tf.Tensor]:
+            x, y = tf.nest.map_structure(lambda leaf: leaf[None], example)
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                self._watch(tape)
+                loss = self.losses(x, y)
+            return loss[0], self._flatten(tape.gradient(loss, self._variables))
+
+        return self._map(one, (inputs, labels))
+
+    def gauss_newton_factors(self, inputs: Any, labels: tf.Tensor) -> tf.Tensor:
+        """F [B, C, P] with Σ_c F_icᵀ F_ic = J_iᵀ H_out,i J_i: the positive part of each example's curvature."""
+        outputs = tf.stop_gradient(self.outputs(inputs))
+        roots = matrix_root(output_hessian(self._loss, labels, outputs))
+
+        def one(example: Any) -> tf.Tensor:
+            (x, root) = example
+            with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+                self._watch(tape)
+                z = tf.reshape(self.outputs(tf.nest.map_structure(lambda leaf: leaf[None], x))[0], [-1])
+                rows = [tf.reduce_sum(root[:, c] * z) for c in range(z.shape[0])]
+            return tf.stack([self._flatten(tape.gradient(row, self._variables)) for row in rows])
+
+        return self._map(one, (inputs, roots))
+
+    def gauss_newton_sum(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        """Σ_i w_i J_iᵀ H_out,i J_i: [P, P]."""
+        factors = self.gauss_newton_factors(inputs, labels)
+        rows = tf.reshape(factors * tf.sqrt(weights)[:, None, None], [-1, self._size])
+        return tf.matmul(rows, rows, transpose_a=True)
+
+    def hessian_vector_products(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+        """(Σ_i w_i ∇²ℓ(z_i)) v for each row v of `vectors` [R, P]: [R, P]."""
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
+            self._watch(outer)
+            with tf.GradientTape(watch_accessed_variables=False) as inner:
+                self._watch(inner)
+                total = tf.reduce_sum(weights * self.losses(inputs, labels))
+            gradient = self._flatten(inner.gradient(total, self._variables))
+
+        def one(vector: tf.Tensor) -> tf.Tensor:
+            return self._flatten(outer.gradient(gradient, self._variables, output_gradients=vector))
+
+        return self._map(one, vectors)
+
+    def hessian_sum(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        """Σ_i w_i ∇²ℓ(z_i): [P, P], a block of rows at a time."""
+        starts = tf.range(0, self._size, _ROWS_AT_ONCE)
+        dtype = self._variables[0].dtype
+
+        def block(start: tf.Tensor) -> tf.Tensor:
+            # Rows past the end are zeros, so that every block has one shape.
+            rows = tf.one_hot(start + tf.range(_ROWS_AT_ONCE), self._size, dtype=dtype)
+            return self.hessian_vector_products(inputs, labels, weights, rows)
+
+        blocks = tf.map_fn(block, starts, fn_output_signature=dtype, parallel_iterations=1)
+        return tf.reshape(blocks, [-1, self._size])[: self._size]
+
+    def _watch(self, tape: tf.GradientTape) -> None:
+        for variable in self._variables:
+            tape.watch(variable)
+
+    def _flatten(self, gradients: list[Any]) -> tf.Tensor:
+        dense = [
+            tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient)
+            for gradient, variable in zip(gradients, self._variables, strict=True)
+        ]
+        return tf.concat([tf.reshape(part, [-1]) for part in dense], axis=0)
+
+    def _map(self, function: Callable[[Any], Any], elements: Any) -> Any:
+        if not self._fallback:
+            try:
+                return tf.vectorized_map(function, elements, fallback_to_while_loop=False)
+            except (ValueError, NotImplementedError, TypeError) as error:
+                logging.getLogger(__name__).warning(
+                    "an op of this model can't be vectorised over examples (%s); using a loop, which is "
+                    "much slower",
+                    str(error).splitlines()[0],
+                )
+                self._fallback = True
+        return tf.vectorized_map(function, elements, fallback_to_while_loop=True)
+
+
+def output_hessian(loss: PerExampleLoss, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    """∂²ℓ_i/∂z_i²: [B, C, C], C the size of one example's output."""
+    with tf.GradientTape() as outer:
+        outer.watch(outputs)
+        with tf.GradientTape() as inner:
+            inner.watch(outputs)
+            losses = loss(labels, outputs)
+        gradient = inner.gradient(losses, outputs)
+    hessian = outer.batch_jacobian(gradient, outputs)
+    size = outputs.shape[1:].num_elements() or tf.reduce_prod(tf.shape(outputs)[1:])
+    return tf.reshape(hessian, [-1, size, size])
+
+
+def matrix_root(matrices: tf.Tensor) -> tf.Tensor:
+    """R with R Rᵀ = the positive semi-definite part of each matrix: [B, C, C]."""
+    # eigh of a matrix with NaN does not return; such an example is rejected by its loss.
+    finite = tf.reduce_all(tf.math.is_finite(matrices), axis=[1, 2], keepdims=True)
+    values, vectors = tf.linalg.eigh(tf.where(finite, matrices, tf.zeros_like(matrices)))
+    return vectors * tf.sqrt(tf.maximum(values, 0))[:, None, :]
+
+

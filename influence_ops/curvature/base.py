@@ -1,0 +1,155 @@
+"""What every curvature is: a mergeable statistic of the training data, and the operator made from it."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from influence_ops.array_folder import FileStore, load_arrays, save_arrays
+from influence_ops.example_batch import ExampleBatch
+from influence_ops.model import InfluenceModel
+
+Statistic = dict[str, np.ndarray]
+"""Named parts; parts of one name are merged with each other, so they can be combined in parallel."""
+
+COUNT = "count"
+DAMPING_RULES = ("auto",)
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishOptions:
+    """How a statistic becomes an operator.
+
+    Attributes:
+      damping: λ of (H + λI), at least 0, or `auto`: 0.1 × the mean eigenvalue of H (the rule of
+        Grosse et al. 2023, section 3.1, applied to the whole matrix).
+      leave_one_out: weigh the data's curvature by n/(n − 1), so that taking one example's part away
+        (`removal="newton"`) leaves the mean over the other n − 1.
+      rcond: with damping 0, eigenvalues up to rcond × the largest are dropped (a pseudo-inverse); None:
+        P × the machine's epsilon, NumPy's rule.
+    """
+
+    damping: float | str = "auto"
+    leave_one_out: bool = False
+    rcond: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.damping, str):
+            if self.damping not in DAMPING_RULES:
+                raise ValueError(f"damping={self.damping!r} must be a number of at least 0 or 'auto'")
+        elif not np.isfinite(self.damping) or self.damping < 0:
+            raise ValueError(f"damping={self.damping!r} must be a number of at least 0 or 'auto'")
+        if self.rcond is not None and not 0 <= self.rcond < 1:
+            raise ValueError(f"rcond={self.rcond!r} must be at least 0 and below 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preconditioner(abc.ABC):
+    """(H + λI)⁻¹ as an immutable operator.
+
+    Attributes:
+      arrays: the named arrays it consists of.
+      meta: `curvature`, `damping`, `examples` (n), `size` (P), `fingerprint` of the model, and facts
+        about the spectrum.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    meta: Mapping[str, Any]
+    kind: ClassVar[str]
+
+    @abc.abstractmethod
+    def apply(self, gradients: np.ndarray) -> np.ndarray:
+        """(H + λI)⁻¹ g for each row g: [B, P] -> [B, P] float64."""
+
+    @property
+    def examples(self) -> int:
+        """n, the number of training examples that the curvature was made from (0: none were needed)."""
+        return int(self.meta["examples"])
+
+    def check(self, model: InfluenceModel) -> None:
+        """Refuses a model that this curvature was not made for.
+
+        Raises:
+          ValueError: the number of weights or the fingerprint differs.
+        """
+        if self.meta["size"] != model.size:
+            raise ValueError(
+                f"the curvature is for {self.meta['size']} watched weights, the model has {model.size}; "
+                "watch the same weights, or fit the curvature again"
+            )
+        if self.meta["fingerprint"] != model.fingerprint():
+            raise ValueError(
+                "the curvature was made for another model (its weights, loss or regulariser differ); "
+                "fit it again for this one"
+            )
+
+    def save(self, folder: str, files: FileStore | None = None) -> None:
+        """Writes the operator to a folder that `load_preconditioner` reads."""
+        save_arrays(folder, self.arrays, {**self.meta, "kind": self.kind}, files)
+
+
+class Curvature(abc.ABC):
+    """An approximation of the Hessian: one file, one entry in `CURVATURES`.
+
+    A Beam CombineFn by construction: `create`, `add` per batch, `merge`, `finish`.
+    """
+
+    name: ClassVar[str]
+    passes: ClassVar[int]
+    """Passes over the training data that the statistic needs: 0 or 1."""
+
+    @abc.abstractmethod
+    def create(self, model: InfluenceModel) -> Statistic:
+        """The statistic of no examples."""
+
+    @abc.abstractmethod
+    def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
+        """The statistic with a batch added; `statistic` may be changed in place."""
+
+    def merge_part(self, name: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Two parts of one name as one; `a` may be changed in place. Parts are sums unless overridden."""
+        a += b
+        return a
+
+    def merge(self, a: Statistic, b: Statistic) -> Statistic:
+        """Two statistics of disjoint examples as one; `a` may be changed in place."""
+        for name, part in b.items():
+            a[name] = self.merge_part(name, a[name], part) if name in a else part
+        return a
+
+    @abc.abstractmethod
+    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+        """The operator.
+
+        Raises:
+          ValueError: the curvature can't be inverted as it is; the message says what to change.
+        """
+
+
+_KINDS: dict[str, type[Preconditioner]] = {}
+
+
+def register_preconditioner(kind: type[Preconditioner]) -> type[Preconditioner]:
+    """Makes a class of operators loadable by its `kind`."""
+    _KINDS[kind.kind] = kind
+    return kind
+
+
+def load_preconditioner(folder: str, files: FileStore | None = None) -> Preconditioner:
+    """The operator that `Preconditioner.save` wrote.
+
+    Raises:
+      ValueError: the folder is incomplete, damaged, or of an unknown kind.
+    """
+    arrays, meta = load_arrays(folder, files)
+    kind = meta.get("kind")
+    if kind not in _KINDS:
+        raise ValueError(f"{folder!r} is not a saved curvature: its kind is {kind!r}, not one of {', '.join(sorted(_KINDS))}")
+    missing = {"curvature", "damping", "examples", "size", "fingerprint"} - set(meta)
+    if missing:
+        raise ValueError(f"{folder!r} is not a saved curvature: meta.json lacks {', '.join(sorted(missing))}")
+    return _KINDS[kind](arrays, meta)

@@ -1,0 +1,126 @@
+"""A P × P matrix summed in blocks over the data, and its inverse by an eigendecomposition in float64."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+
+from influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic, register_preconditioner
+from influence_ops.example_batch import ExampleBatch
+from influence_ops.model import InfluenceModel
+
+BLOCK = 2048  # 32 MB of float64: far below Beam's limit of 2 GB for one element
+MAX_SIZE = 16_384  # 2 GB for the matrix, as much again for its eigenvectors
+
+_AUTO_FRACTION = 0.1
+
+
+@register_preconditioner
+class DensePreconditioner(Preconditioner):
+    """V diag(1/(s + λ)) Vᵀ; with λ = 0 a pseudo-inverse. Arrays: `inverse` [P, P] and `eigenvalues` [P]."""
+
+    kind: ClassVar[str] = "dense"
+
+    def apply(self, gradients: np.ndarray) -> np.ndarray:
+        return np.asarray(gradients, dtype=np.float64) @ self.arrays["inverse"]
+
+
+class DenseCurvature(Curvature):
+    """The shared part of `exact` and `gauss_newton`: only the batch's matrix differs."""
+
+    passes: ClassVar[int] = 1
+
+    @abc.abstractmethod
+    def batch_sum(self, model: InfluenceModel, batch: ExampleBatch) -> np.ndarray:
+        """The sum of the batch's curvatures: [P, P] float64."""
+
+    def create(self, model: InfluenceModel) -> Statistic:
+        if model.size > MAX_SIZE:
+            raise ValueError(
+                f"curvature {self.name!r} builds a {model.size:,} × {model.size:,} matrix, more than the "
+                f"{MAX_SIZE:,} weights it can hold; watch fewer weights (--weights last) or use another curvature"
+            )
+        statistic = {
+            name: np.zeros((rows.stop - rows.start, columns.stop - columns.start))
+            for name, rows, columns in _upper_blocks(model.size)
+        }
+        return {COUNT: np.zeros(1, dtype=np.int64), **statistic}
+
+    def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
+        total = self.batch_sum(model, batch)
+        for name, rows, columns in _upper_blocks(model.size):
+            statistic[name] += total[rows, columns]
+        statistic[COUNT] += len(batch)
+        return statistic
+
+    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+        examples = int(statistic[COUNT][0])
+        if examples == 0:
+            raise ValueError("no training example is left to make a curvature from")
+        matrix = np.empty((model.size, model.size))
+        for name, rows, columns in _upper_blocks(model.size):
+            matrix[rows, columns] = statistic[name]
+            matrix[columns, rows] = statistic[name].T
+        matrix += matrix.T.copy()  # rounding leaves a batch's sum not quite symmetric
+        if options.leave_one_out and examples < 2:
+            raise ValueError("removal='newton' needs at least 2 training examples")
+        matrix *= 0.5 / (examples - 1 if options.leave_one_out else examples)
+        model.add_regularizer_hessian(matrix)
+        eigenvalues, eigenvectors = np.linalg.eigh(matrix)
+        del matrix
+        return self._invert(model, examples, eigenvalues, eigenvectors, options)
+
+    def _invert(
+        self,
+        model: InfluenceModel,
+        examples: int,
+        eigenvalues: np.ndarray,
+        eigenvectors: np.ndarray,
+        options: FinishOptions,
+    ) -> Preconditioner:
+        largest = float(np.abs(eigenvalues).max())
+        if isinstance(options.damping, str):
+            damping = _AUTO_FRACTION * float(np.maximum(eigenvalues, 0).mean())
+        else:
+            damping = float(options.damping)
+        rcond = options.rcond if options.rcond is not None else model.size * np.finfo(np.float64).eps
+        kept = np.abs(eigenvalues + damping) > rcond * (largest + damping)
+        damped = np.where(kept, eigenvalues + damping, 1.0)
+        if damping > 0 and damped.min() <= 0:
+            raise ValueError(
+                f"the {self.name} curvature has eigenvalues down to {eigenvalues[0]:.3g}, below −damping = "
+                f"{-damping:.3g}, so H + λI is not positive definite; use --damping above {-eigenvalues[0]:.3g} "
+                "or --curvature gauss_newton"
+            )
+        scaled = eigenvectors * np.where(kept, 1 / damped, 0.0)
+        return DensePreconditioner(
+            {"inverse": scaled @ eigenvectors.T, "eigenvalues": eigenvalues},
+            {
+                "curvature": self.name,
+                "damping": damping,
+                "damping_rule": options.damping if isinstance(options.damping, str) else "fixed",
+                "leave_one_out": options.leave_one_out,
+                "examples": examples,
+                "size": model.size,
+                "fingerprint": model.fingerprint(),
+                "rank": int(kept.sum()),
+                "smallest_eigenvalue": float(eigenvalues[0]),
+                "largest_eigenvalue": float(eigenvalues[-1]),
+            },
+        )
+
+
+def _upper_blocks(size: int) -> Iterator[tuple[str, slice, slice]]:
+    """The blocks on and above the diagonal, at most BLOCK × BLOCK each."""
+    starts = range(0, size, BLOCK)
+    for row in starts:
+        for column in starts:
+            if column >= row:
+                yield (
+                    f"block-{row}-{column}",
+                    slice(row, min(row + BLOCK, size)),
+                    slice(column, min(column + BLOCK, size)),
+                )

@@ -1,0 +1,20 @@
+"""`exact`: the Hessian of the mean loss."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from influence_ops.curvature.dense import DenseCurvature
+from influence_ops.example_batch import ExampleBatch
+from influence_ops.model import InfluenceModel
+
+
+class Exact(DenseCurvature):
+    """H = 1/n Σ ∇²ℓ(z_i) + ∇²R (Koh & Liang 2017, equation 2). Off a minimum it can be indefinite."""
+
+    name: ClassVar[str] = "exact"
+
+    def batch_sum(self, model: InfluenceModel, batch: ExampleBatch) -> np.ndarray:
+        return model.hessian_sum(batch)

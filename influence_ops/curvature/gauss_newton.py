@@ -1,0 +1,23 @@
+"""`gauss_newton`: the generalised Gauss–Newton matrix."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from influence_ops.curvature.dense import DenseCurvature
+from influence_ops.example_batch import ExampleBatch
+from influence_ops.model import InfluenceModel
+
+
+class GaussNewton(DenseCurvature):
+    """H = 1/n Σ J_iᵀ (∂²ℓ/∂z²) J_i + ∇²R (Martens 2020, 1412.1193, section 8): never indefinite for convex losses.
+
+    J is the Jacobian of the model's outputs, before a final softmax or sigmoid, and ∂²ℓ/∂z² its positive part.
+    """
+
+    name: ClassVar[str] = "gauss_newton"
+
+    def batch_sum(self, model: InfluenceModel, batch: ExampleBatch) -> np.ndarray:
+        return model.gauss_newton_sum(batch)

@@ -1,0 +1,40 @@
+"""`identity`: no curvature, so that influence is the gradients' inner product. The baseline."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from influence_ops.curvature.base import Curvature, FinishOptions, Preconditioner, Statistic, register_preconditioner
+from influence_ops.example_batch import ExampleBatch
+from influence_ops.model import InfluenceModel
+
+
+@register_preconditioner
+class IdentityPreconditioner(Preconditioner):
+    """I."""
+
+    kind: ClassVar[str] = "identity"
+
+    def apply(self, gradients: np.ndarray) -> np.ndarray:
+        return np.asarray(gradients, dtype=np.float64)
+
+
+class Identity(Curvature):
+    """H = I, undamped (TracIn at one checkpoint, Pruthi et al. 2020, 2002.08484, up to its learning rate)."""
+
+    name: ClassVar[str] = "identity"
+    passes: ClassVar[int] = 0
+
+    def create(self, model: InfluenceModel) -> Statistic:
+        return {}
+
+    def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
+        return statistic
+
+    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+        return IdentityPreconditioner(
+            {},
+            {"curvature": self.name, "damping": 0.0, "examples": 0, "size": model.size, "fingerprint": model.fingerprint()},
+        )

@@ -1,0 +1,38 @@
+"""Sums of influence over named groups of training examples, on each of T queries."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class GroupSums:
+    """Σ_{i∈G} I(z_i, t) and the size of each group G: tables that merge in any order.
+
+    Attributes:
+      sums: group name -> [T] float64.
+      counts: group name -> number of examples.
+    """
+
+    __slots__ = ("counts", "queries", "sums")
+
+    def __init__(self, queries: int):
+        self.queries = queries
+        self.sums: dict[str, np.ndarray] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, scores: np.ndarray, groups: np.ndarray) -> None:
+        """Takes in a block of scores [T, B] of examples in `groups` (B,)."""
+        names, inverse = np.unique(groups.astype(str), return_inverse=True)
+        one_hot = np.zeros((scores.shape[1], len(names)))
+        one_hot[np.arange(scores.shape[1]), inverse] = 1.0
+        for name, total, count in zip(names, (scores @ one_hot).T, one_hot.sum(axis=0), strict=True):
+            self._take(str(name), total, int(count))
+
+    def merge(self, other: GroupSums) -> None:
+        """Takes in the sums over other examples."""
+        for name, total in other.sums.items():
+            self._take(name, total, other.counts[name])
+
+    def _take(self, name: str, total: np.ndarray, count: int) -> None:
+        self.sums[name] = self.sums[name] + total if name in self.sums else np.array(total)
+        self.counts[name] = self.counts.get(name, 0) + count

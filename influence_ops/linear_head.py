@@ -1,0 +1,106 @@
+"""Closed-form derivatives when the watched weights are the model's final Dense layer.
+
+With features a_i (a constant 1 appended for the bias) and outputs z_i = Wᵀ a_i, the outputs are linear in
+the weights, so ∇ℓ_i = a_i ⊗ ∂ℓ/∂z_i and the Hessian equals the Gauss–Newton matrix, Σ a aᵀ ⊗ H_out
+(Koh & Liang 2017, section 4). The layout is Keras's: kernel[d, c] at d·C + c, then the bias.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.models import Functional
+
+from influence_ops.autodiff import matrix_root, output_hessian
+from influence_ops.losses import PerExampleLoss
+
+
+def is_linear_head(model: keras.Model, variables: list[Any]) -> bool:
+    """Whether `variables` are all the weights of a final, linear Dense layer on a vector of features."""
+    if not isinstance(model, (keras.Sequential, Functional)) or len(model.outputs) != 1:
+        return False
+    last = model.layers[-1]
+    if not isinstance(last, keras.layers.Dense) or last.activation is not keras.activations.linear:
+        return False
+    # Called twice, or fed by a shared tensor of several inputs, `input` does not exist.
+    if len(last._inbound_nodes) != 1 or len(last.input.shape) != 2 or getattr(last, "lora_enabled", False):
+        return False
+    own = [last.kernel, *([last.bias] if last.use_bias else [])]
+    return len(own) == len(variables) and all(a is b for a, b in zip(own, variables, strict=True))
+
+
+class LinearHeadDerivatives:
+    """The methods of `AutodiffDerivatives` in closed form: D = features (+ 1), C outputs, P = D·C."""
+
+    def __init__(self, model: keras.Model, loss: PerExampleLoss):
+        self._head = model.layers[-1]
+        self._trunk = keras.Model(model.inputs, self._head.input)
+        self._loss = loss
+
+    def _features(self, inputs: Any) -> tf.Tensor:
+        features = self._trunk(inputs, training=False)
+        if self._head.use_bias:
+            features = tf.concat([features, tf.ones_like(features[:, :1])], axis=1)
+        return features
+
+    def _outputs(self, features: tf.Tensor) -> tf.Tensor:
+        weights = self._head.kernel.value
+        if self._head.use_bias:
+            weights = tf.concat([weights, self._head.bias.value[None]], axis=0)
+        return features @ weights
+
+    def outputs(self, inputs: Any) -> tf.Tensor:
+        """z [B, C]."""
+        return self._outputs(self._features(inputs))
+
+    def losses(self, inputs: Any, labels: tf.Tensor) -> tf.Tensor:
+        """ℓ(z_i): [B]."""
+        return self._loss(labels, self.outputs(inputs))
+
+    def losses_and_gradients(self, inputs: Any, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """ℓ(z_i) [B] and ∇ℓ(z_i) [B, P] = a_i ⊗ ∂ℓ/∂z_i."""
+        features = self._features(inputs)
+        outputs = self._outputs(features)
+        with tf.GradientTape() as tape:
+            tape.watch(outputs)
+            losses = self._loss(labels, outputs)
+        errors = tape.gradient(losses, outputs)
+        return losses, _rows(features[:, :, None] * errors[:, None, :])
+
+    def gauss_newton_factors(self, inputs: Any, labels: tf.Tensor) -> tf.Tensor:
+        """F [B, C, P], F_ic = a_i ⊗ R_i[:, c] with R Rᵀ = H_out."""
+        features = self._features(inputs)
+        roots = matrix_root(output_hessian(self._loss, labels, self._outputs(features)))
+        factors = features[:, None, :, None] * tf.transpose(roots, [0, 2, 1])[:, :, None, :]
+        return tf.reshape(factors, [tf.shape(factors)[0], factors.shape[1], factors.shape[2] * factors.shape[3]])
+
+    def hessian_sum(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        """Σ_i w_i H_out,i ⊗ a_i a_iᵀ: [P, P], by C products of [D, B] with [B, C·D]."""
+        features = self._features(inputs)
+        hessians = output_hessian(self._loss, labels, self._outputs(features)) * weights[:, None, None]
+        size, outputs = features.shape[1], hessians.shape[1]
+
+        def rows_of(output: tf.Tensor) -> tf.Tensor:
+            weighted = hessians[:, output, :, None] * features[:, None, :]
+            return tf.matmul(features, _rows(weighted), transpose_a=True)
+
+        blocks = tf.map_fn(rows_of, tf.range(outputs), fn_output_signature=features.dtype, parallel_iterations=1)
+        by_output = tf.reshape(blocks, [outputs, size, outputs, size])
+        return tf.reshape(tf.transpose(by_output, [1, 0, 3, 2]), [size * outputs, size * outputs])
+
+    gauss_newton_sum = hessian_sum
+
+    def hessian_vector_products(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+        """(Σ_i w_i ∇²ℓ(z_i)) v for each row v of `vectors` [R, P]: [R, P], with no P × P matrix."""
+        features = self._features(inputs)
+        hessians = output_hessian(self._loss, labels, self._outputs(features)) * weights[:, None, None]
+        directions = tf.reshape(vectors, [-1, features.shape[1], hessians.shape[1]])
+        moved = tf.einsum("bd,rdc->brc", features, directions)
+        return _rows(tf.einsum("bd,brk->rdk", features, tf.einsum("brc,bck->brk", moved, hessians)))
+
+
+def _rows(tensor: tf.Tensor) -> tf.Tensor:
+    """[B, X, Y] -> [B, X·Y], its static size kept."""
+    return tf.reshape(tensor, [tf.shape(tensor)[0], tensor.shape[1] * tensor.shape[2]])

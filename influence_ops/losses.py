@@ -1,0 +1,139 @@
+"""Per-example losses: one number for each example, from labels and the model's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from influence_ops.import_path import load_object
+
+PerExampleLoss = Callable[[Any, Any], Any]
+"""(labels [B, ...], outputs [B, ...]) -> losses [B]."""
+
+
+def softmax_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """-log softmax(logits)[label]; labels [B] or [B, 1] of integers, or [B, C] of probabilities."""
+    if labels.shape.rank == logits.shape.rank and labels.shape[-1] != 1:
+        return tf.nn.softmax_cross_entropy_with_logits(tf.cast(labels, logits.dtype), logits)
+    if labels.shape.rank == logits.shape.rank:
+        labels = tf.squeeze(labels, -1)
+    # The fused sparse op has no second derivative; the dense one has.
+    one_hot = tf.one_hot(tf.cast(labels, tf.int64), tf.shape(logits)[-1], dtype=logits.dtype)
+    return tf.nn.softmax_cross_entropy_with_logits(one_hot, logits)
+
+
+def sigmoid_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Binary cross-entropy from logits [B] or [B, K], summed over the K outputs."""
+    logits = _as_matrix(logits)
+    labels = tf.reshape(tf.cast(labels, logits.dtype), tf.shape(logits))
+    return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits), axis=-1)
+
+
+def squared_error(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    """sum over the outputs of (label - output)²; not halved, as Keras has it."""
+    outputs = _as_matrix(outputs)
+    labels = tf.reshape(tf.cast(labels, outputs.dtype), tf.shape(outputs))
+    return tf.reduce_sum(tf.square(labels - outputs), axis=-1)
+
+
+def _as_matrix(outputs: tf.Tensor) -> tf.Tensor:
+    return outputs[:, None] if outputs.shape.rank == 1 else outputs
+
+
+BUILT_IN: dict[str, PerExampleLoss] = {
+    "softmax_cross_entropy": softmax_cross_entropy,
+    "sigmoid_cross_entropy": sigmoid_cross_entropy,
+    "squared_error": squared_error,
+}
+
+
+def resolve_loss(loss: Any, model: Any = None) -> tuple[Any, str]:
+    """The loss and a name for it that is stable from run to run.
+
+    Args:
+      loss: `compiled` (the loss the model was compiled with), a built-in name of this module, a
+        Keras identifier such as `mse`, an import path `module:function`, a `keras.losses.Loss` or
+        a callable (labels, outputs) -> [B].
+      model: the Keras model, for `compiled`.
+
+    Raises:
+      ValueError: no such loss; the message lists what can be named.
+    """
+    if loss is None or loss == "compiled":
+        compiled = getattr(model, "loss", None)
+        if compiled is None or compiled == "compiled":
+            raise ValueError(
+                "the model carries no compiled loss; name one: --loss softmax_cross_entropy (from "
+                "logits), squared_error, sigmoid_cross_entropy, or your own as module:function"
+            )
+        return resolve_loss(compiled, model)
+    if isinstance(loss, (list, dict)):
+        raise ValueError(
+            "the model was compiled with one loss for each output; give one function of all "
+            "outputs as --loss module:function"
+        )
+    if not isinstance(loss, str):
+        if isinstance(loss, type) and issubclass(loss, keras.losses.Loss):
+            loss = loss()
+        return loss, _loss_name(loss)
+    if loss in BUILT_IN:
+        return BUILT_IN[loss], loss
+    if ":" in loss:
+        found, _ = resolve_loss(load_object(loss))
+        return found, loss
+    try:
+        return resolve_loss(keras.losses.get(loss))
+    except ValueError as error:
+        raise ValueError(
+            f"no loss is called {loss!r}; use one of {', '.join(sorted(BUILT_IN))}, a Keras loss "
+            "name, or module:function"
+        ) from error
+
+
+def _loss_name(loss: Any) -> str:
+    if isinstance(loss, keras.losses.Loss):
+        config = {key: value for key, value in loss.get_config().items() if key not in ("name", "reduction")}
+        return f"keras:{type(loss).__name__}({', '.join(f'{k}={v}' for k, v in sorted(config.items()))})"
+    return f"{getattr(loss, '__module__', '')}:{getattr(loss, '__qualname__', repr(loss))}"
+
+
+def per_example(loss: Any, activation: str) -> PerExampleLoss:
+    """`loss` as a function of the model's pre-activation outputs.
+
+    Args:
+      loss: what `resolve_loss` returned.
+      activation: the name of the activation that was taken off the model's last layer (`linear`,
+        `softmax` or `sigmoid`). A Keras cross-entropy of probabilities after it is computed from
+        the logits instead: the same function without Keras's clipping at 1e-7, whose derivative is 0.
+    """
+    losses = keras.losses
+    sparse = (losses.SparseCategoricalCrossentropy, losses.sparse_categorical_crossentropy)
+    categorical = (losses.CategoricalCrossentropy, losses.categorical_crossentropy)
+    smoothing = getattr(loss, "label_smoothing", 0) or 0
+    from_logits = bool(getattr(loss, "from_logits", False)) or getattr(loss, "_fn_kwargs", {}).get("from_logits", False)
+    is_cross_entropy = isinstance(loss, (sparse[0], categorical[0])) or loss in (sparse[1], categorical[1])
+    if is_cross_entropy and not smoothing and from_logits != (activation == "softmax"):
+        return softmax_cross_entropy
+    apply = keras.activations.get(activation)
+    function = loss.call if isinstance(loss, losses.Loss) else loss
+
+    def from_pre_activation(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        predictions = apply(outputs) if activation != "linear" else outputs
+        if isinstance(loss, losses.Loss) and labels.dtype.is_floating:
+            labels = tf.cast(labels, predictions.dtype)
+        if isinstance(loss, losses.Loss) and labels.shape.rank == 1 and predictions.shape.rank == 2:
+            labels = labels[:, None]
+        value = tf.convert_to_tensor(function(labels, predictions))
+        if isinstance(loss, losses.Loss) and (value.shape.rank or 0) > 1:
+            value = tf.reduce_mean(value, axis=list(range(1, value.shape.rank)))
+        if value.shape.rank != 1:
+            raise ValueError(
+                f"the loss returned the shape {value.shape} for a batch; it must return one number "
+                "for each example, [B] (a Keras loss: reduction='none')"
+            )
+        return value
+
+    return from_pre_activation

@@ -1,0 +1,217 @@
+"""The model whose predictions are explained: its watched weights, its loss and their derivatives."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from influence_ops.autodiff import AutodiffDerivatives
+from influence_ops.example_batch import ExampleBatch
+from influence_ops.linear_head import LinearHeadDerivatives, is_linear_head
+from influence_ops.losses import per_example, resolve_loss
+from influence_ops.network import Precision, copy_network, feed, to_numpy
+from influence_ops.weights import watched_variables
+
+Regularizer = Literal["curvature", "loss"]
+
+
+class InfluenceModel:
+    """A Keras model, the part of it whose weights are watched, and a per-example loss.
+
+    The weights are copied when this is made; the model is evaluated in inference mode (Dropout off,
+    BatchNorm with its moving statistics). With sample weights, ℓ(z_i) stands for w_i ℓ(z_i) everywhere.
+
+    Args:
+      model: a built Keras model: Sequential, functional, or subclassed.
+      start_layer, last_layer, weights: the watched weights; see `watched_variables`. With `weights`
+        None the layers decide; the default is the last layer with weights.
+      loss_function: see `resolve_loss`; None is the loss the model was compiled with.
+      weight_decay: w of a regulariser 0.5·w·‖θ‖² that training used but the model does not carry.
+      regularizer: where the regulariser (the model's own and `weight_decay`) stands. `curvature`: in
+        H only, as in an objective mean(ℓ) + R. `loss`: also in every example's loss, ℓ + R, train and
+        test, as the reference calculator has it.
+      precision: `auto` computes in float64 where the model can be rebuilt so, else in its own dtype;
+        `float64` insists; `native` keeps the model's own dtype (about twice as fast).
+
+    Raises:
+      ValueError: an option is wrong or nothing is watched; the message names the value and the mend.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        start_layer: int | str | None = -1,
+        last_layer: int | str | None = None,
+        loss_function: Any = None,
+        weights: str | None = None,
+        *,
+        weight_decay: float = 0.0,
+        regularizer: Regularizer = "curvature",
+        precision: Precision = "auto",
+    ):
+        if not np.isfinite(weight_decay) or weight_decay < 0:
+            raise ValueError(f"weight_decay={weight_decay!r} must be a number of at least 0")
+        if regularizer not in ("curvature", "loss"):
+            raise ValueError(f"regularizer={regularizer!r} must be 'curvature' or 'loss'")
+        if precision not in ("auto", "float64", "native"):
+            raise ValueError(f"precision={precision!r} must be 'auto', 'float64' or 'native'")
+        loss, self.loss_name = resolve_loss(loss_function, model)
+        network = copy_network(model, precision)
+        self.model = network.model
+        self.dtype = network.dtype
+        self.weight_decay = float(weight_decay)
+        self.regularizer: Regularizer = regularizer
+        self.variables = watched_variables(self.model, weights, start_layer, last_layer)
+        self.size = sum(int(np.prod(variable.shape)) for variable in self.variables)
+        self.total_size = sum(int(np.prod(variable.shape)) for variable in self.model.trainable_variables)
+        loss_of_outputs = per_example(loss, network.activation)
+        self.is_linear = is_linear_head(self.model, self.variables)
+        self._derivatives: LinearHeadDerivatives | AutodiffDerivatives = (
+            LinearHeadDerivatives(self.model, loss_of_outputs)
+            if self.is_linear
+            else AutodiffDerivatives(self.model, loss_of_outputs, self.variables)
+        )
+        self._functions: dict[str, Any] = {}
+        self._regularizer_gradient: np.ndarray | None = None
+
+    @property
+    def weight_names(self) -> list[str]:
+        """The path of each watched variable, in the order of θ."""
+        return [variable.path for variable in self.variables]
+
+    def parameters(self) -> np.ndarray:
+        """θ: [P] float64."""
+        return np.concatenate([to_numpy(variable.value).ravel() for variable in self.variables])
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the loss, the regulariser, and all weights (watched ones marked): what a curvature fits."""
+        digest = hashlib.sha256(
+            f"{self.loss_name}|{self.weight_decay!r}|{self.regularizer}".encode()
+        )
+        watched = {id(variable) for variable in self.variables}
+        for variable in self.model.variables:
+            if "seed_generator" in variable.path:  # Dropout's state: not part of the inference model
+                continue
+            value = np.ascontiguousarray(to_numpy(variable.value))  # one fingerprint for every precision
+            digest.update(f"{value.shape}|{id(variable) in watched}".encode())
+            digest.update(value.tobytes())
+        return digest.hexdigest()
+
+    # Per-example quantities. Each takes an ExampleBatch of B examples.
+
+    def losses_and_gradients(self, batch: ExampleBatch) -> tuple[np.ndarray, tf.Tensor]:
+        """ℓ(z_i): [B] float64, and ∇ℓ(z_i): [B, P], a tensor on the device in the computation's dtype."""
+        losses, gradients = self._call("losses_and_gradients", batch)
+        weights = self._weights(batch)
+        if batch.weights is not None:
+            losses, gradients = losses * weights, gradients * weights[:, None]
+        if self.regularizer == "loss":
+            losses = losses + self.regularizer_value()
+            gradients = gradients + tf.constant(self.regularizer_gradient(), dtype=self.dtype)
+        return to_numpy(losses), gradients
+
+    def losses(self, batch: ExampleBatch) -> np.ndarray:
+        """ℓ(z_i): [B] float64."""
+        losses = self._call("losses", batch) * self._weights(batch)
+        offset = self.regularizer_value() if self.regularizer == "loss" else 0.0
+        return to_numpy(losses) + offset
+
+    def gauss_newton_factors(self, batch: ExampleBatch) -> tf.Tensor:
+        """F: [B, C, P] with F_iᵀ F_i the Gauss–Newton matrix of example i."""
+        factors = self._call("gauss_newton_factors", batch)
+        return factors * tf.sqrt(self._weights(batch))[:, None, None] if batch.weights is not None else factors
+
+    # Sums over the batch, without the regulariser.
+
+    def hessian_sum(self, batch: ExampleBatch) -> np.ndarray:
+        """Σ_i ∇²ℓ(z_i): [P, P] float64."""
+        return to_numpy(self._call("hessian_sum", batch, self._weights(batch)))
+
+    def gauss_newton_sum(self, batch: ExampleBatch) -> np.ndarray:
+        """Σ_i J_iᵀ (∂²ℓ/∂z²) J_i: [P, P] float64."""
+        return to_numpy(self._call("gauss_newton_sum", batch, self._weights(batch)))
+
+    def hessian_vector_products(self, batch: ExampleBatch, vectors: np.ndarray) -> np.ndarray:
+        """(Σ_i ∇²ℓ(z_i)) v for each row v of `vectors` [R, P]: [R, P] float64."""
+        directions = tf.constant(vectors, dtype=self.dtype)
+        return to_numpy(self._call("hessian_vector_products", batch, self._weights(batch), directions))
+
+    # The regulariser R(θ): the watched variables' own Keras regularisers and weight_decay.
+
+    def regularizer_value(self) -> float:
+        """R(θ)."""
+        own = sum(
+            float(variable.regularizer(variable.value)) for variable in self.variables if variable.regularizer
+        )
+        return own + 0.5 * self.weight_decay * float(np.sum(self.parameters() ** 2))
+
+    def regularizer_gradient(self) -> np.ndarray:
+        """∇R(θ): [P] float64."""
+        if self._regularizer_gradient is None:
+            parts = []
+            for variable in self.variables:
+                value = tf.convert_to_tensor(variable.value)
+                gradient = tf.zeros_like(value)
+                if variable.regularizer:
+                    with tf.GradientTape() as tape:
+                        tape.watch(value)
+                        penalty = variable.regularizer(value)
+                    gradient = tape.gradient(penalty, value)
+                parts.append(to_numpy(gradient).ravel())
+            self._regularizer_gradient = np.concatenate(parts) + self.weight_decay * self.parameters()
+        return self._regularizer_gradient
+
+    def add_regularizer_hessian(self, matrix: np.ndarray) -> None:
+        """Adds ∇²R(θ) to `matrix` [P, P] in place."""
+        start = 0
+        for variable in self.variables:
+            count = int(np.prod(variable.shape))
+            block = slice(start, start + count)
+            known = _second_derivative(variable.regularizer)
+            if known is not None:
+                matrix[np.arange(start, start + count), np.arange(start, start + count)] += known
+            else:
+                matrix[block, block] += _penalty_hessian(variable)
+            start += count
+        matrix[np.arange(self.size), np.arange(self.size)] += self.weight_decay
+
+    def _weights(self, batch: ExampleBatch) -> tf.Tensor:
+        if batch.weights is None:
+            return tf.ones(len(batch), dtype=self.dtype)
+        return tf.constant(batch.weights, dtype=self.dtype)
+
+    def _call(self, name: str, batch: ExampleBatch, *extra: tf.Tensor) -> Any:
+        """A method of the derivatives as one `tf.function`, traced once for any batch size."""
+        inputs = feed(self.model, batch.inputs, self.dtype)
+        arguments = (inputs, tf.convert_to_tensor(batch.labels), *extra)
+        if name not in self._functions:
+            signature = tf.nest.map_structure(
+                lambda tensor: tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype), arguments
+            )
+            self._functions[name] = tf.function(getattr(self._derivatives, name), input_signature=signature)
+        return self._functions[name](*arguments)
+
+
+def _second_derivative(regularizer: Any) -> float | None:
+    """The constant second derivative of Keras's own elementwise penalties; None for any other."""
+    if regularizer is None or type(regularizer) is keras.regularizers.L1:
+        return 0.0
+    if type(regularizer) in (keras.regularizers.L2, keras.regularizers.L1L2):
+        return 2.0 * float(regularizer.l2)
+    return None
+
+
+def _penalty_hessian(variable: Any) -> np.ndarray:
+    value = tf.convert_to_tensor(variable.value)
+    with tf.GradientTape() as outer:
+        outer.watch(value)
+        with tf.GradientTape() as inner:
+            inner.watch(value)
+            penalty = variable.regularizer(value)
+        gradient = tf.convert_to_tensor(inner.gradient(penalty, value))
+    count = int(tf.size(value))
+    return to_numpy(tf.reshape(outer.jacobian(gradient, value), [count, count]))

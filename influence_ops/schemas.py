@@ -1,0 +1,79 @@
+"""The Arrow schemas of every result table, and the facts that each file carries with it.
+
+All tables keep to these columns on every runner. `influence` is the score I; `loss_change` is I / n, the
+predicted change of the test loss when the example (or the group) is removed, null where scores are normalised
+or n is unknown. Positive: removal raises the loss, so the example is helpful; negative: harmful.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+_TEST = pa.field("test_id", pa.string(), nullable=False)
+_TRAIN = pa.field("train_id", pa.string(), nullable=False)
+_INFLUENCE = pa.field("influence", pa.float64(), nullable=False)
+_CHANGE = pa.field("loss_change", pa.float64())
+
+TOP_K = pa.schema([_TEST, pa.field("rank", pa.int32(), nullable=False), _TRAIN, _INFLUENCE, _CHANGE])
+SELF_INFLUENCE = pa.schema([_TRAIN, _INFLUENCE, _CHANGE])
+GROUP_INFLUENCE = pa.schema(
+    [
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("test_id", pa.string()),  # null: the sum over all test points
+        _INFLUENCE,
+        _CHANGE,
+        pa.field("count", pa.int64(), nullable=False),
+    ]
+)
+SCORES = pa.schema([_TEST, _TRAIN, _INFLUENCE, _CHANGE])
+INFLUENCE_VECTORS = pa.schema([_TRAIN, pa.field("vector", pa.list_(pa.float64()), nullable=False)])
+REJECTED = pa.schema(
+    [
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("error", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+    ]
+)
+
+TABLES: dict[str, pa.Schema] = {
+    "top_k": TOP_K,
+    "self_influence": SELF_INFLUENCE,
+    "group_influence": GROUP_INFLUENCE,
+    "scores": SCORES,
+    "influence_vectors": INFLUENCE_VECTORS,
+    "rejected": REJECTED,
+}
+
+OUTPUTS: tuple[str, ...] = tuple(name for name in TABLES if name != "rejected")
+"""The tables that can be asked for; `rejected` is always written."""
+
+METADATA_KEY = b"beam_influence"
+
+
+def facts(curvature: Mapping[str, Any], normalize: str, removal: str) -> dict[str, Any]:
+    """What a reader must know to use a score: sign, unit, curvature, damping and the model's fingerprint."""
+    unit = "loss × n: divide by n for the predicted change of the test loss when the example is removed"
+    if normalize != "none":
+        unit = f"relative ({normalize}-RelatIF): compare within one test point"
+    return {
+        "sign": "positive = removing the training example raises the loss at the test point (helpful); negative = harmful",
+        "unit": unit,
+        "n": curvature["examples"],
+        "curvature": curvature["curvature"],
+        "damping": curvature["damping"],
+        "normalize": normalize,
+        "removal": removal,
+        "model_fingerprint": curvature["fingerprint"],
+    }
+
+
+def with_facts(schema: pa.Schema, content: Mapping[str, Any]) -> pa.Schema:
+    """The schema with `content` as its `beam_influence` metadata (JSON)."""
+    return schema.with_metadata({METADATA_KEY: json.dumps(content, sort_keys=True).encode()})

@@ -1,0 +1,214 @@
+"""Influence of a batch of training examples on blocks of queries.
+
+    I(z_i, t) = ∇ℓ(t)ᵀ (H + λI)⁻¹ ∇ℓ(z_i)
+
+Positive: removing z_i would raise the loss at t (a helpful example); negative: a harmful one. I / n is the
+predicted change of the loss at t (Koh & Liang 2017, equation 2, whose I_up,loss is −I).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+import tensorflow as tf
+
+from influence_ops.curvature import Preconditioner
+from influence_ops.example_batch import ExampleBatch, Rejected
+from influence_ops.model import InfluenceModel
+
+Normalize = Literal["none", "theta", "loss"]
+Removal = Literal["first_order", "newton"]
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryBlock:
+    """T test examples, embedded.
+
+    Attributes:
+      ids: (T,) array of str.
+      gradients: ∇ℓ(t): [T, P] float64.
+      solved: (H + λI)⁻¹ ∇ℓ(t): [T, P] float64.
+    """
+
+    ids: np.ndarray
+    gradients: np.ndarray
+    solved: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreOptions:
+    """Which quantities are computed.
+
+    Attributes:
+      normalize: RelatIF (Barshan, Brunet & Dziugaite 2020, 2003.11630): `theta` divides by ‖v_i‖
+        (equation 9), `loss` by √I(z_i, z_i) (equation 12), v_i the influence vector. A zero gradient
+        has influence 0.
+      removal: `first_order`, or `newton`: the curvature without the example and the mean over n − 1.
+      self_influence, vectors: whether I(z_i, z_i) and v_i are given.
+    """
+
+    normalize: Normalize = "none"
+    removal: Removal = "first_order"
+    self_influence: bool = False
+    vectors: bool = False
+
+    def __post_init__(self) -> None:
+        if self.normalize not in ("none", "theta", "loss"):
+            raise ValueError(f"normalize={self.normalize!r} must be 'none', 'theta' or 'loss'")
+        if self.removal not in ("first_order", "newton"):
+            raise ValueError(f"removal={self.removal!r} must be 'first_order' or 'newton'")
+        if self.removal == "newton" and self.normalize != "none":
+            raise ValueError("removal='newton' predicts the change of the loss and can't be normalised; use normalize='none'")
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchScores:
+    """What `Scorer.score` gives for the examples of a batch that could be evaluated.
+
+    Attributes:
+      batch: those B examples.
+      scores: one [T, B] float64 for each query block.
+      self_influence: [B], or None.
+      vectors: influence vectors v_i [B, P] (normalised with `normalize`), or None.
+      rejected: the examples whose loss or gradient is not finite.
+    """
+
+    batch: ExampleBatch
+    scores: list[np.ndarray]
+    self_influence: np.ndarray | None
+    vectors: np.ndarray | None
+    rejected: list[Rejected]
+
+
+def evaluate(model: InfluenceModel, batch: ExampleBatch) -> tuple[ExampleBatch, np.ndarray, tf.Tensor, list[Rejected]]:
+    """Losses [B] and gradients [B, P] of the examples for which both are finite; the others as rejected."""
+    losses, gradients = model.losses_and_gradients(batch)
+    finite_loss = np.isfinite(losses)
+    finite = finite_loss & np.asarray(tf.reduce_all(tf.math.is_finite(gradients), axis=1))
+    if finite.all():
+        return batch, losses, gradients, []
+    rejected = []
+    for row in np.flatnonzero(~finite):
+        what = f"its loss is {losses[row]}" if not finite_loss[row] else "its gradient is not finite"
+        rejected.append(batch.reject(int(row), "not_finite", what))
+    keep = np.flatnonzero(finite)
+    return batch.select(keep), losses[keep], tf.gather(gradients, keep), rejected
+
+
+def embed_queries(model: InfluenceModel, preconditioner: Preconditioner, batch: ExampleBatch) -> tuple[QueryBlock, list[Rejected]]:
+    """The batch's test examples as a query block, solved once."""
+    kept, _, gradients, rejected = evaluate(model, batch)
+    raw = np.asarray(gradients, dtype=np.float64)
+    return QueryBlock(kept.ids, raw, preconditioner.apply(raw)), rejected
+
+
+def concatenate_queries(blocks: list[QueryBlock], size: int) -> list[QueryBlock]:
+    """The same queries, in order, in blocks of `size` (the last may be shorter)."""
+    if not blocks:
+        return []
+    ids = np.concatenate([block.ids for block in blocks])
+    gradients = np.concatenate([block.gradients for block in blocks])
+    solved = np.concatenate([block.solved for block in blocks])
+    return [
+        QueryBlock(ids[start : start + size], gradients[start : start + size], solved[start : start + size])
+        for start in range(0, len(ids), size)
+    ]
+
+
+class Scorer:
+    """Scores batches of training examples against query blocks that stay on the device."""
+
+    def __init__(
+        self,
+        model: InfluenceModel,
+        preconditioner: Preconditioner,
+        queries: list[QueryBlock],
+        options: ScoreOptions,
+    ):
+        preconditioner.check(model)
+        self._model = model
+        self._preconditioner = preconditioner
+        self._options = options
+        self._solved = [tf.constant(block.solved.T, dtype=model.dtype) for block in queries]
+        self._solved_64 = [block.solved for block in queries] if options.removal == "newton" else []
+        if bool(preconditioner.meta.get("leave_one_out")) != (options.removal == "newton"):
+            raise ValueError(
+                f"removal={options.removal!r} needs a curvature that was fitted for it: exact or gauss_newton, "
+                "fitted with the same --removal"
+            )
+
+    def score(self, batch: ExampleBatch) -> BatchScores:
+        """Influence of each example of `batch` on each query."""
+        batch, _, gradients, rejected = evaluate(self._model, batch)
+        if len(batch) == 0:
+            empty = np.zeros(0)
+            scores = [np.zeros((solved.shape[1], 0)) for solved in self._solved]
+            vectors = np.zeros((0, self._model.size))
+            return self._result(batch, scores, empty, vectors, rejected)
+        if self._options.removal == "newton":
+            return self._score_newton(batch, gradients, rejected)
+        scores = [np.asarray(tf.matmul(gradients, solved), dtype=np.float64).T for solved in self._solved]
+        if self._options.normalize == "none" and not (self._options.self_influence or self._options.vectors):
+            return BatchScores(batch, scores, None, None, rejected)
+        raw = np.asarray(gradients, dtype=np.float64)
+        vectors = self._preconditioner.apply(raw)
+        self_influence = np.einsum("bp,bp->b", raw, vectors)
+        if self._options.normalize != "none":
+            if self._options.normalize == "theta":
+                norms = np.linalg.norm(vectors, axis=1)
+            else:
+                norms = np.sqrt(np.maximum(self_influence, 0))
+            factor = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+            scores = [block * factor for block in scores]
+            vectors, self_influence = vectors * factor[:, None], self_influence * factor
+        return self._result(batch, scores, self_influence, vectors, rejected)
+
+    def _score_newton(self, batch: ExampleBatch, gradients: tf.Tensor, rejected: list[Rejected]) -> BatchScores:
+        """n × the change of the loss at each query by a Newton step of the removal itself.
+
+        Without example i the objective is mean_{j≠i} ℓ_j + R over n − 1 examples. At a stationary point its
+        gradient is −(g_i + ∇R)/(n − 1), and its Hessian B − F_iᵀF_i/(n − 1) with B = n/(n − 1)·H_data + ∇²R + λI,
+        which the preconditioner holds. The Woodbury identity gives the inverse: C extra solves per example.
+        """
+        n = self._preconditioner.examples
+        factors = np.asarray(self._model.gauss_newton_factors(batch), dtype=np.float64)
+        count, outputs, size = factors.shape
+        right = np.asarray(gradients, dtype=np.float64)
+        if self._model.regularizer == "curvature":  # else it is in every example's gradient already
+            right = right + self._model.regularizer_gradient()
+        solved_factors = self._preconditioner.apply(factors.reshape(-1, size)).reshape(factors.shape)
+        inner = (n - 1) * np.eye(outputs) - np.einsum("bcp,bdp->bcd", factors, solved_factors)
+        leverage = np.linalg.eigvalsh(inner)[:, 0]
+        fine = leverage > 1e-9 * (n - 1)
+        for row in np.flatnonzero(~fine):
+            message = "without it the curvature is singular; use a larger --damping"
+            rejected.append(batch.reject(int(row), "leverage", message))
+        keep = np.flatnonzero(fine)
+        batch, right, solved_factors = batch.select(keep), right[keep], solved_factors[keep]
+        correction = np.linalg.solve(inner[keep], np.einsum("bcp,bp->bc", solved_factors, right)[:, :, None])[:, :, 0]
+        moved = right + np.einsum("bcp,bc->bp", factors[keep], correction)  # B × the step × (n − 1)
+        scores = [n / (n - 1) * (solved @ moved.T) for solved in self._solved_64]
+        vectors = n / (n - 1) * self._preconditioner.apply(moved)
+        raw = np.asarray(tf.gather(gradients, keep), dtype=np.float64)
+        return self._result(batch, scores, np.einsum("bp,bp->b", raw, vectors), vectors, rejected)
+
+    def _result(
+        self,
+        batch: ExampleBatch,
+        scores: list[np.ndarray],
+        self_influence: np.ndarray,
+        vectors: np.ndarray,
+        rejected: list[Rejected],
+    ) -> BatchScores:
+        return BatchScores(
+            batch,
+            scores,
+            self_influence if self._options.self_influence else None,
+            vectors if self._options.vectors else None,
+            rejected,
+        )

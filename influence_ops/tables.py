@@ -1,0 +1,100 @@
+"""Result rows as Arrow tables, one function for each table of `schemas`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+
+from influence_ops import schemas
+from influence_ops.example_batch import Rejected
+from influence_ops.group_sums import GroupSums
+from influence_ops.scores import BatchScores
+from influence_ops.top_k import TopK
+
+
+def loss_change(influence: np.ndarray, n: int) -> pa.Array:
+    """I / n, or nulls where n is 0 (unknown, or the scores are relative)."""
+    return pa.array(influence / n) if n else pa.nulls(len(influence), pa.float64())
+
+
+def top_k_table(test_ids: np.ndarray, top: TopK, n: int) -> pa.Table:
+    """Rows by test point, then rank (from 1)."""
+    queries, kept = top.values.shape
+    influence = top.values.ravel()
+    columns = [
+        pa.array(np.repeat(test_ids.astype(object), kept), pa.string()),
+        pa.array(np.tile(np.arange(1, kept + 1, dtype=np.int32), queries)),
+        pa.array(top.ids.ravel(), pa.string()),
+        pa.array(influence),
+        loss_change(influence, n),
+    ]
+    return pa.Table.from_arrays(columns, schema=schemas.TOP_K)
+
+
+def self_influence_table(scored: BatchScores, n: int) -> pa.Table:
+    """One row for each training example of the batch."""
+    assert scored.self_influence is not None
+    columns = [pa.array(scored.batch.ids, pa.string()), pa.array(scored.self_influence), loss_change(scored.self_influence, n)]
+    return pa.Table.from_arrays(columns, schema=schemas.SELF_INFLUENCE)
+
+
+def scores_table(test_ids: np.ndarray, train_ids: np.ndarray, scores: np.ndarray, n: int) -> pa.Table:
+    """One row for each pair, by training example, then test point; `scores` is [T, B]."""
+    influence = scores.T.ravel()
+    columns = [
+        pa.array(np.tile(test_ids.astype(object), len(train_ids)), pa.string()),
+        pa.array(np.repeat(train_ids.astype(object), len(test_ids)), pa.string()),
+        pa.array(influence),
+        loss_change(influence, n),
+    ]
+    return pa.Table.from_arrays(columns, schema=schemas.SCORES)
+
+
+def influence_vectors_table(scored: BatchScores) -> pa.Table:
+    """One row for each training example of the batch, with its P numbers."""
+    assert scored.vectors is not None
+    count, size = scored.vectors.shape
+    offsets = pa.array(np.arange(count + 1, dtype=np.int32) * size)
+    vectors = pa.ListArray.from_arrays(offsets, pa.array(scored.vectors.ravel()))
+    return pa.Table.from_arrays([pa.array(scored.batch.ids, pa.string()), vectors], schema=schemas.INFLUENCE_VECTORS)
+
+
+def group_influence_table(blocks: list[tuple[np.ndarray, GroupSums]], n: int) -> pa.Table:
+    """One row for each group and test point, and one with a null test point for all of them together."""
+    rows: dict[str, list] = {"group": [], "test_id": [], "influence": [], "count": []}
+    for group in sorted({name for _, sums in blocks for name in sums.sums}):
+        total = 0.0
+        count = 0
+        for test_ids, sums in blocks:
+            values = sums.sums[group]
+            count = sums.counts[group]
+            total += float(values.sum())
+            rows["group"] += [group] * len(values)
+            rows["test_id"] += [str(test_id) for test_id in test_ids]
+            rows["influence"] += values.tolist()
+            rows["count"] += [count] * len(values)
+        rows["group"].append(group)
+        rows["test_id"].append(None)
+        rows["influence"].append(total)
+        rows["count"].append(count)
+    influence = np.array(rows["influence"], dtype=np.float64)
+    columns = [
+        pa.array(rows["group"], pa.string()),
+        pa.array(rows["test_id"], pa.string()),
+        pa.array(influence),
+        loss_change(influence, n),
+        pa.array(rows["count"], pa.int64()),
+    ]
+    return pa.Table.from_arrays(columns, schema=schemas.GROUP_INFLUENCE)
+
+
+def rejected_table(rejected: Iterable[tuple[str, Rejected]]) -> pa.Table:
+    """One row for each (split, rejected example), by split, file and index."""
+    ordered = sorted(rejected, key=lambda pair: (pair[0], pair[1].file, pair[1].index))
+    rows = [
+        {"split": split, "file": r.file, "index": r.index, "stage": r.stage, "error": r.error, "message": r.message}
+        for split, r in ordered
+    ]
+    return pa.Table.from_pylist(rows, schema=schemas.REJECTED)

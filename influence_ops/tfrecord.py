@@ -1,0 +1,119 @@
+"""TFRecord framing, plain or gzip, read so that damage is found, named and survived.
+
+A record is: length (uint64), masked CRC-32C of the length, data, masked CRC-32C of the data. TensorFlow's own
+reader stops at the first damaged record; this one goes on when the framing is intact.
+"""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, cast
+
+import google_crc32c
+
+_HEADER = struct.Struct("<QI")
+_FOOTER = struct.Struct("<I")
+_MAX_RECORD = 1 << 31
+
+
+class DamagedRecord(Exception):
+    """One record that can't be read. `final`: nothing after it in the file can be either."""
+
+    def __init__(self, error: str, message: str, final: bool):
+        super().__init__(message)
+        self.error = error
+        self.final = final
+
+
+def masked_crc(data: bytes) -> int:
+    """TFRecord's checksum: CRC-32C, rotated by 15 bits, plus a constant."""
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def read_records(file: BinaryIO) -> Iterator[bytes | DamagedRecord]:
+    """The records of an open file in order; a damaged one is given as a `DamagedRecord` in its place.
+
+    Args:
+      file: a binary file at its start, holding a TFRecord file, gzip-compressed or not (found out from
+        its first bytes, not from its name).
+    """
+    start = file.read(_HEADER.size)
+    stream: BinaryIO = cast(BinaryIO, _Prefixed(start, file))
+    if start[:2] == b"\x1f\x8b" and not _is_header(start):
+        stream = cast(BinaryIO, gzip.GzipFile(fileobj=stream))
+    while True:
+        try:
+            record = _read_record(stream)
+        except DamagedRecord as damaged:
+            yield damaged
+            if damaged.final:
+                return
+            continue
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            yield DamagedRecord("damaged_gzip", f"the gzip stream is damaged or cut off here ({error}); the rest of the file is lost", True)
+            return
+        if record is None:
+            return
+        yield record
+
+
+def write_records(file: BinaryIO, records: Iterator[bytes] | list[bytes]) -> None:
+    """Writes records to an open file, uncompressed."""
+    for record in records:
+        header = struct.pack("<Q", len(record))
+        file.write(header + _FOOTER.pack(masked_crc(header)) + record + _FOOTER.pack(masked_crc(record)))
+
+
+def _is_header(data: bytes) -> bool:
+    return len(data) == _HEADER.size and masked_crc(data[:8]) == _HEADER.unpack(data)[1]
+
+
+def _read_record(stream: BinaryIO) -> bytes | None:
+    header = _read_exactly(stream, _HEADER.size)
+    if not header:
+        return None
+    if len(header) < _HEADER.size:
+        raise DamagedRecord("truncated", "the file ends inside this record's header", True)
+    if not _is_header(header):
+        raise DamagedRecord("damaged_length", "the checksum of this record's length does not match (damaged, or not a TFRecord file); the rest of the file is lost", True)
+    length = _HEADER.unpack(header)[0]
+    if length > _MAX_RECORD:
+        raise DamagedRecord("too_large", f"this record claims {length:,} bytes; at most {_MAX_RECORD:,} are read", True)
+    data = _read_exactly(stream, length + _FOOTER.size)
+    if len(data) < length + _FOOTER.size:
+        raise DamagedRecord("truncated", f"the file ends inside this record: {len(data):,} of {length + _FOOTER.size:,} bytes", True)
+    record = data[:length]
+    if masked_crc(record) != _FOOTER.unpack(data[length:])[0]:
+        raise DamagedRecord("damaged_data", "the checksum of this record's data does not match", False)
+    return record
+
+
+def _read_exactly(stream: BinaryIO, size: int) -> bytes:
+    data = stream.read(size)
+    while 0 < len(data) < size:
+        more = stream.read(size - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+class _Prefixed:
+    """A file whose first bytes have been read already."""
+
+    def __init__(self, prefix: bytes, file: BinaryIO):
+        self._prefix = prefix
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        if not self._prefix:
+            return self._file.read(size)
+        if size < 0:
+            data, self._prefix = self._prefix + self._file.read(), b""
+            return data
+        data, self._prefix = self._prefix[:size], self._prefix[size:]
+        return data

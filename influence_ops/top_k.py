@@ -1,0 +1,87 @@
+"""The k best training examples for each of T queries, kept in tables that merge in any order."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+Order = Literal["descending", "ascending"]
+
+_DROPPED_BITS = 18  # of a double's 52: what is left is exact to 6e-11 relative
+
+
+def ranking_key(values: np.ndarray) -> np.ndarray:
+    """Values rounded to 34 bits, which decide the ranks.
+
+    A matrix product's last bits depend on the shape of the batch. Without rounding, equal examples in
+    different batches would be ranked by that noise; rounded, they tie and their ids decide.
+    """
+    bits = np.ascontiguousarray(values, dtype=np.float64).view(np.int64)
+    half, mask = np.int64(1 << (_DROPPED_BITS - 1)), np.int64(~((1 << _DROPPED_BITS) - 1))
+    return ((bits + half) & mask).view(np.float64) + 0.0  # + 0.0 makes -0.0 a 0.0
+
+
+class TopK:
+    """For each of T queries the k examples that come first by (value, id); fewer when fewer were seen.
+
+    Attributes:
+      values: [T, m] float64, m ≤ k, best first.
+      ids: [T, m] array of str.
+    """
+
+    __slots__ = ("descending", "ids", "k", "values")
+
+    def __init__(self, queries: int, k: int, order: Order = "descending"):
+        if k < 1:
+            raise ValueError(f"top_k={k} must be at least 1")
+        if order not in ("descending", "ascending"):
+            raise ValueError(f"order={order!r} must be 'descending' or 'ascending'")
+        self.k = k
+        self.descending = order == "descending"
+        self.values = np.empty((queries, 0))
+        self.ids = np.empty((queries, 0), dtype=object)
+
+    def add(self, scores: np.ndarray, ids: np.ndarray) -> None:
+        """Takes in a block of scores [T, B] of the examples `ids` (B,)."""
+        if self.values.shape[1] == self.k:
+            # Most examples of a long stream beat no table: look for those that do before sorting.
+            worst = self._key(self.values[:, -1:])
+            wanted = (self._key(scores) <= worst).any(axis=0)
+            if not wanted.any():
+                return
+            scores, ids = scores[:, wanted], ids[wanted]
+        self._take(scores, np.broadcast_to(ids, scores.shape))
+
+    def merge(self, other: TopK) -> None:
+        """Takes in the table of other examples."""
+        self._take(other.values, other.ids)
+
+    def _key(self, values: np.ndarray) -> np.ndarray:
+        """Smaller is better."""
+        key = ranking_key(values)
+        return -key if self.descending else key
+
+    def _take(self, values: np.ndarray, ids: np.ndarray) -> None:
+        values = np.concatenate([self.values, values], axis=1)
+        ids = np.concatenate([self.ids, ids.astype(object)], axis=1)
+        kept = min(self.k, values.shape[1])
+        if kept == 0:
+            return
+        keys = self._key(values)
+        if kept < values.shape[1]:
+            chosen = np.argpartition(keys, kept - 1, axis=1)[:, :kept]
+        else:
+            chosen = np.broadcast_to(np.arange(kept), keys.shape)
+        chosen_keys = np.take_along_axis(keys, chosen, axis=1)
+        order = np.argsort(chosen_keys, axis=1, kind="stable")
+        chosen = np.take_along_axis(chosen, order, axis=1)
+        chosen_keys = np.take_along_axis(chosen_keys, order, axis=1)
+        # Where keys are equal, inside the table or across its edge, the ids decide.
+        tied = (np.diff(chosen_keys, axis=1) == 0).any(axis=1)
+        tied |= (keys <= chosen_keys[:, -1:]).sum(axis=1) > kept
+        for row in np.flatnonzero(tied):
+            candidates = np.flatnonzero(keys[row] <= chosen_keys[row, -1])
+            chosen[row] = sorted(candidates, key=lambda column, row=row: (keys[row, column], ids[row, column]))[:kept]
+        self.values = np.take_along_axis(values, chosen, axis=1)
+        self.ids = np.take_along_axis(ids, chosen, axis=1)

@@ -15,6 +15,6 @@ from influence_ops.in_memory import compute_in_memory as compute_in_memory
 from influence_ops.in_memory import fit_curvature as fit_curvature
 from influence_ops.model import InfluenceModel as InfluenceModel
 from influence_ops.scores import QueryBlock as QueryBlock
-from influence_ops.scores import Scorer as Scorer
 from influence_ops.scores import ScoreOptions as ScoreOptions
+from influence_ops.scores import Scorer as Scorer
 from influence_ops.top_k import TopK as TopK

@@ -12,7 +12,6 @@ from influence_ops.example_batch import ExampleBatch, Rejected
 from influence_ops.features import Feature, FeatureSpec
 
 
-
 class ExampleDecoder:
     """Decodes records of one specification; what does not fit it is rejected one by one."""
 

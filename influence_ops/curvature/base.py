@@ -146,10 +146,22 @@ def load_preconditioner(folder: str, files: FileStore | None = None) -> Precondi
       ValueError: the folder is incomplete, damaged, or of an unknown kind.
     """
     arrays, meta = load_arrays(folder, files)
+    try:
+        return preconditioner_from(arrays, meta)
+    except ValueError as error:
+        raise ValueError(f"{folder!r} is not a saved curvature: {error}") from error
+
+
+def preconditioner_from(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Preconditioner:
+    """An operator from its arrays and description.
+
+    Raises:
+      ValueError: the description is of no known kind, or lacks something.
+    """
     kind = meta.get("kind")
     if kind not in _KINDS:
-        raise ValueError(f"{folder!r} is not a saved curvature: its kind is {kind!r}, not one of {', '.join(sorted(_KINDS))}")
+        raise ValueError(f"its kind is {kind!r}, not one of {', '.join(sorted(_KINDS))}")
     missing = {"curvature", "damping", "examples", "size", "fingerprint"} - set(meta)
     if missing:
-        raise ValueError(f"{folder!r} is not a saved curvature: meta.json lacks {', '.join(sorted(missing))}")
-    return _KINDS[kind](arrays, meta)
+        raise ValueError(f"its description lacks {', '.join(sorted(missing))}")
+    return _KINDS[kind](arrays, {key: value for key, value in meta.items() if key not in ("kind", "arrays", "format_version")})

@@ -1,0 +1,1 @@
+"""Programs: configuration -> `build(pipeline, config)` -> launch."""

@@ -1,0 +1,200 @@
+"""The options of a run, each with its help: the command line, the template and the component are made from these."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+from influence_ops import schemas
+from influence_ops.curvature import FinishOptions, curvature_by_name
+from influence_ops.scores import ScoreOptions
+
+
+def _option(default: Any, help: str, group: str, choices: tuple[str, ...] | None = None) -> Any:
+    metadata = {"help": help, "group": group, "choices": choices}
+    if default is dataclasses.MISSING:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+_DATA, _MODEL, _METHOD, _RESULT, _RUN = "data", "model", "method", "results", "execution"
+
+
+@dataclasses.dataclass(frozen=True)
+class InfluenceConfig:
+    """Everything that decides the result of a run, and how it is executed.
+
+    Raises:
+      ValueError: an option is wrong; the message names it, its value and what to write instead.
+    """
+
+    model: str = _option(dataclasses.MISSING, "The trained model: a .keras file.", _MODEL)
+    train: str = _option(
+        dataclasses.MISSING,
+        "The training set: TFRecord files of tf.Example, plain or gzip. Patterns are allowed ('train-*.tfrecord.gz'), several separated by commas.",
+        _DATA,
+    )
+    test: str = _option(dataclasses.MISSING, "The test points to explain: files as for --train.", _DATA)
+    output: str = _option(dataclasses.MISSING, "Folder for the results: Parquet tables and manifest.json.", _RESULT)
+
+    schema: str | None = _option(
+        None, "A TensorFlow Metadata schema (schema.pbtxt) of the features; without it they are inferred from the first example.", _DATA
+    )
+    input_features: str | None = _option(
+        None,
+        "Which feature feeds which input of the model: 'FEATURE' for a model of one input, else 'input=FEATURE,input=FEATURE'. "
+        "Default: features named as the model's inputs.",
+        _DATA,
+    )
+    label_feature: str = _option("label", "The feature that holds the label.", _DATA)
+    id_feature: str | None = _option(None, "A feature that names each example. Default: '<file>:<index in the file>'.", _DATA)
+    group_feature: str | None = _option(
+        None, "A feature of the training examples that names their group; needed for the output group_influence.", _DATA
+    )
+    weight_feature: str | None = _option(None, "A feature with each example's weight in the training loss.", _DATA)
+    max_rejected: int = _option(0, "How many examples may be unusable (damaged, incomplete, not finite) before the run fails.", _DATA)
+
+    loss: str = _option(
+        "compiled",
+        "The loss that the model was trained with: 'compiled' (stored in the model), softmax_cross_entropy (from logits), "
+        "sigmoid_cross_entropy (from logits), squared_error, a Keras loss name, or your own as module:function.",
+        _MODEL,
+    )
+    weights: str | None = _option(
+        "last", "The weights that are watched: 'last' (the last layer), 'all', or a regular expression on their names.", _MODEL
+    )
+    start_layer: str | None = _option(
+        None, "Instead of --weights: the first watched layer, by name or by index among the layers with weights.", _MODEL
+    )
+    last_layer: str | None = _option(None, "With --start_layer: the last watched layer.", _MODEL)
+    weight_decay: float = _option(0.0, "w of a regulariser 0.5·w·‖θ‖² that training used but the model file does not carry.", _MODEL)
+    regularizer: str = _option(
+        "curvature",
+        "Where the regulariser stands: in the curvature only (objective mean(loss) + R), or also in every example's loss.",
+        _MODEL,
+        ("curvature", "loss"),
+    )
+    precision: str = _option(
+        "auto",
+        "float64, the model's own dtype (native; about twice as fast), or auto: float64 where the model can be rebuilt so.",
+        _MODEL,
+        ("auto", "float64", "native"),
+    )
+
+    curvature: str = _option(
+        "gauss_newton", "The approximation of the Hessian: identity, exact, gauss_newton, or your own as module:Class.", _METHOD
+    )
+    curvature_path: str | None = _option(
+        None, "Use the curvature that an earlier run saved (its OUTPUT/curvature) instead of fitting one.", _METHOD
+    )
+    damping: str = _option("auto", "λ added to the curvature's diagonal: a number, or auto (0.1 × the mean eigenvalue).", _METHOD)
+    rcond: float | None = _option(
+        None, "With --damping 0: eigenvalues up to rcond × the largest are dropped. Default: P × the float64 epsilon.", _METHOD
+    )
+    normalize: str = _option(
+        "none", "Relative influence (RelatIF): divide by ‖v‖ (theta) or by √self-influence (loss).", _METHOD, ("none", "theta", "loss")
+    )
+    removal: str = _option(
+        "first_order",
+        "How the removal of an example is predicted: to first order, or by its own Newton step (the leverage is in; slower).",
+        _METHOD,
+        ("first_order", "newton"),
+    )
+
+    outputs: str = _option("top_k", f"Which tables to write, separated by commas: {', '.join(schemas.OUTPUTS)}.", _RESULT)
+    top_k: int = _option(10, "How many training examples to keep for each test point.", _RESULT)
+    order: str = _option(
+        "descending",
+        "descending: the most helpful examples first; ascending: the most harmful first.",
+        _RESULT,
+        ("descending", "ascending"),
+    )
+    overwrite: bool = _option(False, "Replace the finished run that OUTPUT holds.", _RESULT)
+
+    batch_size: int = _option(256, "Examples evaluated at once; does not change the result.", _RUN)
+    query_block_size: int = _option(1024, "Test points in a block (one row group of top_k); does not change the result.", _RUN)
+    threads: int = _option(0, "CPU threads of TensorFlow in each worker process; 0: all cores.", _RUN)
+    work_dir: str | None = _option(None, "Temporary files; all workers must reach it. Default: OUTPUT/.work.", _RUN)
+
+    def __post_init__(self) -> None:
+        for name in ("model", "train", "test", "output"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} must not be empty")
+        for field in dataclasses.fields(self):
+            choices, value = field.metadata["choices"], getattr(self, field.name)
+            if choices and value not in choices:
+                raise ValueError(f"--{field.name} {value!r} must be one of {', '.join(choices)}")
+        for name, least in (("top_k", 1), ("batch_size", 1), ("query_block_size", 1), ("max_rejected", 0), ("threads", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} {getattr(self, name)} must be at least {least}")
+        unknown = [name for name in self.output_tables if name not in schemas.OUTPUTS]
+        if unknown or not self.output_tables:
+            raise ValueError(f"--outputs {self.outputs!r} must name some of {', '.join(schemas.OUTPUTS)}; separate them by commas")
+        if "group_influence" in self.output_tables and not self.group_feature:
+            raise ValueError("--outputs group_influence needs --group_feature, the feature that names an example's group")
+        if "group_influence" in self.output_tables and self.normalize != "none":
+            raise ValueError(f"--outputs group_influence sums plain influence; use --normalize none, not {self.normalize!r}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"--weight_decay {self.weight_decay} must be at least 0")
+        curvature_by_name(self.curvature)
+        self.finish_options()
+        self.score_options()
+        self.input_mapping()
+        if self.removal == "newton" and self.curvature == "identity":
+            raise ValueError("--removal newton needs a curvature of the data; use --curvature gauss_newton or exact")
+
+    @property
+    def output_tables(self) -> tuple[str, ...]:
+        """The names in `outputs`."""
+        return tuple(name.strip() for name in self.outputs.split(",") if name.strip())
+
+    @property
+    def work_folder(self) -> str:
+        """Where temporary files go."""
+        return self.work_dir or f"{self.output.rstrip('/')}/.work"
+
+    def finish_options(self) -> FinishOptions:
+        """The curvature's options."""
+        damping: float | str = self.damping
+        try:
+            damping = float(self.damping)
+        except ValueError:
+            pass  # a rule's name, which FinishOptions checks
+        try:
+            return FinishOptions(damping, self.removal == "newton", self.rcond)
+        except ValueError as error:
+            raise ValueError(f"--{error}") from error
+
+    def score_options(self) -> ScoreOptions:
+        """The scores' options."""
+        return ScoreOptions(
+            typing.cast(Any, self.normalize),
+            typing.cast(Any, self.removal),
+            "self_influence" in self.output_tables,
+            "influence_vectors" in self.output_tables,
+        )
+
+    def input_mapping(self) -> dict[str, str]:
+        """Model input name -> feature name; the key '' stands for the only input."""
+        mapping = {}
+        for pair in (self.input_features or "").split(","):
+            name, separator, feature = pair.strip().rpartition("=")
+            if separator and not (name and feature):
+                raise ValueError(f"--input_features {self.input_features!r}: write FEATURE, or input=FEATURE,input=FEATURE")
+            if feature:
+                mapping[name] = feature
+        return mapping
+
+    def as_json(self) -> dict[str, Any]:
+        """All options, for the manifest."""
+        return dataclasses.asdict(self)
+
+
+def option_type(field: dataclasses.Field) -> type:
+    """The plain type of an option's value: str, int, float or bool."""
+    hint = typing.get_type_hints(InfluenceConfig)[field.name]
+    if isinstance(hint, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    return hint

@@ -1,0 +1,156 @@
+"""Runs a configuration on a Beam runner and tells what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any, TextIO
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from influence_ops import schemas
+from pipelines.build import STAGES, build
+from pipelines.config import InfluenceConfig
+from pipelines.prepare import clear_output, prepare
+from pipelines.progress_bar import ProgressBar
+from transforms.files import BeamFiles, join
+from transforms.read_shards import NAMESPACE
+from transforms.write_manifest import MANIFEST
+
+LOCAL_RUNNERS = ("FnApiRunner", "DirectRunner", "BundleBasedDirectRunner", "PrismRunner")
+DEFAULT_RUNNER = "FnApiRunner"
+
+
+class RunFailedError(Exception):
+    """The pipeline ran and failed; no manifest was written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSummary:
+    """A finished run.
+
+    Attributes:
+      output: the folder of the results.
+      manifest: the content of its manifest.
+      milliseconds: work in each stage, summed over workers; empty where the runner reports none.
+      seconds: wall time of the whole run.
+    """
+
+    output: str
+    manifest: dict[str, Any]
+    milliseconds: dict[str, int]
+    seconds: float
+
+
+def run(config: InfluenceConfig, beam_arguments: Iterable[str] = (), stream: TextIO | None = None) -> RunSummary:
+    """Runs the job to its end.
+
+    Args:
+      config: the options.
+      beam_arguments: any Beam options, such as `--runner=FlinkRunner`.
+      stream: where progress is drawn (default: standard error).
+
+    Raises:
+      ValueError: wrong options or input, found before anything was started or written.
+      RunFailedError: the pipeline failed; the message is the reason, without the runner's stack.
+    """
+    started = time.monotonic()
+    stream = stream or sys.stderr
+    arguments = list(beam_arguments)
+    if not any(argument.startswith("--runner") for argument in arguments):
+        arguments.append(f"--runner={DEFAULT_RUNNER}")
+    # DoFns are in installed modules; a pickled main session would only break.
+    options = PipelineOptions(arguments, save_main_session=False)
+    runner = options.get_all_options().get("runner") or DEFAULT_RUNNER
+    plan = prepare(config)
+    clear_output(config, tuple(schemas.TABLES), MANIFEST)
+    is_local = runner in LOCAL_RUNNERS
+    shards = {stage: len(plan.test if stage == "embed" else plan.train) for stage in STAGES}
+    with ProgressBar(shards, stream) as bar:
+        pipeline = beam.Pipeline(options=options)
+        build(pipeline, config, plan, bar.address if is_local else None)
+        try:
+            result = pipeline.run()
+            result.wait_until_finish()
+        except Exception as error:
+            raise RunFailedError(reason(error)) from error
+    if not BeamFiles().exists(join(config.output, MANIFEST)):
+        raise RunFailedError(f"the pipeline ended in the state {result.state} without a manifest in {config.output!r}")
+    if config.work_dir is None:
+        _delete_folder(config.work_folder)
+    manifest = json.loads(BeamFiles().read(join(config.output, MANIFEST)))
+    return RunSummary(config.output, manifest, _milliseconds(result), time.monotonic() - started)
+
+
+def reason(error: BaseException) -> str:
+    """The first cause of a pipeline's failure as one message, out of a runner's nested stacks."""
+    text = str(error)
+    # Runners give a worker's whole traceback as text; the exception itself stands at the end of each part.
+    raised = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception)): (.*?)(?: \[while running '([^\n]*)'\])?$(?=\n\n|\n?\Z|\nTraceback|\nDuring)", re.M | re.S)
+    found = raised.findall(text)
+    if found:
+        name, message, _ = found[0]
+        text = message.split(" [while running")[0].strip() or name
+        if name not in ("ValueError", "OSError", "RuntimeError", "TooManyRejectedError"):
+            text = f"{name}: {text}"
+    return re.sub(r" \[while running '[^\n]*'\]", "", text).strip()
+
+
+def _delete_folder(folder: str) -> None:
+    from apache_beam.io.filesystems import FileSystems
+
+    if FileSystems.exists(folder):
+        FileSystems.delete([folder])
+
+
+def _milliseconds(result: Any) -> dict[str, int]:
+    try:
+        counters = result.metrics().query(beam.metrics.MetricsFilter().with_namespace(NAMESPACE))["counters"]
+    except Exception:  # a runner without metrics: the table then shows no seconds
+        return {}
+    found: dict[str, int] = {}
+    for counter in counters:
+        name = counter.key.metric.name
+        if name.endswith("_milliseconds"):
+            stage = name.removesuffix("_milliseconds")
+            found[stage] = found.get(stage, 0) + int(counter.committed or counter.attempted or 0)
+    return found
+
+
+def summary_text(summary: RunSummary) -> str:
+    """The closing table of a run."""
+    counts = summary.manifest["counts"]
+    lines = [f"{'stage':<12}{'files':>7}{'examples':>12}{'rejected':>10}{'seconds':>9}{'examples/s':>12}"]
+    for stage in STAGES:
+        if stage not in counts:
+            continue
+        count = counts[stage]
+        seconds = summary.milliseconds.get(stage, 0) / 1000
+        rate = f"{count['examples'] / seconds:,.0f}" if seconds else "–"
+        shown = f"{seconds:.1f}" if stage in summary.milliseconds else "–"
+        lines.append(
+            f"{stage:<12}{count['shards']:>7,}{count['examples']:>12,}{count['rejected']:>10,}{shown:>9}{rate:>12}"
+        )
+    curvature = summary.manifest["curvature"]
+    spectrum = ""
+    if "smallest_eigenvalue" in curvature:
+        spectrum = (
+            f", rank {curvature['rank']:,} of {curvature['size']:,}, eigenvalues {curvature['smallest_eigenvalue']:.3g}"
+            f" to {curvature['largest_eigenvalue']:.3g}"
+        )
+    lines.append("")
+    lines.append(f"curvature   {curvature['curvature']}, damping {curvature['damping']:.4g}{spectrum}")
+    tables: dict[str, tuple[int, int, int]] = {}
+    for file in summary.manifest["files"]:
+        files, rows, size = tables.get(file["table"], (0, 0, 0))
+        tables[file["table"]] = (files + 1, rows + file["rows"], size + file["bytes"])
+    for table, (files, rows, size) in sorted(tables.items()):
+        lines.append(f"{table:<19}{rows:>12,} rows {files:>5,} files {size / 1024:>11,.1f} KiB")
+    lines.append("")
+    lines.append(f"{summary.seconds:.1f} s in all; results in {summary.output}")
+    return "\n".join(lines)

@@ -1,0 +1,192 @@
+"""What is found out and checked before a pipeline starts: files, model, features, and one trial evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+from influence_ops.curvature import curvature_by_name, load_preconditioner
+from influence_ops.decode import ExampleDecoder
+from influence_ops.features import FeatureSpec, describe_example, parse_schema, resolve_features
+from influence_ops.model import InfluenceModel
+from influence_ops.tfrecord import read_records
+from pipelines.config import InfluenceConfig
+from transforms.elements import Shard
+from transforms.files import BeamFiles, join
+from transforms.open_model import ModelSpec, file_digest
+from transforms.read_shards import list_shards
+
+_RECORDS_TRIED = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run that can start: the files as they were matched, and how their records are read.
+
+    Attributes:
+      train, test: the files of each split.
+      train_features, test_features: how their records are decoded; only training examples have groups and weights.
+      model: the recipe for the model.
+      weights: the names of the watched weights.
+      watched, total: how many weights are watched, of how many trainable ones.
+      dtype: what is computed in.
+    """
+
+    train: list[Shard]
+    test: list[Shard]
+    train_features: FeatureSpec
+    test_features: FeatureSpec
+    model: ModelSpec
+    weights: list[str]
+    watched: int
+    total: int
+    dtype: str
+
+
+def prepare(config: InfluenceConfig) -> Plan:
+    """Checks a configuration against the world.
+
+    Raises:
+      ValueError: files are missing, the model can't be used, the data does not fit it, or the saved curvature
+        is not for it. Nothing has been written by then.
+    """
+    train = list_shards("train", _patterns(config.train))
+    test = list_shards("test", _patterns(config.test))
+    if not BeamFiles().exists(config.model):
+        raise ValueError(f"there is no model at {config.model!r}; give a .keras file with --model")
+    if not config.model.endswith(".keras"):
+        raise ValueError(f"--model {config.model!r} must be a .keras file, as model.save('model.keras') writes it")
+    spec = ModelSpec(
+        config.model,
+        file_digest(config.model),
+        config.loss,
+        config.weights,
+        config.start_layer,
+        config.last_layer,
+        config.weight_decay,
+        "loss" if config.regularizer == "loss" else "curvature",
+        "float64" if config.precision == "float64" else "native" if config.precision == "native" else "auto",
+        config.threads,
+    )
+    model = spec.open()
+    curvature_by_name(config.curvature)
+    if config.curvature_path:
+        preconditioner = load_preconditioner(config.curvature_path, BeamFiles())
+        preconditioner.check(model)
+        if bool(preconditioner.meta.get("leave_one_out")) != (config.removal == "newton"):
+            raise ValueError(
+                f"the curvature at {config.curvature_path!r} was not fitted for --removal {config.removal}; "
+                "fit it again with the same --removal"
+            )
+    schema = None
+    if config.schema:
+        if not BeamFiles().exists(config.schema):
+            raise ValueError(f"there is no schema at {config.schema!r}")
+        schema = parse_schema(BeamFiles().read(config.schema).decode())
+    specs = {}
+    for shards in (train, test):
+        split = shards[0].split
+        records = _first_records(shards)
+        if not records:
+            raise ValueError(
+                f"no readable tf.Example among the first records of {split} files such as {shards[0].path!r}; "
+                "they must be TFRecord files (plain or gzip) of serialized tf.Example"
+            )
+        example = describe_example(records[0])
+        is_train = split == "train"
+        specs[split] = resolve_features(
+            _model_inputs(model),
+            example,
+            schema,
+            _default_mapping(config, model, example),
+            config.label_feature,
+            config.id_feature,
+            config.group_feature if is_train else None,
+            config.weight_feature if is_train else None,
+        )
+        _try_evaluation(model, specs[split], records, shards[0], config)
+    return Plan(
+        train, test, specs["train"], specs["test"], spec, model.weight_names, model.size, model.total_size, model.dtype
+    )
+
+
+def _patterns(text: str) -> list[str]:
+    return [pattern.strip() for pattern in text.split(",") if pattern.strip()]
+
+
+def _first_records(shards: list[Shard]) -> list[bytes]:
+    """Some readable tf.Examples from the first files that have any."""
+    for shard in shards:
+        with BeamFiles().open_read(shard.path) as file:
+            found = [
+                record
+                for record in itertools.islice(read_records(file), _RECORDS_TRIED)
+                if isinstance(record, bytes) and _is_example(record)
+            ]
+        if found:
+            return found
+    return []
+
+
+def _is_example(record: bytes) -> bool:
+    try:
+        return bool(describe_example(record))
+    except ValueError:
+        return False
+
+
+def _model_inputs(model: InfluenceModel) -> list[tuple[str, tuple[int | None, ...], str]]:
+    inputs = getattr(model.model, "inputs", None)
+    if not inputs:
+        raise ValueError("the model declares no inputs (a subclassed model); wrap it in keras.Model(inputs, outputs)")
+    return [(tensor.name, tuple(tensor.shape[1:]), str(tensor.dtype)) for tensor in inputs]
+
+
+def _default_mapping(config: InfluenceConfig, model: InfluenceModel, example: dict) -> dict[str, str]:
+    """The user's mapping; for a model of one input that names no feature, the only feature without another role."""
+    mapping = config.input_mapping()
+    inputs = _model_inputs(model)
+    if mapping or len(inputs) > 1 or inputs[0][0] in example:
+        return mapping
+    roles = {config.label_feature, config.id_feature, config.group_feature, config.weight_feature}
+    free = [name for name in example if name not in roles]
+    return {"": free[0]} if len(free) == 1 else mapping
+
+
+def _try_evaluation(
+    model: InfluenceModel, spec: FeatureSpec, records: list[bytes], shard: Shard, config: InfluenceConfig
+) -> None:
+    decoder = ExampleDecoder(spec)
+    batch, _ = decoder.decode(records, np.arange(len(records)), shard.name, shard.name)
+    if not len(batch):
+        return  # all of them are bad: the run will say so, example by example
+    try:
+        model.losses_and_gradients(batch)
+    except Exception as error:
+        shown = str(error).strip().splitlines() or [repr(error)]
+        raise ValueError(
+            f"the model and the loss {config.loss!r} can't evaluate {shard.split} examples (inputs "
+            f"{[(feature.name, list(feature.shape)) for _, feature in spec.inputs]}, label "
+            f"{spec.label.name} {list(spec.label.shape)}): {shown[-1].strip()}"
+        ) from error
+
+
+def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str) -> None:
+    """Makes the output folder ready: a finished run is kept unless `overwrite`; what a killed run left is removed.
+
+    Raises:
+      ValueError: the folder holds a finished run.
+    """
+    from apache_beam.io.filesystems import FileSystems
+
+    files = BeamFiles()
+    path = join(config.output, manifest)
+    if files.exists(path) and not config.overwrite:
+        raise ValueError(f"{config.output!r} already holds a finished run; give another --output, or --overwrite")
+    files.delete(path)  # first: from here on the folder holds no run
+    for folder in (*(join(config.output, table) for table in tables), join(config.output, "curvature"), config.work_folder):
+        matches = FileSystems.match([f"{folder}/**"])[0].metadata_list if files.exists(folder) else []
+        for match in matches:
+            files.delete(match.path)

@@ -1,0 +1,72 @@
+"""A progress bar on the terminal of a local run, fed by the workers' datagrams."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from typing import TextIO
+
+from tqdm import tqdm
+
+
+class ProgressBar:
+    """A context in which `address` receives progress and a bar shows it; one bar for each stage.
+
+    Args:
+      shards: the number of files that each stage reads.
+      stream: where the bars are drawn; nothing is drawn when it is not a terminal, unless `always`.
+    """
+
+    def __init__(self, shards: dict[str, int], stream: TextIO, always: bool = False):
+        self._shards = shards
+        self._stream = stream
+        self._show = always or stream.isatty()
+        self._bars: dict[str, tqdm] = {}
+        self._examples: dict[str, int] = {}
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        self._socket.bind(("127.0.0.1", 0))
+        self._socket.settimeout(0.2)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where workers send to."""
+        return self._socket.getsockname()
+
+    def __enter__(self) -> ProgressBar:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._socket.close()
+        for bar in self._bars.values():
+            bar.close()
+
+    def _listen(self) -> None:
+        while not self._stop.is_set():
+            try:
+                message = json.loads(self._socket.recv(4096))
+                self._update(str(message["stage"]), int(message["examples"]), int(message["shards"]))
+            except (TimeoutError, ValueError, KeyError, TypeError):
+                continue
+
+    def _update(self, stage: str, examples: int, shards: int) -> None:
+        if not self._show or stage not in self._shards:
+            return
+        if stage not in self._bars:
+            self._bars[stage] = tqdm(
+                total=self._shards[stage],
+                desc=f"{stage:>9}",
+                unit="file",
+                file=self._stream,
+                bar_format="{desc} {bar:30} {n_fmt}/{total_fmt} files, {elapsed}{postfix}",
+            )
+        self._examples[stage] = self._examples.get(stage, 0) + examples
+        bar = self._bars[stage]
+        bar.set_postfix_str(f"{self._examples[stage]:,} examples", refresh=False)
+        bar.update(shards)

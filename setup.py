@@ -1,0 +1,43 @@
+"""Installs the packages `influence_ops`, `transforms` and `pipelines`, and the command `beam-influence`."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+setup(
+    name="beam-influence",
+    version="0.1.0",
+    description="Training-data attribution by influence functions, as a distributed Apache Beam pipeline over TensorFlow models",
+    long_description=(pathlib.Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["influence_ops", "influence_ops.*", "transforms", "transforms.*", "pipelines", "pipelines.*"]),
+    install_requires=[
+        "apache-beam>=2.77,<3",
+        "google-crc32c>=1.5",
+        "keras>=3.10,<4",
+        "numpy>=2,<3",
+        "pyarrow>=18",
+        "tensorflow>=2.21,<2.22",
+        "tensorflow-metadata>=1.17",
+        "tfx-bsl>=1.21,<1.22",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "gcp": ["apache-beam[gcp]>=2.77,<3"],
+        "tfx": ["ml-pipelines-sdk>=1.21,<1.22"],
+        "report": ["matplotlib>=3.9"],
+        "test": [
+            "hypothesis>=6.100",
+            "pandas>=2.2",
+            "pyright>=1.1.390",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "ruff>=0.8",
+            "scikit-learn>=1.5",
+        ],
+    },
+    entry_points={"console_scripts": ["beam-influence=pipelines.cli:main"]},
+)

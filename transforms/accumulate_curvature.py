@@ -1,0 +1,109 @@
+"""The curvature's statistic over the training data: summed in each bundle, then part by part over all workers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.shared import Shared
+from apache_beam.utils.windowed_value import WindowedValue
+
+from influence_ops.curvature import Statistic, curvature_by_name
+from influence_ops.example_batch import ExampleBatch, Rejected
+from influence_ops.model import InfluenceModel
+from influence_ops.scores import evaluate
+from transforms.elements import Shard, StatisticPart
+from transforms.open_model import ModelSpec
+from transforms.read_shards import COUNTS, REJECTED, ShardDoFn, ShardReader
+
+
+class _AccumulateDoFn(ShardDoFn):
+    def __init__(self, reader: ShardReader, model: ModelSpec, curvature: str):
+        super().__init__(reader)
+        self._spec = model
+        self._curvature_name = curvature
+        self._shared = Shared()
+        self._model: InfluenceModel | None = None
+        self._statistic: Statistic | None = None
+
+    def start_bundle(self) -> None:
+        self._statistic = None
+
+    def open(self, sides: tuple) -> None:
+        self._model = self._shared.acquire(self._spec.open, tag=repr(self._spec))
+        self._curvature = curvature_by_name(self._curvature_name)
+        if self._statistic is None:
+            self._statistic = self._curvature.create(self._model)
+
+    def use(self, batch: ExampleBatch) -> list[Rejected]:
+        assert self._model is not None and self._statistic is not None
+        kept, _, _, rejected = evaluate(self._model, batch)
+        if len(kept):
+            self._statistic = self._curvature.add(self._model, self._statistic, kept)
+        return rejected
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        for name, array in (self._statistic or {}).items():
+            window = GlobalWindow()
+            yield WindowedValue((name, StatisticPart(name, array)), window.max_timestamp(), [window])
+        self._statistic = None
+
+
+class _MergePartsCombineFn(beam.CombineFn):
+    """Merges parts of one name; the first accumulator is the one that is changed."""
+
+    def __init__(self, curvature: str):
+        self._curvature = curvature
+
+    def create_accumulator(self) -> StatisticPart | None:
+        return None
+
+    def add_input(self, accumulator: StatisticPart | None, element: StatisticPart) -> StatisticPart:
+        if accumulator is None:
+            # The element may be given to others too: what is changed must be our own.
+            return StatisticPart(element.name, np.array(element.array))
+        merged = curvature_by_name(self._curvature).merge_part(element.name, accumulator.array, element.array)
+        return StatisticPart(element.name, merged)
+
+    def merge_accumulators(self, accumulators: list[StatisticPart | None]) -> StatisticPart | None:
+        total = None
+        for part in accumulators:
+            if part is not None:
+                total = self.add_input(total, part)
+        return total
+
+    def extract_output(self, accumulator: StatisticPart | None) -> StatisticPart:
+        assert accumulator is not None  # every key has an element
+        return accumulator
+
+
+@dataclasses.dataclass
+class AccumulateCurvature(beam.PTransform):
+    """Adds every training example to the curvature's statistic.
+
+    Args:
+      reader: reads the shards, under the stage's name.
+      model: the model.
+      curvature: a name of `CURVATURES` or `module:Class`.
+
+    In: `Shard`. Out: `(name, StatisticPart)` pairs, one for each name; with them the `rejected` examples and
+    `counts` of the pass, as a dictionary of PCollections.
+    """
+
+    reader: ShardReader
+    model: ModelSpec
+    curvature: str
+
+    def expand(self, shards: beam.PCollection[Shard]) -> dict[str, beam.PCollection]:
+        accumulated = shards | "Accumulate" >> beam.ParDo(
+            _AccumulateDoFn(self.reader, self.model, self.curvature)
+        ).with_outputs(REJECTED, COUNTS, main="parts")
+        parts = (
+            accumulated["parts"]
+            | "Named" >> beam.Map(lambda pair: pair).with_output_types(tuple[str, StatisticPart])
+            | "Merge" >> beam.CombinePerKey(_MergePartsCombineFn(self.curvature)).with_output_types(tuple[str, StatisticPart])
+        )
+        return {"parts": parts, REJECTED: accumulated[REJECTED], COUNTS: accumulated[COUNTS]}

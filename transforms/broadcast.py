@@ -1,0 +1,60 @@
+"""Arrays that every worker process needs: small ones as a side input, large ones by path.
+
+A side input costs 6 to 20 times its size in memory and is decoded in every bundle. Above `INLINE_LIMIT` the
+arrays are written once and only their path and digest travel; a process maps the files, so that the processes of
+one machine share their pages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from influence_ops.array_folder import digest_of, from_npy, load_arrays, load_meta, save_arrays, to_npy
+from transforms.files import BeamFiles
+
+INLINE_LIMIT = 10 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Broadcast:
+    """A reference to named arrays and their description, by value or by path.
+
+    Attributes:
+      digest: SHA-256 of the content.
+      meta: the description, as JSON.
+      inline: the arrays as `.npy` bytes, or None.
+      folder: where they are saved, or None.
+    """
+
+    digest: str
+    meta: str
+    inline: Mapping[str, bytes] | None
+    folder: str | None
+
+    @classmethod
+    def publish(
+        cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], folder: str, inline_limit: int = INLINE_LIMIT
+    ) -> Broadcast:
+        """Makes the arrays available to all workers; writes to `folder` only when they are large."""
+        content = json.dumps(meta, sort_keys=True)
+        digest = digest_of({**arrays, "": np.frombuffer(content.encode(), dtype=np.uint8)})
+        if sum(array.nbytes for array in arrays.values()) <= inline_limit:
+            return cls(digest, content, {name: to_npy(array) for name, array in arrays.items()}, None)
+        save_arrays(folder, arrays, meta, BeamFiles())
+        return cls(digest, content, None, folder)
+
+    def open(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The arrays and their description; keep them, since each call reads them again."""
+        meta = json.loads(self.meta)
+        if self.inline is not None:
+            return {name: from_npy(data) for name, data in self.inline.items()}, meta
+        assert self.folder is not None
+        if "://" in self.folder:
+            return load_arrays(self.folder, BeamFiles())[0], meta
+        names = load_meta(self.folder)["arrays"]
+        return {name: np.load(f"{self.folder}/{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}, meta

@@ -1,0 +1,93 @@
+"""The elements that pass between transforms. No example and no gradient is among them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from influence_ops.group_sums import GroupSums
+from influence_ops.top_k import TopK
+from transforms.broadcast import Broadcast
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One input file.
+
+    Attributes:
+      split: `train` or `test`.
+      ordinal: its place among the split's files, which are ordered by path.
+      path: where it is.
+      name: its path below the files' common folder, the first half of its examples' ids.
+      size: its bytes.
+    """
+
+    split: str
+    ordinal: int
+    path: str
+    name: str
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StatisticPart:
+    """A named part of a curvature's statistic over some of the training data."""
+
+    name: str
+    array: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryReference:
+    """A block of embedded test points: its key, which orders blocks, and where it can be had."""
+
+    key: str
+    broadcast: Broadcast
+
+
+@dataclasses.dataclass(frozen=True)
+class TopKPart:
+    """The best training examples among some of the training data, for one block of queries."""
+
+    top: TopK
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupPart:
+    """Group sums over some of the training data, for one block of queries."""
+
+    sums: GroupSums
+
+
+@dataclasses.dataclass(frozen=True)
+class RejectedExample:
+    """An example that was left out; `influence_ops.Rejected` with its split."""
+
+    split: str
+    file: str
+    index: int
+    stage: str
+    error: str
+    message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenFile:
+    """A finished result file: its table, its path below the output folder, its rows and bytes."""
+
+    table: str
+    path: str
+    rows: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardCount:
+    """How many examples of one shard were used and how many rejected, in one stage."""
+
+    stage: str
+    split: str
+    shard: str
+    examples: int
+    rejected: int

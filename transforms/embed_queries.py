@@ -1,0 +1,105 @@
+"""Test examples to blocks of solved gradients, which every worker of the scoring stage gets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.utils.shared import Shared
+
+from influence_ops.example_batch import ExampleBatch, Rejected
+from influence_ops.model import InfluenceModel
+from influence_ops.scores import QueryBlock, concatenate_queries, embed_queries
+from transforms.broadcast import Broadcast
+from transforms.elements import QueryReference, Shard
+from transforms.files import join
+from transforms.finish_curvature import open_preconditioner
+from transforms.open_model import ModelSpec
+from transforms.read_shards import COUNTS, REJECTED, ShardDoFn, ShardReader
+
+QUERIES = "queries"
+
+
+class _Embedder:
+    """Model and operator of one process (`Shared` can't hold a tuple)."""
+
+    def __init__(self, model: InfluenceModel, broadcast: Broadcast):
+        self.model = model
+        self.preconditioner = open_preconditioner(broadcast)
+        self.preconditioner.check(model)
+
+
+class _EmbedDoFn(ShardDoFn):
+    def __init__(self, reader: ShardReader, model: ModelSpec, block_size: int, work: str):
+        super().__init__(reader)
+        self._spec = model
+        self._block_size = block_size
+        self._work = work
+        self._shared = Shared()
+        self._blocks: list[QueryBlock] = []
+
+    def open(self, sides: tuple) -> None:
+        (preconditioner,) = sides
+        self._embedder = self._shared.acquire(
+            lambda: _Embedder(self._spec.open(), preconditioner), tag=f"{self._spec}|{preconditioner.digest}"
+        )
+
+    def begin_shard(self, shard: Shard) -> None:
+        self._blocks = []
+
+    def use(self, batch: ExampleBatch) -> list[Rejected]:
+        block, rejected = embed_queries(self._embedder.model, self._embedder.preconditioner, batch)
+        self._blocks.append(block)
+        return rejected
+
+    def end_shard(self, shard: Shard) -> Iterator[object]:
+        for number, block in enumerate(concatenate_queries(self._blocks, self._block_size)):
+            key = f"{shard.ordinal:05d}-{number:05d}"
+            yield QueryReference(key, publish_queries(block, join(self._work, QUERIES, key)))
+        self._blocks = []
+
+
+def publish_queries(block: QueryBlock, folder: str) -> Broadcast:
+    """A query block as a broadcast; ids travel as UTF-8, since saved arrays hold no objects."""
+    ids = np.array([str(test_id).encode() for test_id in block.ids])
+    return Broadcast.publish({"ids": ids, "gradients": block.gradients, "solved": block.solved}, {}, folder)
+
+
+def open_queries(references: Iterable[QueryReference]) -> tuple[list[str], list[QueryBlock]]:
+    """The keys and the blocks, in the order of the keys."""
+    keys, blocks = [], []
+    for reference in sorted(references, key=lambda reference: reference.key):
+        arrays, _ = reference.broadcast.open()
+        ids = np.array([test_id.decode() for test_id in arrays["ids"].tolist()], dtype=object)
+        keys.append(reference.key)
+        blocks.append(QueryBlock(ids, arrays["gradients"], arrays["solved"]))
+    return keys, blocks
+
+
+@dataclasses.dataclass
+class EmbedQueries(beam.PTransform):
+    """Computes and solves the test examples' gradients, once.
+
+    Args:
+      reader: reads the test shards.
+      model: the model.
+      preconditioner: the operator, one `Broadcast`.
+      block_size: test examples in a block; a block's results are one key and one row group.
+      work: a folder for temporary files that all workers reach.
+
+    In: `Shard`. Out: a dictionary of PCollections: `queries` (`QueryReference`), `rejected`, `counts`.
+    """
+
+    reader: ShardReader
+    model: ModelSpec
+    preconditioner: beam.PCollection[Broadcast]
+    block_size: int
+    work: str
+
+    def expand(self, shards: beam.PCollection[Shard]) -> dict[str, beam.PCollection]:
+        embedded = shards | "Embed" >> beam.ParDo(
+            _EmbedDoFn(self.reader, self.model, self.block_size, self.work), beam.pvalue.AsSingleton(self.preconditioner)
+        ).with_outputs(REJECTED, COUNTS, main=QUERIES)
+        return {tag: embedded[tag] for tag in (QUERIES, REJECTED, COUNTS)}

@@ -1,0 +1,118 @@
+"""The merged statistic to the operator (H + λI)⁻¹, saved, and broadcast to every worker."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import apache_beam as beam
+
+from influence_ops.curvature import FinishOptions, Preconditioner, curvature_by_name, load_preconditioner
+from influence_ops.curvature.base import preconditioner_from
+from transforms.broadcast import Broadcast
+from transforms.elements import StatisticPart
+from transforms.files import BeamFiles, join
+from transforms.open_model import ModelSpec
+
+
+def publish_preconditioner(preconditioner: Preconditioner, folder: str) -> Broadcast:
+    """Saves the operator to `folder`, where later runs find it too, and makes it a broadcast."""
+    preconditioner.save(folder, BeamFiles())
+    return Broadcast.publish(preconditioner.arrays, {**preconditioner.meta, "kind": preconditioner.kind}, folder)
+
+
+def open_preconditioner(broadcast: Broadcast) -> Preconditioner:
+    """The operator of a broadcast."""
+    return preconditioner_from(*broadcast.open())
+
+
+class _SavePartDoFn(beam.DoFn):
+    """Large parts go to files, so that the finishing worker never holds them twice."""
+
+    def __init__(self, work: str):
+        self._work = work
+
+    def process(self, element: tuple[str, StatisticPart]) -> Iterator[tuple[str, Broadcast]]:
+        name, part = element
+        yield name, Broadcast.publish({"part": part.array}, {}, join(self._work, "statistic", name))
+
+
+class _FinishDoFn(beam.DoFn):
+    def __init__(self, model: ModelSpec, curvature: str, options: FinishOptions, folder: str):
+        self._model = model
+        self._curvature = curvature
+        self._options = options
+        self._folder = folder
+
+    def process(self, _: None, parts: Iterable[tuple[str, Broadcast]]) -> Iterator[Broadcast]:
+        model = self._model.open()
+        statistic = {name: broadcast.open()[0]["part"] for name, broadcast in parts}
+        curvature = curvature_by_name(self._curvature)
+        preconditioner = curvature.finish(model, statistic or curvature.create(model), self._options)
+        yield publish_preconditioner(preconditioner, self._folder)
+
+
+@dataclasses.dataclass
+class FinishCurvature(beam.PTransform):
+    """Makes and saves the operator.
+
+    Args:
+      model, curvature, options: as for `Curvature.finish`.
+      folder: where the operator is saved.
+      work: a folder for temporary files that all workers reach.
+
+    In: `(name, StatisticPart)`, or an empty collection for a curvature without a pass. Out: one `Broadcast`.
+    """
+
+    model: ModelSpec
+    curvature: str
+    options: FinishOptions
+    folder: str
+    work: str
+
+    def expand(self, parts: beam.PCollection[tuple[str, StatisticPart]]) -> beam.PCollection[Broadcast]:
+        saved = parts | "SaveParts" >> beam.ParDo(_SavePartDoFn(self.work)).with_output_types(tuple[str, Broadcast])
+        return (
+            parts.pipeline
+            | "Once" >> beam.Create([None], reshuffle=False)
+            | "Finish"
+            >> beam.ParDo(
+                _FinishDoFn(self.model, self.curvature, self.options, self.folder), beam.pvalue.AsIter(saved)
+            ).with_output_types(Broadcast)
+        )
+
+
+class _LoadDoFn(beam.DoFn):
+    def __init__(self, model: ModelSpec, saved: str, folder: str):
+        self._model = model
+        self._saved = saved
+        self._folder = folder
+
+    def process(self, _: None) -> Iterator[Broadcast]:
+        preconditioner = load_preconditioner(self._saved, BeamFiles())
+        preconditioner.check(self._model.open())
+        yield publish_preconditioner(preconditioner, self._folder)
+
+
+@dataclasses.dataclass
+class LoadCurvature(beam.PTransform):
+    """Takes a saved operator in place of fitting one, and copies it beside the results.
+
+    Args:
+      model: the model, which must be the one that the operator was made for.
+      saved: the folder of the operator.
+      folder: where the copy goes.
+
+    In: the pipeline. Out: one `Broadcast`.
+    """
+
+    model: ModelSpec
+    saved: str
+    folder: str
+
+    def expand(self, pbegin: beam.pvalue.PBegin) -> beam.PCollection[Broadcast]:
+        return (
+            pbegin
+            | "Once" >> beam.Create([None], reshuffle=False)
+            | "Load" >> beam.ParDo(_LoadDoFn(self.model, self.saved, self.folder)).with_output_types(Broadcast)
+        )

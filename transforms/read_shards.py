@@ -1,0 +1,173 @@
+"""Input files to batches of examples with stable ids, inside the worker that uses them."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.metrics import Metrics
+from apache_beam.typehints.decorators import IOTypeHints
+
+from influence_ops.decode import ExampleDecoder
+from influence_ops.example_batch import ExampleBatch, Rejected
+from influence_ops.features import FeatureSpec
+from influence_ops.tfrecord import DamagedRecord, read_records
+from transforms.elements import RejectedExample, Shard, ShardCount
+from transforms.files import BeamFiles, common_folder, match_files
+from transforms.progress import Progress
+
+NAMESPACE = "beam_influence"
+
+
+def list_shards(split: str, patterns: list[str]) -> list[Shard]:
+    """The files of a split, matched once before the pipeline starts, so that every pass sees the same ones.
+
+    Raises:
+      ValueError: a pattern matches nothing.
+    """
+    files = match_files(patterns)
+    base = common_folder([file.path for file in files])
+    return [Shard(split, ordinal, file.path, file.path[len(base) :], file.size) for ordinal, file in enumerate(files)]
+
+
+@dataclasses.dataclass
+class ReadShards(beam.PTransform):
+    """Names of files, spread over the workers; their examples are read where they are used.
+
+    Args:
+      shards: the files of one split.
+
+    In: the pipeline. Out: `Shard`.
+    """
+
+    shards: list[Shard]
+
+    def expand(self, pbegin: beam.pvalue.PBegin) -> beam.PCollection[Shard]:
+        return (
+            pbegin
+            | "Files" >> beam.Create(self.shards, reshuffle=False).with_output_types(Shard)
+            # Breaks fusion with Create, which one worker runs.
+            | "Spread" >> beam.Reshuffle().with_output_types(Shard)
+        )
+
+
+class ShardReader:
+    """Reads one shard in batches, and keeps the stage's counts: progress, metrics, examples used and rejected."""
+
+    def __init__(self, stage: str, spec: FeatureSpec, batch_size: int, progress: Progress):
+        self.stage = stage
+        self._spec = spec
+        self._batch_size = batch_size
+        self._progress = progress
+        self._decoder: ExampleDecoder | None = None
+        self._examples = Metrics.counter(NAMESPACE, f"{stage}_examples")
+        self._rejected = Metrics.counter(NAMESPACE, f"{stage}_rejected")
+        self._milliseconds = Metrics.counter(NAMESPACE, f"{stage}_milliseconds")
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_decoder": None}
+
+    def read(self, shard: Shard) -> Iterator[tuple[ExampleBatch, list[Rejected]]]:
+        """Batches of at most `batch_size` examples, each with the records that were rejected on the way to it.
+
+        Raises:
+          OSError: the file can't be opened or read; the message names it.
+        """
+        if self._decoder is None:
+            self._decoder = ExampleDecoder(self._spec)
+        records: list[bytes] = []
+        positions: list[int] = []
+        rejected: list[Rejected] = []
+        try:
+            with BeamFiles().open_read(shard.path) as file:
+                for index, record in enumerate(read_records(file)):
+                    if isinstance(record, DamagedRecord):
+                        rejected.append(Rejected(shard.name, index, "read", record.error, str(record)))
+                        continue
+                    records.append(record)
+                    positions.append(index)
+                    if len(records) == self._batch_size:
+                        yield self._decode(shard, records, positions, rejected)
+                        records, positions, rejected = [], [], []
+        except OSError as error:
+            raise OSError(f"can't read {shard.split} file {shard.path}: {error}") from error
+        if records or rejected:
+            yield self._decode(shard, records, positions, rejected)
+
+    def count(self, started: float, examples: int, rejected: int, shards: int = 0) -> None:
+        """Adds a batch, or the end of a shard, that began at `started` (`time.monotonic`)."""
+        self._examples.inc(examples)
+        self._rejected.inc(rejected)
+        self._milliseconds.inc(round(1000 * (time.monotonic() - started)))
+        self._progress.report(self.stage, examples, shards)
+
+    def _decode(
+        self, shard: Shard, records: list[bytes], positions: list[int], rejected: list[Rejected]
+    ) -> tuple[ExampleBatch, list[Rejected]]:
+        assert self._decoder is not None
+        batch, bad = self._decoder.decode(records, np.array(positions, dtype=np.int64), shard.name, shard.name)
+        return batch, rejected + bad
+
+
+REJECTED = "rejected"
+COUNTS = "counts"
+
+
+class ShardDoFn(beam.DoFn):
+    """The loop that every stage shares: read a shard, use each batch, give what was rejected and the counts.
+
+    A subclass defines `open` (once per bundle's first shard), `use` (one batch; returns how many examples were used
+    and those rejected) and, when it writes files, `begin_shard` and `end_shard`.
+    """
+
+    def __init__(self, reader: ShardReader):
+        self._reader = reader
+
+    def open(self, sides: tuple) -> None:
+        """Makes the worker's state; `sides` are the side inputs."""
+
+    def begin_shard(self, shard: Shard) -> None:
+        """Before a shard's first batch."""
+
+    def use(self, batch: ExampleBatch) -> list[Rejected]:
+        """Uses a batch; returns those of its examples that could not be evaluated."""
+        raise NotImplementedError
+
+    def end_shard(self, shard: Shard) -> Iterator[object]:
+        """After a shard's last batch; gives further outputs."""
+        return iter(())
+
+    def abandon_shard(self) -> None:
+        """After an error in a shard."""
+
+    def default_type_hints(self) -> IOTypeHints:
+        """Beam takes the hint of `*sides` for each side input's own; the main input's is given by the PTransforms."""
+        return IOTypeHints.empty()
+
+    def process(self, shard: Shard, *sides: Any) -> Iterator[object]:
+        self.open(sides)
+        used = left_out = 0
+        started = time.monotonic()
+        self.begin_shard(shard)
+        try:
+            for batch, rejected in self._reader.read(shard):
+                bad = self.use(batch) if len(batch) else []
+                rejected = rejected + bad
+                used += len(batch) - len(bad)
+                left_out += len(rejected)
+                for r in rejected:
+                    element = RejectedExample(shard.split, r.file, r.index, r.stage, r.error, r.message)
+                    yield beam.pvalue.TaggedOutput(REJECTED, element)
+                self._reader.count(started, len(batch) - len(bad), len(rejected))
+                started = time.monotonic()
+        except BaseException:
+            self.abandon_shard()
+            raise
+        yield from self.end_shard(shard)
+        self._reader.count(started, 0, 0, shards=1)
+        count = ShardCount(self._reader.stage, shard.split, shard.name, used, left_out)
+        yield beam.pvalue.TaggedOutput(COUNTS, count)

@@ -1,0 +1,177 @@
+"""Every training example against every query: partial top-k and group sums, and tables written shard by shard."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.shared import Shared
+from apache_beam.utils.windowed_value import WindowedValue
+
+from influence_ops import tables
+from influence_ops.example_batch import ExampleBatch, Rejected
+from influence_ops.group_sums import GroupSums
+from influence_ops.in_memory import run_facts
+from influence_ops.model import InfluenceModel
+from influence_ops.scores import BatchScores, ScoreOptions, Scorer
+from influence_ops.top_k import Order, TopK
+from transforms.broadcast import Broadcast
+from transforms.elements import GroupPart, QueryReference, Shard, TopKPart
+from transforms.embed_queries import open_queries
+from transforms.finish_curvature import open_preconditioner
+from transforms.open_model import ModelSpec
+from transforms.read_shards import COUNTS, REJECTED, ShardDoFn, ShardReader
+from transforms.write_parquet import ParquetFile
+
+TOP_K = "top_k"
+GROUPS = "groups"
+FILES = "files"
+
+_SHARD_TABLES = ("self_influence", "scores", "influence_vectors")
+
+
+class _Scoring:
+    """What one process needs to score: made once, shared by its DoFns."""
+
+    def __init__(self, model: InfluenceModel, broadcast: Broadcast, references: list[QueryReference], options: ScoreOptions):
+        preconditioner = open_preconditioner(broadcast)
+        self.keys, self.blocks = open_queries(references)
+        self.scorer = Scorer(model, preconditioner, self.blocks, options)
+        self.n = preconditioner.examples if options.normalize == "none" else 0
+        self.facts = run_facts(preconditioner, options)
+
+
+class _ScoreDoFn(ShardDoFn):
+    def __init__(self, reader: ShardReader, model: ModelSpec, wanted: ScoreExamples):
+        super().__init__(reader)
+        self._spec = model
+        self._options = wanted.options
+        self._outputs = frozenset(wanted.outputs)
+        self._k = wanted.top_k
+        self._order: Order = wanted.order
+        self._output = wanted.output
+        self._shared = Shared()
+        self._scoring: _Scoring | None = None
+        self._tops: list[TopK] | None = None
+        self._groups: list[GroupSums] | None = None
+        self._files: dict[str, ParquetFile] = {}
+
+    def start_bundle(self) -> None:
+        self._tops = self._groups = None
+
+    def open(self, sides: tuple) -> None:
+        preconditioner, references, _ = sides  # the third makes scoring wait for the verdict on rejected examples
+        references = list(references)
+        digests = [reference.broadcast.digest for reference in sorted(references, key=lambda reference: reference.key)]
+        self._scoring = self._shared.acquire(
+            lambda: _Scoring(self._spec.open(), preconditioner, references, self._options),
+            tag=f"{self._spec}|{self._options}|{preconditioner.digest}|{digests}",
+        )
+        assert self._scoring is not None
+        if self._tops is None:
+            self._tops = [TopK(len(block), self._k, self._order) for block in self._scoring.blocks]
+            self._groups = [GroupSums(len(block)) for block in self._scoring.blocks]
+
+    def begin_shard(self, shard: Shard) -> None:
+        assert self._scoring is not None
+        for table in _SHARD_TABLES:
+            if table in self._outputs:
+                self._files[table] = ParquetFile(self._output, table, f"shard-{shard.ordinal:05d}", self._scoring.facts)
+
+    def use(self, batch: ExampleBatch) -> list[Rejected]:
+        assert self._scoring is not None and self._tops is not None and self._groups is not None
+        n = self._scoring.n
+        scored = self._scoring.scorer.score(batch)
+        for block, scores, top, groups in zip(self._scoring.blocks, scored.scores, self._tops, self._groups, strict=True):
+            if "top_k" in self._outputs:
+                top.add(scores, scored.batch.ids)
+            if "group_influence" in self._outputs and scored.batch.groups is not None:
+                groups.add(scores, scored.batch.groups)
+            if "scores" in self._outputs:
+                self._files["scores"].write(tables.scores_table(block.ids, scored.batch.ids, scores, n))
+        self._write("self_influence", scored, lambda: tables.self_influence_table(scored, n))
+        self._write("influence_vectors", scored, lambda: tables.influence_vectors_table(scored))
+        return scored.rejected
+
+    def _write(self, table: str, scored: BatchScores, make: Callable[[], pa.Table]) -> None:
+        if table in self._outputs and len(scored.batch):
+            self._files[table].write(make())
+
+    def end_shard(self, shard: Shard) -> Iterator[object]:
+        for file in self._files.values():
+            yield beam.pvalue.TaggedOutput(FILES, file.close())
+        self._files = {}
+
+    def abandon_shard(self) -> None:
+        for file in self._files.values():
+            file.abandon()
+        self._files = {}
+
+    def finish_bundle(self) -> Iterator[object]:
+        if self._scoring is None or self._tops is None or self._groups is None:
+            return
+        for key, top, groups in zip(self._scoring.keys, self._tops, self._groups, strict=True):
+            if "top_k" in self._outputs:
+                yield beam.pvalue.TaggedOutput(TOP_K, _windowed((key, TopKPart(top))))
+            if "group_influence" in self._outputs:
+                yield beam.pvalue.TaggedOutput(GROUPS, _windowed((key, GroupPart(groups))))
+        self._tops = self._groups = None
+
+
+def _windowed(value: object) -> WindowedValue:
+    window = GlobalWindow()
+    return WindowedValue(value, window.max_timestamp(), [window])
+
+
+@dataclasses.dataclass
+class ScoreExamples(beam.PTransform):
+    """Scores the training examples where they are read; what leaves a worker are tables of k and sums.
+
+    Args:
+      reader: reads the training shards.
+      model: the model.
+      preconditioner: the operator, one `Broadcast`.
+      queries: `QueryReference`s.
+      gate: any collection that must be complete before scoring starts.
+      options: which scores.
+      outputs: names of `schemas.OUTPUTS`.
+      top_k, order: the size of the tables, and from which end.
+      output: the folder of the results; tables with a row for each training example are written here, a file a shard.
+
+    In: `Shard`. Out: a dictionary of PCollections: `top_k` ((block key, `TopKPart`)), `groups` ((block key,
+    `GroupPart`)), `files` (`WrittenFile`), `rejected`, `counts`.
+    """
+
+    reader: ShardReader
+    model: ModelSpec
+    preconditioner: beam.PCollection[Broadcast]
+    queries: beam.PCollection[QueryReference]
+    gate: beam.PCollection
+    options: ScoreOptions
+    outputs: tuple[str, ...]
+    top_k: int
+    order: Order
+    output: str
+
+    def expand(self, shards: beam.PCollection[Shard]) -> dict[str, beam.PCollection]:
+        scored = shards | "Score" >> beam.ParDo(
+            _ScoreDoFn(self.reader, self.model, self),
+            beam.pvalue.AsSingleton(self.preconditioner),
+            beam.pvalue.AsIter(self.queries),
+            beam.pvalue.AsIter(self.gate),
+        ).with_outputs(TOP_K, GROUPS, FILES, REJECTED, COUNTS)
+        return {
+            TOP_K: scored[TOP_K] | "TopKs" >> beam.Map(_same).with_output_types(tuple[str, TopKPart]),
+            GROUPS: scored[GROUPS] | "Groups" >> beam.Map(_same).with_output_types(tuple[str, GroupPart]),
+            FILES: scored[FILES],
+            REJECTED: scored[REJECTED],
+            COUNTS: scored[COUNTS],
+        }
+
+
+def _same(element: object) -> object:
+    """Declares the element type of a tagged output, which Beam can't be told otherwise."""
+    return element

@@ -1,0 +1,49 @@
+"""Partial group sums to those of all training data, for each block of queries."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable
+
+import apache_beam as beam
+
+from influence_ops.group_sums import GroupSums
+from transforms.elements import GroupPart
+
+
+class GroupSumsCombineFn(beam.CombineFn):
+    """Adds sums of one block of queries."""
+
+    def create_accumulator(self) -> GroupPart | None:
+        return None
+
+    def add_input(self, accumulator: GroupPart | None, element: GroupPart) -> GroupPart:
+        if accumulator is None:
+            own = GroupSums(element.sums.queries)
+            own.sums, own.counts = copy.copy(element.sums.sums), copy.copy(element.sums.counts)
+            return GroupPart(own)
+        accumulator.sums.merge(element.sums)
+        return accumulator
+
+    def merge_accumulators(self, accumulators: Iterable[GroupPart | None]) -> GroupPart | None:
+        total = None
+        for part in accumulators:
+            if part is not None:
+                total = self.add_input(total, part)
+        return total
+
+    def extract_output(self, accumulator: GroupPart | None) -> GroupPart:
+        assert accumulator is not None  # every key has an element
+        return accumulator
+
+
+@dataclasses.dataclass
+class SumGroups(beam.PTransform):
+    """The global group sums.
+
+    In: (block key, `GroupPart`). Out: the same, once for each key.
+    """
+
+    def expand(self, parts: beam.PCollection[tuple[str, GroupPart]]) -> beam.PCollection[tuple[str, GroupPart]]:
+        return parts | "Add" >> beam.CombinePerKey(GroupSumsCombineFn()).with_output_types(tuple[str, GroupPart])

@@ -1,0 +1,86 @@
+"""`manifest.json`: written last, it lists exactly the files of a complete run, and how they were made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+import apache_beam as beam
+
+from transforms.broadcast import Broadcast
+from transforms.elements import ShardCount, WrittenFile
+from transforms.files import BeamFiles, join
+
+MANIFEST = "manifest.json"
+MANIFEST_VERSION = 1
+_VERSIONED = ("apache-beam", "keras", "numpy", "pyarrow", "tensorflow", "tfx-bsl")
+
+
+class _WriteManifestDoFn(beam.DoFn):
+    def __init__(self, output: str, config: Mapping[str, Any]):
+        self._output = output
+        self._config = dict(config)
+
+    def process(
+        self, _: None, preconditioner: Broadcast, files: Iterable[WrittenFile], counts: Iterable[ShardCount]
+    ) -> Iterator[str]:
+        # A bundle that was run twice counts its shards and files twice: they are the same, so sets.
+        by_stage: dict[str, dict[str, int]] = {}
+        for count in set(counts):
+            total = by_stage.setdefault(count.stage, {"shards": 0, "examples": 0, "rejected": 0})
+            total["shards"] += 1
+            total["examples"] += count.examples
+            total["rejected"] += count.rejected
+        if "curvature" in by_stage and "score" in by_stage and by_stage["curvature"]["examples"] != by_stage["score"]["examples"]:
+            raise ValueError(
+                f"the curvature saw {by_stage['curvature']['examples']:,} training examples and the scores "
+                f"{by_stage['score']['examples']:,}: the training files changed during the run; start it again"
+            )
+        listed = sorted(set(files), key=lambda file: file.path)
+        content = {
+            "manifest_version": MANIFEST_VERSION,
+            "files": [{"table": f.table, "path": f.path, "rows": f.rows, "bytes": f.size} for f in listed],
+            "counts": by_stage,
+            "config": self._config,
+            "curvature": {key: value for key, value in json.loads(preconditioner.meta).items() if key != "kind"},
+            "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _VERSIONED}},
+        }
+        path = join(self._output, MANIFEST)
+        BeamFiles().write(path, json.dumps(content, indent=1, sort_keys=True).encode())
+        yield path
+
+
+@dataclasses.dataclass
+class WriteManifest(beam.PTransform):
+    """Commits the run.
+
+    Args:
+      output: the folder of the results.
+      config: the run's options, as JSON.
+      preconditioner: the operator.
+      counts: `ShardCount`s of every stage.
+
+    In: `WrittenFile`s, all of them. Out: the manifest's path.
+    """
+
+    output: str
+    config: Mapping[str, Any]
+    preconditioner: beam.PCollection[Broadcast]
+    counts: beam.PCollection[ShardCount]
+
+    def expand(self, files: beam.PCollection[WrittenFile]) -> beam.PCollection[str]:
+        return (
+            files.pipeline
+            | "Once" >> beam.Create([None], reshuffle=False)
+            | "Write"
+            >> beam.ParDo(
+                _WriteManifestDoFn(self.output, self.config),
+                beam.pvalue.AsSingleton(self.preconditioner),
+                beam.pvalue.AsIter(files),
+                beam.pvalue.AsIter(self.counts),
+            ).with_output_types(str)
+        )

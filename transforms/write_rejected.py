@@ -1,0 +1,63 @@
+"""The table of rejected examples, and the end of a run that rejected too many."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import apache_beam as beam
+
+from influence_ops import tables
+from influence_ops.example_batch import Rejected
+from transforms.elements import RejectedExample, WrittenFile
+from transforms.files import join
+from transforms.write_parquet import write_table
+
+_SHOWN = 5
+
+
+class TooManyRejectedError(ValueError):
+    """More examples were rejected than the user allows."""
+
+
+class _WriteRejectedDoFn(beam.DoFn):
+    def __init__(self, output: str, max_rejected: int):
+        self._output = output
+        self._max_rejected = max_rejected
+
+    def process(self, _: None, rejected: Iterable[RejectedExample]) -> Iterator[WrittenFile]:
+        # A bundle that was run twice gives its rejected examples twice.
+        distinct = sorted(set(rejected), key=lambda r: (r.split, r.file, r.index))
+        rows = [(r.split, Rejected(r.file, r.index, r.stage, r.error, r.message)) for r in distinct]
+        written = write_table(self._output, "rejected", "part-00000", tables.rejected_table(rows), {})
+        if len(distinct) > self._max_rejected:
+            shown = "".join(f"\n  {r.split} {r.file}:{r.index} ({r.stage}, {r.error}): {r.message}" for r in distinct[:_SHOWN])
+            more = f"\n  … and {len(distinct) - _SHOWN:,} more" if len(distinct) > _SHOWN else ""
+            raise TooManyRejectedError(
+                f"{len(distinct):,} examples were rejected, more than --max_rejected {self._max_rejected}; "
+                f"mend them, or allow as many. All are in {join(self._output, written.path)}; the first are:{shown}{more}"
+            )
+        yield written
+
+
+@dataclasses.dataclass
+class WriteRejected(beam.PTransform):
+    """Writes the rejected examples, then fails when they are too many.
+
+    Args:
+      output: the folder of the results.
+      max_rejected: how many are allowed.
+
+    In: `RejectedExample`. Out: one `WrittenFile`.
+    """
+
+    output: str
+    max_rejected: int
+
+    def expand(self, rejected: beam.PCollection[RejectedExample]) -> beam.PCollection[WrittenFile]:
+        return (
+            rejected.pipeline
+            | "Once" >> beam.Create([None], reshuffle=False)
+            | "Write"
+            >> beam.ParDo(_WriteRejectedDoFn(self.output, self.max_rejected), beam.pvalue.AsIter(rejected)).with_output_types(WrittenFile)
+        )

@@ -165,6 +165,17 @@ class InfluenceModel:
             self._regularizer_gradient = np.concatenate(parts) + self.weight_decay * self.parameters()
         return self._regularizer_gradient
 
+    def regularizer_products(self, vectors: np.ndarray) -> np.ndarray:
+        """∇²R(θ) v for each row v of `vectors` [R, P]: [R, P]."""
+        products = self.weight_decay * vectors
+        start = 0
+        for variable in self.variables:
+            block = slice(start, start + int(np.prod(variable.shape)))
+            known = _second_derivative(variable.regularizer)
+            products[:, block] += known * vectors[:, block] if known is not None else vectors[:, block] @ _penalty_hessian(variable)
+            start = block.stop
+        return products
+
     def add_regularizer_hessian(self, matrix: np.ndarray) -> None:
         """Adds ∇²R(θ) to `matrix` [P, P] in place."""
         start = 0

@@ -130,9 +130,8 @@ class Scorer:
         queries: list[QueryBlock],
         options: ScoreOptions,
     ):
-        preconditioner.check(model)
         self._model = model
-        self._preconditioner = preconditioner
+        self._preconditioner = preconditioner = preconditioner.bind(model)
         self._options = options
         self._solved = [tf.constant(block.solved.T, dtype=model.dtype) for block in queries]
         self._solved_64 = [block.solved for block in queries] if options.removal == "newton" else []

@@ -63,6 +63,7 @@ def build(
         features = plan.test_features if stage == "embed" else plan.train_features
         return ShardReader(stage, features, config.batch_size, report)
 
+    curvature = config.make_curvature()
     curvature_folder = join(config.output, "curvature")
     train = pipeline | "ReadShards[train]" >> ReadShards(plan.train)
     test = pipeline | "ReadShards[test]" >> ReadShards(plan.test)
@@ -71,18 +72,18 @@ def build(
     has_pass = False
     if config.curvature_path:
         preconditioner = pipeline | "LoadCurvature" >> LoadCurvature(plan.model, config.curvature_path, curvature_folder)
-    elif config.curvature == "identity":
+    elif curvature.passes == 0:
         nothing = pipeline | "NoStatistic" >> beam.Create([], reshuffle=False)
         preconditioner = nothing | "FinishCurvature" >> FinishCurvature(
-            plan.model, config.curvature, config.finish_options(), curvature_folder, config.work_folder
+            plan.model, curvature, config.finish_options(), curvature_folder, config.work_folder
         )
     else:
         has_pass = True
-        accumulated = train | "AccumulateCurvature" >> AccumulateCurvature(reader("curvature"), plan.model, config.curvature)
+        accumulated = train | "AccumulateCurvature" >> AccumulateCurvature(reader("curvature"), plan.model, curvature)
         counts.append(accumulated[COUNTS])
         early_rejected.append(accumulated[REJECTED])
         preconditioner = accumulated["parts"] | "FinishCurvature" >> FinishCurvature(
-            plan.model, config.curvature, config.finish_options(), curvature_folder, config.work_folder
+            plan.model, curvature, config.finish_options(), curvature_folder, config.work_folder
         )
     embedded = test | "EmbedQueries" >> EmbedQueries(
         reader("embed"), plan.model, preconditioner, config.query_block_size, config.work_folder

@@ -8,7 +8,7 @@ import typing
 from typing import Any
 
 from influence_ops import schemas
-from influence_ops.curvature import FinishOptions, curvature_by_name
+from influence_ops.curvature import Curvature, FinishOptions, curvature_by_name
 from influence_ops.scores import ScoreOptions
 
 
@@ -84,8 +84,15 @@ class InfluenceConfig:
     )
 
     curvature: str = _option(
-        "gauss_newton", "The approximation of the Hessian: identity, exact, gauss_newton, or your own as module:Class.", _METHOD
+        "gauss_newton", "The approximation of the Hessian: identity, exact, gauss_newton, conjugate_gradient, lissa, or your own as module:Class.", _METHOD
     )
+    n_samples: int | None = _option(
+        None,
+        "Make the curvature from this many training examples, chosen by --seed and their ids. Default: all; for "
+        "conjugate_gradient and lissa, which keep a sample, 1024.",
+        _METHOD,
+    )
+    seed: int = _option(0, "Which examples --n_samples chooses.", _METHOD)
     curvature_path: str | None = _option(
         None, "Use the curvature that an earlier run saved (its OUTPUT/curvature) instead of fitting one.", _METHOD
     )
@@ -138,12 +145,12 @@ class InfluenceConfig:
             raise ValueError(f"--outputs group_influence sums plain influence; use --normalize none, not {self.normalize!r}")
         if not self.weight_decay >= 0:
             raise ValueError(f"--weight_decay {self.weight_decay} must be at least 0")
-        curvature_by_name(self.curvature)
+        self.make_curvature()
         self.finish_options()
         self.score_options()
         self.input_mapping()
-        if self.removal == "newton" and self.curvature == "identity":
-            raise ValueError("--removal newton needs a curvature of the data; use --curvature gauss_newton or exact")
+        if self.removal == "newton" and self.curvature in ("identity", "conjugate_gradient", "cgd", "lissa"):
+            raise ValueError(f"--removal newton needs the whole matrix; use --curvature gauss_newton or exact, not {self.curvature}")
 
     @property
     def output_tables(self) -> tuple[str, ...]:
@@ -154,6 +161,10 @@ class InfluenceConfig:
     def work_folder(self) -> str:
         """Where temporary files go."""
         return self.work_dir or f"{self.output.rstrip('/')}/.work"
+
+    def make_curvature(self) -> Curvature:
+        """The curvature, not fitted yet."""
+        return curvature_by_name(self.curvature, self.n_samples, self.seed)
 
     def finish_options(self) -> FinishOptions:
         """The curvature's options."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 
 import apache_beam as beam
-import numpy as np
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
-from influence_ops.curvature import Statistic, curvature_by_name
+from influence_ops.curvature import Curvature, Statistic
 from influence_ops.example_batch import ExampleBatch, Rejected
 from influence_ops.model import InfluenceModel
 from influence_ops.scores import evaluate
@@ -21,10 +21,10 @@ from transforms.read_shards import COUNTS, REJECTED, ShardDoFn, ShardReader
 
 
 class _AccumulateDoFn(ShardDoFn):
-    def __init__(self, reader: ShardReader, model: ModelSpec, curvature: str):
+    def __init__(self, reader: ShardReader, model: ModelSpec, curvature: Curvature):
         super().__init__(reader)
         self._spec = model
-        self._curvature_name = curvature
+        self._curvature = curvature
         self._shared = Shared()
         self._model: InfluenceModel | None = None
         self._statistic: Statistic | None = None
@@ -34,7 +34,6 @@ class _AccumulateDoFn(ShardDoFn):
 
     def open(self, sides: tuple) -> None:
         self._model = self._shared.acquire(self._spec.open, tag=repr(self._spec))
-        self._curvature = curvature_by_name(self._curvature_name)
         if self._statistic is None:
             self._statistic = self._curvature.create(self._model)
 
@@ -55,7 +54,7 @@ class _AccumulateDoFn(ShardDoFn):
 class _MergePartsCombineFn(beam.CombineFn):
     """Merges parts of one name; the first accumulator is the one that is changed."""
 
-    def __init__(self, curvature: str):
+    def __init__(self, curvature: Curvature):
         self._curvature = curvature
 
     def create_accumulator(self) -> StatisticPart | None:
@@ -64,8 +63,8 @@ class _MergePartsCombineFn(beam.CombineFn):
     def add_input(self, accumulator: StatisticPart | None, element: StatisticPart) -> StatisticPart:
         if accumulator is None:
             # The element may be given to others too: what is changed must be our own.
-            return StatisticPart(element.name, np.array(element.array))
-        merged = curvature_by_name(self._curvature).merge_part(element.name, accumulator.array, element.array)
+            return StatisticPart(element.name, copy.deepcopy(element.array))
+        merged = self._curvature.merge_part(element.name, accumulator.array, element.array)
         return StatisticPart(element.name, merged)
 
     def merge_accumulators(self, accumulators: list[StatisticPart | None]) -> StatisticPart | None:
@@ -87,7 +86,7 @@ class AccumulateCurvature(beam.PTransform):
     Args:
       reader: reads the shards, under the stage's name.
       model: the model.
-      curvature: a name of `CURVATURES` or `module:Class`.
+      curvature: what is accumulated.
 
     In: `Shard`. Out: `(name, StatisticPart)` pairs, one for each name; with them the `rejected` examples and
     `counts` of the pass, as a dictionary of PCollections.
@@ -95,7 +94,7 @@ class AccumulateCurvature(beam.PTransform):
 
     reader: ShardReader
     model: ModelSpec
-    curvature: str
+    curvature: Curvature
 
     def expand(self, shards: beam.PCollection[Shard]) -> dict[str, beam.PCollection]:
         accumulated = shards | "Accumulate" >> beam.ParDo(

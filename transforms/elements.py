@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
-import numpy as np
 
 from influence_ops.group_sums import GroupSums
 from influence_ops.top_k import TopK
@@ -35,7 +35,7 @@ class StatisticPart:
     """A named part of a curvature's statistic over some of the training data."""
 
     name: str
-    array: np.ndarray
+    array: Any
 
 
 @dataclasses.dataclass(frozen=True)

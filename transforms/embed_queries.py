@@ -27,8 +27,7 @@ class _Embedder:
 
     def __init__(self, model: InfluenceModel, broadcast: Broadcast):
         self.model = model
-        self.preconditioner = open_preconditioner(broadcast)
-        self.preconditioner.check(model)
+        self.preconditioner = open_preconditioner(broadcast).bind(model)
 
 
 class _EmbedDoFn(ShardDoFn):

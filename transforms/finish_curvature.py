@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
 
-from influence_ops.curvature import FinishOptions, Preconditioner, curvature_by_name, load_preconditioner
+from influence_ops.curvature import Curvature, FinishOptions, Preconditioner, load_preconditioner
 from influence_ops.curvature.base import preconditioner_from
 from transforms.broadcast import Broadcast
 from transforms.elements import StatisticPart
@@ -29,16 +29,17 @@ def open_preconditioner(broadcast: Broadcast) -> Preconditioner:
 class _SavePartDoFn(beam.DoFn):
     """Large parts go to files, so that the finishing worker never holds them twice."""
 
-    def __init__(self, work: str):
+    def __init__(self, curvature: Curvature, work: str):
+        self._curvature = curvature
         self._work = work
 
     def process(self, element: tuple[str, StatisticPart]) -> Iterator[tuple[str, Broadcast]]:
         name, part = element
-        yield name, Broadcast.publish({"part": part.array}, {}, join(self._work, "statistic", name))
+        yield name, Broadcast.publish(self._curvature.pack_part(name, part.array), {}, join(self._work, "statistic", name))
 
 
 class _FinishDoFn(beam.DoFn):
-    def __init__(self, model: ModelSpec, curvature: str, options: FinishOptions, folder: str):
+    def __init__(self, model: ModelSpec, curvature: Curvature, options: FinishOptions, folder: str):
         self._model = model
         self._curvature = curvature
         self._options = options
@@ -46,9 +47,8 @@ class _FinishDoFn(beam.DoFn):
 
     def process(self, _: None, parts: Iterable[tuple[str, Broadcast]]) -> Iterator[Broadcast]:
         model = self._model.open()
-        statistic = {name: broadcast.open()[0]["part"] for name, broadcast in parts}
-        curvature = curvature_by_name(self._curvature)
-        preconditioner = curvature.finish(model, statistic or curvature.create(model), self._options)
+        statistic = {name: self._curvature.unpack_part(name, broadcast.open()[0]) for name, broadcast in parts}
+        preconditioner = self._curvature.finish(model, statistic or self._curvature.create(model), self._options)
         yield publish_preconditioner(preconditioner, self._folder)
 
 
@@ -65,13 +65,13 @@ class FinishCurvature(beam.PTransform):
     """
 
     model: ModelSpec
-    curvature: str
+    curvature: Curvature
     options: FinishOptions
     folder: str
     work: str
 
     def expand(self, parts: beam.PCollection[tuple[str, StatisticPart]]) -> beam.PCollection[Broadcast]:
-        saved = parts | "SaveParts" >> beam.ParDo(_SavePartDoFn(self.work)).with_output_types(tuple[str, Broadcast])
+        saved = parts | "SaveParts" >> beam.ParDo(_SavePartDoFn(self.curvature, self.work)).with_output_types(tuple[str, Broadcast])
         return (
             parts.pipeline
             | "Once" >> beam.Create([None], reshuffle=False)

@@ -13,8 +13,8 @@ from influence_ops.array_folder import FileStore, load_arrays, save_arrays
 from influence_ops.example_batch import ExampleBatch
 from influence_ops.model import InfluenceModel
 
-Statistic = dict[str, np.ndarray]
-"""Named parts; parts of one name are merged with each other, so they can be combined in parallel."""
+Statistic = dict[str, Any]
+"""Named parts, arrays or objects that pickle; parts of one name are merged with each other, so in parallel."""
 
 COUNT = "count"
 DAMPING_RULES = ("auto",)
@@ -65,6 +65,11 @@ class Preconditioner(abc.ABC):
     def apply(self, gradients: np.ndarray) -> np.ndarray:
         """(H + λI)⁻¹ g for each row g: [B, P] -> [B, P] float64."""
 
+    def bind(self, model: InfluenceModel) -> Preconditioner:
+        """The operator ready for `apply` with `model`; refuses another one (see `check`)."""
+        self.check(model)
+        return self
+
     @property
     def examples(self) -> int:
         """n, the number of training examples that the curvature was made from (0: none were needed)."""
@@ -110,7 +115,7 @@ class Curvature(abc.ABC):
     def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
         """The statistic with a batch added; `statistic` may be changed in place."""
 
-    def merge_part(self, name: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    def merge_part(self, name: str, a: Any, b: Any) -> Any:
         """Two parts of one name as one; `a` may be changed in place. Parts are sums unless overridden."""
         a += b
         return a
@@ -120,6 +125,14 @@ class Curvature(abc.ABC):
         for name, part in b.items():
             a[name] = self.merge_part(name, a[name], part) if name in a else part
         return a
+
+    def pack_part(self, name: str, part: Any) -> dict[str, np.ndarray]:
+        """A merged part as arrays that can be saved; overridden where parts are no arrays."""
+        return {"part": part}
+
+    def unpack_part(self, name: str, arrays: Mapping[str, np.ndarray]) -> Any:
+        """The part that `pack_part` packed."""
+        return arrays["part"]
 
     @abc.abstractmethod
     def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:

@@ -1,0 +1,87 @@
+"""Curvatures whose statistic is a seeded sample of the training data, and one that fits any other on such a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from influence_ops.curvature.base import Curvature, FinishOptions, Preconditioner, Statistic
+from influence_ops.example_batch import ExampleBatch
+from influence_ops.model import InfluenceModel
+from influence_ops.sample import Sample, from_arrays, to_arrays
+
+SAMPLE = "sample"
+_SEEN = "seen"
+_BATCH = 256
+
+
+class SampleCurvature(Curvature):
+    """The shared part: a statistic of one `Sample`.
+
+    Args:
+      n_samples: how many examples are kept.
+      seed: which ones: the sample depends on the seed and the examples' ids alone.
+    """
+
+    passes: ClassVar[int] = 1
+
+    def __init__(self, n_samples: int = 1024, seed: int = 0):
+        self.n_samples = n_samples
+        self.seed = seed
+
+    def create(self, model: InfluenceModel) -> Statistic:
+        return {SAMPLE: Sample(self.n_samples, self.seed)}
+
+    def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
+        statistic[SAMPLE].add(batch)
+        return statistic
+
+    def merge_part(self, name: str, a: Any, b: Any) -> Any:
+        a.merge(b)
+        return a
+
+    def pack_part(self, name: str, part: Any) -> dict[str, np.ndarray]:
+        arrays = {} if part.batch is None else to_arrays(part.batch)
+        return {**arrays, _SEEN: np.array([part.seen])}
+
+    def unpack_part(self, name: str, arrays: Mapping[str, np.ndarray]) -> Any:
+        sample = Sample(self.n_samples, self.seed)
+        sample.seen = int(arrays[_SEEN][0])
+        sample.batch = from_arrays({key: array for key, array in arrays.items() if key != _SEEN}) if len(arrays) > 1 else None
+        return sample
+
+
+class FittedOnSample(SampleCurvature):
+    """Any curvature of one pass, made from a sample in place of all data (`n_samples_for_hessian`)."""
+
+    name: ClassVar[str] = "fitted_on_sample"
+
+    def __init__(self, inner: Curvature, n_samples: int, seed: int = 0):
+        super().__init__(n_samples, seed)
+        self._inner = inner
+
+    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+        sample: Sample = statistic[SAMPLE]
+        inner = self._inner.create(model)
+        for batch in sample.batches(_BATCH):
+            inner = self._inner.add(model, inner, batch)
+        return with_examples(self._inner.finish(model, inner, options), sample)
+
+
+def with_examples(preconditioner: Preconditioner, sample: Sample) -> Preconditioner:
+    """The operator, with n the size of the whole training set: the unit of loss_change depends on it."""
+    used = 0 if sample.batch is None else len(sample.batch)
+    meta = {**preconditioner.meta, "examples": sample.seen, "examples_used": used, "sample_seed": sample.seed}
+    return type(preconditioner)(preconditioner.arrays, meta)
+
+
+def mean_hessian_products(model: InfluenceModel, batches: Iterable[ExampleBatch], vectors: np.ndarray) -> np.ndarray:
+    """(1/n Σ ∇²ℓ + ∇²R) v for each row v: [R, P]."""
+    total = np.zeros_like(vectors)
+    count = 0
+    for batch in batches:
+        total += model.hessian_vector_products(batch, vectors)
+        count += len(batch)
+    return total / count + model.regularizer_products(vectors)

@@ -22,6 +22,7 @@ from transforms import (
     WriteRejected,
     WriteTopK,
 )
+from transforms.elements import WrittenFile
 from transforms.files import join
 from transforms.progress import Progress
 from transforms.read_shards import COUNTS, REJECTED, ShardReader
@@ -96,7 +97,7 @@ def build(
         rejected_file = early_rejected | "FlattenRejected" >> beam.Flatten() | "WriteRejected" >> write_rejected
         gate = rejected_file
     else:
-        gate = pipeline | "NoGate" >> beam.Create([], reshuffle=False)
+        gate = pipeline | "NoGate" >> beam.Create([], reshuffle=False).with_output_types(WrittenFile)
     scored = train | "ScoreExamples" >> ScoreExamples(
         reader("score"),
         plan.model,

@@ -17,7 +17,7 @@ from influence_ops.model import InfluenceModel
 from influence_ops.scores import evaluate
 from transforms.elements import Shard, StatisticPart
 from transforms.open_model import ModelSpec
-from transforms.read_shards import COUNTS, REJECTED, ShardDoFn, ShardReader
+from transforms.read_shards import COUNTS, REJECTED, REPORT_TYPES, ShardDoFn, ShardReader
 
 
 class _AccumulateDoFn(ShardDoFn):
@@ -51,6 +51,8 @@ class _AccumulateDoFn(ShardDoFn):
         self._statistic = None
 
 
+@beam.typehints.with_input_types(StatisticPart)
+@beam.typehints.with_output_types(StatisticPart)
 class _MergePartsCombineFn(beam.CombineFn):
     """Merges parts of one name; the first accumulator is the one that is changed."""
 
@@ -97,12 +99,10 @@ class AccumulateCurvature(beam.PTransform):
     curvature: Curvature
 
     def expand(self, shards: beam.PCollection[Shard]) -> dict[str, beam.PCollection]:
-        accumulated = shards | "Accumulate" >> beam.ParDo(
+        accumulate = beam.ParDo(
             _AccumulateDoFn(self.reader, self.model, self.curvature)
-        ).with_outputs(REJECTED, COUNTS, main="parts")
-        parts = (
-            accumulated["parts"]
-            | "Named" >> beam.Map(lambda pair: pair).with_output_types(tuple[str, StatisticPart])
-            | "Merge" >> beam.CombinePerKey(_MergePartsCombineFn(self.curvature)).with_output_types(tuple[str, StatisticPart])
         )
+        typed = accumulate.with_output_types(tuple[str, StatisticPart], **REPORT_TYPES)
+        accumulated = shards | "Accumulate" >> typed.with_outputs(REJECTED, COUNTS, main="parts")
+        parts = accumulated["parts"] | "Merge" >> beam.CombinePerKey(_MergePartsCombineFn(self.curvature))
         return {"parts": parts, REJECTED: accumulated[REJECTED], COUNTS: accumulated[COUNTS]}

@@ -11,6 +11,8 @@ import apache_beam as beam
 from transforms.elements import TopKPart
 
 
+@beam.typehints.with_input_types(TopKPart)
+@beam.typehints.with_output_types(TopKPart)
 class TopKCombineFn(beam.CombineFn):
     """Merges tables of one block of queries."""
 
@@ -44,4 +46,4 @@ class CombineTopK(beam.PTransform):
     """
 
     def expand(self, parts: beam.PCollection[tuple[str, TopKPart]]) -> beam.PCollection[tuple[str, TopKPart]]:
-        return parts | "Merge" >> beam.CombinePerKey(TopKCombineFn()).with_output_types(tuple[str, TopKPart])
+        return parts | "Merge" >> beam.CombinePerKey(TopKCombineFn())

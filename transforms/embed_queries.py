@@ -17,7 +17,7 @@ from transforms.elements import QueryReference, Shard
 from transforms.files import join
 from transforms.finish_curvature import open_preconditioner
 from transforms.open_model import ModelSpec
-from transforms.read_shards import COUNTS, REJECTED, ShardDoFn, ShardReader
+from transforms.read_shards import COUNTS, REJECTED, REPORT_TYPES, ShardDoFn, ShardReader
 
 QUERIES = "queries"
 
@@ -98,7 +98,8 @@ class EmbedQueries(beam.PTransform):
     work: str
 
     def expand(self, shards: beam.PCollection[Shard]) -> dict[str, beam.PCollection]:
-        embedded = shards | "Embed" >> beam.ParDo(
+        embed = beam.ParDo(
             _EmbedDoFn(self.reader, self.model, self.block_size, self.work), beam.pvalue.AsSingleton(self.preconditioner)
-        ).with_outputs(REJECTED, COUNTS, main=QUERIES)
+        )
+        embedded = shards | "Embed" >> embed.with_output_types(QueryReference, **REPORT_TYPES).with_outputs(REJECTED, COUNTS, main=QUERIES)
         return {tag: embedded[tag] for tag in (QUERIES, REJECTED, COUNTS)}

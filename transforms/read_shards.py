@@ -115,6 +115,7 @@ class ShardReader:
 
 REJECTED = "rejected"
 COUNTS = "counts"
+REPORT_TYPES = {REJECTED: RejectedExample, COUNTS: ShardCount}
 
 
 class ShardDoFn(beam.DoFn):

@@ -19,11 +19,11 @@ from influence_ops.model import InfluenceModel
 from influence_ops.scores import BatchScores, ScoreOptions, Scorer
 from influence_ops.top_k import Order, TopK
 from transforms.broadcast import Broadcast
-from transforms.elements import GroupPart, QueryReference, Shard, TopKPart
+from transforms.elements import GroupPart, QueryReference, Shard, TopKPart, WrittenFile
 from transforms.embed_queries import open_queries
 from transforms.finish_curvature import open_preconditioner
 from transforms.open_model import ModelSpec
-from transforms.read_shards import COUNTS, REJECTED, ShardDoFn, ShardReader
+from transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
 from transforms.write_parquet import ParquetFile
 
 TOP_K = "top_k"
@@ -157,21 +157,12 @@ class ScoreExamples(beam.PTransform):
     output: str
 
     def expand(self, shards: beam.PCollection[Shard]) -> dict[str, beam.PCollection]:
-        scored = shards | "Score" >> beam.ParDo(
+        score = beam.ParDo(
             _ScoreDoFn(self.reader, self.model, self),
             beam.pvalue.AsSingleton(self.preconditioner),
             beam.pvalue.AsIter(self.queries),
             beam.pvalue.AsIter(self.gate),
-        ).with_outputs(TOP_K, GROUPS, FILES, REJECTED, COUNTS)
-        return {
-            TOP_K: scored[TOP_K] | "TopKs" >> beam.Map(_same).with_output_types(tuple[str, TopKPart]),
-            GROUPS: scored[GROUPS] | "Groups" >> beam.Map(_same).with_output_types(tuple[str, GroupPart]),
-            FILES: scored[FILES],
-            REJECTED: scored[REJECTED],
-            COUNTS: scored[COUNTS],
-        }
-
-
-def _same(element: object) -> object:
-    """Declares the element type of a tagged output, which Beam can't be told otherwise."""
-    return element
+        )
+        types = {TOP_K: tuple[str, TopKPart], GROUPS: tuple[str, GroupPart], FILES: WrittenFile, **REPORT_TYPES}
+        scored = shards | "Score" >> score.with_output_types(type(None), **types).with_outputs(*types)
+        return {tag: scored[tag] for tag in types}

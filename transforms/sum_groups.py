@@ -12,6 +12,8 @@ from influence_ops.group_sums import GroupSums
 from transforms.elements import GroupPart
 
 
+@beam.typehints.with_input_types(GroupPart)
+@beam.typehints.with_output_types(GroupPart)
 class GroupSumsCombineFn(beam.CombineFn):
     """Adds sums of one block of queries."""
 
@@ -46,4 +48,4 @@ class SumGroups(beam.PTransform):
     """
 
     def expand(self, parts: beam.PCollection[tuple[str, GroupPart]]) -> beam.PCollection[tuple[str, GroupPart]]:
-        return parts | "Add" >> beam.CombinePerKey(GroupSumsCombineFn()).with_output_types(tuple[str, GroupPart])
+        return parts | "Add" >> beam.CombinePerKey(GroupSumsCombineFn())

@@ -1,0 +1,157 @@
+"""No example and no gradient crosses a shuffle: shown by the types of what enters each one in the built graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import typing
+from collections.abc import Iterator
+
+import apache_beam as beam
+import numpy as np
+import pytest
+from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.typehints import typehints
+from apache_beam.utils.timestamp import Timestamp
+from apache_beam.utils.windowed_value import PaneInfo
+
+from influence_ops.example_batch import ExampleBatch
+from pipelines.build import build
+from tests.pipelines.digits_job import DigitsJob
+from transforms.broadcast import Broadcast
+from transforms.elements import (
+    GroupPart,
+    QueryReference,
+    RejectedExample,
+    Shard,
+    ShardCount,
+    StatisticPart,
+    TopKPart,
+    WrittenFile,
+)
+
+# Names of files and ranges, sums and tables: none grows with the number of training examples.
+SHUFFLED = {Shard, StatisticPart, TopKPart, GroupPart}
+# Side inputs are materialised too: references, facts about files, and what was rejected.
+BROADCAST = {Broadcast, QueryReference, WrittenFile, ShardCount, RejectedExample, GroupPart}
+# Keys, and what Beam's own transforms wrap elements in.
+_PLAIN = {str, int, type(None), Timestamp, PaneInfo}
+
+
+def leaves(hint: object) -> Iterator[object]:
+    """The plain types that a type hint is made of."""
+    if isinstance(hint, typehints.TupleHint.TupleConstraint):
+        for part in hint.tuple_types:
+            yield from leaves(part)
+    elif isinstance(hint, (typehints.IterableTypeConstraint, typehints.SequenceTypeConstraint)):
+        yield from leaves(hint.inner_type)
+    elif isinstance(hint, typehints.UnionConstraint):
+        for part in hint.union_types:
+            yield from leaves(part)
+    elif getattr(hint, "__origin__", None) is not None or typing.get_args(hint):
+        for part in typing.get_args(hint):
+            yield from leaves(part)
+    else:
+        yield hint
+
+
+@dataclasses.dataclass(frozen=True)
+class Crossing:
+    """A place where elements leave their worker: a GroupByKey, or a side input."""
+
+    label: str
+    kind: str
+    types: frozenset[object]
+
+
+class _Crossings(PipelineVisitor):
+    def __init__(self) -> None:
+        self.found: list[Crossing] = []
+
+    def enter_composite_transform(self, transform_node: AppliedPTransform) -> None:
+        self._look(transform_node)
+
+    def visit_transform(self, transform_node: AppliedPTransform) -> None:
+        self._look(transform_node)
+        for side in transform_node.side_inputs:
+            types = frozenset(leaves(side.pvalue.element_type))
+            self.found.append(Crossing(transform_node.full_label, "side input", types))
+
+    def _look(self, node: AppliedPTransform) -> None:
+        if isinstance(node.transform, (beam.GroupByKey, beam.CombinePerKey, beam.CombineGlobally, beam.Reshuffle)):
+            for value in node.inputs:
+                self.found.append(Crossing(node.full_label, type(node.transform).__name__, frozenset(leaves(value.element_type))))
+
+
+def crossings(pipeline: beam.Pipeline) -> list[Crossing]:
+    visitor = _Crossings()
+    pipeline.visit(visitor)
+    return visitor.found
+
+
+def check(found: list[Crossing]) -> None:
+    """Fails for every crossing of a type that is not listed, such as Any."""
+    bad = []
+    for crossing in found:
+        allowed = (BROADCAST if crossing.kind == "side input" else SHUFFLED) | _PLAIN
+        if unknown := [kind for kind in crossing.types if kind not in allowed]:
+            bad.append(f"{crossing.kind} {crossing.label}: {unknown}")
+    assert not bad, "\n".join(bad)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"curvature": "identity"},
+        {"removal": "newton"},
+        {"outputs": "top_k"},
+        {"outputs": "scores,influence_vectors,self_influence", "normalize": "theta", "group_feature": None},
+    ],
+    ids=["all-outputs", "identity", "newton", "top_k", "by-shard"],
+)
+def test_only_small_types_cross(job: DigitsJob, tmp_path: pathlib.Path, options: dict[str, typing.Any]) -> None:
+    pipeline = beam.Pipeline(FnApiRunner())
+    config = job.config(tmp_path / "out", **options)
+    build(pipeline, config)
+    found = crossings(pipeline)
+    check(found)
+    labels = {crossing.label for crossing in found if crossing.kind == "GroupByKey"}
+    # The walk has seen them all: two reads are spread, and each combined table is one more.
+    has_pass = config.curvature != "identity"
+    combined = len({"top_k", "group_influence"} & set(config.output_tables))
+    assert len(labels) == 2 + has_pass + combined, labels
+
+
+def test_saved_curvature_needs_no_combine(job: DigitsJob, tmp_path: pathlib.Path, finished: typing.Any) -> None:
+    pipeline = beam.Pipeline(FnApiRunner())
+    build(pipeline, job.config(tmp_path / "out", curvature_path=str(finished.output / "curvature")))
+    found = crossings(pipeline)
+    check(found)
+    assert not [crossing for crossing in found if StatisticPart in crossing.types]
+
+
+def _batches(_: object) -> Iterator[ExampleBatch]:
+    yield ExampleBatch(np.array(["a"], dtype=object), np.zeros((1, 2)), np.zeros(1))
+
+
+@pytest.mark.parametrize("hint", [ExampleBatch, np.ndarray, bytes, None], ids=["batch", "array", "bytes", "any"])
+@pytest.mark.parametrize("how", ["reshuffle", "group", "combine", "side"])
+def test_a_bad_graph_is_caught(hint: type | None, how: str) -> None:
+    pipeline = beam.Pipeline(FnApiRunner())
+    start = pipeline | beam.Create([None], reshuffle=False)
+    batches = start | "Read" >> beam.FlatMap(_batches)
+    if hint is not None:
+        batches = start | "Typed" >> beam.FlatMap(_batches).with_output_types(hint)
+    keyed = batches | "Key" >> beam.WithKeys(0)
+    if how == "reshuffle":
+        _ = batches | beam.Reshuffle()
+    elif how == "group":
+        _ = keyed | beam.GroupByKey()
+    elif how == "combine":
+        _ = keyed | beam.CombinePerKey(max)
+    else:
+        _ = start | "Use" >> beam.Map(lambda element, side: element, beam.pvalue.AsIter(batches))
+    with pytest.raises(AssertionError):
+        check(crossings(pipeline))

@@ -12,8 +12,9 @@ from influence_ops import schemas, tables
 from influence_ops.curvature import Curvature, FinishOptions, Preconditioner, curvature_by_name
 from influence_ops.example_batch import ExampleBatch, Rejected
 from influence_ops.group_sums import GroupSums
+from influence_ops.groups import add_hessian_products, first_steps, group_tables, group_vectors, second_order_vectors
 from influence_ops.model import InfluenceModel
-from influence_ops.scores import QueryBlock, ScoreOptions, Scorer, concatenate_queries, embed_queries, evaluate
+from influence_ops.scores import BatchScores, QueryBlock, ScoreOptions, Scorer, concatenate_queries, embed_queries, evaluate
 from influence_ops.top_k import Order, TopK
 
 
@@ -40,7 +41,7 @@ def fit_curvature(
 
 def compute_in_memory(
     model: InfluenceModel,
-    curvature: str | Preconditioner,
+    curvature: str | Curvature | Preconditioner,
     train: Iterable[ExampleBatch],
     test: Iterable[ExampleBatch],
     *,
@@ -50,59 +51,91 @@ def compute_in_memory(
     outputs: Iterable[str] = ("top_k",),
     top_k: int = 10,
     order: Order = "descending",
+    second_order_groups: bool = False,
 ) -> InfluenceResult:
     """Every table of a run, computed batch by batch.
 
     Args:
       model: the model.
-      curvature: a name of `CURVATURES`, or a fitted operator.
-      train, test: batches; `train` is iterated twice and must give the same examples each time.
+      curvature: a name of `CURVATURES`, a curvature, or a fitted operator.
+      train, test: batches; `train` is iterated several times and must give the same examples each time.
       damping, rcond: see `FinishOptions`.
       options: what is scored; see `ScoreOptions` (tables asked for switch on what they need).
       outputs: names of `schemas.OUTPUTS`.
       top_k, order: how many training examples for each test point, and from which end.
+      second_order_groups: see `groups`.
     """
-    outputs = set(outputs)
-    options = dataclasses.replace(
-        options or ScoreOptions(),
-        self_influence="self_influence" in outputs,
-        vectors="influence_vectors" in outputs,
-    )
+    wanted = frozenset(outputs)
+    options = complete_options(options or ScoreOptions(), wanted, second_order_groups)
     if isinstance(curvature, str):
-        finish = FinishOptions(damping, options.removal == "newton", rcond)
-        curvature = fit_curvature(model, curvature_by_name(curvature), train, finish)
-    n = curvature.examples if options.normalize == "none" else 0
+        curvature = curvature_by_name(curvature)
+    if isinstance(curvature, Curvature):
+        curvature = fit_curvature(model, curvature, train, FinishOptions(damping, options.removal == "newton", rcond))
+    preconditioner = curvature.bind(model)
+    n = preconditioner.examples if options.normalize == "none" else 0
     rejected: list[tuple[str, Rejected]] = []
     embedded: list[QueryBlock] = []
     for batch in test:
-        block, bad = embed_queries(model, curvature, batch)
+        block, bad = embed_queries(model, preconditioner, batch)
         embedded.append(block)
         rejected += [("test", r) for r in bad]
     queries = concatenate_queries(embedded, max(1, sum(len(block) for block in embedded)))
-    scorer = Scorer(model, curvature, queries, options)
+    scorer = Scorer(model, preconditioner, queries, options)
     tops = [TopK(len(block), top_k, order) for block in queries]
-    groups = [GroupSums(len(block)) for block in queries]
+    self_top = TopK(1, top_k, order)
+    sums = [GroupSums(len(block)) for block in queries]
+    gradients = GroupSums(model.size)
     parts: dict[str, list[pa.Table]] = {"self_influence": [], "scores": [], "influence_vectors": []}
     for batch in train:
         scored = scorer.score(batch)
         rejected += [("train", r) for r in scored.rejected]
-        for block, scores, top, sums in zip(queries, scored.scores, tops, groups, strict=True):
+        for block, scores, top in zip(queries, scored.scores, tops, strict=True):
             top.add(scores, scored.batch.ids)
-            if "group_influence" in outputs and scored.batch.groups is not None:
-                sums.add(scores, scored.batch.groups)
-            if "scores" in outputs:
+            if "scores" in wanted:
                 parts["scores"].append(tables.scores_table(block.ids, scored.batch.ids, scores, n))
+        add_to_groups(scored, sums, gradients)
         if scored.self_influence is not None:
+            self_top.add(scored.self_influence[None], scored.batch.ids)
             parts["self_influence"].append(tables.self_influence_table(scored, n))
         if scored.vectors is not None:
             parts["influence_vectors"].append(tables.influence_vectors_table(scored))
     found: dict[str, pa.Table] = {"rejected": tables.rejected_table(rejected)}
-    if "top_k" in outputs:
-        found["top_k"] = _concatenate("top_k", [tables.top_k_table(b.ids, t, n) for b, t in zip(queries, tops, strict=True)])
-    if "group_influence" in outputs:
-        found["group_influence"] = tables.group_influence_table([(b.ids, g) for b, g in zip(queries, groups, strict=True)], n)
-    found.update({name: _concatenate(name, part) for name, part in parts.items() if name in outputs})
-    return InfluenceResult(found, curvature)
+    found["top_k"] = _concatenate("top_k", [tables.top_k_table(b.ids, t, n) for b, t in zip(queries, tops, strict=True)])
+    found["self_influence_top_k"] = tables.self_influence_top_k_table(self_top, n)
+    found.update({name: _concatenate(name, part) for name, part in parts.items()})
+    if wanted & set(schemas.GROUP_OUTPUTS):
+        vectors = group_vectors(preconditioner, gradients) if options.gradients else None
+        if second_order_groups:
+            assert vectors is not None
+            steps = first_steps(model, preconditioner, vectors)
+            products = GroupSums(model.size)
+            for batch in train:
+                add_hessian_products(model, products, batch, vectors.names, steps)
+            vectors = second_order_vectors(model, preconditioner, vectors, steps, products)
+        found.update(group_tables(queries, sums, vectors, options.normalize, second_order_groups, n))
+    return InfluenceResult({name: table for name, table in found.items() if name in wanted or name == "rejected"}, preconditioner)
+
+
+def complete_options(options: ScoreOptions, outputs: frozenset[str], second_order_groups: bool) -> ScoreOptions:
+    """The options with everything switched on that the tables `outputs` need."""
+    of_groups = bool(outputs & set(schemas.GROUP_OUTPUTS))
+    vectors_of_groups = options.normalize != "none" or second_order_groups or bool(outputs & {"group_self_influence", "group_vectors"})
+    return dataclasses.replace(
+        options,
+        self_influence=bool(outputs & {"self_influence", "self_influence_top_k"}),
+        vectors="influence_vectors" in outputs,
+        gradients=of_groups and vectors_of_groups,
+    )
+
+
+def add_to_groups(scored: BatchScores, sums: list[GroupSums], gradients: GroupSums) -> None:
+    """Adds a batch to its groups: plain influence to one of `sums` for each query block, gradients where there are any."""
+    if scored.batch.groups is None or not len(scored.batch):
+        return
+    for plain, part in zip(scored.plain_scores, sums, strict=True):
+        part.add(plain, scored.batch.groups)
+    if scored.gradients is not None:
+        gradients.add(scored.gradients.T, scored.batch.groups)
 
 
 def _concatenate(name: str, parts: list[pa.Table]) -> pa.Table:

@@ -17,20 +17,27 @@ _TEST = pa.field("test_id", pa.string(), nullable=False)
 _TRAIN = pa.field("train_id", pa.string(), nullable=False)
 _INFLUENCE = pa.field("influence", pa.float64(), nullable=False)
 _CHANGE = pa.field("loss_change", pa.float64())
+_GROUP = pa.field("group", pa.string(), nullable=False)
+_GROUP_COUNT = pa.field("count", pa.int64(), nullable=False)
+_VECTOR = pa.field("vector", pa.list_(pa.float64()), nullable=False)
 
 TOP_K = pa.schema([_TEST, pa.field("rank", pa.int32(), nullable=False), _TRAIN, _INFLUENCE, _CHANGE])
 SELF_INFLUENCE = pa.schema([_TRAIN, _INFLUENCE, _CHANGE])
+SELF_INFLUENCE_TOP_K = pa.schema([pa.field("rank", pa.int32(), nullable=False), _TRAIN, _INFLUENCE, _CHANGE])
 GROUP_INFLUENCE = pa.schema(
     [
-        pa.field("group", pa.string(), nullable=False),
-        pa.field("test_id", pa.string()),  # null: the sum over all test points
+        _GROUP,
+        pa.field("test_id", pa.string()),  # null: the sum over test_group's points, or over all of them
+        pa.field("test_group", pa.string()),
         _INFLUENCE,
         _CHANGE,
-        pa.field("count", pa.int64(), nullable=False),
+        _GROUP_COUNT,
     ]
 )
+GROUP_SELF_INFLUENCE = pa.schema([_GROUP, _INFLUENCE, _CHANGE, _GROUP_COUNT])
+GROUP_VECTORS = pa.schema([_GROUP, _VECTOR, _GROUP_COUNT])
 SCORES = pa.schema([_TEST, _TRAIN, _INFLUENCE, _CHANGE])
-INFLUENCE_VECTORS = pa.schema([_TRAIN, pa.field("vector", pa.list_(pa.float64()), nullable=False)])
+INFLUENCE_VECTORS = pa.schema([_TRAIN, _VECTOR])
 REJECTED = pa.schema(
     [
         pa.field("split", pa.string(), nullable=False),
@@ -45,7 +52,10 @@ REJECTED = pa.schema(
 TABLES: dict[str, pa.Schema] = {
     "top_k": TOP_K,
     "self_influence": SELF_INFLUENCE,
+    "self_influence_top_k": SELF_INFLUENCE_TOP_K,
     "group_influence": GROUP_INFLUENCE,
+    "group_self_influence": GROUP_SELF_INFLUENCE,
+    "group_vectors": GROUP_VECTORS,
     "scores": SCORES,
     "influence_vectors": INFLUENCE_VECTORS,
     "rejected": REJECTED,
@@ -53,6 +63,8 @@ TABLES: dict[str, pa.Schema] = {
 
 OUTPUTS: tuple[str, ...] = tuple(name for name in TABLES if name != "rejected")
 """The tables that can be asked for; `rejected` is always written."""
+
+GROUP_OUTPUTS = ("group_influence", "group_self_influence", "group_vectors")
 
 METADATA_KEY = b"beam_influence"
 

@@ -30,11 +30,13 @@ class QueryBlock:
       ids: (T,) array of str.
       gradients: ∇ℓ(t): [T, P] float64.
       solved: (H + λI)⁻¹ ∇ℓ(t): [T, P] float64.
+      groups: optional (T,) array of str.
     """
 
     ids: np.ndarray
     gradients: np.ndarray
     solved: np.ndarray
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -50,12 +52,14 @@ class ScoreOptions:
         has influence 0.
       removal: `first_order`, or `newton`: the curvature without the example and the mean over n − 1.
       self_influence, vectors: whether I(z_i, z_i) and v_i are given.
+      gradients: whether ∇ℓ(z_i) are given, for the sums over groups.
     """
 
     normalize: Normalize = "none"
     removal: Removal = "first_order"
     self_influence: bool = False
     vectors: bool = False
+    gradients: bool = False
 
     def __post_init__(self) -> None:
         if self.normalize not in ("none", "theta", "loss"):
@@ -73,15 +77,19 @@ class BatchScores:
     Attributes:
       batch: those B examples.
       scores: one [T, B] float64 for each query block.
+      plain_scores: the same, never normalised.
       self_influence: [B], or None.
       vectors: influence vectors v_i [B, P] (normalised with `normalize`), or None.
+      gradients: ∇ℓ(z_i) [B, P] float64, or None.
       rejected: the examples whose loss or gradient is not finite.
     """
 
     batch: ExampleBatch
     scores: list[np.ndarray]
+    plain_scores: list[np.ndarray]
     self_influence: np.ndarray | None
     vectors: np.ndarray | None
+    gradients: np.ndarray | None
     rejected: list[Rejected]
 
 
@@ -104,7 +112,7 @@ def embed_queries(model: InfluenceModel, preconditioner: Preconditioner, batch: 
     """The batch's test examples as a query block, solved once."""
     kept, _, gradients, rejected = evaluate(model, batch)
     raw = np.asarray(gradients, dtype=np.float64)
-    return QueryBlock(kept.ids, raw, preconditioner.apply(raw)), rejected
+    return QueryBlock(kept.ids, raw, preconditioner.apply(raw), kept.groups), rejected
 
 
 def concatenate_queries(blocks: list[QueryBlock], size: int) -> list[QueryBlock]:
@@ -114,10 +122,10 @@ def concatenate_queries(blocks: list[QueryBlock], size: int) -> list[QueryBlock]
     ids = np.concatenate([block.ids for block in blocks])
     gradients = np.concatenate([block.gradients for block in blocks])
     solved = np.concatenate([block.solved for block in blocks])
-    return [
-        QueryBlock(ids[start : start + size], gradients[start : start + size], solved[start : start + size])
-        for start in range(0, len(ids), size)
-    ]
+    named = [block.groups for block in blocks if block.groups is not None]
+    groups = np.concatenate(named) if len(named) == len(blocks) else None
+    parts = [slice(start, start + size) for start in range(0, len(ids), size)]
+    return [QueryBlock(ids[p], gradients[p], solved[p], None if groups is None else groups[p]) for p in parts]
 
 
 class Scorer:
@@ -133,6 +141,7 @@ class Scorer:
         self._model = model
         self._preconditioner = preconditioner = preconditioner.bind(model)
         self._options = options
+        self._needs_vectors = options.normalize != "none" or options.self_influence or options.vectors
         self._solved = [tf.constant(block.solved.T, dtype=model.dtype) for block in queries]
         self._solved_64 = [block.solved for block in queries] if options.removal == "newton" else []
         if bool(preconditioner.meta.get("leave_one_out")) != (options.removal == "newton"):
@@ -143,29 +152,28 @@ class Scorer:
 
     def score(self, batch: ExampleBatch) -> BatchScores:
         """Influence of each example of `batch` on each query."""
+        options = self._options
         batch, _, gradients, rejected = evaluate(self._model, batch)
-        if len(batch) == 0:
-            empty = np.zeros(0)
-            scores = [np.zeros((solved.shape[1], 0)) for solved in self._solved]
-            vectors = np.zeros((0, self._model.size))
-            return self._result(batch, scores, empty, vectors, rejected)
-        if self._options.removal == "newton":
+        if options.removal == "newton":
             return self._score_newton(batch, gradients, rejected)
-        scores = [np.asarray(tf.matmul(gradients, solved), dtype=np.float64).T for solved in self._solved]
-        if self._options.normalize == "none" and not (self._options.self_influence or self._options.vectors):
-            return BatchScores(batch, scores, None, None, rejected)
-        raw = np.asarray(gradients, dtype=np.float64)
+        plain = [np.asarray(tf.matmul(gradients, solved), dtype=np.float64).T for solved in self._solved]
+        raw = np.asarray(gradients, dtype=np.float64) if self._needs_vectors or options.gradients else None
+        if not self._needs_vectors:
+            return BatchScores(batch, plain, plain, None, None, raw, rejected)
+        assert raw is not None
         vectors = self._preconditioner.apply(raw)
         self_influence = np.einsum("bp,bp->b", raw, vectors)
-        if self._options.normalize != "none":
-            if self._options.normalize == "theta":
-                norms = np.linalg.norm(vectors, axis=1)
-            else:
-                norms = np.sqrt(np.maximum(self_influence, 0))
-            factor = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
-            scores = [block * factor for block in scores]
-            vectors, self_influence = vectors * factor[:, None], self_influence * factor
-        return self._result(batch, scores, self_influence, vectors, rejected)
+        factor = relative_factor(options.normalize, vectors, self_influence)
+        scores = plain if options.normalize == "none" else [block * factor for block in plain]
+        return BatchScores(
+            batch,
+            scores,
+            plain,
+            self_influence * factor if options.self_influence else None,
+            vectors * factor[:, None] if options.vectors else None,
+            raw if options.gradients else None,
+            rejected,
+        )
 
     def _score_newton(self, batch: ExampleBatch, gradients: tf.Tensor, rejected: list[Rejected]) -> BatchScores:
         """n × the change of the loss at each query by a Newton step of the removal itself.
@@ -194,20 +202,25 @@ class Scorer:
         scores = [n / (n - 1) * (solved @ moved.T) for solved in self._solved_64]
         vectors = n / (n - 1) * self._preconditioner.apply(moved)
         raw = np.asarray(tf.gather(gradients, keep), dtype=np.float64)
-        return self._result(batch, scores, np.einsum("bp,bp->b", raw, vectors), vectors, rejected)
-
-    def _result(
-        self,
-        batch: ExampleBatch,
-        scores: list[np.ndarray],
-        self_influence: np.ndarray,
-        vectors: np.ndarray,
-        rejected: list[Rejected],
-    ) -> BatchScores:
         return BatchScores(
             batch,
             scores,
-            self_influence if self._options.self_influence else None,
+            scores,
+            np.einsum("bp,bp->b", raw, vectors) if self._options.self_influence else None,
             vectors if self._options.vectors else None,
+            raw if self._options.gradients else None,
             rejected,
         )
+
+
+def relative_factor(normalize: Normalize, vectors: np.ndarray, self_influence: np.ndarray) -> np.ndarray:
+    """What each row's influence is multiplied by: 1, 1/‖v‖ (theta) or 1/√I(z, z) (loss); 0 for a zero gradient.
+
+    Args:
+      vectors: v [B, P].
+      self_influence: I(z, z) [B].
+    """
+    if normalize == "none":
+        return np.ones(len(vectors))
+    norms = np.linalg.norm(vectors, axis=1) if normalize == "theta" else np.sqrt(np.maximum(self_influence, 0))
+    return np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)

@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from influence_ops import schemas
 from influence_ops.example_batch import Rejected
-from influence_ops.group_sums import GroupSums
 from influence_ops.scores import BatchScores
 from influence_ops.top_k import TopK
 
@@ -55,39 +54,22 @@ def scores_table(test_ids: np.ndarray, train_ids: np.ndarray, scores: np.ndarray
 def influence_vectors_table(scored: BatchScores) -> pa.Table:
     """One row for each training example of the batch, with its P numbers."""
     assert scored.vectors is not None
-    count, size = scored.vectors.shape
-    offsets = pa.array(np.arange(count + 1, dtype=np.int32) * size)
-    vectors = pa.ListArray.from_arrays(offsets, pa.array(scored.vectors.ravel()))
-    return pa.Table.from_arrays([pa.array(scored.batch.ids, pa.string()), vectors], schema=schemas.INFLUENCE_VECTORS)
+    columns = [pa.array(scored.batch.ids, pa.string()), vector_column(scored.vectors)]
+    return pa.Table.from_arrays(columns, schema=schemas.INFLUENCE_VECTORS)
 
 
-def group_influence_table(blocks: list[tuple[np.ndarray, GroupSums]], n: int) -> pa.Table:
-    """One row for each group and test point, and one with a null test point for all of them together."""
-    rows: dict[str, list] = {"group": [], "test_id": [], "influence": [], "count": []}
-    for group in sorted({name for _, sums in blocks for name in sums.sums}):
-        total = 0.0
-        count = 0
-        for test_ids, sums in blocks:
-            values = sums.sums[group]
-            count = sums.counts[group]
-            total += float(values.sum())
-            rows["group"] += [group] * len(values)
-            rows["test_id"] += [str(test_id) for test_id in test_ids]
-            rows["influence"] += values.tolist()
-            rows["count"] += [count] * len(values)
-        rows["group"].append(group)
-        rows["test_id"].append(None)
-        rows["influence"].append(total)
-        rows["count"].append(count)
-    influence = np.array(rows["influence"], dtype=np.float64)
-    columns = [
-        pa.array(rows["group"], pa.string()),
-        pa.array(rows["test_id"], pa.string()),
-        pa.array(influence),
-        loss_change(influence, n),
-        pa.array(rows["count"], pa.int64()),
-    ]
-    return pa.Table.from_arrays(columns, schema=schemas.GROUP_INFLUENCE)
+def vector_column(vectors: np.ndarray) -> pa.Array:
+    """[B, P] as a column of lists."""
+    count, size = vectors.shape
+    return pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32) * size), pa.array(vectors.ravel()))
+
+
+def self_influence_top_k_table(top: TopK, n: int) -> pa.Table:
+    """Rows by rank (from 1); `top` has one row."""
+    influence = top.values[0]
+    ranks = pa.array(np.arange(1, len(influence) + 1, dtype=np.int32))
+    columns = [ranks, pa.array(top.ids[0], pa.string()), pa.array(influence), loss_change(influence, n)]
+    return pa.Table.from_arrays(columns, schema=schemas.SELF_INFLUENCE_TOP_K)
 
 
 def rejected_table(rejected: Iterable[tuple[str, Rejected]]) -> pa.Table:

@@ -6,6 +6,7 @@ import dataclasses
 
 import apache_beam as beam
 
+from influence_ops import schemas
 from pipelines.config import InfluenceConfig
 from pipelines.prepare import Plan, prepare
 from transforms import (
@@ -14,6 +15,7 @@ from transforms import (
     EmbedQueries,
     FinishCurvature,
     LoadCurvature,
+    MultiplyGroups,
     ReadShards,
     ScoreExamples,
     SumGroups,
@@ -116,14 +118,27 @@ def build(
             [*early_rejected, scored[REJECTED]] | "FlattenRejected" >> beam.Flatten() | "WriteRejected" >> write_rejected
         )
     written: list[beam.PCollection] = [rejected_file, scored["files"]]
-    if "top_k" in config.output_tables:
+    wanted = set(config.output_tables)
+    if wanted & {"top_k", "self_influence_top_k"}:
         tops = scored["top_k"] | "CombineTopK" >> CombineTopK()
         write_top_k = WriteTopK(config.output, config.score_options(), preconditioner, embedded["queries"])
         written.append(tops | "WriteParquet[top_k]" >> write_top_k)
-    if "group_influence" in config.output_tables:
+    if wanted & set(schemas.GROUP_OUTPUTS):
         sums = scored["groups"] | "SumGroups" >> SumGroups()
-        write_groups = WriteGroups(config.output, config.score_options(), preconditioner, embedded["queries"])
-        written.append(sums | "WriteParquet[group_influence]" >> write_groups)
+        if config.second_order_groups:
+            multiply = MultiplyGroups(reader("groups"), plan.model, preconditioner, sums, config.work_folder)
+            products = train | "MultiplyGroups" >> multiply | "SumProducts" >> SumGroups()
+            sums = [sums, products] | "FlattenSums" >> beam.Flatten()
+        write_groups = WriteGroups(
+            config.output,
+            config.score_options(),
+            preconditioner,
+            embedded["queries"],
+            plan.model,
+            config.output_tables,
+            config.second_order_groups,
+        )
+        written.append(sums | "WriteParquet[groups]" >> write_groups)
     all_counts = counts | "FlattenCounts" >> beam.Flatten()
     manifest = (
         written

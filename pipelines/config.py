@@ -9,6 +9,7 @@ from typing import Any
 
 from influence_ops import schemas
 from influence_ops.curvature import Curvature, FinishOptions, curvature_by_name
+from influence_ops.in_memory import complete_options
 from influence_ops.scores import ScoreOptions
 
 
@@ -51,7 +52,10 @@ class InfluenceConfig:
     label_feature: str = _option("label", "The feature that holds the label.", _DATA)
     id_feature: str | None = _option(None, "A feature that names each example. Default: '<file>:<index in the file>'.", _DATA)
     group_feature: str | None = _option(
-        None, "A feature of the training examples that names their group; needed for the output group_influence.", _DATA
+        None, "A feature of the training examples that names their group; needed for the group tables.", _DATA
+    )
+    test_group_feature: str | None = _option(
+        None, "A feature of the test points that names their group; group_influence then has rows for each group of them.", _DATA
     )
     weight_feature: str | None = _option(None, "A feature with each example's weight in the training loss.", _DATA)
     max_rejected: int = _option(0, "How many examples may be unusable (damaged, incomplete, not finite) before the run fails.", _DATA)
@@ -110,6 +114,10 @@ class InfluenceConfig:
         ("first_order", "newton"),
     )
 
+    second_order_groups: bool = _option(
+        False, "Group influence to second order: the group's own curvature is in (one more pass over the training set).", _METHOD
+    )
+
     outputs: str = _option("top_k", f"Which tables to write, separated by commas: {', '.join(schemas.OUTPUTS)}.", _RESULT)
     top_k: int = _option(10, "How many training examples to keep for each test point.", _RESULT)
     order: str = _option(
@@ -139,10 +147,13 @@ class InfluenceConfig:
         unknown = [name for name in self.output_tables if name not in schemas.OUTPUTS]
         if unknown or not self.output_tables:
             raise ValueError(f"--outputs {self.outputs!r} must name some of {', '.join(schemas.OUTPUTS)}; separate them by commas")
-        if "group_influence" in self.output_tables and not self.group_feature:
-            raise ValueError("--outputs group_influence needs --group_feature, the feature that names an example's group")
-        if "group_influence" in self.output_tables and self.normalize != "none":
-            raise ValueError(f"--outputs group_influence sums plain influence; use --normalize none, not {self.normalize!r}")
+        of_groups = [name for name in self.output_tables if name in schemas.GROUP_OUTPUTS]
+        if of_groups and not self.group_feature:
+            raise ValueError(f"--outputs {of_groups[0]} needs --group_feature, the feature that names an example's group")
+        if self.second_order_groups and (not of_groups or self.normalize != "none" or self.removal != "first_order"):
+            raise ValueError(
+                "--second_order_groups goes with --outputs group_influence, --normalize none and --removal first_order"
+            )
         if not self.weight_decay >= 0:
             raise ValueError(f"--weight_decay {self.weight_decay} must be at least 0")
         self.make_curvature()
@@ -180,12 +191,8 @@ class InfluenceConfig:
 
     def score_options(self) -> ScoreOptions:
         """The scores' options."""
-        return ScoreOptions(
-            typing.cast(Any, self.normalize),
-            typing.cast(Any, self.removal),
-            "self_influence" in self.output_tables,
-            "influence_vectors" in self.output_tables,
-        )
+        options = ScoreOptions(typing.cast(Any, self.normalize), typing.cast(Any, self.removal))
+        return complete_options(options, frozenset(self.output_tables), self.second_order_groups)
 
     def input_mapping(self) -> dict[str, str]:
         """Model input name -> feature name; the key '' stands for the only input."""

@@ -103,7 +103,7 @@ def prepare(config: InfluenceConfig) -> Plan:
             _default_mapping(config, model, example),
             config.label_feature,
             config.id_feature,
-            config.group_feature if is_train else None,
+            config.group_feature if is_train else config.test_group_feature,
             config.weight_feature if is_train else None,
         )
         _try_evaluation(model, specs[split], records, shards[0], config)

@@ -6,6 +6,7 @@ from transforms.combine_top_k import CombineTopK as CombineTopK
 from transforms.embed_queries import EmbedQueries as EmbedQueries
 from transforms.finish_curvature import FinishCurvature as FinishCurvature
 from transforms.finish_curvature import LoadCurvature as LoadCurvature
+from transforms.group_products import MultiplyGroups as MultiplyGroups
 from transforms.read_shards import ReadShards as ReadShards
 from transforms.score_examples import ScoreExamples as ScoreExamples
 from transforms.sum_groups import SumGroups as SumGroups

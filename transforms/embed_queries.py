@@ -62,8 +62,10 @@ class _EmbedDoFn(ShardDoFn):
 
 def publish_queries(block: QueryBlock, folder: str) -> Broadcast:
     """A query block as a broadcast; ids travel as UTF-8, since saved arrays hold no objects."""
-    ids = np.array([str(test_id).encode() for test_id in block.ids])
-    return Broadcast.publish({"ids": ids, "gradients": block.gradients, "solved": block.solved}, {}, folder)
+    arrays = {"ids": _to_bytes(block.ids), "gradients": block.gradients, "solved": block.solved}
+    if block.groups is not None:
+        arrays["groups"] = _to_bytes(block.groups)
+    return Broadcast.publish(arrays, {}, folder)
 
 
 def open_queries(references: Iterable[QueryReference]) -> tuple[list[str], list[QueryBlock]]:
@@ -71,10 +73,18 @@ def open_queries(references: Iterable[QueryReference]) -> tuple[list[str], list[
     keys, blocks = [], []
     for reference in sorted(references, key=lambda reference: reference.key):
         arrays, _ = reference.broadcast.open()
-        ids = np.array([test_id.decode() for test_id in arrays["ids"].tolist()], dtype=object)
+        groups = _to_text(arrays["groups"]) if "groups" in arrays else None
         keys.append(reference.key)
-        blocks.append(QueryBlock(ids, arrays["gradients"], arrays["solved"]))
+        blocks.append(QueryBlock(_to_text(arrays["ids"]), arrays["gradients"], arrays["solved"], groups))
     return keys, blocks
+
+
+def _to_bytes(texts: np.ndarray) -> np.ndarray:
+    return np.array([str(text).encode() for text in texts], dtype=np.bytes_)
+
+
+def _to_text(encoded: np.ndarray) -> np.ndarray:
+    return np.array([text.decode() for text in encoded.tolist()], dtype=object)
 
 
 @dataclasses.dataclass

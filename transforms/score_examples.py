@@ -11,10 +11,10 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
-from influence_ops import tables
+from influence_ops import schemas, tables
 from influence_ops.example_batch import ExampleBatch, Rejected
 from influence_ops.group_sums import GroupSums
-from influence_ops.in_memory import run_facts
+from influence_ops.in_memory import add_to_groups, run_facts
 from influence_ops.model import InfluenceModel
 from influence_ops.scores import BatchScores, ScoreOptions, Scorer
 from influence_ops.top_k import Order, TopK
@@ -30,6 +30,11 @@ TOP_K = "top_k"
 GROUPS = "groups"
 FILES = "files"
 
+GRADIENTS = "gradients"
+"""The key of the groups' gradient sums, beside the keys of query blocks."""
+SELF = "self"
+"""The key of the top-k of self-influence."""
+
 _SHARD_TABLES = ("self_influence", "scores", "influence_vectors")
 
 
@@ -41,6 +46,7 @@ class _Scoring:
         self.keys, self.blocks = open_queries(references)
         self.scorer = Scorer(model, preconditioner, self.blocks, options)
         self.n = preconditioner.examples if options.normalize == "none" else 0
+        self.size = model.size
         self.facts = run_facts(preconditioner, options)
 
 
@@ -50,6 +56,7 @@ class _ScoreDoFn(ShardDoFn):
         self._spec = model
         self._options = wanted.options
         self._outputs = frozenset(wanted.outputs)
+        self._of_groups = bool(self._outputs & set(schemas.GROUP_OUTPUTS))
         self._k = wanted.top_k
         self._order: Order = wanted.order
         self._output = wanted.output
@@ -57,6 +64,8 @@ class _ScoreDoFn(ShardDoFn):
         self._scoring: _Scoring | None = None
         self._tops: list[TopK] | None = None
         self._groups: list[GroupSums] | None = None
+        self._self_top: TopK | None = None
+        self._gradients: GroupSums | None = None
         self._files: dict[str, ParquetFile] = {}
 
     def start_bundle(self) -> None:
@@ -74,6 +83,8 @@ class _ScoreDoFn(ShardDoFn):
         if self._tops is None:
             self._tops = [TopK(len(block), self._k, self._order) for block in self._scoring.blocks]
             self._groups = [GroupSums(len(block)) for block in self._scoring.blocks]
+            self._self_top = TopK(1, self._k, self._order)
+            self._gradients = GroupSums(self._scoring.size)
 
     def begin_shard(self, shard: Shard) -> None:
         assert self._scoring is not None
@@ -83,15 +94,18 @@ class _ScoreDoFn(ShardDoFn):
 
     def use(self, batch: ExampleBatch) -> list[Rejected]:
         assert self._scoring is not None and self._tops is not None and self._groups is not None
+        assert self._self_top is not None and self._gradients is not None
         n = self._scoring.n
         scored = self._scoring.scorer.score(batch)
-        for block, scores, top, groups in zip(self._scoring.blocks, scored.scores, self._tops, self._groups, strict=True):
+        for block, scores, top in zip(self._scoring.blocks, scored.scores, self._tops, strict=True):
             if "top_k" in self._outputs:
                 top.add(scores, scored.batch.ids)
-            if "group_influence" in self._outputs and scored.batch.groups is not None:
-                groups.add(scores, scored.batch.groups)
             if "scores" in self._outputs:
                 self._files["scores"].write(tables.scores_table(block.ids, scored.batch.ids, scores, n))
+        if self._of_groups:
+            add_to_groups(scored, self._groups, self._gradients)
+        if scored.self_influence is not None and "self_influence_top_k" in self._outputs:
+            self._self_top.add(scored.self_influence[None], scored.batch.ids)
         self._write("self_influence", scored, lambda: tables.self_influence_table(scored, n))
         self._write("influence_vectors", scored, lambda: tables.influence_vectors_table(scored))
         return scored.rejected
@@ -113,11 +127,16 @@ class _ScoreDoFn(ShardDoFn):
     def finish_bundle(self) -> Iterator[object]:
         if self._scoring is None or self._tops is None or self._groups is None:
             return
-        for key, top, groups in zip(self._scoring.keys, self._tops, self._groups, strict=True):
-            if "top_k" in self._outputs:
-                yield beam.pvalue.TaggedOutput(TOP_K, _windowed((key, TopKPart(top))))
-            if "group_influence" in self._outputs:
-                yield beam.pvalue.TaggedOutput(GROUPS, _windowed((key, GroupPart(groups))))
+        tops = dict(zip(self._scoring.keys, self._tops, strict=True)) if "top_k" in self._outputs else {}
+        if "self_influence_top_k" in self._outputs:
+            tops[SELF] = self._self_top
+        groups = dict(zip(self._scoring.keys, self._groups, strict=True)) if self._of_groups else {}
+        if self._of_groups and self._options.gradients:
+            groups[GRADIENTS] = self._gradients
+        for key, top in tops.items():
+            yield beam.pvalue.TaggedOutput(TOP_K, _windowed((key, TopKPart(top))))
+        for key, sums in groups.items():
+            yield beam.pvalue.TaggedOutput(GROUPS, _windowed((key, GroupPart(sums))))
         self._tops = self._groups = None
 
 

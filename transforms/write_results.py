@@ -8,12 +8,16 @@ from collections.abc import Iterable, Iterator
 import apache_beam as beam
 
 from influence_ops import tables
+from influence_ops.groups import first_steps, group_tables, group_vectors, second_order_vectors
 from influence_ops.in_memory import run_facts
 from influence_ops.scores import ScoreOptions
 from transforms.broadcast import Broadcast
 from transforms.elements import GroupPart, QueryReference, TopKPart, WrittenFile
 from transforms.embed_queries import open_queries
 from transforms.finish_curvature import open_preconditioner
+from transforms.group_products import PRODUCTS
+from transforms.open_model import ModelSpec
+from transforms.score_examples import GRADIENTS, SELF
 from transforms.write_parquet import write_table
 
 
@@ -35,24 +39,40 @@ class _WriteTopKDoFn(_WriteDoFn):
         self, element: tuple[str, TopKPart], preconditioner: Broadcast, references: Iterable[QueryReference]
     ) -> Iterator[WrittenFile]:
         key, part = element
+        if key == SELF:
+            n, facts = self._facts(preconditioner)
+            yield write_table(self._output, "self_influence_top_k", "part-00000", tables.self_influence_top_k_table(part.top, n), facts)
+            return
         _, (block,) = open_queries([reference for reference in references if reference.key == key])
         n, facts = self._facts(preconditioner)
         yield write_table(self._output, "top_k", f"block-{key}", tables.top_k_table(block.ids, part.top, n), facts)
 
 
 class _WriteGroupsDoFn(_WriteDoFn):
+    def __init__(self, wanted: WriteGroups):
+        super().__init__(wanted.output, wanted.options)
+        self._model = wanted.model
+        self._outputs = wanted.outputs
+        self._second_order = wanted.second_order
+
     def process(
-        self,
-        _: None,
-        preconditioner: Broadcast,
-        references: Iterable[QueryReference],
-        parts: Iterable[tuple[str, GroupPart]],
+        self, _: None, preconditioner: Broadcast, references: Iterable[QueryReference], parts: Iterable[tuple[str, GroupPart]]
     ) -> Iterator[WrittenFile]:
-        sums = dict(parts)
-        keys, blocks = open_queries(references)
+        sums = {key: part.sums for key, part in parts}
+        keys, queries = open_queries(references)
         n, facts = self._facts(preconditioner)
-        pairs = [(block.ids, sums[key].sums) for key, block in zip(keys, blocks, strict=True) if key in sums]
-        yield write_table(self._output, "group_influence", "part-00000", tables.group_influence_table(pairs, n), facts)
+        groups = None
+        if GRADIENTS in sums:
+            model = self._model.open()
+            operator = open_preconditioner(preconditioner).bind(model)
+            groups = group_vectors(operator, sums[GRADIENTS])
+            if self._second_order:
+                steps = first_steps(model, operator, groups)
+                groups = second_order_vectors(model, operator, groups, steps, sums[PRODUCTS])
+        found = group_tables(queries, [sums[key] for key in keys], groups, self._options.normalize, self._second_order, n)
+        for name, table in found.items():
+            if name in self._outputs:
+                yield write_table(self._output, name, "part-00000", table, facts)
 
 
 @dataclasses.dataclass
@@ -82,15 +102,24 @@ class WriteTopK(beam.PTransform):
 
 @dataclasses.dataclass
 class WriteGroups(beam.PTransform):
-    """Writes the sums of all groups; arguments as of `WriteTopK`.
+    """Writes the tables of all groups.
 
-    In: (block key, `GroupPart`), each key once. Out: `WrittenFile`.
+    Args:
+      output, options, preconditioner, queries: as of `WriteTopK`.
+      model: the model, for the groups' vectors.
+      outputs: which tables; the others are left out.
+      second_order: whether the groups' Hessian products are among the sums.
+
+    In: (key, `GroupPart`), each key once: query blocks, `GRADIENTS` and `PRODUCTS`. Out: `WrittenFile`.
     """
 
     output: str
     options: ScoreOptions
     preconditioner: beam.PCollection[Broadcast]
     queries: beam.PCollection[QueryReference]
+    model: ModelSpec
+    outputs: tuple[str, ...]
+    second_order: bool
 
     def expand(self, sums: beam.PCollection[tuple[str, GroupPart]]) -> beam.PCollection[WrittenFile]:
         return (
@@ -98,7 +127,7 @@ class WriteGroups(beam.PTransform):
             | "Once" >> beam.Create([None], reshuffle=False)
             | "Write"
             >> beam.ParDo(
-                _WriteGroupsDoFn(self.output, self.options),
+                _WriteGroupsDoFn(self),
                 beam.pvalue.AsSingleton(self.preconditioner),
                 beam.pvalue.AsIter(self.queries),
                 beam.pvalue.AsIter(sums),

@@ -1,0 +1,105 @@
+"""The second pass of second-order group influence: each group's Hessian times its own step, summed over its examples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.shared import Shared
+from apache_beam.utils.windowed_value import WindowedValue
+
+from influence_ops.example_batch import ExampleBatch, Rejected
+from influence_ops.group_sums import GroupSums
+from influence_ops.groups import add_hessian_products, first_steps, group_vectors
+from transforms.broadcast import Broadcast
+from transforms.elements import GroupPart, Shard
+from transforms.files import join
+from transforms.finish_curvature import open_preconditioner
+from transforms.open_model import ModelSpec
+from transforms.read_shards import COUNTS, REJECTED, ShardDoFn, ShardReader
+from transforms.score_examples import GRADIENTS
+
+PRODUCTS = "products"
+
+
+class _StepsDoFn(beam.DoFn):
+    def __init__(self, model: ModelSpec, work: str):
+        self._model = model
+        self._work = work
+
+    def process(self, _: None, preconditioner: Broadcast, parts: Iterable[tuple[str, GroupPart]]) -> Iterator[Broadcast]:
+        model = self._model.open()
+        operator = open_preconditioner(preconditioner).bind(model)
+        groups = group_vectors(operator, dict(parts)[GRADIENTS].sums)
+        names = np.array([name.encode() for name in groups.names], dtype=np.bytes_)
+        arrays = {"names": names, "steps": first_steps(model, operator, groups)}
+        yield Broadcast.publish(arrays, {}, join(self._work, "group_steps"))
+
+
+class _ProductsDoFn(ShardDoFn):
+    def __init__(self, reader: ShardReader, model: ModelSpec):
+        super().__init__(reader)
+        self._spec = model
+        self._shared = Shared()
+        self._sums: GroupSums | None = None
+
+    def start_bundle(self) -> None:
+        self._sums = None
+
+    def open(self, sides: tuple) -> None:
+        (steps,) = sides
+        self._model = self._shared.acquire(self._spec.open, tag=repr(self._spec))
+        if self._sums is None:
+            arrays, _ = steps.open()
+            self._names = [name.decode() for name in arrays["names"].tolist()]
+            self._steps = arrays["steps"]
+            self._sums = GroupSums(self._model.size)
+
+    def use(self, batch: ExampleBatch) -> list[Rejected]:
+        assert self._sums is not None
+        add_hessian_products(self._model, self._sums, batch, self._names, self._steps)
+        return []
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        if self._sums is not None:
+            window = GlobalWindow()
+            yield WindowedValue((PRODUCTS, GroupPart(self._sums)), window.max_timestamp(), [window])
+        self._sums = None
+
+
+@dataclasses.dataclass
+class MultiplyGroups(beam.PTransform):
+    """Σ_{i∈G} ∇²ℓ(z_i) s_G for each group G and its step s_G; see `influence_ops.groups`.
+
+    Args:
+      reader: reads the training shards.
+      model: the model.
+      preconditioner: the operator, one `Broadcast`.
+      sums: (key, `GroupPart`) with the groups' gradient sums under `GRADIENTS`.
+      work: a folder for temporary files that all workers reach.
+
+    In: `Shard`. Out: (`PRODUCTS`, `GroupPart`), to be summed.
+    """
+
+    reader: ShardReader
+    model: ModelSpec
+    preconditioner: beam.PCollection[Broadcast]
+    sums: beam.PCollection[tuple[str, GroupPart]]
+    work: str
+
+    def expand(self, shards: beam.PCollection[Shard]) -> beam.PCollection[tuple[str, GroupPart]]:
+        steps = (
+            shards.pipeline
+            | "Once" >> beam.Create([None], reshuffle=False)
+            | "Steps"
+            >> beam.ParDo(
+                _StepsDoFn(self.model, self.work), beam.pvalue.AsSingleton(self.preconditioner), beam.pvalue.AsIter(self.sums)
+            ).with_output_types(Broadcast)
+        )
+        multiplied = shards | "Multiply" >> beam.ParDo(
+            _ProductsDoFn(self.reader, self.model), beam.pvalue.AsSingleton(steps)
+        ).with_outputs(REJECTED, COUNTS, main=PRODUCTS)
+        return multiplied[PRODUCTS] | "Products" >> beam.Map(lambda pair: pair).with_output_types(tuple[str, GroupPart])

@@ -19,6 +19,14 @@ class ExampleDecoder:
         self._spec = spec
         self._decoder = example_coder.ExamplesToRecordBatchDecoder(spec.schema())
 
+    def _table(self, records: Sequence[bytes]) -> pa.RecordBatch:
+        """The records by feature. After an error tfx-bsl's decoder holds half of them: it is made anew."""
+        try:
+            return self._decoder.DecodeBatch(list(records))
+        except Exception:
+            self._decoder = example_coder.ExamplesToRecordBatchDecoder(self._spec.schema())
+            raise
+
     def decode(
         self, records: Sequence[bytes], positions: np.ndarray, file: str, id_prefix: str
     ) -> tuple[ExampleBatch, list[Rejected]]:
@@ -31,13 +39,13 @@ class ExampleDecoder:
           id_prefix: an example's id is `<id_prefix>:<position>` unless an id feature is given.
         """
         try:
-            table = self._decoder.DecodeBatch(list(records))
+            table = self._table(records)
             reasons: dict[int, tuple[str, str]] = {}
         except Exception:
             records, positions, reasons, rejected = self._without_malformed(records, positions, file)
             if not records:
                 return self._batch({}, np.zeros(0, np.int64), file, id_prefix), rejected
-            table = self._decoder.DecodeBatch(list(records))
+            table = self._table(records)
         else:
             rejected = []
         columns = {}
@@ -58,7 +66,7 @@ class ExampleDecoder:
         good, rejected = [], []
         for row, record in enumerate(records):
             try:
-                self._decoder.DecodeBatch([record])
+                self._table([record])
                 good.append(row)
             except Exception as error:
                 # tfx-bsl raises RuntimeError or ValueError with the reason on its first line.

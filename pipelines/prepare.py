@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 
 import numpy as np
 
 from influence_ops.curvature import curvature_by_name, load_preconditioner
 from influence_ops.decode import ExampleDecoder
-from influence_ops.features import FeatureSpec, describe_example, parse_schema, resolve_features
+from influence_ops.features import FeatureSpec, Kind, describe_example, parse_schema, resolve_features
 from influence_ops.model import InfluenceModel
 from influence_ops.tfrecord import read_records
 from pipelines.config import InfluenceConfig
@@ -94,7 +95,7 @@ def prepare(config: InfluenceConfig) -> Plan:
                 f"no readable tf.Example among the first records of {split} files such as {shards[0].path!r}; "
                 "they must be TFRecord files (plain or gzip) of serialized tf.Example"
             )
-        example = describe_example(records[0])
+        example = _typical_example(records)
         is_train = split == "train"
         specs[split] = resolve_features(
             _model_inputs(model),
@@ -128,6 +129,15 @@ def _first_records(shards: list[Shard]) -> list[bytes]:
         if found:
             return found
     return []
+
+
+def _typical_example(records: list[bytes]) -> dict[str, tuple[Kind, int]]:
+    """Each feature with the kind and the number of values that most records have: a bad first one decides nothing."""
+    seen: dict[str, Counter[tuple[Kind, int]]] = {}
+    for record in records:
+        for name, kind in describe_example(record).items():
+            seen.setdefault(name, Counter())[kind] += 1
+    return {name: counter.most_common(1)[0][0] for name, counter in seen.items()}
 
 
 def _is_example(record: bytes) -> bool:
@@ -165,11 +175,13 @@ def _try_evaluation(
     try:
         model.losses_and_gradients(batch)
     except Exception as error:
-        shown = str(error).strip().splitlines() or [repr(error)]
+        # TensorFlow puts the reason last, before the names of nodes.
+        lines = [line.strip() for line in str(error).splitlines()]
+        shown = [line for line in lines if line and not line.startswith("[[{{")] or [repr(error)]
         raise ValueError(
             f"the model and the loss {config.loss!r} can't evaluate {shard.split} examples (inputs "
             f"{[(feature.name, list(feature.shape)) for _, feature in spec.inputs]}, label "
-            f"{spec.label.name} {list(spec.label.shape)}): {shown[-1].strip()}"
+            f"{spec.label.name} {list(spec.label.shape)}): {shown[-1]}"
         ) from error
 
 

@@ -34,7 +34,7 @@ class _WriteRejectedDoFn(beam.DoFn):
             shown = "".join(f"\n  {r.split} {r.file}:{r.index} ({r.stage}, {r.error}): {r.message}" for r in distinct[:_SHOWN])
             more = f"\n  … and {len(distinct) - _SHOWN:,} more" if len(distinct) > _SHOWN else ""
             raise TooManyRejectedError(
-                f"{len(distinct):,} examples were rejected, more than --max_rejected {self._max_rejected}; "
+                f"{len(distinct):,} {'example was' if len(distinct) == 1 else 'examples were'} rejected, more than --max_rejected {self._max_rejected}; "
                 f"mend them, or allow as many. All are in {join(self._output, written.path)}; the first are:{shown}{more}"
             )
         yield written

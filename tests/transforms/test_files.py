@@ -1,0 +1,116 @@
+"""Files are complete or absent, and matching them gives each once, in an order that only the paths decide."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from influence_ops import schemas
+from transforms.files import BeamFiles, common_folder, match_files
+from transforms.read_shards import list_shards
+from transforms.write_parquet import ParquetFile, write_table
+
+
+class _Broken(Exception):
+    pass
+
+
+def _rows(count: int, start: int = 0) -> pa.Table:
+    ids = [f"e{number}" for number in range(start, start + count)]
+    columns = [pa.array(ids), pa.array([float(number) for number in range(count)]), pa.nulls(count, pa.float64())]
+    return pa.Table.from_arrays(columns, schema=schemas.SELF_INFLUENCE)
+
+
+def _files(folder: pathlib.Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_an_error_while_writing_leaves_nothing(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "folder" / "file"
+    with pytest.raises(_Broken), BeamFiles().open_write(str(path)) as file:
+        file.write(b"half of it")
+        raise _Broken
+    assert _files(tmp_path) == []
+
+
+def test_an_error_while_writing_again_leaves_what_was_there(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "file"
+    BeamFiles().write(str(path), b"first")
+    with pytest.raises(_Broken), BeamFiles().open_write(str(path)) as file:
+        file.write(b"half of the second")
+        raise _Broken
+    assert path.read_bytes() == b"first" and _files(tmp_path) == ["file"]
+    BeamFiles().write(str(path), b"second")
+    assert path.read_bytes() == b"second" and _files(tmp_path) == ["file"]
+
+
+def test_nothing_is_seen_before_the_file_is_complete(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "file"
+    with BeamFiles().open_write(str(path)) as file:
+        file.write(b"some")
+        assert not path.exists()
+        with pytest.raises(ValueError, match="no file matches"):
+            match_files([f"{tmp_path}/*"])  # nor does a reader take the temporary one for data
+    assert path.read_bytes() == b"some"
+
+
+def test_an_abandoned_parquet_file_leaves_nothing(tmp_path: pathlib.Path) -> None:
+    file = ParquetFile(str(tmp_path), "self_influence", "shard-00000", {})
+    file.write(_rows(200_000))  # more than is kept in memory: some is on the disk
+    file.abandon()
+    assert _files(tmp_path) == []
+
+
+def test_a_table_of_the_wrong_columns_leaves_nothing(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="schema"):
+        write_table(str(tmp_path), "top_k", "part-00000", pa.table({"other": [1]}), {})
+    with pytest.raises(ValueError, match="schema"):
+        write_table(str(tmp_path), "top_k", "part-00000", _rows(3), {})
+    assert _files(tmp_path) == []
+
+
+def test_many_small_tables_become_few_row_groups(tmp_path: pathlib.Path) -> None:
+    file = ParquetFile(str(tmp_path), "self_influence", "shard-00000", {"n": 3})
+    for number in range(300):
+        file.write(_rows(1000, start=1000 * number))
+    written = file.close()
+    stored = pq.ParquetFile(tmp_path / written.path)
+    assert (written.table, written.path, written.rows) == ("self_influence", "self_influence/shard-00000.parquet", 300_000)
+    assert written.size == (tmp_path / written.path).stat().st_size
+    assert stored.metadata.num_row_groups == 3  # 131,072 rows each: memory stays bounded, and readers skip groups
+    assert stored.read()["train_id"].to_pylist() == [f"e{number}" for number in range(300_000)]
+
+
+def test_an_empty_file_has_its_schema(tmp_path: pathlib.Path) -> None:
+    written = ParquetFile(str(tmp_path), "scores", "shard-00000", {"n": 3}).close()
+    assert written.rows == 0
+    assert pq.read_table(tmp_path / written.path).schema.equals(schemas.SCORES)
+
+
+def test_shards_are_named_below_their_common_folder(tmp_path: pathlib.Path) -> None:
+    for name in ("b/1.rec", "a/2.rec", "a/1.rec", "b/1.rec.0123.tmp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    shards = list_shards("train", [f"{tmp_path}/b/*", f"{tmp_path}/*/1.rec", f"{tmp_path}/a/2.rec"])
+    assert [(shard.ordinal, shard.name, shard.size) for shard in shards] == [(0, "a/1.rec", 7), (1, "a/2.rec", 7), (2, "b/1.rec", 7)]
+    assert all(pathlib.Path(shard.path).read_bytes().decode() == shard.name for shard in shards)
+    with pytest.raises(ValueError, match=r"no file matches '.*/c/\*'"):
+        list_shards("train", [f"{tmp_path}/a/*", f"{tmp_path}/c/*"])
+
+
+@pytest.mark.parametrize(
+    ("paths", "folder"),
+    [
+        (["/a/b/1", "/a/b/2"], "/a/b/"),
+        (["/a/b/1", "/a/bc/2"], "/a/"),
+        (["gs://bucket/x/1"], "gs://bucket/x/"),
+        (["/1", "/a/2"], "/"),
+        (["1", "2"], ""),
+        (["1", "a/2"], ""),
+    ],
+)
+def test_common_folder(paths: list[str], folder: str) -> None:
+    assert common_folder(paths) == folder

@@ -81,10 +81,10 @@ def show_top(output: pathlib.Path, data: dict[str, tuple[np.ndarray, np.ndarray]
     test_ids = list(dict.fromkeys(row["test_id"] for row in rows))
     for test_id in test_ids[:points]:
         print(f"\ntest point {test_id}, label {label_of(test_id, data, 'test')}")
-        print(f"  {'rank':>4}  {'training example':<34}{'label':>5}{'influence':>12}{'loss change if removed':>25}")
+        print(f"  {'rank':>4}  {'training example':<36}{'label':>5}{'influence':>12}{'loss change if removed':>25}")
         for row in [row for row in rows if row["test_id"] == test_id][:k]:
             label = label_of(row["train_id"], data, "train")
-            print(f"  {row['rank']:>4}  {row['train_id']:<34}{label:>5}{row['influence']:>12.4f}{row['loss_change']:>+25.6f}")
+            print(f"  {row['rank']:>4}  {row['train_id']:<36}{label:>5}{row['influence']:>12.5f}{row['loss_change']:>+25.2e}")
 
 
 def main() -> int:

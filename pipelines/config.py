@@ -7,10 +7,9 @@ import types
 import typing
 from typing import Any
 
-from influence_ops import schemas
-from influence_ops.curvature import Curvature, FinishOptions, curvature_by_name
-from influence_ops.in_memory import complete_options
-from influence_ops.scores import ScoreOptions
+if typing.TYPE_CHECKING:  # when it is needed, it is imported: --help need not wait for TensorFlow
+    from influence_ops.curvature import Curvature, FinishOptions
+    from influence_ops.scores import ScoreOptions
 
 
 def _option(default: Any, help: str, group: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -34,7 +33,8 @@ class InfluenceConfig:
     model: str = _option(dataclasses.MISSING, "The trained model: a .keras file.", _MODEL)
     train: str = _option(
         dataclasses.MISSING,
-        "The training set: TFRecord files of tf.Example, plain or gzip. Patterns are allowed ('train-*.tfrecord.gz'), several separated by commas.",
+        "The training set: TFRecord files of tf.Example, plain or gzip. Patterns are allowed ('train-*.tfrecord.gz'), "
+        "several separated by commas.",
         _DATA,
     )
     test: str = _option(dataclasses.MISSING, "The test points to explain: files as for --train.", _DATA)
@@ -88,7 +88,9 @@ class InfluenceConfig:
     )
 
     curvature: str = _option(
-        "gauss_newton", "The approximation of the Hessian: identity, exact, gauss_newton, conjugate_gradient, lissa, or your own as module:Class.", _METHOD
+        "gauss_newton",
+        "The approximation of the Hessian: identity, exact, gauss_newton, conjugate_gradient, lissa, or your own as module:Class.",
+        _METHOD,
     )
     n_samples: int | None = _option(
         None,
@@ -118,7 +120,12 @@ class InfluenceConfig:
         False, "Group influence to second order: the group's own curvature is in (one more pass over the training set).", _METHOD
     )
 
-    outputs: str = _option("top_k", f"Which tables to write, separated by commas: {', '.join(schemas.OUTPUTS)}.", _RESULT)
+    outputs: str = _option(
+        "top_k",
+        "Which tables to write, separated by commas: top_k, self_influence, self_influence_top_k, group_influence, "
+        "group_self_influence, group_vectors, scores, influence_vectors.",
+        _RESULT,
+    )
     top_k: int = _option(10, "How many training examples to keep for each test point.", _RESULT)
     order: str = _option(
         "descending",
@@ -134,6 +141,8 @@ class InfluenceConfig:
     work_dir: str | None = _option(None, "Temporary files; all workers must reach it. Default: OUTPUT/.work.", _RUN)
 
     def __post_init__(self) -> None:
+        from influence_ops import schemas
+
         for name in ("model", "train", "test", "output"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} must not be empty")
@@ -175,10 +184,14 @@ class InfluenceConfig:
 
     def make_curvature(self) -> Curvature:
         """The curvature, not fitted yet."""
+        from influence_ops.curvature import curvature_by_name
+
         return curvature_by_name(self.curvature, self.n_samples, self.seed)
 
     def finish_options(self) -> FinishOptions:
         """The curvature's options."""
+        from influence_ops.curvature import FinishOptions
+
         damping: float | str = self.damping
         try:
             damping = float(self.damping)
@@ -191,6 +204,9 @@ class InfluenceConfig:
 
     def score_options(self) -> ScoreOptions:
         """The scores' options."""
+        from influence_ops.in_memory import complete_options
+        from influence_ops.scores import ScoreOptions
+
         options = ScoreOptions(typing.cast(Any, self.normalize), typing.cast(Any, self.removal))
         return complete_options(options, frozenset(self.output_tables), self.second_order_groups)
 

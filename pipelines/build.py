@@ -93,9 +93,11 @@ def build(
     )
     counts.append(embedded[COUNTS])
     early_rejected.append(embedded[REJECTED])
-    # The first pass over the training set tells what is rejected. With a curvature pass, too many end the run here.
+    # The first pass over the training set tells what is rejected. With a curvature pass, too many end the run here,
+    # unless scoring itself rejects some: a removal's own Newton step may not exist.
     write_rejected = WriteRejected(config.output, config.max_rejected)
-    if has_pass:
+    gated = has_pass and config.removal == "first_order"
+    if gated:
         rejected_file = early_rejected | "FlattenRejected" >> beam.Flatten() | "WriteRejected" >> write_rejected
         gate = rejected_file
     else:
@@ -113,7 +115,7 @@ def build(
         config.output,
     )
     counts.append(scored[COUNTS])
-    if not has_pass:
+    if not gated:
         rejected_file = (
             [*early_rejected, scored[REJECTED]] | "FlattenRejected" >> beam.Flatten() | "WriteRejected" >> write_rejected
         )

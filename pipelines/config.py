@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import types
 import typing
 from typing import Any
@@ -144,8 +145,8 @@ class InfluenceConfig:
         from influence_ops import schemas
 
         for name in ("model", "train", "test", "output"):
-            if not getattr(self, name):
-                raise ValueError(f"--{name} must not be empty")
+            if not getattr(self, name).strip(" ,"):
+                raise ValueError(f"--{name} {getattr(self, name)!r} must not be empty")
         for field in dataclasses.fields(self):
             choices, value = field.metadata["choices"], getattr(self, field.name)
             if choices and value not in choices:
@@ -179,8 +180,10 @@ class InfluenceConfig:
 
     @property
     def work_folder(self) -> str:
-        """Where temporary files go."""
-        return self.work_dir or f"{self.output.rstrip('/')}/.work"
+        """Where temporary files go: a folder of this run's own, since it is emptied before and after."""
+        if self.work_dir is None:
+            return f"{self.output.rstrip('/')}/.work"
+        return f"{self.work_dir.rstrip('/')}/beam-influence-{hashlib.sha256(self.output.encode()).hexdigest()[:16]}"
 
     def make_curvature(self) -> Curvature:
         """The curvature, not fitted yet."""

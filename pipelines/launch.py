@@ -81,8 +81,7 @@ def run(config: InfluenceConfig, beam_arguments: Iterable[str] = (), stream: Tex
             raise RunFailedError(reason(error)) from error
     if not BeamFiles().exists(join(config.output, MANIFEST)):
         raise RunFailedError(f"the pipeline ended in the state {result.state} without a manifest in {config.output!r}")
-    if config.work_dir is None:
-        _delete_folder(config.work_folder)
+    _delete_folder(config.work_folder)
     manifest = json.loads(BeamFiles().read(join(config.output, MANIFEST)))
     return RunSummary(config.output, manifest, _milliseconds(result), time.monotonic() - started)
 

@@ -15,7 +15,7 @@ from influence_ops.model import InfluenceModel
 from influence_ops.tfrecord import read_records
 from pipelines.config import InfluenceConfig
 from transforms.elements import Shard
-from transforms.files import BeamFiles, join
+from transforms.files import TEMPORARY, BeamFiles, join
 from transforms.open_model import ModelSpec, file_digest
 from transforms.read_shards import list_shards
 
@@ -198,7 +198,12 @@ def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str
     if files.exists(path) and not config.overwrite:
         raise ValueError(f"{config.output!r} already holds a finished run; give another --output, or --overwrite")
     files.delete(path)  # first: from here on the folder holds no run
-    for folder in (*(join(config.output, table) for table in tables), join(config.output, "curvature"), config.work_folder):
-        matches = FileSystems.match([f"{folder}/**"])[0].metadata_list if files.exists(folder) else []
-        for match in matches:
+    patterns = [f"{path}.*{TEMPORARY}"]
+    folders = [join(config.output, table) for table in tables] + [config.work_folder]
+    curvature = join(config.output, "curvature")
+    if (config.curvature_path or "").rstrip("/") != curvature:  # else this run reads it
+        folders.append(curvature)
+    patterns += [f"{folder}/**" for folder in folders if files.exists(folder)]
+    for result in FileSystems.match(patterns):
+        for match in result.metadata_list:
             files.delete(match.path)

@@ -35,10 +35,11 @@ class _WriteManifestDoFn(beam.DoFn):
             total["shards"] += 1
             total["examples"] += count.examples
             total["rejected"] += count.rejected
-        if "curvature" in by_stage and "score" in by_stage and by_stage["curvature"]["examples"] != by_stage["score"]["examples"]:
+        read = {stage: total["examples"] + total["rejected"] for stage, total in by_stage.items()}
+        if read.get("curvature", read["score"]) != read["score"]:
             raise ValueError(
-                f"the curvature saw {by_stage['curvature']['examples']:,} training examples and the scores "
-                f"{by_stage['score']['examples']:,}: the training files changed during the run; start it again"
+                f"the curvature saw {read['curvature']:,} training examples and the scores {read['score']:,}: "
+                "the training files changed during the run; start it again"
             )
         listed = sorted(set(files), key=lambda file: file.path)
         content = {

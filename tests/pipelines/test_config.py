@@ -1,0 +1,76 @@
+"""Wrong options are refused before anything starts; the message names the option, its value and what to write instead."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from pipelines.config import InfluenceConfig
+
+REQUIRED = {"model": "m.keras", "train": "train-*", "test": "test-*", "output": "out"}
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"model": ""}, "--model '' must not be empty"),
+    ({"train": ""}, "--train '' must not be empty"),
+    ({"test": ""}, "--test '' must not be empty"),
+    ({"output": ""}, "--output '' must not be empty"),
+    ({"train": " , "}, "--train ' , ' must not be empty"),
+    ({"regularizer": "none"}, "--regularizer 'none' must be one of curvature, loss"),
+    ({"precision": "float32"}, "--precision 'float32' must be one of auto, float64, native"),
+    ({"normalize": "l2"}, "--normalize 'l2' must be one of none, theta, loss"),
+    ({"removal": "exact"}, "--removal 'exact' must be one of first_order, newton"),
+    ({"order": "random"}, "--order 'random' must be one of descending, ascending"),
+    ({"top_k": 0}, "--top_k 0 must be at least 1"),
+    ({"batch_size": 0}, "--batch_size 0 must be at least 1"),
+    ({"query_block_size": -1}, "--query_block_size -1 must be at least 1"),
+    ({"max_rejected": -1}, "--max_rejected -1 must be at least 0"),
+    ({"threads": -1}, "--threads -1 must be at least 0"),
+    ({"outputs": "top_k,shapley"}, "--outputs 'top_k,shapley' must name some of top_k, self_influence"),
+    ({"outputs": " , "}, "--outputs ' , ' must name some of top_k"),
+    ({"outputs": "rejected"}, "--outputs 'rejected' must name some of top_k"),
+    ({"outputs": "group_influence"}, "--outputs group_influence needs --group_feature"),
+    ({"weight_decay": -0.1}, "--weight_decay -0.1 must be at least 0"),
+    ({"weight_decay": float("nan")}, "--weight_decay nan must be at least 0"),
+    ({"curvature": "hessian"}, "no curvature is called 'hessian'; use one of identity, exact, gauss_newton"),
+    ({"curvature": "no.such.module:Class"}, "can't import 'no.such.module'"),
+    ({"curvature": "json:JSONDecoder"}, "'json:JSONDecoder' is not a class derived from"),
+    ({"damping": "-1"}, "--damping=-1.0 must be a number of at least 0 or 'auto'"),
+    ({"damping": "inf"}, "--damping=inf must be a number of at least 0 or 'auto'"),
+    ({"damping": "small"}, "--damping='small' must be a number of at least 0 or 'auto'"),
+    ({"rcond": 1.0}, "--rcond=1.0 must be at least 0 and below 1"),
+    ({"removal": "newton", "normalize": "loss"}, "can't be normalised"),
+    ({"removal": "newton", "curvature": "identity"}, "--removal newton needs"),
+    ({"input_features": "image="}, "--input_features 'image=': write FEATURE, or input=FEATURE"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG, ids=[f"{next(iter(o))}-{n}" for n, (o, _) in enumerate(WRONG)])
+def test_a_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        InfluenceConfig(**{**REQUIRED, **options})
+    assert message in str(caught.value)
+
+
+def test_every_choice_is_accepted() -> None:
+    for field in dataclasses.fields(InfluenceConfig):
+        for choice in field.metadata["choices"] or ():
+            assert getattr(InfluenceConfig(**{**REQUIRED, field.name: choice}), field.name) == choice
+
+
+@pytest.mark.parametrize(
+    ("text", "mapping"),
+    [(None, {}), ("pixels", {"": "pixels"}), ("a=x", {"a": "x"}), (" a=x, b=y ,", {"a": "x", "b": "y"})],
+)
+def test_input_features(text: str | None, mapping: dict[str, str]) -> None:
+    assert InfluenceConfig(**REQUIRED, input_features=text).input_mapping() == mapping
+
+
+def test_temporary_files_have_a_folder_of_their_own() -> None:
+    """It is emptied before and after a run, so it can't be a folder that the user keeps other things in."""
+    assert InfluenceConfig(**REQUIRED).work_folder == "out/.work"
+    one = InfluenceConfig(**REQUIRED, work_dir="/scratch/")
+    other = InfluenceConfig(**{**REQUIRED, "output": "out2"}, work_dir="/scratch")
+    assert one.work_folder.startswith("/scratch/beam-influence-")
+    assert one.work_folder == dataclasses.replace(one, top_k=3).work_folder != other.work_folder

@@ -86,18 +86,27 @@ def run(config: InfluenceConfig, beam_arguments: Iterable[str] = (), stream: Tex
     return RunSummary(config.output, manifest, _milliseconds(result), time.monotonic() - started)
 
 
+_STACK = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*")
+_RAISED = re.compile(r"(?:\w+\.)*(\w+)(?:: |\Z)")
+_TELL_NOTHING = ("Exception", "OSError", "RuntimeError", "TooManyRejectedError", "ValueError")
+
+
 def reason(error: BaseException) -> str:
-    """The first cause of a pipeline's failure as one message, out of a runner's nested stacks."""
-    text = str(error)
-    # Runners give a worker's whole traceback as text; the exception itself stands at the end of each part.
-    raised = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception)): (.*?)(?: \[while running '([^\n]*)'\])?$(?=\n\n|\n?\Z|\nTraceback|\nDuring)", re.M | re.S)
-    found = raised.findall(text)
-    if found:
-        name, message, _ = found[0]
-        text = message.split(" [while running")[0].strip() or name
-        if name not in ("ValueError", "OSError", "RuntimeError", "TooManyRejectedError"):
-            text = f"{name}: {text}"
-    return re.sub(r" \[while running '[^\n]*'\]", "", text).strip()
+    """A pipeline's failure as one message, out of a runner's nested stacks: what the step that failed raised."""
+    text, name = str(error), type(error).__name__
+    # Beam marks the end of a step's message; what follows are the runner's own stacks.
+    text = text.rpartition(" [while running '")[0] or text
+    # Workers give a chain of stacks as text, each before its exception; the last was raised with the causes in mind.
+    *stacks, text = _STACK.split(text)
+    raised = _RAISED.match(text) if stacks else None
+    if raised:
+        name, text = raised[1], text[raised.end() :]
+    if "Graph execution error:" in text or "[[{{" in text:  # TensorFlow's message is between its own stack and its nodes
+        noise = ("Graph execution error:", "Detected at node", "[[{{")
+        lines = [line for line in text.splitlines() if line.strip() and not line.startswith("  ")]
+        text = "\n".join(line for line in lines if not line.strip().startswith(noise))
+    text = text.strip()
+    return text if name in _TELL_NOTHING and text else f"{name}: {text}"
 
 
 def _delete_folder(folder: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pipelines.launch import RunFailedError
+from pipelines.prepare import prepare
 from tests.pipelines.digits_job import (
     SIZES,
     DigitsJob,
@@ -25,6 +26,8 @@ from tests.pipelines.digits_job import (
     run_quietly,
     strings,
 )
+from transforms.progress import Progress
+from transforms.read_shards import ShardReader
 
 # The kept examples are the same, only in batches of other shapes: what is left is rounding (seen: 1e-13).
 ROUNDING = 1e-9
@@ -208,16 +211,13 @@ def test_by_default_one_is_too_many(job: DigitsJob, tmp_path: pathlib.Path) -> N
 @pytest.mark.parametrize("name", ["missing_input", "missing_label", "wrong_length", "two_labels", "wrong_type", "garbage", "nan"])
 def test_a_bad_first_record_is_rejected_too(job: DigitsJob, tmp_path: pathlib.Path, name: str) -> None:
     """What the features are is not decided by one record, or a bad first one would reject all good ones."""
-    from influence_ops.decode import ExampleDecoder
-    from pipelines.prepare import prepare
-
     split = job.splits["train"]
     rows = list(range(20))
     first = DAMAGES[name](split, [19, 0])  # its second record is the bad one
     bad_record = first.data[len(framed([split.example(19)])) :]
     (tmp_path / "bad.tfrecord").write_bytes(bad_record + framed(split.example(row) for row in rows))
     plan = prepare(job.config(tmp_path / "out", train=str(tmp_path / "bad.tfrecord")))
-    batch, rejected = ExampleDecoder(plan.train_features).decode(
-        [split.example(row) for row in rows], np.arange(len(rows)), "bad.tfrecord", "bad.tfrecord"
-    )
-    assert len(batch) == len(rows) and not rejected
+    reader = ShardReader("score", plan.train_features, 256, Progress(None))
+    ((batch, rejected),) = reader.read(plan.train[0])
+    assert batch.ids.tolist()[-len(rows) :] == [f"bad.tfrecord:{row + 1}" for row in rows]
+    assert [r.index for r in rejected] == ([] if name == "nan" else [0])  # a NaN shows when it is evaluated

@@ -1,0 +1,111 @@
+"""A run killed at any moment leaves no manifest, and the next one into the same folder is as if it had been the first."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from influence_ops.array_folder import LocalFiles
+from pipelines.config import InfluenceConfig
+from pipelines.prepare import clear_output
+from tests.pipelines.digits_job import DigitsJob, assert_same_tables, files_below, run_quietly
+
+# The stages write into these, in this order; the run is killed as soon as one holds a file, finished or not.
+MOMENTS: dict[str, Callable[[pathlib.Path], bool]] = {
+    "curvature": lambda output: any((output / "curvature").glob("*")),
+    "while-scoring": lambda output: any((output / "scores").glob("*")),
+    "all-tables-written": lambda output: any((output / "group_influence").glob("*.parquet")),
+}
+
+
+def command(config: InfluenceConfig) -> list[str]:
+    options = ["model", "train", "test", "output", "group_feature", "outputs", "top_k", "batch_size", "threads"]
+    words = [word for name in options for word in (f"--{name}", str(getattr(config, name)))]
+    return [sys.executable, "-m", "pipelines.cli", "run", *words, "--runner=FnApiRunner"]
+
+
+def kill_when(config: InfluenceConfig, moment: Callable[[pathlib.Path], bool]) -> bool:
+    """Runs the job in a process of its own and kills it; False when it had ended before."""
+    output = pathlib.Path(config.output)
+    process = subprocess.Popen(command(config), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not moment(output):
+            assert process.poll() is None, (process.stderr.read() if process.stderr else b"").decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.0005)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # its own session: nothing else is in it
+        process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("moment", sorted(MOMENTS))
+def test_a_killed_run_and_the_next(job: DigitsJob, tmp_path: pathlib.Path, moment: str) -> None:
+    output = tmp_path / "out"
+    # Small batches: the stages last long enough to be killed inside.
+    config = job.config(output, files=7, batch_size=1)
+    assert kill_when(config, MOMENTS[moment])
+    assert files_below(output), "killed before it wrote anything: the moment is not the one meant"
+    assert not (output / "manifest.json").exists()
+    # The next run reads fewer files: none of the killed one's may be left among its own.
+    config = job.config(output, files=3)
+    summary = run_quietly(config)
+    assert_no_strays(output, summary.manifest)
+    assert_same_tables(output, job.oracle(config, job.shards("train", 3).ids(), job.shards("test", 1).ids()))
+
+
+def assert_no_strays(output: pathlib.Path, manifest: dict) -> None:
+    listed = {file["path"] for file in manifest["files"]} | {"manifest.json"}
+    assert {path for path in files_below(output) if not path.startswith("curvature/")} == listed
+    assert files_below(output / "curvature") == {"meta.json", "inverse.npy", "eigenvalues.npy"}
+
+
+def test_what_any_kill_can_leave_is_removed(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    """Half-written and finished files in every place that a run writes to; the user's own files stay."""
+    output = tmp_path / "out"
+    config = job.config(output, outputs="top_k")
+    strays = [
+        "manifest.json.0123abcd.tmp",
+        "top_k/block-00009-00000.parquet",
+        "scores/shard-00000.parquet.0123abcd.tmp",
+        "curvature/inverse.npy.0123abcd.tmp",
+        "curvature/other.npy",
+        ".work/queries/00000-00000/solved.npy",
+        ".work/statistic/block-0-0/part.npy.0123abcd.tmp",
+    ]
+    for path in [*strays, "mine.txt", "manifest.json.txt"]:
+        LocalFiles().write(str(output / path), b"")
+    clear_output(config, ("top_k", "scores"), "manifest.json")
+    assert files_below(output) == {"mine.txt", "manifest.json.txt"}
+    summary = run_quietly(config)
+    for path in ("mine.txt", "manifest.json.txt"):
+        (output / path).unlink()
+    assert_no_strays(output, summary.manifest)
+
+
+def test_the_manifest_comes_last(job: DigitsJob, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the moment at which the manifest appears, all that it lists is in place."""
+    output = tmp_path / "out"
+    seen: list[set[str]] = []
+    rename = os.rename
+
+    def watched(source: str, target: str, *args: object, **kwargs: object) -> None:
+        if str(target).endswith("manifest.json"):
+            seen.append(files_below(output))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", watched)
+    summary = run_quietly(job.config(output))
+    assert len(seen) == 1
+    assert {file["path"] for file in summary.manifest["files"]} <= seen[0]

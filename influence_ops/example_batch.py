@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 Inputs = np.ndarray | Mapping[str, np.ndarray]
+Labels = np.ndarray | Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class ExampleBatch:
     Attributes:
       ids: (B,) array of str, unique over the whole data set.
       inputs: one array [B, ...], or a mapping from the model's input names to such arrays.
-      labels: [B] or [B, ...].
+      labels: [B] or [B, ...], or a mapping from names to such arrays.
       weights: optional [B] sample weights; the loss of each example is multiplied by its own.
       groups: optional (B,) array of str, the group each example belongs to.
       positions: (B,) int64, the index of each example in its file; None: its row.
@@ -26,7 +27,7 @@ class ExampleBatch:
 
     ids: np.ndarray
     inputs: Inputs
-    labels: np.ndarray
+    labels: Labels
     weights: np.ndarray | None = None
     groups: np.ndarray | None = None
     positions: np.ndarray | None = None
@@ -37,14 +38,10 @@ class ExampleBatch:
 
     def select(self, keep: np.ndarray) -> ExampleBatch:
         """The examples at `keep`, a boolean mask [B] or an index array."""
-        if isinstance(self.inputs, Mapping):
-            inputs: Inputs = {name: array[keep] for name, array in self.inputs.items()}
-        else:
-            inputs = self.inputs[keep]
         return ExampleBatch(
             ids=self.ids[keep],
-            inputs=inputs,
-            labels=self.labels[keep],
+            inputs=_select(self.inputs, keep),
+            labels=_select(self.labels, keep),
             weights=None if self.weights is None else self.weights[keep],
             groups=None if self.groups is None else self.groups[keep],
             positions=None if self.positions is None else self.positions[keep],
@@ -55,6 +52,10 @@ class ExampleBatch:
         """The example in `row` as one that could not be evaluated."""
         index = int(row if self.positions is None else self.positions[row])
         return Rejected(self.file, index, "evaluate", error, f"example {self.ids[row]}: {message}")
+
+
+def _select(arrays: np.ndarray | Mapping[str, np.ndarray], keep: np.ndarray) -> np.ndarray | Mapping[str, np.ndarray]:
+    return {name: array[keep] for name, array in arrays.items()} if isinstance(arrays, Mapping) else arrays[keep]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

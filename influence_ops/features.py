@@ -1,28 +1,61 @@
-"""Which features of a tf.Example are read, of which kind and shape; found before a run starts."""
+"""Which features of the data are read, of which kind and shape; found before a run starts."""
 
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import math
-from typing import Any, Literal
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
-import tensorflow as tf
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 
 Kind = Literal["float", "int", "bytes"]
 
-_KINDS: dict[str, Kind] = {"float_list": "float", "int64_list": "int", "bytes_list": "bytes"}
-_SCHEMA_TYPES: dict[Kind, Any] = {"float": schema_pb2.FLOAT, "int": schema_pb2.INT, "bytes": schema_pb2.BYTES}
+SCHEMA_TYPES: dict[Kind, Any] = {"float": schema_pb2.FLOAT, "int": schema_pb2.INT, "bytes": schema_pb2.BYTES}
+
+
+class Stored(NamedTuple):
+    """How a feature is stored: its kind and the lengths of its lists, outermost first ([] is a scalar column)."""
+
+    kind: Kind
+    shape: tuple[int, ...]
+
+
+Description = Mapping[str, Stored]
+"""The features of some data, in the order of its columns where they have one."""
+
+Schema = Mapping[str, tuple[Kind, tuple[int, ...] | None]]
+
+
+class ModelInput(NamedTuple):
+    """One input of the model: its name, its shape without the batch, and its dtype as declared."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """One feature: its name in the data, its kind, and the shape of one example ([] is a scalar)."""
+    """One feature.
+
+    Attributes:
+      name: its name in the data.
+      kind: the kind of its values.
+      shape: the shape of one example as the model gets it ([] is a scalar).
+      stored: the lengths of its lists as stored when there are lists of lists; None: one list, or a scalar.
+      parts: the features it is put together from, in order; empty: it is read as it is.
+    """
 
     name: str
     kind: Kind
     shape: tuple[int, ...]
+    stored: tuple[int, ...] | None = None
+    parts: tuple[Feature, ...] = ()
 
     @property
     def length(self) -> int:
@@ -32,53 +65,70 @@ class Feature:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSpec:
-    """What a record is decoded to.
+    """What a row of the data is decoded to.
 
     Attributes:
-      inputs: (model input name, feature) pairs; a single pair is given to the model as one array.
-      label: the label's feature.
+      inputs: (model input name, feature) pairs; a single pair is given to the model as one array. With `preprocess`
+        the features are what it returns, not what is read.
+      labels: the labels' features; a single one is given to the loss as one array, several as a dictionary.
       id, group, weight: features of these roles, or None.
+      format: the name of the data's reader.
+      double: whether floats are read as float64: the model takes such inputs. Else they are float32 in every format.
+      preprocess: the function `module:function` that makes the inputs, or None.
+      raw: the features that `preprocess` gets.
     """
 
     inputs: tuple[tuple[str, Feature], ...]
-    label: Feature
+    labels: tuple[Feature, ...]
     id: Feature | None = None
     group: Feature | None = None
     weight: Feature | None = None
+    format: str = "tfrecord"
+    double: bool = False
+    preprocess: str | None = None
+    raw: tuple[Feature, ...] = ()
 
     def features(self) -> list[Feature]:
         """Every feature that is read, each name once."""
-        roles = [feature for _, feature in self.inputs] + [self.label, self.id, self.group, self.weight]
-        return list({feature.name: feature for feature in roles if feature is not None}.values())
-
-    def schema(self) -> bytes:
-        """A serialized TensorFlow Metadata schema of these features."""
-        schema = schema_pb2.Schema()
-        for feature in self.features():
-            schema.feature.add(name=feature.name, type=_SCHEMA_TYPES[feature.kind])
-        return schema.SerializeToString()
+        of_inputs = self.raw if self.preprocess else [feature for _, feature in self.inputs]
+        roles = [*of_inputs, *self.labels, self.id, self.group, self.weight]
+        read = [part for feature in roles if feature is not None for part in feature.parts or (feature,)]
+        return list({feature.name: feature for feature in read}.values())
 
 
-def describe_example(record: bytes) -> dict[str, tuple[Kind, int]]:
-    """The kind and the number of values of each feature in a serialized tf.Example.
+@dataclasses.dataclass(frozen=True)
+class Roles:
+    """Which feature does what, as the user says.
 
-    Raises:
-      ValueError: the bytes are not a tf.Example.
+    Attributes:
+      inputs: model input name -> feature, `a+b+c`, or a pattern such as `pixel_*`; for a model of one input the name
+        may be empty.
+      labels: the labels' names.
+      id, group, weight: names, or None.
     """
-    try:
-        example = tf.train.Example.FromString(record)
-    except Exception as error:
-        raise ValueError(f"not a serialized tf.Example: {error}") from error
-    found: dict[str, tuple[Kind, int]] = {}
-    for name, feature in example.features.feature.items():
-        which = feature.WhichOneof("kind")
-        if which is not None:
-            found[name] = (_KINDS[which], len(getattr(feature, which).value))
-    return found
+
+    inputs: Mapping[str, str]
+    labels: tuple[str, ...]
+    id: str | None = None
+    group: str | None = None
+    weight: str | None = None
+
+    def others(self) -> set[str]:
+        """Features that are no input unless named so."""
+        return {name for name in (*self.labels, self.id, self.group, self.weight) if name is not None}
+
+
+def most_common(rows: Iterable[Description]) -> dict[str, Stored]:
+    """Each feature as most rows have it: a bad first row decides nothing."""
+    seen: dict[str, Counter[Stored]] = {}
+    for row in rows:
+        for name, stored in row.items():
+            seen.setdefault(name, Counter())[stored] += 1
+    return {name: counter.most_common(1)[0][0] for name, counter in seen.items()}
 
 
 def parse_schema(text: str) -> dict[str, tuple[Kind, tuple[int, ...] | None]]:
-    """Kind and fixed shape (None: not fixed) of each feature in a `schema.pbtxt`.
+    """Kind and fixed shape (None: not fixed) of each feature in a `schema.pbtxt`; a struct's are named like others.
 
     Raises:
       ValueError: the text is not a TensorFlow Metadata schema.
@@ -88,83 +138,173 @@ def parse_schema(text: str) -> dict[str, tuple[Kind, tuple[int, ...] | None]]:
         text_format.Parse(text, schema)
     except text_format.ParseError as error:
         raise ValueError(f"the schema can't be parsed: {error}; it must be a TensorFlow Metadata schema in text form") from error
-    kinds = {number: kind for kind, number in _SCHEMA_TYPES.items()}
-    return {
-        feature.name: (kinds[feature.type], tuple(dim.size for dim in feature.shape.dim) if feature.HasField("shape") else None)
-        for feature in schema.feature
-        if feature.type in kinds
-    }
+    kinds = {number: kind for kind, number in SCHEMA_TYPES.items()}
+    found: dict[str, tuple[Kind, tuple[int, ...] | None]] = {}
+    for feature in schema.feature:
+        if feature.type in kinds:
+            fixed = tuple(dim.size for dim in feature.shape.dim) if feature.HasField("shape") else None
+            found[feature.name] = (kinds[feature.type], fixed)
+        for step in feature.struct_domain.feature:
+            if step.type in kinds:
+                found[step.name] = (kinds[step.type], None)
+    return found
 
 
-def resolve_features(
-    model_inputs: list[tuple[str, tuple[int | None, ...], str]],
-    example: dict[str, tuple[Kind, int]],
-    schema: dict[str, tuple[Kind, tuple[int, ...] | None]] | None,
-    input_features: dict[str, str],
-    label_feature: str,
-    id_feature: str | None,
-    group_feature: str | None,
-    weight_feature: str | None,
-) -> FeatureSpec:
-    """Fits the model's inputs to the data's features.
+class FeatureResolver:
+    """Fits roles and the model's inputs to the data's features.
 
     Args:
-      model_inputs: (name, shape without the batch, dtype) of each input of the model.
-      example: the first example, by `describe_example`.
+      data: the features of the data.
       schema: by `parse_schema`, or None; it then decides kinds and shapes.
-      input_features: model input name -> feature name, where they differ; for a model of one input
-        the key may be empty.
-
-    Raises:
-      ValueError: a feature is missing, or its kind or its number of values does not fit.
+      converts: whether the data's numbers may be read as another kind of number (all formats but tf.Example).
+      ordered: whether `data` is in the order of the data's columns; a pattern's features are sorted otherwise.
     """
-    known = schema if schema is not None else {name: (kind, None) for name, (kind, _) in example.items()}
-    source = "the schema" if schema is not None else "the data"
 
-    def find(name: str, role: str) -> tuple[Kind, tuple[int, ...] | None]:
-        if name not in known:
-            raise ValueError(f"{source} has no feature {name!r} ({role}); it has {', '.join(sorted(known)) or 'none'}")
-        return known[name]
+    def __init__(self, data: Description, schema: Schema | None, converts: bool = False, ordered: bool = False):
+        self._data = data
+        self._schema = schema
+        self._converts = converts
+        self._ordered = ordered
+        self._known: Schema = schema if schema is not None else {name: (stored.kind, None) for name, stored in data.items()}
 
-    inputs = []
-    for name, shape, dtype in model_inputs:
-        default = input_features.get("", name) if len(model_inputs) == 1 else name
-        feature_name = input_features.get(name, default)
-        option = f"the model's input {name!r}; name its feature with --input_features {name}=FEATURE"
-        kind, fixed = find(feature_name, option)
-        if (kind == "bytes") != (dtype == "string"):
-            raise ValueError(f"feature {feature_name!r} holds {kind} values, the model's input {name!r} takes {dtype}")
-        length = example[feature_name][1] if feature_name in example else (math.prod(fixed) if fixed is not None else None)
-        inputs.append((name, Feature(feature_name, kind, _fit(shape, length, fixed, feature_name, name))))
-    kind, fixed = find(label_feature, "the label; name it with --label_feature")
-    length = example[label_feature][1] if label_feature in example else 1
-    label = Feature(label_feature, kind, fixed if fixed is not None else (() if length == 1 else (length,)))
-    if kind == "bytes":
-        raise ValueError(f"the label feature {label_feature!r} holds bytes; labels must be numbers")
+    def resolve(self, model_inputs: Sequence[ModelInput], roles: Roles) -> FeatureSpec:
+        """The specification without a preprocess function.
 
-    def scalar(name: str | None, role: str, kinds: tuple[Kind, ...]) -> Feature | None:
+        Raises:
+          ValueError: a feature is missing, or its kind or its number of values does not fit.
+        """
+        inputs = tuple((tensor.name, self._input(tensor, roles, len(model_inputs) == 1)) for tensor in model_inputs)
+        return dataclasses.replace(self._of_roles(roles, numeric_labels=True), inputs=inputs, double=takes_double(model_inputs))
+
+    def resolve_raw(self, names: Sequence[str], roles: Roles, preprocess: str, double: bool) -> FeatureSpec:
+        """What a preprocess function reads; its results, `inputs`, are left open.
+
+        Args:
+          names: the features it needs; none: all that have no other role.
+
+        Raises:
+          ValueError: a feature is missing.
+        """
+        spec = self._of_roles(roles, numeric_labels=False)
+        chosen = list(names) or [name for name in self._known if name not in roles.others()]
+        raw = tuple(self._as_stored(name, "named by --input_features, for --preprocess") for name in chosen)
+        return dataclasses.replace(spec, raw=raw, preprocess=preprocess, double=double)
+
+    def _of_roles(self, roles: Roles, numeric_labels: bool) -> FeatureSpec:
+        labels = tuple(self._as_stored(name, "the label; name it with --label_feature") for name in roles.labels)
+        for label in labels:
+            if label.kind == "bytes" and numeric_labels:
+                raise ValueError(
+                    f"the label feature {label.name!r} holds bytes; labels must be numbers (a --preprocess function may return them)"
+                )
+        return FeatureSpec(
+            (),
+            labels,
+            self._scalar(roles.id, "--id_feature", ("bytes", "int")),
+            self._scalar(roles.group, "--group_feature", ("bytes", "int")),
+            self._scalar(roles.weight, "--weight_feature", ("float", "int")),
+        )
+
+    def _find(self, name: str, role: str) -> tuple[Kind, tuple[int, ...] | None]:
+        if name not in self._known:
+            source = "the schema" if self._schema is not None else "the data"
+            raise ValueError(f"{source} has no feature {name!r} ({role}); it has {_listed(self._known) or 'none'}")
+        return self._known[name]
+
+    def _input(self, tensor: ModelInput, roles: Roles, only: bool) -> Feature:
+        wanted = roles.inputs.get(tensor.name, roles.inputs.get("", tensor.name) if only else tensor.name)
+        option = f"the model's input {tensor.name!r}; name its feature with --input_features {tensor.name}=FEATURE"
+        names = self._expand(wanted)
+        parts = [self._part(name, tensor, option) for name in names]
+        if len(parts) == 1 and names == [wanted]:
+            (part,) = parts
+            fixed = self._known[part.name][1]
+            shape = _fit(tensor, part.length if part.name in self._data or fixed is not None else None, fixed or part.stored, part.name)
+            return dataclasses.replace(part, shape=shape)
+        total = sum(part.length for part in parts)
+        kind: Kind = "float" if any(part.kind == "float" for part in parts) else parts[0].kind
+        return Feature(wanted, kind, _fit(tensor, total, None, wanted), parts=tuple(parts))
+
+    def _part(self, name: str, tensor: ModelInput, option: str) -> Feature:
+        part = self._as_stored(name, option)
+        if (part.kind == "bytes") != (tensor.dtype == "string"):
+            hint = "; decode it with --preprocess module:function" if part.kind == "bytes" else ""
+            raise ValueError(f"feature {name!r} holds {part.kind} values, the model's input {tensor.name!r} takes {tensor.dtype}{hint}")
+        if self._converts and self._schema is None and part.kind == "int" and "float" in tensor.dtype:
+            # The first rows of a column of floats may all be whole numbers.
+            part = dataclasses.replace(part, kind="float")
+        return part
+
+    def _expand(self, wanted: str) -> list[str]:
+        """`a+b+c` and patterns as names; a feature of exactly that name comes first."""
+        if wanted in self._known:
+            return [wanted]
+        names = []
+        for part in wanted.split("+"):
+            part = part.strip()
+            if part not in self._known and re.search(r"[*?\[]", part):
+                matches = [name for name in self._known if fnmatch.fnmatchcase(name, part)]
+                if not matches:
+                    raise ValueError(f"--input_features {wanted!r}: no feature matches {part!r}; there are {_listed(self._known)}")
+                names += matches if self._ordered else sorted(matches, key=_natural)
+            else:
+                names.append(part)
+        return names
+
+    def _as_stored(self, name: str, role: str) -> Feature:
+        kind, fixed = self._find(name, role)
+        stored = self._data[name].shape if name in self._data else None
+        nested = stored if stored is not None and len(stored) > 1 else None
+        shape = fixed if fixed is not None else nested if nested is not None else () if stored in (None, (), (1,)) else stored
+        assert shape is not None
+        return Feature(name, kind, shape, nested)
+
+    def _scalar(self, name: str | None, role: str, kinds: tuple[Kind, ...]) -> Feature | None:
         if name is None:
             return None
-        found = find(name, role)[0]
+        found = self._find(name, role)[0]
         if found not in kinds:
             raise ValueError(f"{role} feature {name!r} holds {found} values; it must hold {' or '.join(kinds)}")
+        if found == "int" and "float" in kinds and self._converts and self._schema is None:
+            found = "float"
         return Feature(name, found, ())
 
-    return FeatureSpec(
-        tuple(inputs),
-        label,
-        scalar(id_feature, "--id_feature", ("bytes", "int")),
-        scalar(group_feature, "--group_feature", ("bytes", "int")),
-        scalar(weight_feature, "--weight_feature", ("float", "int")),
-    )
+
+def takes_double(model_inputs: Sequence[ModelInput]) -> bool:
+    """Whether the model was made for float64 inputs."""
+    return any(tensor.dtype == "float64" for tensor in model_inputs)
 
 
-def _fit(
-    shape: tuple[int | None, ...], length: int | None, fixed: tuple[int, ...] | None, feature: str, name: str
-) -> tuple[int, ...]:
+def fit_result(tensor: ModelInput, shape: tuple[int, ...], preprocess: str) -> Feature:
+    """The feature that a preprocess function returns for an input of the model.
+
+    Raises:
+      ValueError: its shape does not fit.
+    """
+    fits = len(shape) == len(tensor.shape) and all(want in (None, have) for want, have in zip(tensor.shape, shape, strict=True))
+    if not fits:
+        raise ValueError(
+            f"--preprocess {preprocess!r} returns {tensor.name!r} with examples of the shape {list(shape)}; "
+            f"the model's input takes {list(tensor.shape)}"
+        )
+    return Feature(tensor.name, "bytes" if tensor.dtype == "string" else "float", shape)
+
+
+def _listed(known: Iterable[str]) -> str:
+    names = sorted(known, key=_natural)
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """x2 before x10."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _fit(tensor: ModelInput, length: int | None, fixed: tuple[int, ...] | None, feature: str) -> tuple[int, ...]:
     """The model's input shape with its unknown dimensions worked out from the number of values."""
+    shape = tensor.shape
     if length is None:
-        raise ValueError(f"feature {feature!r} has no fixed shape in the schema and is missing in the first example")
+        raise ValueError(f"feature {feature!r} has no fixed shape in the schema and is missing in the first examples")
     open_dimensions = [index for index, size in enumerate(shape) if size is None]
     known = math.prod(size for size in shape if size is not None)
     if len(open_dimensions) > 1 and fixed is not None and len(fixed) == len(shape):
@@ -173,6 +313,6 @@ def _fit(
         return tuple(length // known if size is None else size for size in shape)
     if open_dimensions or known != length:
         raise ValueError(
-            f"feature {feature!r} has {length} values, which do not fill the model's input {name!r} of shape {list(shape)}"
+            f"feature {feature!r} has {length} values, which do not fill the model's input {tensor.name!r} of shape {list(shape)}"
         )
     return tuple(size for size in shape if size is not None)

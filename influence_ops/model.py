@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import tensorflow as tf
 
 from influence_ops.autodiff import AutodiffDerivatives
 from influence_ops.example_batch import ExampleBatch
+from influence_ops.features import ModelInput
 from influence_ops.linear_head import LinearHeadDerivatives, is_linear_head
 from influence_ops.losses import per_example, resolve_loss
 from influence_ops.network import Precision, copy_network, feed, to_numpy
@@ -63,6 +65,7 @@ class InfluenceModel:
         network = copy_network(model, precision)
         self.model = network.model
         self.dtype = network.dtype
+        self._inputs = network.inputs
         self.weight_decay = float(weight_decay)
         self.regularizer: Regularizer = regularizer
         self.variables = watched_variables(self.model, weights, start_layer, last_layer)
@@ -77,6 +80,29 @@ class InfluenceModel:
         )
         self._functions: dict[str, Any] = {}
         self._regularizer_gradient: np.ndarray | None = None
+
+    def with_weight_decay(self, weight_decay: float) -> InfluenceModel:
+        """The same model under another `weight_decay`."""
+        if not np.isfinite(weight_decay) or weight_decay < 0:
+            raise ValueError(f"weight_decay={weight_decay!r} must be a number of at least 0")
+        other = copy.copy(self)
+        other.weight_decay = float(weight_decay)
+        other._regularizer_gradient = None
+        return other
+
+    @property
+    def inputs(self) -> tuple[ModelInput, ...]:
+        """The model's inputs, in the dtypes it was made with.
+
+        Raises:
+          ValueError: it declares none.
+        """
+        if not self._inputs:
+            raise ValueError(
+                "the model declares no inputs (a subclassed model); wrap it: keras.Model(inputs, model(inputs)) with "
+                "inputs = keras.Input(shape, name=...)"
+            )
+        return self._inputs
 
     @property
     def weight_names(self) -> list[str]:
@@ -198,7 +224,8 @@ class InfluenceModel:
     def _call(self, name: str, batch: ExampleBatch, *extra: tf.Tensor) -> Any:
         """A method of the derivatives as one `tf.function`, traced once for any batch size."""
         inputs = feed(self.model, batch.inputs, self.dtype)
-        arguments = (inputs, tf.convert_to_tensor(batch.labels), *extra)
+        labels = tf.nest.map_structure(tf.convert_to_tensor, batch.labels)
+        arguments = (inputs, labels, *extra)
         if name not in self._functions:
             signature = tf.nest.map_structure(
                 lambda tensor: tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype), arguments

@@ -10,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 from keras.src.models import Functional  # not exported, and the class keras.Model(inputs, outputs) makes
 
+from influence_ops.features import ModelInput
+
 Precision = Literal["auto", "float64", "native"]
 
 _ACTIVATIONS_TAKEN_OFF = ("softmax", "sigmoid")
@@ -23,11 +25,13 @@ class Network:
       model: the copy; its last layer is linear when its activation could be taken off.
       activation: the activation taken off the last layer: `softmax`, `sigmoid` or `linear` (none).
       dtype: `float64`, or the dtype that the model itself has.
+      inputs: the original's inputs as it declares them; empty for a subclassed model.
     """
 
-    model: keras.Model
+    model: Any
     activation: str
     dtype: str
+    inputs: tuple[ModelInput, ...]
 
 
 def copy_network(model: keras.Model, precision: Precision) -> Network:
@@ -49,7 +53,7 @@ def copy_network(model: keras.Model, precision: Precision) -> Network:
                 f"{type(model).__name__} is a subclassed model and can't be rebuilt in float64; "
                 "use precision 'native'"
             )
-        return Network(model, "linear", dtype)
+        return Network(model, "linear", dtype, declared_inputs(model))
     last = model.layers[-1]
     activation = getattr(getattr(last, "activation", None), "__name__", "linear")
     take_off = activation in _ACTIVATIONS_TAKEN_OFF and len(model.outputs) == 1
@@ -68,11 +72,17 @@ def copy_network(model: keras.Model, precision: Precision) -> Network:
         wide = precision != "native" and tf.as_dtype(tensor.dtype).is_floating
         return keras.Input(batch_shape=tensor.shape, dtype="float64" if wide else tensor.dtype, name=tensor.name)
 
-    inputs = tf.nest.map_structure(copy_input, model.input)
+    inputs = tf.nest.map_structure(copy_input, model.inputs[0] if isinstance(model, keras.Sequential) else model.input)
     copy = keras.models.clone_model(model, input_tensors=inputs, clone_function=copy_layer)
     copy.set_weights(model.get_weights())
     dtype = "float64" if precision != "native" else str(model.compute_dtype)
-    return Network(copy, activation if take_off else "linear", dtype)
+    return Network(copy, activation if take_off else "linear", dtype, declared_inputs(model))
+
+
+def declared_inputs(model: Any) -> tuple[ModelInput, ...]:
+    """The inputs that a model declares."""
+    tensors = getattr(model, "inputs", None) or []
+    return tuple(ModelInput(tensor.name, tuple(tensor.shape[1:]), str(tensor.dtype)) for tensor in tensors)
 
 
 def feed(model: keras.Model, inputs: Any, dtype: str) -> Any:

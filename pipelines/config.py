@@ -31,11 +31,15 @@ class InfluenceConfig:
       ValueError: an option is wrong; the message names it, its value and what to write instead.
     """
 
-    model: str = _option(dataclasses.MISSING, "The trained model: a .keras file.", _MODEL)
+    model: str = _option(
+        dataclasses.MISSING,
+        "The trained model: a .keras file, a SavedModel folder, or your function module:function that returns a built Keras model.",
+        _MODEL,
+    )
     train: str = _option(
         dataclasses.MISSING,
-        "The training set: TFRecord files of tf.Example, plain or gzip. Patterns are allowed ('train-*.tfrecord.gz'), "
-        "several separated by commas.",
+        "The training set: TFRecord files (plain or gzip), Parquet or CSV; see --data_format. Patterns are allowed "
+        "('train-*.tfrecord.gz'), several separated by commas.",
         _DATA,
     )
     test: str = _option(dataclasses.MISSING, "The test points to explain: files as for --train.", _DATA)
@@ -47,10 +51,26 @@ class InfluenceConfig:
     input_features: str | None = _option(
         None,
         "Which feature feeds which input of the model: 'FEATURE' for a model of one input, else 'input=FEATURE,input=FEATURE'. "
-        "Default: features named as the model's inputs.",
+        "Several features make one input as 'a+b+c' or by a pattern, 'pixel_*'. Default: features named as the model's inputs. "
+        "With --preprocess: the features that it needs, separated by commas (default: all without another role).",
         _DATA,
     )
-    label_feature: str = _option("label", "The feature that holds the label.", _DATA)
+    data_format: str = _option(
+        "auto",
+        "How examples are stored: tfrecord (of tf.Example), sequence_example (TFRecord of tf.SequenceExample), parquet, csv (with a "
+        "header row), or auto: by the file's name and first bytes.",
+        _DATA,
+        ("auto", "tfrecord", "sequence_example", "parquet", "csv"),
+    )
+    preprocess: str | None = _option(
+        None,
+        "Your function module:function, called on the workers for each batch with {feature: array [B, ...]}; it returns "
+        "{model input: array [B, ...]}, such as decoded images.",
+        _DATA,
+    )
+    label_feature: str = _option(
+        "label", "The feature that holds the label; several, separated by commas, go to the loss as a dictionary.", _DATA
+    )
     id_feature: str | None = _option(None, "A feature that names each example. Default: '<file>:<index in the file>'.", _DATA)
     group_feature: str | None = _option(
         None, "A feature of the training examples that names their group; needed for the group tables.", _DATA
@@ -61,6 +81,7 @@ class InfluenceConfig:
     weight_feature: str | None = _option(None, "A feature with each example's weight in the training loss.", _DATA)
     max_rejected: int = _option(0, "How many examples may be unusable (damaged, incomplete, not finite) before the run fails.", _DATA)
 
+    model_weights: str | None = _option(None, "With --model module:function: a .weights.h5 file that is loaded into the model.", _MODEL)
     loss: str = _option(
         "compiled",
         "The loss that the model was trained with: 'compiled' (stored in the model), softmax_cross_entropy (from logits), "
@@ -166,6 +187,15 @@ class InfluenceConfig:
             )
         if not self.weight_decay >= 0:
             raise ValueError(f"--weight_decay {self.weight_decay} must be at least 0")
+        if not self.label_features:
+            raise ValueError(f"--label_feature {self.label_feature!r} must name a feature")
+        if self.preprocess is not None and ":" not in self.preprocess:
+            raise ValueError(f"--preprocess {self.preprocess!r} is not an import path; write it as 'package.module:function'")
+        if self.preprocess is not None and "=" in (self.input_features or ""):
+            raise ValueError(
+                f"--input_features {self.input_features!r}: with --preprocess, name the features it needs, separated by commas; "
+                "the function itself decides which feeds which input"
+            )
         self.make_curvature()
         self.finish_options()
         self.score_options()
@@ -223,6 +253,16 @@ class InfluenceConfig:
             if feature:
                 mapping[name] = feature
         return mapping
+
+    @property
+    def preprocess_features(self) -> tuple[str, ...]:
+        """The features that `preprocess` needs; none named: all without another role."""
+        return tuple(name.strip() for name in (self.input_features or "").split(",") if name.strip())
+
+    @property
+    def label_features(self) -> tuple[str, ...]:
+        """The names in `label_feature`."""
+        return tuple(name.strip() for name in self.label_feature.split(",") if name.strip())
 
     def as_json(self) -> dict[str, Any]:
         """All options, for the manifest."""

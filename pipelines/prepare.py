@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections import Counter
-
-import numpy as np
 
 from influence_ops.curvature import curvature_by_name, load_preconditioner
-from influence_ops.decode import ExampleDecoder
-from influence_ops.features import FeatureSpec, Kind, describe_example, parse_schema, resolve_features
+from influence_ops.features import FeatureSpec, parse_schema
 from influence_ops.model import InfluenceModel
-from influence_ops.tfrecord import read_records
 from pipelines.config import InfluenceConfig
+from pipelines.find_features import find_features
 from transforms.elements import Shard
 from transforms.files import TEMPORARY, BeamFiles, join
 from transforms.open_model import ModelSpec, file_digest
-from transforms.read_shards import list_shards
+from transforms.progress import Progress
+from transforms.read_shards import ShardReader, list_shards
 
-_RECORDS_TRIED = 100
+_EXAMPLES_TRIED = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,25 +85,8 @@ def prepare(config: InfluenceConfig) -> Plan:
     specs = {}
     for shards in (train, test):
         split = shards[0].split
-        records = _first_records(shards)
-        if not records:
-            raise ValueError(
-                f"no readable tf.Example among the first records of {split} files such as {shards[0].path!r}; "
-                "they must be TFRecord files (plain or gzip) of serialized tf.Example"
-            )
-        example = _typical_example(records)
-        is_train = split == "train"
-        specs[split] = resolve_features(
-            _model_inputs(model),
-            example,
-            schema,
-            _default_mapping(config, model, example),
-            config.label_feature,
-            config.id_feature,
-            config.group_feature if is_train else config.test_group_feature,
-            config.weight_feature if is_train else None,
-        )
-        _try_evaluation(model, specs[split], records, shards[0], config)
+        specs[split] = find_features(config, shards, model.inputs, schema)
+        _try_evaluation(model, specs[split], shards, config)
     return Plan(
         train, test, specs["train"], specs["test"], spec, model.weight_names, model.size, model.total_size, model.dtype
     )
@@ -117,60 +96,11 @@ def _patterns(text: str) -> list[str]:
     return [pattern.strip() for pattern in text.split(",") if pattern.strip()]
 
 
-def _first_records(shards: list[Shard]) -> list[bytes]:
-    """Some readable tf.Examples from the first files that have any."""
-    for shard in shards:
-        with BeamFiles().open_read(shard.path) as file:
-            found = [
-                record
-                for record in itertools.islice(read_records(file), _RECORDS_TRIED)
-                if isinstance(record, bytes) and _is_example(record)
-            ]
-        if found:
-            return found
-    return []
-
-
-def _typical_example(records: list[bytes]) -> dict[str, tuple[Kind, int]]:
-    """Each feature with the kind and the number of values that most records have: a bad first one decides nothing."""
-    seen: dict[str, Counter[tuple[Kind, int]]] = {}
-    for record in records:
-        for name, kind in describe_example(record).items():
-            seen.setdefault(name, Counter())[kind] += 1
-    return {name: counter.most_common(1)[0][0] for name, counter in seen.items()}
-
-
-def _is_example(record: bytes) -> bool:
-    try:
-        return bool(describe_example(record))
-    except ValueError:
-        return False
-
-
-def _model_inputs(model: InfluenceModel) -> list[tuple[str, tuple[int | None, ...], str]]:
-    inputs = getattr(model.model, "inputs", None)
-    if not inputs:
-        raise ValueError("the model declares no inputs (a subclassed model); wrap it in keras.Model(inputs, outputs)")
-    return [(tensor.name, tuple(tensor.shape[1:]), str(tensor.dtype)) for tensor in inputs]
-
-
-def _default_mapping(config: InfluenceConfig, model: InfluenceModel, example: dict) -> dict[str, str]:
-    """The user's mapping; for a model of one input that names no feature, the only feature without another role."""
-    mapping = config.input_mapping()
-    inputs = _model_inputs(model)
-    if mapping or len(inputs) > 1 or inputs[0][0] in example:
-        return mapping
-    roles = {config.label_feature, config.id_feature, config.group_feature, config.weight_feature}
-    free = [name for name in example if name not in roles]
-    return {"": free[0]} if len(free) == 1 else mapping
-
-
-def _try_evaluation(
-    model: InfluenceModel, spec: FeatureSpec, records: list[bytes], shard: Shard, config: InfluenceConfig
-) -> None:
-    decoder = ExampleDecoder(spec)
-    batch, _ = decoder.decode(records, np.arange(len(records)), shard.name, shard.name)
-    if not len(batch):
+def _try_evaluation(model: InfluenceModel, spec: FeatureSpec, shards: list[Shard], config: InfluenceConfig) -> None:
+    reader = ShardReader("prepare", spec, _EXAMPLES_TRIED, Progress(None))
+    first = (batch for shard in shards for batch, _ in reader.read(shard) if len(batch))
+    batch = next(first, None)
+    if batch is None:
         return  # all of them are bad: the run will say so, example by example
     try:
         model.losses_and_gradients(batch)
@@ -179,9 +109,9 @@ def _try_evaluation(
         lines = [line.strip() for line in str(error).splitlines()]
         shown = [line for line in lines if line and not line.startswith("[[{{")] or [repr(error)]
         raise ValueError(
-            f"the model and the loss {config.loss!r} can't evaluate {shard.split} examples (inputs "
+            f"the model and the loss {config.loss!r} can't evaluate {shards[0].split} examples (inputs "
             f"{[(feature.name, list(feature.shape)) for _, feature in spec.inputs]}, label "
-            f"{spec.label.name} {list(spec.label.shape)}): {shown[-1]}"
+            f"{', '.join(f'{label.name} {list(label.shape)}' for label in spec.labels)}): {shown[-1]}"
         ) from error
 
 

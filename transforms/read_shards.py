@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
-import numpy as np
 from apache_beam.metrics import Metrics
 from apache_beam.typehints.decorators import IOTypeHints
 
-from influence_ops.decode import ExampleDecoder
+from influence_ops.decode import RowDecoder
 from influence_ops.example_batch import ExampleBatch, Rejected
 from influence_ops.features import FeatureSpec
-from influence_ops.tfrecord import DamagedRecord, read_records
+from influence_ops.readers import READERS, Reader
 from transforms.elements import RejectedExample, Shard, ShardCount
 from transforms.files import BeamFiles, common_folder, match_files
 from transforms.progress import Progress
@@ -63,13 +62,14 @@ class ShardReader:
         self._spec = spec
         self._batch_size = batch_size
         self._progress = progress
-        self._decoder: ExampleDecoder | None = None
+        self._format: Reader | None = None
+        self._decoder: RowDecoder | None = None
         self._examples = Metrics.counter(NAMESPACE, f"{stage}_examples")
         self._rejected = Metrics.counter(NAMESPACE, f"{stage}_rejected")
         self._milliseconds = Metrics.counter(NAMESPACE, f"{stage}_milliseconds")
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_decoder": None}
+        return {**self.__dict__, "_format": None, "_decoder": None}
 
     def read(self, shard: Shard) -> Iterator[tuple[ExampleBatch, list[Rejected]]]:
         """Batches of at most `batch_size` examples, each with the records that were rejected on the way to it.
@@ -77,26 +77,14 @@ class ShardReader:
         Raises:
           OSError: the file can't be opened or read; the message names it.
         """
-        if self._decoder is None:
-            self._decoder = ExampleDecoder(self._spec)
-        records: list[bytes] = []
-        positions: list[int] = []
-        rejected: list[Rejected] = []
+        if self._format is None or self._decoder is None:
+            self._format, self._decoder = READERS[self._spec.format](self._spec.features()), RowDecoder(self._spec)
         try:
             with BeamFiles().open_read(shard.path) as file:
-                for index, record in enumerate(read_records(file)):
-                    if isinstance(record, DamagedRecord):
-                        rejected.append(Rejected(shard.name, index, "read", record.error, str(record)))
-                        continue
-                    records.append(record)
-                    positions.append(index)
-                    if len(records) == self._batch_size:
-                        yield self._decode(shard, records, positions, rejected)
-                        records, positions, rejected = [], [], []
+                for rows in self._format.read(file, self._batch_size):
+                    yield self._decoder.decode(rows, shard.name)
         except OSError as error:
             raise OSError(f"can't read {shard.split} file {shard.path}: {error}") from error
-        if records or rejected:
-            yield self._decode(shard, records, positions, rejected)
 
     def count(self, started: float, examples: int, rejected: int, shards: int = 0) -> None:
         """Adds a batch, or the end of a shard, that began at `started` (`time.monotonic`)."""
@@ -104,13 +92,6 @@ class ShardReader:
         self._rejected.inc(rejected)
         self._milliseconds.inc(round(1000 * (time.monotonic() - started)))
         self._progress.report(self.stage, examples, shards)
-
-    def _decode(
-        self, shard: Shard, records: list[bytes], positions: list[int], rejected: list[Rejected]
-    ) -> tuple[ExampleBatch, list[Rejected]]:
-        assert self._decoder is not None
-        batch, bad = self._decoder.decode(records, np.array(positions, dtype=np.int64), shard.name, shard.name)
-        return batch, rejected + bad
 
 
 REJECTED = "rejected"

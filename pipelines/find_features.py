@@ -1,0 +1,88 @@
+"""How a split's files are read: their format, and which features feed the model; found from its first examples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from influence_ops.decode import RowDecoder
+from influence_ops.features import Description, FeatureResolver, FeatureSpec, ModelInput, Roles, Schema, takes_double
+from influence_ops.preprocess import Preprocess, with_results
+from influence_ops.readers import READERS, detect_format
+from pipelines.config import InfluenceConfig
+from transforms.elements import Shard
+from transforms.files import BeamFiles
+
+_EXAMPLES_TRIED = 100
+_PREPROCESSED = 20  # one by one, so fewer
+
+
+def find_features(
+    config: InfluenceConfig, shards: list[Shard], model_inputs: Sequence[ModelInput], schema: Schema | None
+) -> FeatureSpec:
+    """What the rows of a split are decoded to.
+
+    Raises:
+      ValueError: nothing can be read, or it does not fit the model.
+    """
+    name = config.data_format
+    if name == "auto":
+        with BeamFiles().open_read(shards[0].path) as file:
+            name = detect_format(shards[0].path, file)
+    reader = READERS[name]
+    data = _describe(name, shards)
+    roles = _roles(config, shards[0].split, data, model_inputs)
+    resolver = FeatureResolver(data, schema, reader.converts, reader.ordered)
+    if config.preprocess is None:
+        return dataclasses.replace(resolver.resolve(model_inputs, roles), format=name)
+    raw = resolver.resolve_raw(config.preprocess_features, roles, config.preprocess, takes_double(model_inputs))
+    raw = dataclasses.replace(raw, format=name)
+    return dataclasses.replace(raw, inputs=with_results(raw, model_inputs, _result_shapes(raw, shards, model_inputs)))
+
+
+def _describe(name: str, shards: list[Shard]) -> Description:
+    """The features of the first file that has readable examples."""
+    for shard in shards:
+        with BeamFiles().open_read(shard.path) as file:
+            try:
+                data = READERS[name].describe(file, _EXAMPLES_TRIED)
+            except ValueError as error:
+                raise ValueError(f"{shard.split} file {shard.path!r}: {error}") from error
+        if data:
+            return data
+    others = [other for other in READERS if other != name]
+    raise ValueError(
+        f"no readable example among the first of {shards[0].split} files such as {shards[0].path!r}; they must be "
+        f"{READERS[name].expects}, or name their format with --data_format ({', '.join(others)})"
+    )
+
+
+def _roles(config: InfluenceConfig, split: str, data: Description, model_inputs: Sequence[ModelInput]) -> Roles:
+    """The user's roles; a model of one input that names no feature takes the only feature without another role."""
+    is_train = split == "train"  # only training examples have weights
+    mapping = {} if config.preprocess else config.input_mapping()
+    labels = (config.label_feature,) if config.label_feature in data else config.label_features
+    group = config.group_feature if is_train else config.test_group_feature
+    roles = Roles(mapping, labels, config.id_feature, group, config.weight_feature if is_train else None)
+    if mapping or config.preprocess or len(model_inputs) > 1 or model_inputs[0].name in data:
+        return roles
+    taken = roles.others() | {config.group_feature, config.test_group_feature, config.weight_feature}
+    free = [name for name in data if name not in taken]
+    return dataclasses.replace(roles, inputs={"": free[0]}) if len(free) == 1 else roles
+
+
+def _result_shapes(spec: FeatureSpec, shards: list[Shard], model_inputs: Sequence[ModelInput]) -> dict[str, tuple[int, ...]]:
+    """What the preprocess function returns for the first examples that can be read."""
+    reader, decoder, preprocess = READERS[spec.format](spec.features()), RowDecoder(spec), Preprocess(spec)
+    for shard in shards:
+        with BeamFiles().open_read(shard.path) as file:
+            for rows in reader.read(file, _EXAMPLES_TRIED):
+                reasons: dict[int, tuple[str, str]] = {}
+                columns = decoder.raw(rows, reasons)
+                good = [int(row) for row in np.arange(len(rows.positions)) if row not in reasons][:_PREPROCESSED]
+                if good:
+                    raw = {feature.name: columns[feature.name] for feature in spec.raw}
+                    return preprocess.shapes(raw, good, model_inputs)
+    raise ValueError(f"no {shards[0].split} example has all of {', '.join(feature.name for feature in spec.features())}")

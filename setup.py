@@ -32,7 +32,7 @@ setup(
         "test": [
             "hypothesis>=6.100",
             "pandas>=2.2",
-            "pyright>=1.1.390",
+            "pyright[nodejs]>=1.1.390",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "ruff>=0.8",

@@ -12,6 +12,7 @@ import argparse
 import pathlib
 import shlex
 import sys
+from typing import Any
 
 import influence_ops.device  # sets TensorFlow's log level before it is imported
 
@@ -31,7 +32,8 @@ SHARDS = {"train": 4, "test": 1}
 
 def load_split() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Images [N, 64] in 0..1 and labels [N], shuffled once with a fixed seed."""
-    images, labels = load_digits(return_X_y=True)
+    digits: Any = load_digits()
+    images, labels = digits.data, digits.target
     order = np.random.default_rng(7).permutation(len(images))
     images, labels = (images[order] / 16).astype(np.float32), labels[order]
     return {"train": (images[TEST:], labels[TEST:]), "test": (images[:TEST], labels[:TEST])}
@@ -56,6 +58,7 @@ def write_shards(folder: pathlib.Path, split: str, images: np.ndarray, labels: n
 
 def train_model(images: np.ndarray, labels: np.ndarray) -> keras.Model:
     """A small network with 32 hidden units; its last layer (P = 330) is what is watched."""
+    keras.utils.disable_interactive_logging()
     keras.utils.set_random_seed(1)
     inputs = keras.Input((64,), name="image")
     hidden = keras.layers.Dense(32, activation="relu")(inputs)
@@ -63,7 +66,7 @@ def train_model(images: np.ndarray, labels: np.ndarray) -> keras.Model:
     outputs = keras.layers.Dense(10, activation="softmax", kernel_regularizer=penalty, bias_regularizer=penalty)(hidden)
     model = keras.Model(inputs, outputs)
     model.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(), metrics=["accuracy"])
-    model.fit(images, labels, epochs=30, batch_size=128, verbose=0)
+    model.fit(images, labels, epochs=30, batch_size=128)
     return model
 
 
@@ -90,14 +93,15 @@ def show_top(output: pathlib.Path, data: dict[str, tuple[np.ndarray, np.ndarray]
 def main() -> int:
     """Makes the data and the model, runs the job, shows its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("out/digits"), help="where everything goes (default: out/digits)")
+    default = pathlib.Path("out/digits")
+    parser.add_argument("--folder", type=pathlib.Path, default=default, help=f"where everything goes (default: {default})")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     data = load_split()
     patterns = {split: write_shards(folder, split, *data[split]) for split in data}
     model = train_model(*data["train"])
     model.save(folder / "model.keras")
-    _, accuracy = model.evaluate(*data["test"], verbose=0)
+    _, accuracy = model.evaluate(*data["test"])
     print(f"trained on {len(data['train'][1]):,} digits; accuracy on {TEST} test digits {accuracy:.2f}")
     output = folder / "influence"
     command = [

@@ -33,8 +33,9 @@ class _WriteRejectedDoFn(beam.DoFn):
         if len(distinct) > self._max_rejected:
             shown = "".join(f"\n  {r.split} {r.file}:{r.index} ({r.stage}, {r.error}): {r.message}" for r in distinct[:_SHOWN])
             more = f"\n  … and {len(distinct) - _SHOWN:,} more" if len(distinct) > _SHOWN else ""
+            were = "example was" if len(distinct) == 1 else "examples were"
             raise TooManyRejectedError(
-                f"{len(distinct):,} {'example was' if len(distinct) == 1 else 'examples were'} rejected, more than --max_rejected {self._max_rejected}; "
+                f"{len(distinct):,} {were} rejected, more than --max_rejected {self._max_rejected}; "
                 f"mend them, or allow as many. All are in {join(self._output, written.path)}; the first are:{shown}{more}"
             )
         yield written

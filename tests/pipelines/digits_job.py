@@ -176,7 +176,8 @@ def influence_model(path: str) -> InfluenceModel:
 
 
 def _splits() -> dict[str, Split]:
-    images, labels = load_digits(return_X_y=True)
+    digits: Any = load_digits()  # a Bunch, whose attributes its type does not tell
+    images, labels = digits.data, digits.target
     order = np.random.default_rng(3).permutation(len(images))[: sum(SIZES.values())]
     images, labels = (images[order] / 16).astype(np.float32), labels[order].astype(np.int64)
     count = SIZES["train"]
@@ -195,7 +196,8 @@ def _train(split: Split) -> keras.Model:
     outputs = keras.layers.Dense(10, activation="softmax", kernel_regularizer=penalty, bias_regularizer=penalty)(hidden)
     model = keras.Model(inputs, outputs)
     model.compile(keras.optimizers.Adam(0.02), keras.losses.SparseCategoricalCrossentropy())
-    model.fit(split.images, split.labels, epochs=20, batch_size=50, verbose=0)
+    fit: Any = model.fit  # Keras types `verbose` as a string only
+    fit(split.images, split.labels, epochs=20, batch_size=50, verbose=0)
     return model
 
 

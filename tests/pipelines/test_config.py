@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.config import InfluenceConfig
 
-REQUIRED = {"model": "m.keras", "train": "train-*", "test": "test-*", "output": "out"}
+REQUIRED: dict[str, Any] = {"model": "m.keras", "train": "train-*", "test": "test-*", "output": "out"}
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"model": ""}, "--model '' must not be empty"),

@@ -11,7 +11,8 @@ import apache_beam as beam
 import numpy as np
 import pytest
 from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.pvalue import AsIter
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.typehints import typehints
 from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import PaneInfo
@@ -141,7 +142,7 @@ def _batches(_: object) -> Iterator[ExampleBatch]:
 def test_a_bad_graph_is_caught(hint: type | None, how: str) -> None:
     pipeline = beam.Pipeline(FnApiRunner())
     start = pipeline | beam.Create([None], reshuffle=False)
-    batches = start | "Read" >> beam.FlatMap(_batches)
+    batches: typing.Any = start | "Read" >> beam.FlatMap(_batches)
     if hint is not None:
         batches = start | "Typed" >> beam.FlatMap(_batches).with_output_types(hint)
     keyed = batches | "Key" >> beam.WithKeys(0)
@@ -152,6 +153,6 @@ def test_a_bad_graph_is_caught(hint: type | None, how: str) -> None:
     elif how == "combine":
         _ = keyed | beam.CombinePerKey(max)
     else:
-        _ = start | "Use" >> beam.Map(lambda element, side: element, beam.pvalue.AsIter(batches))
+        _ = start | "Use" >> beam.Map(lambda element, side: element, AsIter(batches))
     with pytest.raises(AssertionError):
         check(crossings(pipeline))

@@ -30,7 +30,7 @@ def _raise(values: Any) -> Any:
 
 def fails_in_the_run(labels: Any, outputs: Any) -> Any:
     """A loss that fails for batches of more than the 100 examples that are tried before the start."""
-    losses = keras.losses.sparse_categorical_crossentropy(labels, outputs)
+    losses: Any = keras.losses.sparse_categorical_crossentropy(labels, outputs)
     count = tf.shape(losses)[0]
     broken = tf.cond(count > 100, lambda: tf.py_function(_raise, [losses], losses.dtype), lambda: losses)
     return tf.ensure_shape(broken, [None])
@@ -105,7 +105,10 @@ def test_a_users_loss_that_fails(job: DigitsJob, tmp_path: pathlib.Path, process
             "shapes must be equal\n\t [[{{node Add}}]] [Op:__inference_f] [while running 'A']",
             "shapes must be equal",
         ),
-        ("Traceback (most recent call last):\n  File \"x.py\", line 1, in f\n    g()\nKeyError: 'name' [while running 'A']\n", "KeyError: 'name'"),
+        (
+            "Traceback (most recent call last):\n  File \"x.py\", line 1, in f\n    g()\nKeyError: 'name' [while running 'A']\n",
+            "KeyError: 'name'",
+        ),
         (
             "Error received from SDK harness for instruction bundle_1: Traceback (most recent call last):\n"
             "  File \"a.py\", line 1, in f\nOSError: first\n\nThe above exception was the direct cause of the following exception:\n\n"
@@ -115,7 +118,8 @@ def test_a_users_loss_that_fails(job: DigitsJob, tmp_path: pathlib.Path, process
         (
             "Traceback (most recent call last):\n  File \"a.py\", line 1, in f\nValueError: first line\n  second line: of it\n"
             "\nDuring handling of the above exception, another exception occurred:\n\n"
-            "Traceback (most recent call last):\n  File \"a.py\", line 2, in g\nValueError: first line\n  second line: of it [while running 'X']\n",
+            "Traceback (most recent call last):\n  File \"a.py\", line 2, in g\n"
+            "ValueError: first line\n  second line: of it [while running 'X']\n",
             "first line\n  second line: of it",
         ),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,7 +15,7 @@ from tests.pipelines.digits_job import DigitsJob, floats, framed, read, run_quie
 
 
 @pytest.fixture
-def regression(tmp_path: pathlib.Path) -> dict[str, str]:
+def regression(tmp_path: pathlib.Path) -> dict[str, Any]:
     """y = wx without a regulariser; only the third example has the second feature, so without it w₂ has no curvature."""
     inputs = keras.Input((2,), name="x")
     outputs = keras.layers.Dense(1, use_bias=False)(inputs)
@@ -40,7 +41,7 @@ def regression(tmp_path: pathlib.Path) -> dict[str, str]:
     }
 
 
-def test_they_are_in_the_table(job: DigitsJob, tmp_path: pathlib.Path, regression: dict[str, str]) -> None:
+def test_they_are_in_the_table(job: DigitsJob, tmp_path: pathlib.Path, regression: dict[str, Any]) -> None:
     output = tmp_path / "out"
     run_quietly(job.config(output, group_feature=None, max_rejected=1, **regression))
     (row,) = read(output, "rejected").to_pylist()
@@ -48,7 +49,7 @@ def test_they_are_in_the_table(job: DigitsJob, tmp_path: pathlib.Path, regressio
     assert set(read(output, "scores")["train_id"].to_pylist()) == {f"train:{index}" for index in range(12) if index != 2}
 
 
-def test_they_count_against_max_rejected(job: DigitsJob, tmp_path: pathlib.Path, regression: dict[str, str]) -> None:
+def test_they_count_against_max_rejected(job: DigitsJob, tmp_path: pathlib.Path, regression: dict[str, Any]) -> None:
     with pytest.raises(RunFailedError, match=r"(?s)^1 example was rejected.*train:2 \(evaluate, leverage\).*use a larger --damping"):
         run_quietly(job.config(tmp_path / "out", group_feature=None, **regression))
     assert not (tmp_path / "out" / "manifest.json").exists()

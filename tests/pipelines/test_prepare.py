@@ -109,7 +109,7 @@ def test_files_that_are_no_tfrecords(job: DigitsJob, tmp_path: pathlib.Path) -> 
 
 def test_a_curvature_of_another_model(job: DigitsJob, finished: FinishedRun, tmp_path: pathlib.Path) -> None:
     saved = str(finished.output / "curvature")
-    model = keras.models.load_model(job.model)
+    model: Any = keras.models.load_model(job.model)
     model.layers[-1].kernel.assign(model.layers[-1].kernel.value * np.float32(1.01))
     other = _save(model, tmp_path / "other.keras")
     with pytest.raises(ValueError, match="the curvature was made for another model"):

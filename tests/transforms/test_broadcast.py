@@ -10,7 +10,9 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pytest
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.pvalue import AsIter
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.utils.shared import Shared
 
@@ -85,8 +87,6 @@ class _UseDoFn(beam.DoFn):
 @pytest.mark.parametrize("limit", [INLINE_LIMIT, 0])
 def test_a_process_opens_it_once(tmp_path: pathlib.Path, limit: int) -> None:
     """Over many bundles, each of which Beam runs once more."""
-    from apache_beam.options.pipeline_options import PipelineOptions
-
     _Opened.made = 0
     broadcast = Broadcast.publish({"matrix": np.ones((5, 5))}, {}, str(tmp_path / "arrays"), inline_limit=limit)
     options = PipelineOptions(["--direct_runner_bundle_repeat=1"])
@@ -96,7 +96,7 @@ def test_a_process_opens_it_once(tmp_path: pathlib.Path, limit: int) -> None:
             pipeline
             | beam.Create(list(range(20)))
             | beam.Reshuffle()
-            | beam.ParDo(_UseDoFn(), beam.pvalue.AsIter(side)).with_output_types(float)
+            | beam.ParDo(_UseDoFn(), AsIter(side)).with_output_types(float)
         )
         assert_that(found, equal_to([25.0 + number for number in range(20)]))
     assert _Opened.made == 1

@@ -78,7 +78,7 @@ class TopK:
         chosen = np.take_along_axis(chosen, order, axis=1)
         chosen_keys = np.take_along_axis(chosen_keys, order, axis=1)
         # Where keys are equal, inside the table or across its edge, the ids decide.
-        tied = (np.diff(chosen_keys, axis=1) == 0).any(axis=1)
+        tied = (chosen_keys[:, 1:] == chosen_keys[:, :-1]).any(axis=1)
         tied |= (keys <= chosen_keys[:, -1:]).sum(axis=1) > kept
         for row in np.flatnonzero(tied):
             candidates = np.flatnonzero(keys[row] <= chosen_keys[row, -1])

@@ -1,6 +1,10 @@
 """The mathematics of influence on one worker: TensorFlow, NumPy and Arrow. Never imports Beam."""
 
 from influence_ops import device as device  # sets TensorFlow's log level before it is imported
+from influence_ops.calculator import CACHE as CACHE
+from influence_ops.calculator import ORDER as ORDER
+from influence_ops.calculator import FirstOrderInfluenceCalculator as FirstOrderInfluenceCalculator
+from influence_ops.calculator import IHVPCalculator as IHVPCalculator
 from influence_ops.curvature import CURVATURES as CURVATURES
 from influence_ops.curvature import Curvature as Curvature
 from influence_ops.curvature import FinishOptions as FinishOptions
@@ -14,6 +18,9 @@ from influence_ops.in_memory import InfluenceResult as InfluenceResult
 from influence_ops.in_memory import compute_in_memory as compute_in_memory
 from influence_ops.in_memory import fit_curvature as fit_curvature
 from influence_ops.model import InfluenceModel as InfluenceModel
+from influence_ops.nearest_neighbors import FaissSearch as FaissSearch
+from influence_ops.nearest_neighbors import LinearSearch as LinearSearch
+from influence_ops.nearest_neighbors import NearestNeighbors as NearestNeighbors
 from influence_ops.scores import QueryBlock as QueryBlock
 from influence_ops.scores import ScoreOptions as ScoreOptions
 from influence_ops.scores import Scorer as Scorer

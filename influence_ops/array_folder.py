@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -23,9 +24,13 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,120}")
 
 
 class FileStore(Protocol):
-    """The four file operations that saving and loading need."""
+    """The file operations that saving and loading need."""
 
     def open_read(self, path: str) -> BinaryIO: ...
+
+    def open_write(self, path: str) -> AbstractContextManager[BinaryIO]:
+        """A file that appears under its name when the block ends without an error, and not at all otherwise."""
+        ...
 
     def write(self, path: str, data: bytes) -> None:
         """Writes a whole file, visible only when complete."""
@@ -44,17 +49,21 @@ class LocalFiles:
     def open_read(self, path: str) -> BinaryIO:
         return open(path, "rb")
 
-    def write(self, path: str, data: bytes) -> None:
+    @contextmanager
+    def open_write(self, path: str) -> Iterator[BinaryIO]:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         temporary = f"{path}.{uuid.uuid4().hex}.tmp"
         try:
             with open(temporary, "wb") as file:
-                file.write(data)
+                yield file
             os.replace(temporary, path)
         except BaseException:
-            if os.path.exists(temporary):
-                os.remove(temporary)
+            self.delete(temporary)
             raise
+
+    def write(self, path: str, data: bytes) -> None:
+        with self.open_write(path) as file:
+            file.write(data)
 
     def exists(self, path: str) -> bool:
         return os.path.exists(path)

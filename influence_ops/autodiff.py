@@ -50,14 +50,19 @@ class AutodiffDerivatives:
 
     def gauss_newton_factors(self, inputs: Any, labels: tf.Tensor) -> tf.Tensor:
         """F [B, C, P] with Σ_c F_icᵀ F_ic = J_iᵀ H_out,i J_i: the positive part of each example's curvature."""
-        outputs = tf.stop_gradient(self.outputs(inputs))
-        roots = matrix_root(output_hessian(self._loss, labels, outputs))
+        structured = self.outputs(inputs)
+        outputs = tf.stop_gradient(pack(structured))
+
+        def loss_of_packed(labels: Any, packed: tf.Tensor) -> tf.Tensor:
+            return self._loss(labels, unpack(packed, structured))
+
+        roots = matrix_root(output_hessian(loss_of_packed, labels, outputs))
 
         def one(example: Any) -> tf.Tensor:
             (x, root) = example
             with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
                 self._watch(tape)
-                z = tf.reshape(self.outputs(tf.nest.map_structure(lambda leaf: leaf[None], x))[0], [-1])
+                z = tf.reshape(pack(self.outputs(tf.nest.map_structure(lambda leaf: leaf[None], x)))[0], [-1])
                 rows = [tf.reduce_sum(root[:, c] * z) for c in range(z.shape[0])]
             return tf.stack([self._flatten(tape.gradient(row, self._variables)) for row in rows])
 
@@ -119,6 +124,24 @@ class AutodiffDerivatives:
                 )
                 self._fallback = True
         return tf.vectorized_map(function, elements, fallback_to_while_loop=True)
+
+
+def pack(outputs: Any) -> tf.Tensor:
+    """All outputs of a model as one tensor [B, C]; a single one as it is."""
+    tensors = tf.nest.flatten(outputs)
+    if len(tensors) == 1:
+        return tensors[0]
+    return tf.concat([tf.reshape(tensor, [tf.shape(tensor)[0], tensor.shape[1:].num_elements()]) for tensor in tensors], axis=1)
+
+
+def unpack(packed: tf.Tensor, like: Any) -> Any:
+    """The outputs that `pack` packed, in the structure and shapes of `like`."""
+    tensors = tf.nest.flatten(like)
+    if len(tensors) == 1:
+        return tf.nest.pack_sequence_as(like, [packed])
+    parts = tf.split(packed, [tensor.shape[1:].num_elements() for tensor in tensors], axis=1)
+    shaped = [tf.reshape(part, [-1, *tensor.shape[1:]]) for part, tensor in zip(parts, tensors, strict=True)]
+    return tf.nest.pack_sequence_as(like, shaped)
 
 
 def output_hessian(loss: PerExampleLoss, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from influence_ops.import_path import load_object
 
 PerExampleLoss = Callable[[Any, Any], Any]
-"""(labels [B, ...], outputs [B, ...]) -> losses [B]."""
+"""(labels [B, ...], outputs [B, ...]) -> losses [B]; labels and outputs may be dictionaries or lists of such tensors."""
 
 
 def softmax_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -20,9 +20,13 @@ def softmax_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         return tf.nn.softmax_cross_entropy_with_logits(tf.cast(labels, logits.dtype), logits)
     if labels.shape.rank == logits.shape.rank:
         labels = tf.squeeze(labels, -1)
+    labels = tf.cast(labels, tf.int64)
+    classes = tf.shape(logits, out_type=tf.int64)[-1]
     # The fused sparse op has no second derivative; the dense one has.
-    one_hot = tf.one_hot(tf.cast(labels, tf.int64), tf.shape(logits)[-1], dtype=logits.dtype)
-    return tf.nn.softmax_cross_entropy_with_logits(one_hot, logits)
+    losses = tf.nn.softmax_cross_entropy_with_logits(tf.one_hot(labels, tf.cast(classes, tf.int32), dtype=logits.dtype), logits)
+    # A label that is no class would have loss 0: as NaN the example is rejected.
+    nan = tf.constant(float("nan"), dtype=logits.dtype)
+    return tf.where((labels >= 0) & (labels < classes), losses, nan)
 
 
 def sigmoid_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -122,8 +126,8 @@ def per_example(loss: Any, activation: str) -> PerExampleLoss:
 
     def from_pre_activation(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         predictions = apply(outputs) if activation != "linear" else outputs
-        if isinstance(loss, losses.Loss) and labels.dtype.is_floating:
-            labels = tf.cast(labels, predictions.dtype)
+        dtype = tf.nest.flatten(predictions)[0].dtype
+        labels = tf.nest.map_structure(lambda label: tf.cast(label, dtype) if label.dtype.is_floating else label, labels)
         if isinstance(loss, losses.Loss) and labels.shape.rank == 1 and predictions.shape.rank == 2:
             labels = labels[:, None]
         value = tf.convert_to_tensor(function(labels, predictions))

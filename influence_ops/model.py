@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from influence_ops.autodiff import AutodiffDerivatives
+from influence_ops.exact_moments import exact_moments
 from influence_ops.example_batch import ExampleBatch
 from influence_ops.features import ModelInput
 from influence_ops.linear_head import LinearHeadDerivatives, is_linear_head
@@ -20,6 +22,8 @@ from influence_ops.weights import watched_variables
 
 Regularizer = Literal["curvature", "loss"]
 
+_SECOND_DERIVATIVES = ("hessian_sum", "hessian_vector_products")
+
 
 class InfluenceModel:
     """A Keras model, the part of it whose weights are watched, and a per-example loss.
@@ -28,7 +32,7 @@ class InfluenceModel:
     BatchNorm with its moving statistics). With sample weights, ℓ(z_i) stands for w_i ℓ(z_i) everywhere.
 
     Args:
-      model: a built Keras model: Sequential, functional, or subclassed.
+      model: a built Keras model: Sequential, functional, or subclassed; or a `SavedModelNetwork`.
       start_layer, last_layer, weights: the watched weights; see `watched_variables`. With `weights`
         None the layers decide; the default is the last layer with weights.
       loss_function: see `resolve_loss`; None is the loss the model was compiled with.
@@ -45,7 +49,7 @@ class InfluenceModel:
 
     def __init__(
         self,
-        model: keras.Model,
+        model: Any,
         start_layer: int | str | None = -1,
         last_layer: int | str | None = None,
         loss_function: Any = None,
@@ -153,8 +157,22 @@ class InfluenceModel:
 
     # Sums over the batch, without the regulariser.
 
+    def check_second_derivatives(self) -> None:
+        """Refuses a SavedModel whose second derivatives may be wrong.
+
+        Raises:
+          ValueError: its graph stops gradients, as that of a normalisation layer does; see `exact_moments`.
+        """
+        stopped = getattr(self.model, "stopped_gradients", 0)
+        if stopped:
+            raise ValueError(
+                f"the SavedModel's graph has {stopped} StopGradient operations (normalisation layers have them), through which "
+                "its exact Hessian is wrong; use --curvature gauss_newton, or the .keras file"
+            )
+
     def hessian_sum(self, batch: ExampleBatch) -> np.ndarray:
         """Σ_i ∇²ℓ(z_i): [P, P] float64."""
+        self.check_second_derivatives()
         return to_numpy(self._call("hessian_sum", batch, self._weights(batch)))
 
     def gauss_newton_sum(self, batch: ExampleBatch) -> np.ndarray:
@@ -163,6 +181,7 @@ class InfluenceModel:
 
     def hessian_vector_products(self, batch: ExampleBatch, vectors: np.ndarray) -> np.ndarray:
         """(Σ_i ∇²ℓ(z_i)) v for each row v of `vectors` [R, P]: [R, P] float64."""
+        self.check_second_derivatives()
         directions = tf.constant(vectors, dtype=self.dtype)
         return to_numpy(self._call("hessian_vector_products", batch, self._weights(batch), directions))
 
@@ -230,7 +249,10 @@ class InfluenceModel:
             signature = tf.nest.map_structure(
                 lambda tensor: tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype), arguments
             )
-            self._functions[name] = tf.function(getattr(self._derivatives, name), input_signature=signature)
+            function = tf.function(getattr(self._derivatives, name), input_signature=signature)
+            # The concrete function: a tf.function that is called with a wrong shape never releases its lock.
+            with exact_moments() if name in _SECOND_DERIVATIVES else contextlib.nullcontext():
+                self._functions[name] = function.get_concrete_function()
         return self._functions[name](*arguments)
 
 

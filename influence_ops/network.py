@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras.src.models import Functional  # not exported, and the class keras.Model(inputs, outputs) makes
 
 from influence_ops.features import ModelInput
+from influence_ops.saved_model import SavedModelNetwork
 
 Precision = Literal["auto", "float64", "native"]
 
@@ -34,16 +35,20 @@ class Network:
     inputs: tuple[ModelInput, ...]
 
 
-def copy_network(model: keras.Model, precision: Precision) -> Network:
+def copy_network(model: Any, precision: Precision) -> Network:
     """Copies `model` with its weights as they are now; the original is never changed.
 
     Sequential and functional models are rebuilt from their layers' configurations: in float64
     (`auto`, `float64`), or in their own dtypes (`native`). A subclassed model can't be rebuilt; it is
-    used as it is, in its own dtype, which `float64` refuses.
+    used as it is, in its own dtype, which `float64` refuses; so is a SavedModel.
 
     Raises:
       ValueError: the model is not built, has several outputs' worth of losses, or can't be rebuilt.
     """
+    if isinstance(model, SavedModelNetwork):
+        if precision == "float64" and model.dtype != "float64":
+            raise ValueError("a SavedModel can't be rebuilt in float64; use precision 'native', or a .keras file")
+        return Network(model, "linear", model.dtype, declared_inputs(model))
     if not model.built:
         raise ValueError("the model has no weights yet; call it once on a batch, or load a trained one")
     if not isinstance(model, (keras.Sequential, Functional)):

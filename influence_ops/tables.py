@@ -54,8 +54,12 @@ def scores_table(test_ids: np.ndarray, train_ids: np.ndarray, scores: np.ndarray
 def influence_vectors_table(scored: BatchScores) -> pa.Table:
     """One row for each training example of the batch, with its P numbers."""
     assert scored.vectors is not None
-    columns = [pa.array(scored.batch.ids, pa.string()), vector_column(scored.vectors)]
-    return pa.Table.from_arrays(columns, schema=schemas.INFLUENCE_VECTORS)
+    return vectors_table(scored.batch.ids, scored.vectors)
+
+
+def vectors_table(ids: np.ndarray, vectors: np.ndarray) -> pa.Table:
+    """Ids (B,) and vectors [B, P] as rows of `influence_vectors`."""
+    return pa.Table.from_arrays([pa.array(ids, pa.string()), vector_column(vectors)], schema=schemas.INFLUENCE_VECTORS)
 
 
 def vector_column(vectors: np.ndarray) -> pa.Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import sys
 import time
@@ -14,13 +13,13 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from influence_ops import schemas
+from influence_ops.result_files import MANIFEST, read_manifest
 from pipelines.build import STAGES, build
 from pipelines.config import InfluenceConfig
 from pipelines.prepare import clear_output, prepare
 from pipelines.progress_bar import ProgressBar
 from transforms.files import BeamFiles, join
 from transforms.read_shards import NAMESPACE
-from transforms.write_manifest import MANIFEST
 
 LOCAL_RUNNERS = ("FnApiRunner", "DirectRunner", "BundleBasedDirectRunner", "PrismRunner")
 DEFAULT_RUNNER = "FnApiRunner"
@@ -82,7 +81,7 @@ def run(config: InfluenceConfig, beam_arguments: Iterable[str] = (), stream: Tex
     if not BeamFiles().exists(join(config.output, MANIFEST)):
         raise RunFailedError(f"the pipeline ended in the state {result.state} without a manifest in {config.output!r}")
     _delete_folder(config.work_folder)
-    manifest = json.loads(BeamFiles().read(join(config.output, MANIFEST)))
+    manifest = read_manifest(config.output, BeamFiles())
     return RunSummary(config.output, manifest, _milliseconds(result), time.monotonic() - started)
 
 

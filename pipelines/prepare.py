@@ -11,11 +11,12 @@ from pipelines.config import InfluenceConfig
 from pipelines.find_features import find_features
 from transforms.elements import Shard
 from transforms.files import TEMPORARY, BeamFiles, join
-from transforms.open_model import ModelSpec, file_digest
+from transforms.open_model import ModelSpec
 from transforms.progress import Progress
 from transforms.read_shards import ShardReader, list_shards
 
 _EXAMPLES_TRIED = 100
+_NEED_HESSIAN = ("exact", "conjugate_gradient", "cgd", "lissa")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +52,9 @@ def prepare(config: InfluenceConfig) -> Plan:
     """
     train = list_shards("train", _patterns(config.train))
     test = list_shards("test", _patterns(config.test))
-    if not BeamFiles().exists(config.model):
-        raise ValueError(f"there is no model at {config.model!r}; give a .keras file with --model")
-    if not config.model.endswith(".keras"):
-        raise ValueError(f"--model {config.model!r} must be a .keras file, as model.save('model.keras') writes it")
     spec = ModelSpec(
         config.model,
-        file_digest(config.model),
+        "",
         config.loss,
         config.weights,
         config.start_layer,
@@ -66,9 +63,12 @@ def prepare(config: InfluenceConfig) -> Plan:
         "loss" if config.regularizer == "loss" else "curvature",
         "float64" if config.precision == "float64" else "native" if config.precision == "native" else "auto",
         config.threads,
+        config.model_weights,
     )
-    model = spec.open()
+    model, spec = spec.open_first()
     curvature_by_name(config.curvature)
+    if config.second_order_groups or (config.curvature in _NEED_HESSIAN and not config.curvature_path):
+        model.check_second_derivatives()
     if config.curvature_path:
         preconditioner = load_preconditioner(config.curvature_path, BeamFiles())
         preconditioner.check(model)

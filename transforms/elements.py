@@ -7,6 +7,7 @@ from typing import Any
 
 
 from influence_ops.group_sums import GroupSums
+from influence_ops.result_files import WrittenFile as WrittenFile
 from influence_ops.top_k import TopK
 from transforms.broadcast import Broadcast
 
@@ -70,16 +71,6 @@ class RejectedExample:
     stage: str
     error: str
     message: str
-
-
-@dataclasses.dataclass(frozen=True)
-class WrittenFile:
-    """A finished result file: its table, its path below the output folder, its rows and bytes."""
-
-    table: str
-    path: str
-    rows: int
-    size: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import os
-import tempfile
+from typing import Any
 
 from influence_ops.device import configure_tensorflow
 from influence_ops.model import InfluenceModel, Regularizer
-from influence_ops.network import Precision, load_keras_file
-from transforms.files import BeamFiles
+from influence_ops.network import Precision
+from transforms.load_model import load_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,9 +16,10 @@ class ModelSpec:
     """How a worker makes the `InfluenceModel`; see there for the options.
 
     Attributes:
-      path: a `.keras` file.
-      digest: SHA-256 of the file when the run was planned; a changed file is refused.
+      path: a `.keras` file, a SavedModel folder, or `module:function`.
+      digest: SHA-256 of the model when the run was planned; a changed one is refused. Empty: any is taken.
       threads: CPU threads of TensorFlow in each process (0: all).
+      model_weights: with a function: a `.weights.h5` file.
     """
 
     path: str
@@ -33,25 +32,32 @@ class ModelSpec:
     regularizer: Regularizer
     precision: Precision
     threads: int
+    model_weights: str | None = None
 
     def open(self) -> InfluenceModel:
         """Loads the model.
 
         Raises:
-          ValueError: the file is not what it was, can't be loaded, or an option does not fit it.
+          ValueError: it is not what it was, can't be loaded, or an option does not fit it.
         """
         configure_tensorflow(self.threads)
-        data = BeamFiles().read(self.path)
-        if self.digest and hashlib.sha256(data).hexdigest() != self.digest:
+        model, digest = load_model(self.path, self.model_weights)
+        if self.digest and digest != self.digest:
+            if ":" in self.path and "://" not in self.path:
+                raise ValueError(
+                    f"the model of {self.path!r} has other weights on this worker than when the run began; let it return trained "
+                    "weights, or give them with --model_weights"
+                )
             raise ValueError(f"the model {self.path!r} has changed since the run began; start the run again")
-        with tempfile.TemporaryDirectory() as folder:
-            local = os.path.join(folder, "model.keras")
-            with open(local, "wb") as file:
-                file.write(data)
-            try:
-                model = load_keras_file(local)
-            except ValueError as error:
-                raise ValueError(str(error).replace(local, self.path)) from error
+        return self._with_options(model)
+
+    def open_first(self) -> tuple[InfluenceModel, ModelSpec]:
+        """The model as it is now, and the recipe for just that one."""
+        configure_tensorflow(self.threads)
+        model, digest = load_model(self.path, self.model_weights)
+        return self._with_options(model), dataclasses.replace(self, digest=digest)
+
+    def _with_options(self, model: Any) -> InfluenceModel:
         return InfluenceModel(
             model,
             start_layer=self.start_layer if self.start_layer is not None else -1,
@@ -62,8 +68,3 @@ class ModelSpec:
             regularizer=self.regularizer,
             precision=self.precision,
         )
-
-
-def file_digest(path: str) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(BeamFiles().read(path)).hexdigest()

@@ -16,15 +16,16 @@ from influence_ops.example_batch import ExampleBatch, Rejected
 from influence_ops.group_sums import GroupSums
 from influence_ops.in_memory import add_to_groups, run_facts
 from influence_ops.model import InfluenceModel
+from influence_ops.result_files import ParquetFile
 from influence_ops.scores import BatchScores, ScoreOptions, Scorer
 from influence_ops.top_k import Order, TopK
 from transforms.broadcast import Broadcast
 from transforms.elements import GroupPart, QueryReference, Shard, TopKPart, WrittenFile
 from transforms.embed_queries import open_queries
+from transforms.files import BeamFiles
 from transforms.finish_curvature import open_preconditioner
 from transforms.open_model import ModelSpec
 from transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
-from transforms.write_parquet import ParquetFile
 
 TOP_K = "top_k"
 GROUPS = "groups"
@@ -90,7 +91,7 @@ class _ScoreDoFn(ShardDoFn):
         assert self._scoring is not None
         for table in _SHARD_TABLES:
             if table in self._outputs:
-                self._files[table] = ParquetFile(self._output, table, f"shard-{shard.ordinal:05d}", self._scoring.facts)
+                self._files[table] = ParquetFile(self._output, table, f"shard-{shard.ordinal:05d}", self._scoring.facts, BeamFiles())
 
     def use(self, batch: ExampleBatch) -> list[Rejected]:
         assert self._scoring is not None and self._tops is not None and self._groups is not None

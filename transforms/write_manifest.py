@@ -11,12 +11,11 @@ from typing import Any
 
 import apache_beam as beam
 
+from influence_ops.result_files import write_manifest
 from transforms.broadcast import Broadcast
 from transforms.elements import ShardCount, WrittenFile
-from transforms.files import BeamFiles, join
+from transforms.files import BeamFiles
 
-MANIFEST = "manifest.json"
-MANIFEST_VERSION = 1
 _VERSIONED = ("apache-beam", "keras", "numpy", "pyarrow", "tensorflow", "tfx-bsl")
 
 
@@ -41,18 +40,13 @@ class _WriteManifestDoFn(beam.DoFn):
                 f"the curvature saw {read['curvature']:,} training examples and the scores {read['score']:,}: "
                 "the training files changed during the run; start it again"
             )
-        listed = sorted(set(files), key=lambda file: file.path)
         content = {
-            "manifest_version": MANIFEST_VERSION,
-            "files": [{"table": f.table, "path": f.path, "rows": f.rows, "bytes": f.size} for f in listed],
             "counts": by_stage,
             "config": self._config,
             "curvature": {key: value for key, value in json.loads(preconditioner.meta).items() if key != "kind"},
             "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _VERSIONED}},
         }
-        path = join(self._output, MANIFEST)
-        BeamFiles().write(path, json.dumps(content, indent=1, sort_keys=True).encode())
-        yield path
+        yield write_manifest(self._output, list(set(files)), content, BeamFiles())
 
 
 @dataclasses.dataclass

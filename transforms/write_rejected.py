@@ -9,9 +9,9 @@ import apache_beam as beam
 
 from influence_ops import tables
 from influence_ops.example_batch import Rejected
+from influence_ops.result_files import write_table
 from transforms.elements import RejectedExample, WrittenFile
-from transforms.files import join
-from transforms.write_parquet import write_table
+from transforms.files import BeamFiles, join
 
 _SHOWN = 5
 
@@ -29,7 +29,7 @@ class _WriteRejectedDoFn(beam.DoFn):
         # A bundle that was run twice gives its rejected examples twice.
         distinct = sorted(set(rejected), key=lambda r: (r.split, r.file, r.index))
         rows = [(r.split, Rejected(r.file, r.index, r.stage, r.error, r.message)) for r in distinct]
-        written = write_table(self._output, "rejected", "part-00000", tables.rejected_table(rows), {})
+        written = write_table(self._output, "rejected", "part-00000", tables.rejected_table(rows), {}, BeamFiles())
         if len(distinct) > self._max_rejected:
             shown = "".join(f"\n  {r.split} {r.file}:{r.index} ({r.stage}, {r.error}): {r.message}" for r in distinct[:_SHOWN])
             more = f"\n  … and {len(distinct) - _SHOWN:,} more" if len(distinct) > _SHOWN else ""

@@ -10,15 +10,16 @@ import apache_beam as beam
 from influence_ops import tables
 from influence_ops.groups import first_steps, group_tables, group_vectors, second_order_vectors
 from influence_ops.in_memory import run_facts
+from influence_ops.result_files import write_table
 from influence_ops.scores import ScoreOptions
 from transforms.broadcast import Broadcast
 from transforms.elements import GroupPart, QueryReference, TopKPart, WrittenFile
 from transforms.embed_queries import open_queries
+from transforms.files import BeamFiles
 from transforms.finish_curvature import open_preconditioner
 from transforms.group_products import PRODUCTS
 from transforms.open_model import ModelSpec
 from transforms.score_examples import GRADIENTS, SELF
-from transforms.write_parquet import write_table
 
 
 class _WriteDoFn(beam.DoFn):
@@ -41,11 +42,12 @@ class _WriteTopKDoFn(_WriteDoFn):
         key, part = element
         if key == SELF:
             n, facts = self._facts(preconditioner)
-            yield write_table(self._output, "self_influence_top_k", "part-00000", tables.self_influence_top_k_table(part.top, n), facts)
+            table = tables.self_influence_top_k_table(part.top, n)
+            yield write_table(self._output, "self_influence_top_k", "part-00000", table, facts, BeamFiles())
             return
         _, (block,) = open_queries([reference for reference in references if reference.key == key])
         n, facts = self._facts(preconditioner)
-        yield write_table(self._output, "top_k", f"block-{key}", tables.top_k_table(block.ids, part.top, n), facts)
+        yield write_table(self._output, "top_k", f"block-{key}", tables.top_k_table(block.ids, part.top, n), facts, BeamFiles())
 
 
 class _WriteGroupsDoFn(_WriteDoFn):
@@ -72,7 +74,7 @@ class _WriteGroupsDoFn(_WriteDoFn):
         found = group_tables(queries, [sums[key] for key in keys], groups, self._options.normalize, self._second_order, n)
         for name, table in found.items():
             if name in self._outputs:
-                yield write_table(self._output, name, "part-00000", table, facts)
+                yield write_table(self._output, name, "part-00000", table, facts, BeamFiles())
 
 
 @dataclasses.dataclass

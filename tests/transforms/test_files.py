@@ -11,7 +11,7 @@ import pytest
 from influence_ops import schemas
 from transforms.files import BeamFiles, common_folder, match_files
 from transforms.read_shards import list_shards
-from transforms.write_parquet import ParquetFile, write_table
+from influence_ops.result_files import ParquetFile, write_table
 
 
 class _Broken(Exception):

@@ -1,0 +1,158 @@
+"""Result tables as Parquet files that are complete or absent, and the manifest that lists those of a finished run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from influence_ops import schemas
+from influence_ops.array_folder import FileStore, LocalFiles
+
+MANIFEST = "manifest.json"
+MANIFEST_VERSION = 1
+_ROWS_IN_A_GROUP = 1 << 17
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenFile:
+    """A finished result file: its table, its path below the output folder, its rows and bytes."""
+
+    table: str
+    path: str
+    rows: int
+    size: int
+
+
+class ParquetFile:
+    """One result file, written table by table in bounded memory; it appears when it is closed.
+
+    Args:
+      output: the output folder.
+      table: a name of `schemas.TABLES`, also the folder.
+      name: the file's name without `.parquet`, the same on every try, so that a retry replaces it.
+      facts: written as the schema's metadata.
+      files: where it is kept.
+    """
+
+    def __init__(self, output: str, table: str, name: str, facts: Mapping[str, Any], files: FileStore | None = None):
+        self.table = table
+        self.path = f"{table}/{name}.parquet"
+        self._schema = schemas.with_facts(schemas.TABLES[table], facts)
+        self._stack = contextlib.ExitStack()
+        self._waiting: list[pa.Table] = []
+        self._rows_waiting = 0
+        self._rows = 0
+        file = self._stack.enter_context((files or LocalFiles()).open_write(f"{output.rstrip('/')}/{self.path}"))
+        self._sink = pa.PythonFile(file, mode="w")
+        self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
+
+    def write(self, table: pa.Table) -> None:
+        """Adds rows."""
+        self._waiting.append(table)
+        self._rows_waiting += table.num_rows
+        if self._rows_waiting >= _ROWS_IN_A_GROUP:
+            self._flush()
+
+    def close(self) -> WrittenFile:
+        """Finishes the file and puts it in its place."""
+        self._flush()
+        self._writer.close()
+        size = self._sink.tell()
+        self._stack.close()
+        return WrittenFile(self.table, self.path, self._rows, size)
+
+    def abandon(self) -> None:
+        """Leaves nothing behind."""
+        self._writer.is_open = False  # else its destructor writes a footer to the closed file
+        with contextlib.suppress(_Abandoned):
+            with self._stack:
+                raise _Abandoned
+
+    def _flush(self) -> None:
+        if self._waiting:
+            whole = pa.concat_tables(self._waiting).replace_schema_metadata(self._schema.metadata)
+            self._writer.write_table(whole, row_group_size=max(whole.num_rows, 1))
+            self._rows += whole.num_rows
+        self._waiting, self._rows_waiting = [], 0
+
+
+class _Abandoned(Exception):
+    """Unwinds the open file as an error would."""
+
+
+def write_table(
+    output: str, table: str, name: str, content: pa.Table, facts: Mapping[str, Any], files: FileStore | None = None
+) -> WrittenFile:
+    """Writes one whole table as one file with one row group."""
+    file = ParquetFile(output, table, name, facts, files)
+    try:
+        file.write(content)
+        return file.close()
+    except BaseException:
+        file.abandon()
+        raise
+
+
+def write_manifest(output: str, written: list[WrittenFile], content: Mapping[str, Any], files: FileStore | None = None) -> str:
+    """Commits a run: from now on `output` holds exactly the files listed. Returns the manifest's path."""
+    listed = [{"table": f.table, "path": f.path, "rows": f.rows, "bytes": f.size} for f in sorted(written, key=lambda f: f.path)]
+    manifest = {**content, "manifest_version": MANIFEST_VERSION, "files": listed}
+    path = f"{output.rstrip('/')}/{MANIFEST}"
+    (files or LocalFiles()).write(path, json.dumps(manifest, indent=1, sort_keys=True).encode())
+    return path
+
+
+def read_manifest(output: str, files: FileStore | None = None) -> dict[str, Any]:
+    """The manifest of a finished run.
+
+    Raises:
+      ValueError: there is none (the run has not finished), or it is damaged or lists a file outside the folder.
+    """
+    path = f"{output.rstrip('/')}/{MANIFEST}"
+    files = files or LocalFiles()
+    if not files.exists(path):
+        raise ValueError(f"{output!r} holds no {MANIFEST}: no run has finished there")
+    with files.open_read(path) as file:
+        data = file.read()
+    try:
+        manifest = json.loads(data)
+        version, listed = manifest["manifest_version"], [(entry["table"], entry["path"]) for entry in manifest["files"]]
+        plain = all(path.startswith(f"{table}/") and ".." not in path.split("/") for table, path in listed)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path!r} is damaged: {error!r}") from error
+    if version != MANIFEST_VERSION:
+        raise ValueError(f"{path!r} has version {version!r}; this program reads {MANIFEST_VERSION}")
+    if not plain:
+        raise ValueError(f"{path!r} lists a file outside its table's folder")
+    return manifest
+
+
+def table_files(output: str, table: str, files: FileStore | None = None) -> list[str]:
+    """The paths of a finished run's files of one table, in order.
+
+    Raises:
+      ValueError: the run has not finished, or did not write this table.
+    """
+    found = [f"{output.rstrip('/')}/{entry['path']}" for entry in read_manifest(output, files)["files"] if entry["table"] == table]
+    if not found:
+        raise ValueError(f"the run in {output!r} wrote no {table}; run it with --outputs {table}")
+    return sorted(found)
+
+
+def iterate_table(path: str, files: FileStore | None = None, batch_size: int = 1024) -> Iterator[pa.RecordBatch]:
+    """The rows of one result file, a batch at a time."""
+    with (files or LocalFiles()).open_read(path) as file:
+        yield from pq.ParquetFile(file).iter_batches(batch_size=batch_size)
+
+
+def read_facts(path: str, files: FileStore | None = None) -> dict[str, Any]:
+    """The facts in a result file's metadata; see `schemas.facts`."""
+    with (files or LocalFiles()).open_read(path) as file:
+        metadata = pq.read_schema(file).metadata or {}
+    return json.loads(metadata.get(schemas.METADATA_KEY, b"{}"))

@@ -1,0 +1,121 @@
+"""A trained model from any file system: a `.keras` file, a SavedModel folder, or the user's own function."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from influence_ops.import_path import load_object
+from influence_ops.network import load_keras_file
+from influence_ops.saved_model import GRAPH_FILE, SavedModelNetwork
+from transforms.files import BeamFiles, join, match_files
+
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_CHUNK = 16 << 20
+
+
+def load_model(path: str, weights: str | None = None) -> tuple[Any, str]:
+    """The model, and the SHA-256 of what it was made from.
+
+    Args:
+      path: a `.keras` file, a SavedModel folder, or `module:function` of a function without arguments that returns a
+        built Keras model.
+      weights: with a function: a `.weights.h5` file to load into the model.
+
+    Raises:
+      ValueError: there is no model, or it can't be loaded.
+    """
+    files = BeamFiles()
+    if _FUNCTION.fullmatch(path) and not files.exists(path):
+        return _from_function(path, weights)
+    if weights is not None:
+        raise ValueError(f"--model_weights {weights!r} goes with --model module:function; {path!r} has its weights in it")
+    if not files.exists(path) and not files.exists(join(path, GRAPH_FILE)):  # on object stores a folder does not exist
+        raise ValueError(
+            f"there is no model at {path!r}; give a .keras file with --model, a SavedModel folder, or module:function"
+        )
+    if path.endswith(".keras"):
+        return _from_file(path)
+    if files.exists(join(path, GRAPH_FILE)):
+        return _from_folder(path)
+    raise ValueError(
+        f"--model {path!r} must be a .keras file, as model.save('model.keras') writes it, a SavedModel folder, as "
+        "model.export(folder) does, or module:function"
+    )
+
+
+def _from_file(path: str) -> tuple[Any, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        local = os.path.join(folder, "model.keras")
+        digest = _copy(path, local)
+        try:
+            return load_keras_file(local), digest
+        except ValueError as error:
+            raise ValueError(str(error).replace(local, path)) from error
+
+
+def _from_folder(path: str) -> tuple[Any, str]:
+    found = match_files([join(path, "**")])
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory() as folder:
+        for file in found:
+            name = file.path[len(path.rstrip("/")) + 1 :]
+            local = os.path.join(folder, name)
+            os.makedirs(os.path.dirname(local), exist_ok=True)
+            digest.update(f"{name}|{_copy(file.path, local)}|".encode())
+        try:
+            return SavedModelNetwork(folder), digest.hexdigest()
+        except ValueError as error:
+            raise ValueError(str(error).replace(folder, path)) from error
+
+
+def _from_function(path: str, weights: str | None) -> tuple[Any, str]:
+    function = load_object(path)
+    if not callable(function):
+        raise ValueError(f"--model {path!r} is not a function; it must return a built Keras model")
+    try:
+        model = function()
+    except Exception as error:
+        raise ValueError(f"--model {path!r} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"--model {path!r} returned a {type(model).__name__}; it must return a built Keras model")
+    if weights is not None:
+        if not weights.endswith(".weights.h5"):
+            raise ValueError(f"--model_weights {weights!r} must be a .weights.h5 file, as model.save_weights writes it")
+        if not BeamFiles().exists(weights):
+            raise ValueError(f"there are no weights at {weights!r}")
+        with tempfile.TemporaryDirectory() as folder:
+            local = os.path.join(folder, "model.weights.h5")
+            _copy(weights, local)
+            try:
+                model.load_weights(local)
+            except Exception as error:
+                reason = str(error).replace(local, weights)
+                raise ValueError(f"--model_weights {weights!r} does not fit the model of {path!r}: {reason}") from error
+    digest = hashlib.sha256()
+    for weight in model.get_weights():
+        digest.update(f"{weight.shape}|{weight.dtype}|".encode() + np.ascontiguousarray(weight).tobytes())
+    return model, digest.hexdigest()
+
+
+def _copy(path: str, local: str) -> str:
+    """Copies a file to the local disk; returns its SHA-256."""
+    digest = hashlib.sha256()
+    with open(local, "wb") as target:
+        for chunk in _chunks(path):
+            digest.update(chunk)
+            target.write(chunk)
+    return digest.hexdigest()
+
+
+def _chunks(path: str) -> Iterator[bytes]:
+    with BeamFiles().open_read(path) as source:
+        while chunk := source.read(_CHUNK):
+            yield chunk

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import apache_beam as beam
 
 from influence_ops import schemas
+from influence_ops.top_k import Order
 from pipelines.config import InfluenceConfig
 from pipelines.prepare import Plan, prepare
 from transforms import (
@@ -18,16 +20,19 @@ from transforms import (
     MultiplyGroups,
     ReadShards,
     ScoreExamples,
+    ScoreVectors,
     SumGroups,
     WriteGroups,
     WriteManifest,
     WriteRejected,
     WriteTopK,
 )
-from transforms.elements import WrittenFile
+from transforms.broadcast import Broadcast
+from transforms.elements import QueryReference, StatisticPart, WrittenFile
 from transforms.files import join
 from transforms.progress import Progress
 from transforms.read_shards import COUNTS, REJECTED, ShardReader
+from transforms.score_examples import FILES, GROUPS, TOP_K
 
 STAGES = ("curvature", "embed", "score")
 
@@ -64,87 +69,111 @@ def build(
 
     def reader(stage: str) -> ShardReader:
         features = plan.test_features if stage == "embed" else plan.train_features
+        assert features is not None
         return ShardReader(stage, features, config.batch_size, report)
 
     curvature = config.make_curvature()
     curvature_folder = join(config.output, "curvature")
     train = pipeline | "ReadShards[train]" >> ReadShards(plan.train)
-    test = pipeline | "ReadShards[test]" >> ReadShards(plan.test)
     counts: list[beam.PCollection] = []
-    early_rejected: list[beam.PCollection] = []
-    has_pass = False
-    if config.curvature_path:
-        preconditioner = pipeline | "LoadCurvature" >> LoadCurvature(plan.model, config.curvature_path, curvature_folder)
-    elif curvature.passes == 0:
-        nothing = pipeline | "NoStatistic" >> beam.Create([], reshuffle=False)
-        preconditioner = nothing | "FinishCurvature" >> FinishCurvature(
-            plan.model, curvature, config.finish_options(), curvature_folder, config.work_folder
-        )
+    rejected: list[beam.PCollection] = []
+    written: list[beam.PCollection] = []
+    has_pass = plan.curvature_path is None and curvature.passes > 0
+    if plan.curvature_path is not None:
+        preconditioner = pipeline | "LoadCurvature" >> LoadCurvature(plan.model, plan.curvature_path, curvature_folder)
     else:
-        has_pass = True
-        accumulated = train | "AccumulateCurvature" >> AccumulateCurvature(reader("curvature"), plan.model, curvature)
-        counts.append(accumulated[COUNTS])
-        early_rejected.append(accumulated[REJECTED])
-        preconditioner = accumulated["parts"] | "FinishCurvature" >> FinishCurvature(
-            plan.model, curvature, config.finish_options(), curvature_folder, config.work_folder
+        finish = FinishCurvature(plan.model, curvature, config.finish_options(), curvature_folder, config.work_folder)
+        if has_pass:
+            accumulated = train | "AccumulateCurvature" >> AccumulateCurvature(reader("curvature"), plan.model, curvature)
+            counts.append(accumulated[COUNTS])
+            rejected.append(accumulated[REJECTED])
+            preconditioner = accumulated["parts"] | "FinishCurvature" >> finish
+        else:
+            nothing = pipeline | "NoStatistic" >> beam.Create([], reshuffle=False).with_output_types(tuple[str, StatisticPart])
+            preconditioner = nothing | "FinishCurvature" >> finish
+    if plan.test:
+        test = pipeline | "ReadShards[test]" >> ReadShards(plan.test)
+        embedded = test | "EmbedQueries" >> EmbedQueries(
+            reader("embed"), plan.model, preconditioner, config.query_block_size, config.work_folder
         )
-    embedded = test | "EmbedQueries" >> EmbedQueries(
-        reader("embed"), plan.model, preconditioner, config.query_block_size, config.work_folder
-    )
-    counts.append(embedded[COUNTS])
-    early_rejected.append(embedded[REJECTED])
+        queries = embedded["queries"]
+        counts.append(embedded[COUNTS])
+        rejected.append(embedded[REJECTED])
+    else:
+        queries = pipeline | "NoQueries" >> beam.Create([], reshuffle=False).with_output_types(QueryReference)
     # The first pass over the training set tells what is rejected. With a curvature pass, too many end the run here,
     # unless scoring itself rejects some: a removal's own Newton step may not exist.
-    write_rejected = WriteRejected(config.output, config.max_rejected)
     gated = has_pass and config.removal == "first_order"
     if gated:
-        rejected_file = early_rejected | "FlattenRejected" >> beam.Flatten() | "WriteRejected" >> write_rejected
-        gate = rejected_file
+        gate = _write_rejected(pipeline, rejected, config)
+        written.append(gate)
     else:
         gate = pipeline | "NoGate" >> beam.Create([], reshuffle=False).with_output_types(WrittenFile)
-    scored = train | "ScoreExamples" >> ScoreExamples(
-        reader("score"),
-        plan.model,
-        preconditioner,
-        embedded["queries"],
-        gate,
-        config.score_options(),
-        config.output_tables,
-        config.top_k,
-        "descending" if config.order == "descending" else "ascending",
-        config.output,
-    )
-    counts.append(scored[COUNTS])
+    if config.output_tables:
+        order: Order = "descending" if config.order == "descending" else "ascending"
+        if config.influence_vectors_path:
+            score = ScoreVectors(preconditioner, queries, config.score_options(), config.output_tables, config.top_k, order, config.output)
+        else:
+            score = ScoreExamples(
+                reader("score"),
+                plan.model,
+                preconditioner,
+                queries,
+                gate,
+                config.score_options(),
+                config.output_tables,
+                config.top_k,
+                order,
+                config.output,
+            )
+        scored = train | "ScoreExamples" >> score
+        counts.append(scored[COUNTS])
+        written.append(scored[FILES])
+        if not gated and REJECTED in scored:
+            rejected.append(scored[REJECTED])
+        written += _combine(config, plan, train, scored, preconditioner, queries, reader)
     if not gated:
-        rejected_file = (
-            [*early_rejected, scored[REJECTED]] | "FlattenRejected" >> beam.Flatten() | "WriteRejected" >> write_rejected
-        )
-    written: list[beam.PCollection] = [rejected_file, scored["files"]]
-    wanted = set(config.output_tables)
-    if wanted & {"top_k", "self_influence_top_k"}:
-        tops = scored["top_k"] | "CombineTopK" >> CombineTopK()
-        write_top_k = WriteTopK(config.output, config.score_options(), preconditioner, embedded["queries"])
-        written.append(tops | "WriteParquet[top_k]" >> write_top_k)
-    if wanted & set(schemas.GROUP_OUTPUTS):
-        sums = scored["groups"] | "SumGroups" >> SumGroups()
-        if config.second_order_groups:
-            multiply = MultiplyGroups(reader("groups"), plan.model, preconditioner, sums, config.work_folder)
-            products = train | "MultiplyGroups" >> multiply | "SumProducts" >> SumGroups()
-            sums = [sums, products] | "FlattenSums" >> beam.Flatten()
-        write_groups = WriteGroups(
-            config.output,
-            config.score_options(),
-            preconditioner,
-            embedded["queries"],
-            plan.model,
-            config.output_tables,
-            config.second_order_groups,
-        )
-        written.append(sums | "WriteParquet[groups]" >> write_groups)
-    all_counts = counts | "FlattenCounts" >> beam.Flatten()
+        written.append(_write_rejected(pipeline, rejected, config))
+    all_counts = counts | "FlattenCounts" >> beam.Flatten(pipeline=pipeline)
     manifest = (
         written
         | "FlattenFiles" >> beam.Flatten()
         | "WriteManifest" >> WriteManifest(config.output, config.as_json(), preconditioner, all_counts)
     )
     return Job(plan, manifest)
+
+
+def _write_rejected(
+    pipeline: beam.Pipeline, rejected: list[beam.PCollection], config: InfluenceConfig
+) -> beam.PCollection[WrittenFile]:
+    together = rejected | "FlattenRejected" >> beam.Flatten(pipeline=pipeline)
+    return together | "WriteRejected" >> WriteRejected(config.output, config.max_rejected)
+
+
+def _combine(
+    config: InfluenceConfig,
+    plan: Plan,
+    train: beam.PCollection,
+    scored: dict[str, beam.PCollection],
+    preconditioner: beam.PCollection[Broadcast],
+    queries: beam.PCollection[QueryReference],
+    reader: Callable[[str], ShardReader],
+) -> list[beam.PCollection]:
+    """The tables that are combined over all workers; gives the files written."""
+    written: list[beam.PCollection] = []
+    wanted = set(config.output_tables)
+    options = config.score_options()
+    if wanted & {"top_k", "self_influence_top_k"}:
+        tops = scored[TOP_K] | "CombineTopK" >> CombineTopK()
+        written.append(tops | "WriteParquet[top_k]" >> WriteTopK(config.output, options, preconditioner, queries))
+    if wanted & set(schemas.GROUP_OUTPUTS):
+        sums = scored[GROUPS] | "SumGroups" >> SumGroups()
+        if config.second_order_groups:
+            multiply = MultiplyGroups(reader("groups"), plan.model, preconditioner, sums, config.work_folder)
+            products = train | "MultiplyGroups" >> multiply | "SumProducts" >> SumGroups()
+            sums = [sums, products] | "FlattenSums" >> beam.Flatten()
+        write_groups = WriteGroups(
+            config.output, options, preconditioner, queries, plan.model, config.output_tables, config.second_order_groups
+        )
+        written.append(sums | "WriteParquet[groups]" >> write_groups)
+    return written

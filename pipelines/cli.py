@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from pipelines.config import InfluenceConfig, option_type
+from pipelines.config import ONLY_CURVATURE, InfluenceConfig, option_type
 
 _GROUP_HELP = {
     "data": "what is read",
@@ -33,25 +33,54 @@ Example:
       --output influence --top_k 10 --outputs top_k,self_influence"""
 
 
+_FIT_DESCRIPTION = """\
+Fits the curvature of the training set and saves it, for any number of later runs:
+`beam-influence run --curvature_path OUTPUT/curvature`."""
+
+_FIT_EPILOG = """\
+Example:
+  beam-influence fit --model model.keras --train 'train-*.tfrecord.gz' --curvature gauss_newton --output fitted
+  beam-influence run --model model.keras --train 'train-*.tfrecord.gz' --test 'test-*.tfrecord.gz' \\
+      --curvature_path fitted/curvature --output influence"""
+
+_COMMANDS = {
+    "run": ("influence of training examples on test points", _RUN_DESCRIPTION, _RUN_EPILOG),
+    "fit": ("the curvature of a training set, saved for later runs", _FIT_DESCRIPTION, _FIT_EPILOG),
+}
+
+_FIT_OPTIONS = (
+    "model", "train", "output", "schema", "input_features", "data_format", "preprocess", "label_feature", "id_feature",
+    "weight_feature", "max_rejected", "model_weights", "loss", "weights", "start_layer", "last_layer", "weight_decay",
+    "regularizer", "precision", "curvature", "n_samples", "seed", "damping", "rcond", "removal", "overwrite", "batch_size",
+    "threads", "work_dir",
+)  # fmt: skip
+
+
 def parser() -> argparse.ArgumentParser:
-    """The parser of all commands; the options of `run` are the fields of `InfluenceConfig`."""
+    """The parser of all commands; the options are fields of `InfluenceConfig`."""
     top = argparse.ArgumentParser(
         prog="beam-influence", description="Training-data attribution by influence functions, on Apache Beam.", allow_abbrev=False
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser(
-        "run",
-        help="influence of training examples on test points",
-        description=_RUN_DESCRIPTION,
-        epilog=_RUN_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    for name, (summary, description, epilog) in _COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        _add_options(command, [field for field in dataclasses.fields(InfluenceConfig) if name == "run" or field.name in _FIT_OPTIONS])
+    return top
+
+
+def _add_options(command: argparse.ArgumentParser, fields: list[dataclasses.Field]) -> None:
     groups = {}
-    for field in dataclasses.fields(InfluenceConfig):
+    for field in fields:
         name = field.metadata["group"]
         if name not in groups:
-            groups[name] = run.add_argument_group(f"{name}: {_GROUP_HELP[name]}")
+            groups[name] = command.add_argument_group(f"{name}: {_GROUP_HELP[name]}")
         required = field.default is dataclasses.MISSING
         kind = option_type(field)
         text = field.metadata["help"].replace("%", "%%")
@@ -69,7 +98,6 @@ def parser() -> argparse.ArgumentParser:
                 metavar=None if field.metadata["choices"] else kind.__name__.upper(),
                 help=text,
             )
-    return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,7 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known, beam_arguments = parser().parse_known_args(arguments)
     from pipelines.launch import RunFailedError, run, summary_text  # TensorFlow and Beam: seconds that --help need not wait
 
-    options = {field.name: getattr(known, field.name) for field in dataclasses.fields(InfluenceConfig)}
+    options = {field.name: getattr(known, field.name) for field in dataclasses.fields(InfluenceConfig) if hasattr(known, field.name)}
+    if known.command == "fit":
+        options["outputs"] = ONLY_CURVATURE
     try:
         summary = run(InfluenceConfig(**options), beam_arguments)
     except ValueError as error:

@@ -20,6 +20,10 @@ def _option(default: Any, help: str, group: str, choices: tuple[str, ...] | None
     return dataclasses.field(default=default, metadata=metadata)
 
 
+ONLY_CURVATURE = "curvature"
+_NEED_TEST = ("top_k", "scores", "group_influence")
+_FROM_VECTORS = ("top_k", "scores")
+
 _DATA, _MODEL, _METHOD, _RESULT, _RUN = "data", "model", "method", "results", "execution"
 
 
@@ -36,15 +40,21 @@ class InfluenceConfig:
         "The trained model: a .keras file, a SavedModel folder, or your function module:function that returns a built Keras model.",
         _MODEL,
     )
-    train: str = _option(
-        dataclasses.MISSING,
+    output: str = _option(dataclasses.MISSING, "Folder for the results: Parquet tables and manifest.json.", _RESULT)
+
+    train: str | None = _option(
+        None,
         "The training set: TFRecord files (plain or gzip), Parquet or CSV; see --data_format. Patterns are allowed "
         "('train-*.tfrecord.gz'), several separated by commas.",
         _DATA,
     )
-    test: str = _option(dataclasses.MISSING, "The test points to explain: files as for --train.", _DATA)
-    output: str = _option(dataclasses.MISSING, "Folder for the results: Parquet tables and manifest.json.", _RESULT)
-
+    test: str | None = _option(None, "The test points to explain: files as for --train; needed for influence on them.", _DATA)
+    influence_vectors_path: str | None = _option(
+        None,
+        "Use the influence vectors that an earlier run wrote (its OUTPUT, with --outputs influence_vectors), with its curvature, "
+        "instead of --train: no gradient of a training example is computed again.",
+        _DATA,
+    )
     schema: str | None = _option(
         None, "A TensorFlow Metadata schema (schema.pbtxt) of the features; without it they are inferred from the first example.", _DATA
     )
@@ -145,7 +155,7 @@ class InfluenceConfig:
     outputs: str = _option(
         "top_k",
         "Which tables to write, separated by commas: top_k, self_influence, self_influence_top_k, group_influence, "
-        "group_self_influence, group_vectors, scores, influence_vectors.",
+        "group_self_influence, group_vectors, scores, influence_vectors. Or 'curvature' alone, as the command fit.",
         _RESULT,
     )
     top_k: int = _option(10, "How many training examples to keep for each test point.", _RESULT)
@@ -166,8 +176,9 @@ class InfluenceConfig:
         from influence_ops import schemas
 
         for name in ("model", "train", "test", "output"):
-            if not getattr(self, name).strip(" ,"):
-                raise ValueError(f"--{name} {getattr(self, name)!r} must not be empty")
+            value = getattr(self, name)
+            if value is not None and not value.strip(" ,"):
+                raise ValueError(f"--{name} {value!r} must not be empty")
         for field in dataclasses.fields(self):
             choices, value = field.metadata["choices"], getattr(self, field.name)
             if choices and value not in choices:
@@ -176,8 +187,9 @@ class InfluenceConfig:
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least {least}")
         unknown = [name for name in self.output_tables if name not in schemas.OUTPUTS]
-        if unknown or not self.output_tables:
+        if unknown or not (self.output_tables or self.only_curvature):
             raise ValueError(f"--outputs {self.outputs!r} must name some of {', '.join(schemas.OUTPUTS)}; separate them by commas")
+        self._check_sources()
         of_groups = [name for name in self.output_tables if name in schemas.GROUP_OUTPUTS]
         if of_groups and not self.group_feature:
             raise ValueError(f"--outputs {of_groups[0]} needs --group_feature, the feature that names an example's group")
@@ -203,9 +215,39 @@ class InfluenceConfig:
         if self.removal == "newton" and self.curvature in ("identity", "conjugate_gradient", "cgd", "lissa"):
             raise ValueError(f"--removal newton needs the whole matrix; use --curvature gauss_newton or exact, not {self.curvature}")
 
+    def _check_sources(self) -> None:
+        """Whether the files that the outputs are made from are given."""
+        of_tests = [name for name in self.output_tables if name in _NEED_TEST]
+        if of_tests and self.test is None:
+            raise ValueError(f"--outputs {of_tests[0]} needs --test, the test points to explain")
+        if self.influence_vectors_path is None:
+            if self.train is None:
+                raise ValueError("--train is needed: the files of the training set")
+        else:
+            clashing = [name for name in ("train", "curvature_path", "group_feature") if getattr(self, name) is not None]
+            if clashing:
+                raise ValueError(f"--influence_vectors_path takes the place of --{clashing[0]}; leave that out")
+            if self.influence_vectors_path.rstrip("/") == self.output.rstrip("/"):
+                raise ValueError(f"--output {self.output!r} would replace the influence vectors that are read; give another folder")
+            others = [name for name in self.output_tables if name not in _FROM_VECTORS]
+            if others or self.removal != "first_order":
+                raise ValueError(
+                    f"--influence_vectors_path gives {' and '.join(_FROM_VECTORS)}, first order; "
+                    f"for {others[0] if others else 'removal ' + self.removal} give --train"
+                )
+        if self.only_curvature and (self.curvature_path or self.influence_vectors_path or self.curvature == "identity"):
+            raise ValueError("there is no curvature to fit: leave --curvature_path and --influence_vectors_path out, and name a --curvature")
+
+    @property
+    def only_curvature(self) -> bool:
+        """Whether the run ends with the saved curvature (the command `fit`)."""
+        return self.outputs.strip() == ONLY_CURVATURE
+
     @property
     def output_tables(self) -> tuple[str, ...]:
-        """The names in `outputs`."""
+        """The names in `outputs`; none for `fit`."""
+        if self.only_curvature:
+            return ()
         return tuple(name.strip() for name in self.outputs.split(",") if name.strip())
 
     @property

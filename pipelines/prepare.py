@@ -7,10 +7,11 @@ import dataclasses
 from influence_ops.curvature import curvature_by_name, load_preconditioner
 from influence_ops.features import FeatureSpec, parse_schema
 from influence_ops.model import InfluenceModel
+from influence_ops.result_files import read_facts, table_files
 from pipelines.config import InfluenceConfig
 from pipelines.find_features import find_features
 from transforms.elements import Shard
-from transforms.files import TEMPORARY, BeamFiles, join
+from transforms.files import TEMPORARY, BeamFiles, join, match_files
 from transforms.open_model import ModelSpec
 from transforms.progress import Progress
 from transforms.read_shards import ShardReader, list_shards
@@ -24,8 +25,9 @@ class Plan:
     """A run that can start: the files as they were matched, and how their records are read.
 
     Attributes:
-      train, test: the files of each split.
-      train_features, test_features: how their records are decoded; only training examples have groups and weights.
+      train, test: the files of each split; those of influence vectors in place of training files, where they are used.
+      train_features, test_features: how their records are decoded; None where there are none.
+      curvature_path: the saved curvature that is used, or None.
       model: the recipe for the model.
       weights: the names of the watched weights.
       watched, total: how many weights are watched, of how many trainable ones.
@@ -34,8 +36,9 @@ class Plan:
 
     train: list[Shard]
     test: list[Shard]
-    train_features: FeatureSpec
-    test_features: FeatureSpec
+    train_features: FeatureSpec | None
+    test_features: FeatureSpec | None
+    curvature_path: str | None
     model: ModelSpec
     weights: list[str]
     watched: int
@@ -50,8 +53,12 @@ def prepare(config: InfluenceConfig) -> Plan:
       ValueError: files are missing, the model can't be used, the data does not fit it, or the saved curvature
         is not for it. Nothing has been written by then.
     """
-    train = list_shards("train", _patterns(config.train))
-    test = list_shards("test", _patterns(config.test))
+    train = list_shards("train", _patterns(config.train)) if config.train else []
+    test = list_shards("test", _patterns(config.test)) if config.test else []
+    vectors, curvature_path = [], config.curvature_path
+    if config.influence_vectors_path:
+        curvature_path = join(config.influence_vectors_path, "curvature")
+        vectors = _vector_shards(config)
     spec = ModelSpec(
         config.model,
         "",
@@ -67,14 +74,14 @@ def prepare(config: InfluenceConfig) -> Plan:
     )
     model, spec = spec.open_first()
     curvature_by_name(config.curvature)
-    if config.second_order_groups or (config.curvature in _NEED_HESSIAN and not config.curvature_path):
+    if config.second_order_groups or (config.curvature in _NEED_HESSIAN and not curvature_path):
         model.check_second_derivatives()
-    if config.curvature_path:
-        preconditioner = load_preconditioner(config.curvature_path, BeamFiles())
+    if curvature_path:
+        preconditioner = load_preconditioner(curvature_path, BeamFiles())
         preconditioner.check(model)
         if bool(preconditioner.meta.get("leave_one_out")) != (config.removal == "newton"):
             raise ValueError(
-                f"the curvature at {config.curvature_path!r} was not fitted for --removal {config.removal}; "
+                f"the curvature at {curvature_path!r} was not fitted for --removal {config.removal}; "
                 "fit it again with the same --removal"
             )
     schema = None
@@ -82,14 +89,34 @@ def prepare(config: InfluenceConfig) -> Plan:
         if not BeamFiles().exists(config.schema):
             raise ValueError(f"there is no schema at {config.schema!r}")
         schema = parse_schema(BeamFiles().read(config.schema).decode())
-    specs = {}
-    for shards in (train, test):
+    specs: dict[str, FeatureSpec] = {}
+    for shards in filter(None, (train, test)):
         split = shards[0].split
         specs[split] = find_features(config, shards, model.inputs, schema)
         _try_evaluation(model, specs[split], shards, config)
     return Plan(
-        train, test, specs["train"], specs["test"], spec, model.weight_names, model.size, model.total_size, model.dtype
+        train or vectors,
+        test,
+        specs.get("train"),
+        specs.get("test"),
+        curvature_path,
+        spec,
+        model.weight_names,
+        model.size,
+        model.total_size,
+        model.dtype,
     )
+
+
+def _vector_shards(config: InfluenceConfig) -> list[Shard]:
+    """The files of saved influence vectors, which must have been made as this run would make them."""
+    folder = config.influence_vectors_path or ""
+    paths = table_files(folder, "influence_vectors", BeamFiles())
+    normalize = read_facts(paths[0], BeamFiles()).get("normalize")
+    if normalize != config.normalize:
+        raise ValueError(f"the influence vectors in {folder!r} were made with --normalize {normalize}; use the same")
+    files = match_files(paths)
+    return [Shard("train", ordinal, file.path, file.path.rsplit("/", 1)[-1], file.size) for ordinal, file in enumerate(files)]
 
 
 def _patterns(text: str) -> list[str]:

@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Iterator
 
 import apache_beam as beam
-from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -15,7 +14,7 @@ from influence_ops.curvature import Curvature, Statistic
 from influence_ops.example_batch import ExampleBatch, Rejected
 from influence_ops.model import InfluenceModel
 from influence_ops.scores import evaluate
-from transforms.elements import Shard, StatisticPart
+from transforms.elements import Shard, StatisticPart, at_end_of_bundle
 from transforms.open_model import ModelSpec
 from transforms.read_shards import COUNTS, REJECTED, REPORT_TYPES, ShardDoFn, ShardReader
 
@@ -46,8 +45,7 @@ class _AccumulateDoFn(ShardDoFn):
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         for name, array in (self._statistic or {}).items():
-            window = GlobalWindow()
-            yield WindowedValue((name, StatisticPart(name, array)), window.max_timestamp(), [window])
+            yield at_end_of_bundle((name, StatisticPart(name, array)))
         self._statistic = None
 
 

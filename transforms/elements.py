@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.windowed_value import WindowedValue
 
 from influence_ops.group_sums import GroupSums
 from influence_ops.result_files import WrittenFile as WrittenFile
@@ -82,3 +84,9 @@ class ShardCount:
     shard: str
     examples: int
     rejected: int
+
+
+def at_end_of_bundle(value: Any) -> WindowedValue:
+    """An element that `finish_bundle` gives, which Beam wants with its window."""
+    window = GlobalWindow()
+    return WindowedValue(value, window.max_timestamp(), [window])

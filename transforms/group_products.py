@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -15,7 +14,7 @@ from influence_ops.example_batch import ExampleBatch, Rejected
 from influence_ops.group_sums import GroupSums
 from influence_ops.groups import add_hessian_products, first_steps, group_vectors
 from transforms.broadcast import Broadcast
-from transforms.elements import GroupPart, Shard
+from transforms.elements import GroupPart, Shard, at_end_of_bundle
 from transforms.files import join
 from transforms.finish_curvature import open_preconditioner
 from transforms.open_model import ModelSpec
@@ -65,8 +64,7 @@ class _ProductsDoFn(ShardDoFn):
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         if self._sums is not None:
-            window = GlobalWindow()
-            yield WindowedValue((PRODUCTS, GroupPart(self._sums)), window.max_timestamp(), [window])
+            yield at_end_of_bundle((PRODUCTS, GroupPart(self._sums)))
         self._sums = None
 
 

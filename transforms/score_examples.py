@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.shared import Shared
-from apache_beam.utils.windowed_value import WindowedValue
 
 from influence_ops import schemas, tables
 from influence_ops.example_batch import ExampleBatch, Rejected
@@ -20,7 +18,7 @@ from influence_ops.result_files import ParquetFile
 from influence_ops.scores import BatchScores, ScoreOptions, Scorer
 from influence_ops.top_k import Order, TopK
 from transforms.broadcast import Broadcast
-from transforms.elements import GroupPart, QueryReference, Shard, TopKPart, WrittenFile
+from transforms.elements import GroupPart, QueryReference, Shard, TopKPart, WrittenFile, at_end_of_bundle
 from transforms.embed_queries import open_queries
 from transforms.files import BeamFiles
 from transforms.finish_curvature import open_preconditioner
@@ -135,15 +133,10 @@ class _ScoreDoFn(ShardDoFn):
         if self._of_groups and self._options.gradients:
             groups[GRADIENTS] = self._gradients
         for key, top in tops.items():
-            yield beam.pvalue.TaggedOutput(TOP_K, _windowed((key, TopKPart(top))))
+            yield beam.pvalue.TaggedOutput(TOP_K, at_end_of_bundle((key, TopKPart(top))))
         for key, sums in groups.items():
-            yield beam.pvalue.TaggedOutput(GROUPS, _windowed((key, GroupPart(sums))))
+            yield beam.pvalue.TaggedOutput(GROUPS, at_end_of_bundle((key, GroupPart(sums))))
         self._tops = self._groups = None
-
-
-def _windowed(value: object) -> WindowedValue:
-    window = GlobalWindow()
-    return WindowedValue(value, window.max_timestamp(), [window])
 
 
 @dataclasses.dataclass

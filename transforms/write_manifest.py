@@ -35,7 +35,7 @@ class _WriteManifestDoFn(beam.DoFn):
             total["examples"] += count.examples
             total["rejected"] += count.rejected
         read = {stage: total["examples"] + total["rejected"] for stage, total in by_stage.items()}
-        if read.get("curvature", read["score"]) != read["score"]:
+        if "curvature" in read and "score" in read and read["curvature"] != read["score"]:
             raise ValueError(
                 f"the curvature saw {read['curvature']:,} training examples and the scores {read['score']:,}: "
                 "the training files changed during the run; start it again"

@@ -1,0 +1,122 @@
+"""Saved influence vectors against every query: the scoring of a run whose training gradients are known already."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.metrics import Metrics
+from apache_beam.typehints.decorators import IOTypeHints
+from apache_beam.utils.shared import Shared
+
+from influence_ops import tables
+from influence_ops.in_memory import run_facts
+from influence_ops.result_files import ParquetFile, iterate_table
+from influence_ops.scores import ScoreOptions
+from influence_ops.top_k import Order, TopK
+from transforms.broadcast import Broadcast
+from transforms.elements import QueryReference, Shard, ShardCount, TopKPart, WrittenFile
+from transforms.embed_queries import open_queries
+from transforms.files import BeamFiles
+from transforms.finish_curvature import open_preconditioner
+from transforms.read_shards import COUNTS, NAMESPACE
+from transforms.score_examples import FILES, TOP_K, at_end_of_bundle
+
+_STAGE = "score"
+
+
+class _Queries:
+    """The query blocks of one process (`Shared` can't hold a list)."""
+
+    def __init__(self, preconditioner: Broadcast, references: Iterable[QueryReference], options: ScoreOptions):
+        operator = open_preconditioner(preconditioner)
+        self.keys, self.blocks = open_queries(references)
+        self.n = operator.examples if options.normalize == "none" else 0
+        self.facts = run_facts(operator, options)
+
+
+class _ScoreVectorsDoFn(beam.DoFn):
+    def __init__(self, wanted: ScoreVectors):
+        self._options = wanted.options
+        self._outputs = frozenset(wanted.outputs)
+        self._k = wanted.top_k
+        self._order: Order = wanted.order
+        self._output = wanted.output
+        self._shared = Shared()
+        self._queries: _Queries | None = None
+        self._tops: list[TopK] | None = None
+        self._milliseconds = Metrics.counter(NAMESPACE, f"{_STAGE}_milliseconds")
+
+    def default_type_hints(self) -> IOTypeHints:
+        """The outputs are declared by the transform."""
+        return IOTypeHints.empty()
+
+    def start_bundle(self) -> None:
+        self._tops = None
+
+    def process(self, shard: Shard, preconditioner: Broadcast, references: Iterable[QueryReference]) -> Iterator[Any]:
+        started = time.monotonic()
+        references = list(references)
+        digests = sorted(reference.broadcast.digest for reference in references)
+        self._queries = queries = self._shared.acquire(
+            lambda: _Queries(preconditioner, references, self._options), tag=f"{self._options}|{preconditioner.digest}|{digests}"
+        )
+        if self._tops is None:
+            self._tops = [TopK(len(block), self._k, self._order) for block in queries.blocks]
+        scores_file = None
+        if "scores" in self._outputs:
+            scores_file = ParquetFile(self._output, "scores", f"shard-{shard.ordinal:05d}", queries.facts, BeamFiles())
+        examples = 0
+        try:
+            for rows in iterate_table(shard.path, BeamFiles()):
+                ids = np.array(rows.column("train_id").to_pylist(), dtype=object)
+                vectors = np.asarray(rows.column("vector").flatten()).reshape(rows.num_rows, -1)
+                examples += rows.num_rows
+                for block, top in zip(queries.blocks, self._tops, strict=True):
+                    scores = block.gradients @ vectors.T
+                    if "top_k" in self._outputs:
+                        top.add(scores, ids)
+                    if scores_file is not None:
+                        scores_file.write(tables.scores_table(block.ids, ids, scores, queries.n))
+            if scores_file is not None:
+                yield beam.pvalue.TaggedOutput(FILES, scores_file.close())
+        except BaseException:
+            if scores_file is not None:
+                scores_file.abandon()
+            raise
+        self._milliseconds.inc(round(1000 * (time.monotonic() - started)))
+        yield beam.pvalue.TaggedOutput(COUNTS, ShardCount(_STAGE, shard.split, shard.name, examples, 0))
+
+    def finish_bundle(self) -> Iterator[Any]:
+        if self._queries is not None and self._tops is not None and "top_k" in self._outputs:
+            for key, top in zip(self._queries.keys, self._tops, strict=True):
+                yield beam.pvalue.TaggedOutput(TOP_K, at_end_of_bundle((key, TopKPart(top))))
+        self._tops = None
+
+
+@dataclasses.dataclass
+class ScoreVectors(beam.PTransform):
+    """Scores saved influence vectors, a file at a time; arguments as of `ScoreExamples`.
+
+    In: `Shard`s, files of the table `influence_vectors`. Out: a dictionary of PCollections: `top_k`, `files`, `counts`.
+    """
+
+    preconditioner: beam.PCollection[Broadcast]
+    queries: beam.PCollection[QueryReference]
+    options: ScoreOptions
+    outputs: tuple[str, ...]
+    top_k: int
+    order: Order
+    output: str
+
+    def expand(self, shards: beam.PCollection[Shard]) -> dict[str, beam.PCollection]:
+        score = beam.ParDo(
+            _ScoreVectorsDoFn(self), beam.pvalue.AsSingleton(self.preconditioner), beam.pvalue.AsIter(self.queries)
+        )
+        types = {TOP_K: tuple[str, TopKPart], FILES: WrittenFile, COUNTS: ShardCount}
+        scored = shards | "Score" >> score.with_output_types(type(None), **types).with_outputs(*types)
+        return {tag: scored[tag] for tag in types}

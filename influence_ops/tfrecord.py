@@ -79,7 +79,11 @@ def _read_record(stream: BinaryIO) -> bytes | None:
     if len(header) < _HEADER.size:
         raise DamagedRecord("truncated", "the file ends inside this record's header", True)
     if not _is_header(header):
-        raise DamagedRecord("damaged_length", "the checksum of this record's length does not match (damaged, or not a TFRecord file); the rest of the file is lost", True)
+        raise DamagedRecord(
+            "damaged_length",
+            "the checksum of this record's length does not match (damaged, or not a TFRecord file); the rest of the file is lost",
+            True,
+        )
     length = _HEADER.unpack(header)[0]
     if length > _MAX_RECORD:
         raise DamagedRecord("too_large", f"this record claims {length:,} bytes; at most {_MAX_RECORD:,} are read", True)

@@ -211,7 +211,9 @@ class FirstOrderInfluenceCalculator:
           save_influence_value_path: save every value as the Parquet table `scores`, likewise.
           device: where TensorFlow computes, such as '/GPU:0'.
         """
-        vectors = self._vectors_dataset(train_set, influence_vector_in_cache, load_influence_vector_path, save_influence_vector_path, device)
+        vectors = self._vectors_dataset(
+            train_set, influence_vector_in_cache, load_influence_vector_path, save_influence_vector_path, device
+        )
         if save_influence_value_path is not None:
             self._save_values(dataset_to_evaluate, vectors, save_influence_value_path, device)
         form = dataset_form(dataset_to_evaluate, self.model)
@@ -417,19 +419,18 @@ class FirstOrderInfluenceCalculator:
     def _loaded_vectors(self, train_set: tf.data.Dataset, path: str) -> Iterator[tuple[Any, ExampleBatch, np.ndarray]]:
         """(element, batch, saved vectors) for each element; a Beam job's rows are in the order of files and indices."""
         paths = self._check_vectors(path)
-        rows = (
-            np.asarray(row.column("vector").flatten()).reshape(row.num_rows, -1) for file in paths for row in result_files.iterate_table(file)
-        )
+        tables_read = (rows for file in paths for rows in result_files.iterate_table(file))
+        blocks = (np.asarray(rows.column("vector").flatten()).reshape(rows.num_rows, -1) for rows in tables_read)
         waiting = np.zeros((0, self.model.size))
         for element, batch in example_batches(train_set, self.model):
             while len(waiting) < len(batch):
-                more = next(rows, None)
+                more = next(blocks, None)
                 if more is None:
                     raise ValueError(f"{path!r} holds fewer influence vectors than the dataset has examples; they are of another dataset")
                 waiting = np.concatenate([waiting, more])
             yield element, batch, waiting[: len(batch)]
             waiting = waiting[len(batch) :]
-        if len(waiting) or next(rows, None) is not None:
+        if len(waiting) or next(blocks, None) is not None:
             raise ValueError(f"{path!r} holds more influence vectors than the dataset has examples; they are of another dataset")
 
 

@@ -119,7 +119,9 @@ def per_example(loss: Any, activation: str) -> PerExampleLoss:
     smoothing = getattr(loss, "label_smoothing", 0) or 0
     from_logits = bool(getattr(loss, "from_logits", False)) or getattr(loss, "_fn_kwargs", {}).get("from_logits", False)
     is_cross_entropy = isinstance(loss, (sparse[0], categorical[0])) or loss in (sparse[1], categorical[1])
-    if is_cross_entropy and not smoothing and from_logits != (activation == "softmax"):
+    ignores = getattr(loss, "_fn_kwargs", {}).get("ignore_class") is not None
+    takes_logits = activation == ("linear" if from_logits else "softmax")
+    if is_cross_entropy and takes_logits and not smoothing and not ignores:
         return softmax_cross_entropy
     apply = keras.activations.get(activation)
     function = loss.call if isinstance(loss, losses.Loss) else loss

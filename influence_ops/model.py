@@ -272,6 +272,7 @@ def _penalty_hessian(variable: Any) -> np.ndarray:
         with tf.GradientTape() as inner:
             inner.watch(value)
             penalty = variable.regularizer(value)
-        gradient = tf.convert_to_tensor(inner.gradient(penalty, value))
+        gradient = tf.convert_to_tensor(inner.gradient(penalty, value, unconnected_gradients="zero"))
     count = int(tf.size(value))
-    return to_numpy(tf.reshape(outer.jacobian(gradient, value), [count, count]))
+    # A penalty may be linear: its gradient is a constant.
+    return to_numpy(tf.reshape(outer.jacobian(gradient, value, unconnected_gradients="zero"), [count, count]))

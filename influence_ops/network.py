@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any, Literal
 
 import keras
@@ -69,6 +70,11 @@ def copy_network(model: Any, precision: Precision) -> Network:
         config = layer.get_config()
         if precision != "native" and "dtype" in config:
             config["dtype"] = "float64"
+        # A user's own functions and regularisers are not known to Keras by name: the objects themselves are used.
+        for key, value in config.items():
+            own = getattr(layer, key, None)
+            if isinstance(value, dict) and (isinstance(own, keras.regularizers.Regularizer) or inspect.isfunction(own)):
+                config[key] = own
         if layer is last and take_off:
             config["activation"] = "linear"
         return type(layer).from_config(config)

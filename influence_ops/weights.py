@@ -46,7 +46,7 @@ def watched_variables(
         return chosen
     layers = [layer for layer in model.layers if layer.trainable_variables]
     if weights == "last":
-        return list(layers[-1].trainable_variables)
+        return list(layers[_layer_index(layers, -1)].trainable_variables)
     # The reference's start_layer=None is the last layer before the head.
     first = _layer_index(layers, start_layer) if start_layer is not None else max(len(layers) - 2, 0)
     if last_layer is not None:

@@ -21,6 +21,7 @@ from transforms import (
     ReadShards,
     ScoreExamples,
     ScoreVectors,
+    SolveQueries,
     SumGroups,
     WriteGroups,
     WriteManifest,
@@ -28,7 +29,7 @@ from transforms import (
     WriteTopK,
 )
 from transforms.broadcast import Broadcast
-from transforms.elements import QueryReference, StatisticPart, WrittenFile
+from transforms.elements import QueryReference, SolverReport, StatisticPart, WrittenFile
 from transforms.files import join
 from transforms.progress import Progress
 from transforms.read_shards import COUNTS, REJECTED, ShardReader
@@ -101,6 +102,12 @@ def build(
         rejected.append(embedded[REJECTED])
     else:
         queries = pipeline | "NoQueries" >> beam.Create([], reshuffle=False).with_output_types(QueryReference)
+    reports = pipeline | "NoReports" >> beam.Create([], reshuffle=False).with_output_types(SolverReport)
+    if config.passes:
+        readers = [reader(f"pass_{number:03d}") for number in range(config.passes)]
+        solve = SolveQueries(readers, plan.model, preconditioner, queries, config.tolerance, config.work_folder)
+        solved = train | "SolveQueries" >> solve
+        queries, reports = solved["queries"], solved["reports"]
     # The first pass over the training set tells what is rejected. With a curvature pass, too many end the run here,
     # unless scoring itself rejects some: a removal's own Newton step may not exist.
     gated = has_pass and config.removal == "first_order"
@@ -138,7 +145,7 @@ def build(
     manifest = (
         written
         | "FlattenFiles" >> beam.Flatten()
-        | "WriteManifest" >> WriteManifest(config.output, config.as_json(), preconditioner, all_counts)
+        | "WriteManifest" >> WriteManifest(config.output, config.as_json(), preconditioner, all_counts, reports)
     )
     return Job(plan, manifest)
 

@@ -131,6 +131,13 @@ class InfluenceConfig:
         _METHOD,
     )
     seed: int = _option(0, "Which examples --n_samples chooses.", _METHOD)
+    passes: int = _option(
+        0,
+        "With conjugate_gradient: solve the test points over the whole training set in at most this many passes over it, "
+        "beginning with the sample's solution. 0: over the sample alone.",
+        _METHOD,
+    )
+    tolerance: float = _option(1e-6, "With --passes: the relative residual at which a test point is solved.", _METHOD)
     curvature_path: str | None = _option(
         None, "Use the curvature that an earlier run saved (its OUTPUT/curvature) instead of fitting one.", _METHOD
     )
@@ -183,7 +190,7 @@ class InfluenceConfig:
             choices, value = field.metadata["choices"], getattr(self, field.name)
             if choices and value not in choices:
                 raise ValueError(f"--{field.name} {value!r} must be one of {', '.join(choices)}")
-        for name, least in (("top_k", 1), ("batch_size", 1), ("query_block_size", 1), ("max_rejected", 0), ("threads", 0)):
+        for name, least in (("top_k", 1), ("batch_size", 1), ("query_block_size", 1), ("max_rejected", 0), ("threads", 0), ("passes", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least {least}")
         unknown = [name for name in self.output_tables if name not in schemas.OUTPUTS]
@@ -235,8 +242,19 @@ class InfluenceConfig:
                     f"--influence_vectors_path gives {' and '.join(_FROM_VECTORS)}, first order; "
                     f"for {others[0] if others else 'removal ' + self.removal} give --train"
                 )
+        if self.passes:
+            others = [name for name in self.output_tables if name not in _NEED_TEST]
+            if self.curvature not in ("conjugate_gradient", "cgd") or others or self.normalize != "none" or self.second_order_groups:
+                raise ValueError(
+                    f"--passes goes with --curvature conjugate_gradient and solves test points: --outputs {', '.join(_NEED_TEST)}, "
+                    "not normalised, to first order; leave it out for the rest, which is solved on the sample"
+                )
+            if not 0 < self.tolerance < 1:
+                raise ValueError(f"--tolerance {self.tolerance} must be between 0 and 1")
         if self.only_curvature and (self.curvature_path or self.influence_vectors_path or self.curvature == "identity"):
-            raise ValueError("there is no curvature to fit: leave --curvature_path and --influence_vectors_path out, and name a --curvature")
+            raise ValueError(
+                "there is no curvature to fit: leave --curvature_path and --influence_vectors_path out, and name a --curvature"
+            )
 
     @property
     def only_curvature(self) -> bool:

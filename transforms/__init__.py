@@ -10,6 +10,7 @@ from transforms.group_products import MultiplyGroups as MultiplyGroups
 from transforms.read_shards import ReadShards as ReadShards
 from transforms.score_examples import ScoreExamples as ScoreExamples
 from transforms.score_vectors import ScoreVectors as ScoreVectors
+from transforms.solve_queries import SolveQueries as SolveQueries
 from transforms.sum_groups import SumGroups as SumGroups
 from transforms.write_manifest import WriteManifest as WriteManifest
 from transforms.write_rejected import WriteRejected as WriteRejected

@@ -76,6 +76,15 @@ class RejectedExample:
 
 
 @dataclasses.dataclass(frozen=True)
+class SolverReport:
+    """How far the queries' solutions are: relative residuals, and how many queries were not solved to the tolerance."""
+
+    largest_residual: float
+    mean_residual: float
+    unsolved: int
+
+
+@dataclasses.dataclass(frozen=True)
 class ShardCount:
     """How many examples of one shard were used and how many rejected, in one stage."""
 

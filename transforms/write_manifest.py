@@ -13,7 +13,7 @@ import apache_beam as beam
 
 from influence_ops.result_files import write_manifest
 from transforms.broadcast import Broadcast
-from transforms.elements import ShardCount, WrittenFile
+from transforms.elements import ShardCount, SolverReport, WrittenFile
 from transforms.files import BeamFiles
 
 _VERSIONED = ("apache-beam", "keras", "numpy", "pyarrow", "tensorflow", "tfx-bsl")
@@ -25,7 +25,12 @@ class _WriteManifestDoFn(beam.DoFn):
         self._config = dict(config)
 
     def process(
-        self, _: None, preconditioner: Broadcast, files: Iterable[WrittenFile], counts: Iterable[ShardCount]
+        self,
+        _: None,
+        preconditioner: Broadcast,
+        files: Iterable[WrittenFile],
+        counts: Iterable[ShardCount],
+        reports: Iterable[SolverReport],
     ) -> Iterator[str]:
         # A bundle that was run twice counts its shards and files twice: they are the same, so sets.
         by_stage: dict[str, dict[str, int]] = {}
@@ -40,12 +45,14 @@ class _WriteManifestDoFn(beam.DoFn):
                 f"the curvature saw {read['curvature']:,} training examples and the scores {read['score']:,}: "
                 "the training files changed during the run; start it again"
             )
-        content = {
+        content: dict[str, Any] = {
             "counts": by_stage,
             "config": self._config,
             "curvature": {key: value for key, value in json.loads(preconditioner.meta).items() if key != "kind"},
             "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _VERSIONED}},
         }
+        for report in reports:
+            content["solver"] = dataclasses.asdict(report)
         yield write_manifest(self._output, list(set(files)), content, BeamFiles())
 
 
@@ -58,6 +65,7 @@ class WriteManifest(beam.PTransform):
       config: the run's options, as JSON.
       preconditioner: the operator.
       counts: `ShardCount`s of every stage.
+      reports: of an iterative solver, at most one.
 
     In: `WrittenFile`s, all of them. Out: the manifest's path.
     """
@@ -66,6 +74,7 @@ class WriteManifest(beam.PTransform):
     config: Mapping[str, Any]
     preconditioner: beam.PCollection[Broadcast]
     counts: beam.PCollection[ShardCount]
+    reports: beam.PCollection[SolverReport]
 
     def expand(self, files: beam.PCollection[WrittenFile]) -> beam.PCollection[str]:
         return (
@@ -77,5 +86,6 @@ class WriteManifest(beam.PTransform):
                 beam.pvalue.AsSingleton(self.preconditioner),
                 beam.pvalue.AsIter(files),
                 beam.pvalue.AsIter(self.counts),
+                beam.pvalue.AsIter(self.reports),
             ).with_output_types(str)
         )

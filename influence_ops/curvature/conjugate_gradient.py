@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from influence_ops.array_folder import FileStore
+from influence_ops.conjugate_gradients import Products, conjugate_gradients
 from influence_ops.curvature.base import FinishOptions, Preconditioner, Statistic, register_preconditioner
 from influence_ops.curvature.sampled import SAMPLE, SampleCurvature, mean_hessian_products, with_examples
 from influence_ops.example_batch import ExampleBatch
@@ -22,10 +23,6 @@ _AUTO_FRACTION = 0.1
 _PROBES = 32
 _POWER_ITERATIONS = 30
 _ROWS_AT_ONCE = 256  # right-hand sides solved together: bounds memory to a few [256, P] arrays
-
-Products = Callable[[np.ndarray], np.ndarray]
-"""[R, P] -> [R, P], a symmetric operator applied to each row."""
-
 
 class NotConvergedWarning(UserWarning):
     """An iterative solver stopped at its cap; the message carries the residual."""
@@ -87,43 +84,6 @@ class IterativePreconditioner(Preconditioner):
         whole = from_arrays(self.arrays)
         rows = np.arange(len(whole))
         return [whole.select(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH)]
-
-
-def conjugate_gradients(products: Products, right: np.ndarray, tolerance: float, max_iterations: int) -> tuple[np.ndarray, np.ndarray]:
-    """Solves A x = b for each row b of `right` [R, P] at once (Hestenes & Stiefel 1952).
-
-    A row stops at ‖b − A x‖ ≤ tolerance · ‖b‖, or where A is found not to be positive along its direction (an
-    indefinite H with too little damping), and keeps its best iterate.
-
-    Returns:
-      x [R, P] and the relative residuals [R].
-    """
-    x = np.zeros_like(right)
-    residual = right.copy()
-    direction = residual.copy()
-    scale = np.linalg.norm(right, axis=1)
-    squared = np.einsum("rp,rp->r", residual, residual)
-    best, best_residual = x.copy(), np.sqrt(squared)
-    active = scale > 0
-    for _ in range(max_iterations):
-        active &= np.sqrt(squared) > tolerance * scale
-        if not active.any():
-            break
-        rows = np.flatnonzero(active)
-        image = products(direction[rows])
-        along = np.einsum("rp,rp->r", direction[rows], image)
-        positive = along > 0
-        active[rows[~positive]] = False
-        rows, image, along = rows[positive], image[positive], along[positive]
-        step = squared[rows] / along
-        x[rows] += step[:, None] * direction[rows]
-        residual[rows] -= step[:, None] * image
-        updated = np.einsum("rp,rp->r", residual[rows], residual[rows])
-        direction[rows] = residual[rows] + (updated / squared[rows])[:, None] * direction[rows]
-        squared[rows] = updated
-        improved = rows[np.sqrt(updated) < best_residual[rows]]
-        best[improved], best_residual[improved] = x[improved], np.sqrt(squared[improved])
-    return best, np.divide(best_residual, scale, out=np.zeros_like(scale), where=scale > 0)
 
 
 def _solve_cg(products: Products, right: np.ndarray, meta: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:

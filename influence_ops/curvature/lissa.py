@@ -7,10 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from influence_ops.curvature.conjugate_gradient import SOLVERS, ConjugateGradient, Products
+from influence_ops.conjugate_gradients import Products
+from influence_ops.curvature.conjugate_gradient import SOLVERS, ConjugateGradient
 
 
-def neumann_series(products: Products, right: np.ndarray, scale: float, tolerance: float, max_iterations: int) -> tuple[np.ndarray, np.ndarray]:
+def neumann_series(
+    products: Products, right: np.ndarray, scale: float, tolerance: float, max_iterations: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Solves A x = b for each row b of `right` [R, P]: x ← x + (b − A x)/scale, until the residual is small.
 
     It converges when the eigenvalues of A lie in (0, 2·scale). A row whose residual grows keeps its best iterate.

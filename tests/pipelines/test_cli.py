@@ -78,7 +78,7 @@ def test_wrong_options_end_with_2_and_one_message(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run"], "the following arguments are required: --model, --train, --test, --output"),
+        (["run"], "the following arguments are required: --model, --output"),
         ([], "the following arguments are required: COMMAND"),
         (["run", "--order", "up"], "--order: invalid choice: 'up'"),
         (["run", "--top_k", "many"], "--top_k: invalid int value: 'many'"),

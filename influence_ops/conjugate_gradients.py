@@ -1,0 +1,90 @@
+"""Conjugate gradients for many right-hand sides at once, as a loop and as a state that can wait for its products.
+
+Solves A x = b for each row b of `right` [R, P] (Hestenes & Stiefel 1952). Where a product with A is a pass over a
+data set, the state travels to the workers and their sum comes back: `start`, then `advance` for each pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+Products = Callable[[np.ndarray], np.ndarray]
+"""[R, P] -> [R, P], a symmetric operator applied to each row."""
+
+
+class CgState(NamedTuple):
+    """All arrays have R rows.
+
+    Attributes:
+      scale: ‖b‖ [R].
+      solution, residual, direction: [R, P].
+      squared: ‖residual‖² [R].
+      best, best_norm: the iterate with the smallest residual so far [R, P], and that residual's norm [R].
+      active: bool [R]; `advance` wants A times the directions of these rows.
+    """
+
+    scale: np.ndarray
+    solution: np.ndarray
+    residual: np.ndarray
+    direction: np.ndarray
+    squared: np.ndarray
+    best: np.ndarray
+    best_norm: np.ndarray
+    active: np.ndarray
+
+    @property
+    def relative_residual(self) -> np.ndarray:
+        """‖b − A x‖ / ‖b‖ of the best iterates: [R]."""
+        return np.divide(self.best_norm, self.scale, out=np.zeros_like(self.scale), where=self.scale > 0)
+
+
+def start(right: np.ndarray, tolerance: float, solution: np.ndarray | None = None, image: np.ndarray | None = None) -> CgState:
+    """The state before the first step, from zero or from a first guess `solution` with `image` = A · solution."""
+    if solution is None or image is None:
+        solution, residual = np.zeros_like(right), right.copy()
+    else:
+        solution, residual = solution.copy(), right - image
+    scale = np.linalg.norm(right, axis=1)
+    squared = np.einsum("rp,rp->r", residual, residual)
+    norm = np.sqrt(squared)
+    return CgState(scale, solution, residual, residual.copy(), squared, solution.copy(), norm, norm > tolerance * scale)
+
+
+def advance(state: CgState, image: np.ndarray, tolerance: float) -> CgState:
+    """One step; the state's arrays are changed in place.
+
+    A row ends at ‖b − A x‖ ≤ tolerance · ‖b‖, or where A is found not to be positive along its direction (an
+    indefinite matrix); it keeps its best iterate.
+
+    Args:
+      image: A times the direction of each active row.
+    """
+    rows = np.flatnonzero(state.active)
+    along = np.einsum("rp,rp->r", state.direction[rows], image)
+    positive = along > 0
+    state.active[rows[~positive]] = False
+    rows, image, along = rows[positive], image[positive], along[positive]
+    step = state.squared[rows] / along
+    state.solution[rows] += step[:, None] * state.direction[rows]
+    state.residual[rows] -= step[:, None] * image
+    updated = np.einsum("rp,rp->r", state.residual[rows], state.residual[rows])
+    state.direction[rows] = state.residual[rows] + (updated / state.squared[rows])[:, None] * state.direction[rows]
+    state.squared[rows] = updated
+    norms = np.sqrt(updated)
+    improved = norms < state.best_norm[rows]
+    state.best[rows[improved]], state.best_norm[rows[improved]] = state.solution[rows[improved]], norms[improved]
+    state.active[rows] = norms > tolerance * state.scale[rows]
+    return state
+
+
+def conjugate_gradients(products: Products, right: np.ndarray, tolerance: float, max_iterations: int) -> tuple[np.ndarray, np.ndarray]:
+    """Solves A x = b for each row b of `right` [R, P]: x [R, P] and the relative residuals [R]."""
+    state = start(right, tolerance)
+    for _ in range(max_iterations):
+        if not state.active.any():
+            break
+        state = advance(state, products(state.direction[state.active]), tolerance)
+    return state.best, state.relative_residual

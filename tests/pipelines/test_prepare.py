@@ -102,9 +102,9 @@ def test_a_model_without_a_loss(job: DigitsJob, tmp_path: pathlib.Path) -> None:
 
 
 def test_files_that_are_no_tfrecords(job: DigitsJob, tmp_path: pathlib.Path) -> None:
-    (tmp_path / "train.csv").write_text("id,label\n" * 100)
-    with pytest.raises(ValueError, match=r"no readable tf\.Example among the first records of train files such as '.*train\.csv'"):
-        prepare(job.config(tmp_path / "out", train=str(tmp_path / "train.csv")))
+    (tmp_path / "train.bin").write_text("id,label\n" * 100)
+    with pytest.raises(ValueError, match=r"no readable example among the first of train files such as '.*train\.bin'"):
+        prepare(job.config(tmp_path / "out", train=str(tmp_path / "train.bin")))
 
 
 def test_a_curvature_of_another_model(job: DigitsJob, finished: FinishedRun, tmp_path: pathlib.Path) -> None:

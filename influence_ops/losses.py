@@ -99,7 +99,9 @@ def resolve_loss(loss: Any, model: Any = None) -> tuple[Any, str]:
 
 def _loss_name(loss: Any) -> str:
     if isinstance(loss, keras.losses.Loss):
-        config = {key: value for key, value in loss.get_config().items() if key not in ("name", "reduction")}
+        # Huber's get_config leaves its delta out.
+        settings = {**getattr(loss, "_fn_kwargs", {}), **loss.get_config()}
+        config = {key: value for key, value in settings.items() if key not in ("name", "reduction")}
         return f"keras:{type(loss).__name__}({', '.join(f'{k}={v}' for k, v in sorted(config.items()))})"
     return f"{getattr(loss, '__module__', '')}:{getattr(loss, '__qualname__', repr(loss))}"
 
@@ -120,8 +122,7 @@ def per_example(loss: Any, activation: str) -> PerExampleLoss:
     from_logits = bool(getattr(loss, "from_logits", False)) or getattr(loss, "_fn_kwargs", {}).get("from_logits", False)
     is_cross_entropy = isinstance(loss, (sparse[0], categorical[0])) or loss in (sparse[1], categorical[1])
     ignores = getattr(loss, "_fn_kwargs", {}).get("ignore_class") is not None
-    takes_logits = activation == ("linear" if from_logits else "softmax")
-    if is_cross_entropy and takes_logits and not smoothing and not ignores:
+    if is_cross_entropy and not smoothing and not ignores and from_logits != (activation == "softmax"):
         return softmax_cross_entropy
     apply = keras.activations.get(activation)
     function = loss.call if isinstance(loss, losses.Loss) else loss

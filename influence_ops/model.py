@@ -127,7 +127,8 @@ class InfluenceModel:
             if "seed_generator" in variable.path:  # Dropout's state: not part of the inference model
                 continue
             value = np.ascontiguousarray(to_numpy(variable.value))  # one fingerprint for every precision
-            digest.update(f"{value.shape}|{id(variable) in watched}".encode())
+            penalty = _regularizer_name(getattr(variable, "regularizer", None)) if id(variable) in watched else ""
+            digest.update(f"{value.shape}|{id(variable) in watched}|{penalty}".encode())
             digest.update(value.tobytes())
         return digest.hexdigest()
 
@@ -256,6 +257,19 @@ class InfluenceModel:
         return self._functions[name](*arguments)
 
 
+def _regularizer_name(regularizer: Any) -> str:
+    """The class or function and its settings, the same from run to run."""
+    if regularizer is None:
+        return ""
+    if not isinstance(regularizer, keras.regularizers.Regularizer):
+        return getattr(regularizer, "__qualname__", type(regularizer).__qualname__)
+    try:
+        settings = regularizer.get_config()
+    except NotImplementedError:  # Keras's default
+        settings = {}
+    return f"{type(regularizer).__qualname__}({', '.join(f'{key}={value}' for key, value in sorted(settings.items()))})"
+
+
 def _second_derivative(regularizer: Any) -> float | None:
     """The constant second derivative of Keras's own elementwise penalties; None for any other."""
     if regularizer is None or type(regularizer) is keras.regularizers.L1:
@@ -272,7 +286,7 @@ def _penalty_hessian(variable: Any) -> np.ndarray:
         with tf.GradientTape() as inner:
             inner.watch(value)
             penalty = variable.regularizer(value)
-        gradient = tf.convert_to_tensor(inner.gradient(penalty, value, unconnected_gradients="zero"))
+        gradient = tf.convert_to_tensor(inner.gradient(penalty, value, unconnected_gradients=tf.UnconnectedGradients.ZERO))
     count = int(tf.size(value))
     # A penalty may be linear: its gradient is a constant.
-    return to_numpy(tf.reshape(outer.jacobian(gradient, value, unconnected_gradients="zero"), [count, count]))
+    return to_numpy(tf.reshape(outer.jacobian(gradient, value, unconnected_gradients=tf.UnconnectedGradients.ZERO), [count, count]))

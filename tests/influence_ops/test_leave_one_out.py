@@ -99,9 +99,9 @@ def _losses(theta: np.ndarray, a: np.ndarray, one_hot: np.ndarray) -> np.ndarray
 
 @functools.cache
 def retrained() -> Retrained:
-    digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.target))[: TRAIN + TEST]
-    x, y = digits.data[order] / 16, digits.target[order]
+    data, target = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(target))[: TRAIN + TEST]
+    x, y = np.asarray(data)[order] / 16, np.asarray(target)[order]
     a, one_hot = np.concatenate([x, np.ones((len(x), 1))], axis=1), np.eye(CLASSES)[y]
     a_test, one_hot_test = a[TRAIN:], one_hot[TRAIN:]
     a, one_hot = a[:TRAIN], one_hot[:TRAIN]

@@ -82,7 +82,7 @@ def test_infinite_scores_are_ranked_and_tie():
     scores = np.array([[np.inf, 1.0, np.inf, -np.inf, np.finfo(np.float64).max]])
     ids = np.array(list("edbca"), dtype=object)
     # The largest double rounds up to infinity, and ties with it.
-    for order, wanted in (("descending", "abedc"), ("ascending", "cdabe")):
+    for order, wanted in zip(ORDERS, ("abedc", "cdabe"), strict=True):
         top = TopK(1, 5, order)
         top.add(scores, ids)
         assert "".join(top.ids[0]) == wanted

@@ -157,7 +157,7 @@ class DigitsJob:
         finish = config.finish_options()
         return compute_in_memory(
             influence_model(str(self.model)),
-            preconditioner or config.curvature,
+            preconditioner or config.make_curvature(),
             batches["train"],
             batches["test"],
             damping=finish.damping,

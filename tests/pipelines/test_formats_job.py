@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import pathlib
 from collections.abc import Callable
@@ -81,9 +82,9 @@ CSV_OPTIONS = {"input_features": "image=pixel_*"}
 FORMATS: dict[str, tuple[Callable[[pathlib.Path, Split, list[int]], str], dict[str, Any]]] = {
     "tfrecord": (write_tfrecord, {}),
     "sequence_example": (write_sequences, {"data_format": "sequence_example"}),
-    "parquet": (lambda *args: write_parquet(*args, as_lists), {}),
-    "parquet_fixed": (lambda *args: write_parquet(*args, as_fixed), {}),
-    "parquet_nested": (lambda *args: write_parquet(*args, as_nested), {"data_format": "parquet"}),
+    "parquet": (functools.partial(write_parquet, images=as_lists), {}),
+    "parquet_fixed": (functools.partial(write_parquet, images=as_fixed), {}),
+    "parquet_nested": (functools.partial(write_parquet, images=as_nested), {"data_format": "parquet"}),
     "csv": (write_csv, CSV_OPTIONS),
     "csv_sum": (write_csv, {"input_features": "image=" + "+".join(f"pixel_{number}" for number in range(64))}),
 }

@@ -27,6 +27,7 @@ from transforms.elements import (
     RejectedExample,
     Shard,
     ShardCount,
+    SolverReport,
     StatisticPart,
     TopKPart,
     WrittenFile,
@@ -35,7 +36,7 @@ from transforms.elements import (
 # Names of files and ranges, sums and tables: none grows with the number of training examples.
 SHUFFLED = {Shard, StatisticPart, TopKPart, GroupPart}
 # Side inputs are materialised too: references, facts about files, and what was rejected.
-BROADCAST = {Broadcast, QueryReference, WrittenFile, ShardCount, RejectedExample, GroupPart}
+BROADCAST = {Broadcast, QueryReference, WrittenFile, ShardCount, RejectedExample, GroupPart, StatisticPart, SolverReport}
 # Keys, and what Beam's own transforms wrap elements in.
 _PLAIN = {str, int, type(None), Timestamp, PaneInfo}
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import pathlib
 import struct
+from typing import Literal
 
 import pytest
 import tensorflow as tf
@@ -15,7 +17,7 @@ RECORDS = [b"first", b"", b"third" * 1000, b"\x1f\x8b gzip's magic bytes", b"las
 FRAME = 16  # 8 bytes of length, 4 of its checksum, 4 of the data's
 
 
-def written(path, records: list[bytes] = RECORDS, compression: str = "") -> bytes:
+def written(path: pathlib.Path, records: list[bytes] = RECORDS, compression: Literal["", "GZIP"] = "") -> bytes:
     with tf.io.TFRecordWriter(str(path), tf.io.TFRecordOptions(compression)) as writer:
         for record in records:
             writer.write(record)

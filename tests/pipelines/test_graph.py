@@ -110,8 +110,10 @@ def check(found: list[Crossing]) -> None:
         {"removal": "newton"},
         {"outputs": "top_k"},
         {"outputs": "scores,influence_vectors,self_influence", "normalize": "theta", "group_feature": None},
+        {"outputs": "top_k,group_influence", "second_order_groups": True},
+        {"outputs": "top_k", "group_feature": None, "curvature": "cgd", "passes": 3},
     ],
-    ids=["all-outputs", "identity", "newton", "top_k", "by-shard"],
+    ids=["all-outputs", "identity", "newton", "top_k", "by-shard", "second-order", "passes"],
 )
 def test_only_small_types_cross(job: DigitsJob, tmp_path: pathlib.Path, options: dict[str, typing.Any]) -> None:
     pipeline = beam.Pipeline(FnApiRunner())
@@ -123,7 +125,7 @@ def test_only_small_types_cross(job: DigitsJob, tmp_path: pathlib.Path, options:
     # The walk has seen them all: two reads are spread, and each combined table is one more.
     has_pass = config.curvature != "identity"
     combined = len({"top_k", "group_influence"} & set(config.output_tables))
-    assert len(labels) == 2 + has_pass + combined, labels
+    assert len(labels) == 2 + has_pass + combined + config.second_order_groups + config.passes, labels
 
 
 def test_saved_curvature_needs_no_combine(job: DigitsJob, tmp_path: pathlib.Path, finished: typing.Any) -> None:

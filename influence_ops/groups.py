@@ -93,10 +93,8 @@ def second_order_vectors(
     """
     part = groups.counts / preconditioner.examples
     summed = np.array([products.sums[name] for name in groups.names]).reshape(steps.shape)
-    # H_D s = (H + λI) s − ∇²R s − λ s, so its solve needs no further pass over the data.
-    beside = float(preconditioner.meta["damping"]) * steps
-    if model.regularizer == "curvature":
-        beside = beside + model.regularizer_products(steps)
+    # H_D s = (H + λI) s − ∇²R s − λ s, so its solve needs no further pass over the data. H has ∇²R, the products never do.
+    beside = float(preconditioner.meta["damping"]) * steps + model.regularizer_products(steps)
     change = steps - preconditioner.apply(beside + summed / groups.counts[:, None])
     vectors = steps - (part / (1 - part))[:, None] * change
     return dataclasses.replace(groups, vectors=vectors)

@@ -63,7 +63,7 @@ class AutodiffDerivatives:
             with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
                 self._watch(tape)
                 z = tf.reshape(pack(self.outputs(tf.nest.map_structure(lambda leaf: leaf[None], x)))[0], [-1])
-                rows = [tf.reduce_sum(root[:, c] * z) for c in range(z.shape[0])]
+                rows = [tf.reduce_sum(root[:, c] * z) for c in range(z.shape.num_elements() or 0)]
             return tf.stack([self._flatten(tape.gradient(row, self._variables)) for row in rows])
 
         return self._map(one, (inputs, roots))
@@ -84,7 +84,7 @@ class AutodiffDerivatives:
             gradient = self._flatten(inner.gradient(total, self._variables))
 
         def one(vector: tf.Tensor) -> tf.Tensor:
-            return self._flatten(outer.gradient(gradient, self._variables, output_gradients=vector))
+            return self._flatten(outer.gradient([gradient], self._variables, output_gradients=[vector]))
 
         return self._map(one, vectors)
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute as _compute
 
 from influence_ops.features import Feature
+
+pc: Any = _compute  # its functions are made at run time
 
 Reasons = dict[int, tuple[str, str]]
 """Row -> (error, message) of rows that can't be used."""

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from google.protobuf import text_format
-from tensorflow_metadata.proto.v0 import schema_pb2
+from tensorflow_metadata.proto.v0 import schema_pb2 as _schema_pb2
+
+schema_pb2: Any = _schema_pb2  # generated: type checkers see no names in it
 
 Kind = Literal["float", "int", "bytes"]
 
@@ -138,7 +140,7 @@ def parse_schema(text: str) -> dict[str, tuple[Kind, tuple[int, ...] | None]]:
         text_format.Parse(text, schema)
     except text_format.ParseError as error:
         raise ValueError(f"the schema can't be parsed: {error}; it must be a TensorFlow Metadata schema in text form") from error
-    kinds = {number: kind for kind, number in SCHEMA_TYPES.items()}
+    kinds: dict[Any, Kind] = {number: kind for kind, number in SCHEMA_TYPES.items()}
     found: dict[str, tuple[Kind, tuple[int, ...] | None]] = {}
     for feature in schema.feature:
         if feature.type in kinds:

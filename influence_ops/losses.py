@@ -127,8 +127,8 @@ def per_example(loss: Any, activation: str) -> PerExampleLoss:
     apply = keras.activations.get(activation)
     function = loss.call if isinstance(loss, losses.Loss) else loss
 
-    def from_pre_activation(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-        predictions = apply(outputs) if activation != "linear" else outputs
+    def from_pre_activation(labels: Any, outputs: Any) -> tf.Tensor:
+        predictions: Any = apply(outputs) if activation != "linear" else outputs
         dtype = tf.nest.flatten(predictions)[0].dtype
         labels = tf.nest.map_structure(lambda label: tf.cast(label, dtype) if label.dtype.is_floating else label, labels)
         if isinstance(loss, losses.Loss) and labels.shape.rank == 1 and predictions.shape.rank == 2:

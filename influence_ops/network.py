@@ -85,6 +85,11 @@ def copy_network(model: Any, precision: Precision) -> Network:
 
     inputs = tf.nest.map_structure(copy_input, model.inputs[0] if isinstance(model, keras.Sequential) else model.input)
     copy = keras.models.clone_model(model, input_tensors=inputs, clone_function=copy_layer)
+    if precision != "native" and any(tf.as_dtype(weight.dtype).is_floating and weight.dtype != "float64" for weight in copy.weights):
+        # A subclassed layer makes its own layers, in the default dtype.
+        if precision == "float64":
+            raise ValueError("the model has layers that can't be rebuilt in float64 (subclassed ones); use precision 'native'")
+        return copy_network(model, "native")
     copy.set_weights(model.get_weights())
     dtype = "float64" if precision != "native" else str(model.compute_dtype)
     return Network(copy, activation if take_off else "linear", dtype, declared_inputs(model))
@@ -121,11 +126,13 @@ def load_keras_file(path: str) -> keras.Model:
       ValueError: not a `.keras` file, or one that Keras can't read or refuses.
     """
     try:
-        return keras.models.load_model(path, safe_mode=True)
+        model: Any = keras.models.load_model(path, safe_mode=True)
+        return model
     except Exception as error:
         raise ValueError(
             f"can't load the model {path!r}: {error}. It must be a .keras file written by "
-            "model.save(); one with Lambda layers is refused, since loading it would run its code"
+            "model.save(); one with Lambda layers is refused, since loading it would run its code. For one with classes of "
+            "your own give --model module:function, a function that imports them and returns the loaded model"
         ) from error
 
 

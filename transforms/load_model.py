@@ -21,20 +21,21 @@ _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _CHUNK = 16 << 20
 
 
-def load_model(path: str, weights: str | None = None) -> tuple[Any, str]:
+def load_model(path: str, weights: str | None = None, digest: str = "") -> tuple[Any, str]:
     """The model, and the SHA-256 of what it was made from.
 
     Args:
       path: a `.keras` file, a SavedModel folder, or `module:function` of a function without arguments that returns a
         built Keras model.
       weights: with a function: a `.weights.h5` file to load into the model.
+      digest: the SHA-256 that it must have; empty: any.
 
     Raises:
-      ValueError: there is no model, or it can't be loaded.
+      ValueError: there is no model, it can't be loaded, or it is another one.
     """
     files = BeamFiles()
     if _FUNCTION.fullmatch(path) and not files.exists(path):
-        return _from_function(path, weights)
+        return _from_function(path, weights, digest)
     if weights is not None:
         raise ValueError(f"--model_weights {weights!r} goes with --model module:function; {path!r} has its weights in it")
     if not files.exists(path) and not files.exists(join(path, GRAPH_FILE)):  # on object stores a folder does not exist
@@ -42,26 +43,32 @@ def load_model(path: str, weights: str | None = None) -> tuple[Any, str]:
             f"there is no model at {path!r}; give a .keras file with --model, a SavedModel folder, or module:function"
         )
     if path.endswith(".keras"):
-        return _from_file(path)
+        return _from_file(path, digest)
     if files.exists(join(path, GRAPH_FILE)):
-        return _from_folder(path)
+        return _from_folder(path, digest)
     raise ValueError(
         f"--model {path!r} must be a .keras file, as model.save('model.keras') writes it, a SavedModel folder, as "
         "model.export(folder) does, or module:function"
     )
 
 
-def _from_file(path: str) -> tuple[Any, str]:
+def _check_digest(path: str, found: str, digest: str) -> None:
+    if digest and found != digest:
+        raise ValueError(f"the model {path!r} has changed since the run began; start the run again")
+
+
+def _from_file(path: str, wanted: str) -> tuple[Any, str]:
     with tempfile.TemporaryDirectory() as folder:
         local = os.path.join(folder, "model.keras")
         digest = _copy(path, local)
+        _check_digest(path, digest, wanted)
         try:
             return load_keras_file(local), digest
         except ValueError as error:
             raise ValueError(str(error).replace(local, path)) from error
 
 
-def _from_folder(path: str) -> tuple[Any, str]:
+def _from_folder(path: str, wanted: str) -> tuple[Any, str]:
     found = match_files([join(path, "**")])
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
@@ -70,13 +77,14 @@ def _from_folder(path: str) -> tuple[Any, str]:
             local = os.path.join(folder, name)
             os.makedirs(os.path.dirname(local), exist_ok=True)
             digest.update(f"{name}|{_copy(file.path, local)}|".encode())
+        _check_digest(path, digest.hexdigest(), wanted)
         try:
             return SavedModelNetwork(folder), digest.hexdigest()
         except ValueError as error:
             raise ValueError(str(error).replace(folder, path)) from error
 
 
-def _from_function(path: str, weights: str | None) -> tuple[Any, str]:
+def _from_function(path: str, weights: str | None, wanted: str) -> tuple[Any, str]:
     function = load_object(path)
     if not callable(function):
         raise ValueError(f"--model {path!r} is not a function; it must return a built Keras model")
@@ -102,6 +110,11 @@ def _from_function(path: str, weights: str | None) -> tuple[Any, str]:
     digest = hashlib.sha256()
     for weight in model.get_weights():
         digest.update(f"{weight.shape}|{weight.dtype}|".encode() + np.ascontiguousarray(weight).tobytes())
+    if wanted and digest.hexdigest() != wanted:
+        raise ValueError(
+            f"the model of {path!r} has other weights on this worker than when the run began; let it return trained "
+            "weights, or give them with --model_weights"
+        )
     return model, digest.hexdigest()
 
 

@@ -41,15 +41,7 @@ class ModelSpec:
           ValueError: it is not what it was, can't be loaded, or an option does not fit it.
         """
         configure_tensorflow(self.threads)
-        model, digest = load_model(self.path, self.model_weights)
-        if self.digest and digest != self.digest:
-            if ":" in self.path and "://" not in self.path:
-                raise ValueError(
-                    f"the model of {self.path!r} has other weights on this worker than when the run began; let it return trained "
-                    "weights, or give them with --model_weights"
-                )
-            raise ValueError(f"the model {self.path!r} has changed since the run began; start the run again")
-        return self._with_options(model)
+        return self._with_options(load_model(self.path, self.model_weights, self.digest)[0])
 
     def open_first(self) -> tuple[InfluenceModel, ModelSpec]:
         """The model as it is now, and the recipe for just that one."""

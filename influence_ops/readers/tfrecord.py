@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 import pyarrow as pa
 import tensorflow as tf
-from tensorflow_metadata.proto.v0 import schema_pb2
+from tensorflow_metadata.proto.v0 import schema_pb2 as _schema_pb2
 from tfx_bsl.coders import example_coder, sequence_example_coder
 
 from influence_ops.features import SCHEMA_TYPES, Description, Feature, Kind, Stored, most_common
@@ -18,6 +18,7 @@ from influence_ops.readers.base import Reader, RowError, Rows
 from influence_ops.tfrecord import DamagedRecord, read_records
 
 _KINDS: dict[str, Kind] = {"float_list": "float", "int64_list": "int", "bytes_list": "bytes"}
+schema_pb2: Any = _schema_pb2  # generated: type checkers see no names in it
 _SEQUENCES = "##SEQUENCES##"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -105,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known, beam_arguments = parser().parse_known_args(arguments)
     from pipelines.launch import RunFailedError, run, summary_text  # TensorFlow and Beam: seconds that --help need not wait
 
+    # A step that fails is logged by Beam with the stack; `reason` has its message for the user.
+    logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
     options = {field.name: getattr(known, field.name) for field in dataclasses.fields(InfluenceConfig) if hasattr(known, field.name)}
     if known.command == "fit":
         options["outputs"] = ONLY_CURVATURE

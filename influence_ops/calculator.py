@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -410,7 +411,9 @@ class FirstOrderInfluenceCalculator:
         """The files of saved vectors, refused when they were made otherwise than ours would be."""
         paths = result_files.table_files(path, _VECTORS)
         facts, wanted = result_files.read_facts(paths[0]), self._facts
-        differing = [key for key in ("model_fingerprint", "normalize", "curvature", "damping") if facts.get(key) != wanted[key]]
+        differing = [key for key in ("model_fingerprint", "normalize", "curvature") if facts.get(key) != wanted[key]]
+        if not math.isclose(facts.get("damping", math.nan), wanted["damping"], rel_tol=1e-9):  # 'auto' has another batch size's rounding
+            differing.append("damping")
         if differing:
             shown = ", ".join(f"{key} {facts.get(key)!r}, not {wanted[key]!r}" for key in differing)
             raise ValueError(f"the influence vectors in {path!r} were made with {shown}; compute them again")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import json
 from typing import Any, Literal
 
 import keras
@@ -75,6 +76,7 @@ class InfluenceModel:
         self.variables = watched_variables(self.model, weights, start_layer, last_layer)
         self.size = sum(int(np.prod(variable.shape)) for variable in self.variables)
         self.total_size = sum(int(np.prod(variable.shape)) for variable in self.model.trainable_variables)
+        self._activation = network.activation
         loss_of_outputs = per_example(loss, network.activation)
         self.is_linear = is_linear_head(self.model, self.variables)
         self._derivatives: LinearHeadDerivatives | AutodiffDerivatives = (
@@ -118,10 +120,9 @@ class InfluenceModel:
         return np.concatenate([to_numpy(variable.value).ravel() for variable in self.variables])
 
     def fingerprint(self) -> str:
-        """SHA-256 over the loss, the regulariser, and all weights (watched ones marked): what a curvature fits."""
-        digest = hashlib.sha256(
-            f"{self.loss_name}|{self.weight_decay!r}|{self.regularizer}".encode()
-        )
+        """SHA-256 over the loss, the regulariser, the layers and all weights (watched ones marked): what a curvature fits."""
+        digest = hashlib.sha256(f"{self.loss_name}|{self.weight_decay!r}|{self.regularizer}|{self._activation}".encode())
+        digest.update(json.dumps(_layers(self.model), sort_keys=True).encode())
         watched = {id(variable) for variable in self.variables}
         for variable in self.model.variables:
             if "seed_generator" in variable.path:  # Dropout's state: not part of the inference model
@@ -268,6 +269,19 @@ def _regularizer_name(regularizer: Any) -> str:
     except NotImplementedError:  # Keras's default
         settings = {}
     return f"{type(regularizer).__qualname__}({', '.join(f'{key}={value}' for key, value in sorted(settings.items()))})"
+
+
+def _layers(model: Any) -> list[list[Any]]:
+    """Each layer's kind and plain settings (activation, strides, …), without names and dtypes: one list for every precision."""
+    found = []
+    for layer in getattr(model, "layers", []):
+        try:
+            config = layer.get_config()
+        except NotImplementedError:  # a layer of the user's without a configuration: its weights must tell
+            config = {}
+        plain = {key: value for key, value in config.items() if key not in ("name", "dtype") and isinstance(value, (bool, int, float, str))}
+        found.append([type(layer).__name__, plain, _layers(layer)])
+    return found
 
 
 def _second_derivative(regularizer: Any) -> float | None:

@@ -186,3 +186,16 @@ def test_a_subclassed_model_stays_in_its_own_precision():
         wrapped(model, precision="float64")
     with pytest.raises(ValueError, match="declares no inputs .a subclassed model.; wrap it"):
         _ = explained.inputs
+
+
+def test_the_fingerprint_changes_with_the_architecture_alone() -> None:
+    def network(activation: str, last: str) -> keras.Model:
+        layers = [keras.layers.Dense(4, activation=activation), keras.layers.Dense(3, activation=last)]
+        model = keras.Sequential([keras.Input((5,)), *layers])
+        model.set_weights([np.full(weight.shape, 0.1, np.float32) for weight in model.get_weights()])
+        return model
+
+    kinds = [("relu", "linear"), ("tanh", "linear"), ("relu", "softmax")]
+    prints = [InfluenceModel(network(*kind), loss_function="squared_error").fingerprint() for kind in kinds]
+    assert len(set(prints)) == 3
+    assert InfluenceModel(network("relu", "linear"), loss_function="squared_error").fingerprint() == prints[0]

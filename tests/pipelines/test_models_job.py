@@ -47,7 +47,7 @@ def native(job: DigitsJob, tmp_path_factory: pytest.TempPathFactory) -> np.ndarr
     return scores(output)
 
 
-@pytest.mark.parametrize("how", ["export", "save"])
+@pytest.mark.parametrize("how", ["export", pytest.param("save", marks=pytest.mark.slow)])
 def test_a_saved_model(job: DigitsJob, tmp_path: pathlib.Path, native: np.ndarray, how: str) -> None:
     model: Any = keras.models.load_model(job.model)
     folder = str(tmp_path / "saved")
@@ -148,7 +148,7 @@ def two_output_data(count: int, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("curvature", ["gauss_newton", "exact"])
+@pytest.mark.parametrize("curvature", ["gauss_newton", pytest.param("exact", marks=pytest.mark.slow)])
 def test_several_inputs_and_outputs(tmp_path: pathlib.Path, curvature: str) -> None:
     data = {"train": two_output_data(50, 1), "test": two_output_data(4, 2)}
     for split, columns in data.items():

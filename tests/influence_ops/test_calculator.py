@@ -174,13 +174,20 @@ def test_a_nearest_neighbor_object_plugs_in():
 
 
 @pytest.mark.parametrize("kind", ["exact", "cgd", "gauss_newton"])
-@pytest.mark.parametrize("source", ["slices", "generator", "prefetch"])
-def test_samples_for_the_hessian_work_on_any_dataset(kind, source):
+@pytest.mark.parametrize("source", ["slices", "generator", "prefetch", "tfrecord"])
+def test_samples_for_the_hessian_work_on_any_dataset(kind, source, tmp_path):
     case = Case("a")
     dataset = case.train
     if source == "generator":
         signature = (tf.TensorSpec([None, 5], tf.float32), tf.TensorSpec([None, 1], tf.float32))
         dataset = tf.data.Dataset.from_generator(lambda: iter(case.train), output_signature=signature)
+    elif source == "tfrecord":
+        with tf.io.TFRecordWriter(str(tmp_path / "train.tfrecord")) as writer:
+            for row in np.concatenate([case.x, case.y], axis=1).astype(np.float32):
+                writer.write(row.tobytes())
+        records = tf.data.TFRecordDataset(str(tmp_path / "train.tfrecord"))
+        rows = records.map(lambda record: tf.ensure_shape(tf.io.decode_raw(record, tf.float32), [6]))
+        dataset = rows.map(lambda row: (row[:5], row[5:])).batch(17)
     elif source == "prefetch":
         dataset = case.train.map(lambda x, y: (x, y)).cache().prefetch(2)
     options = {"ihvp_calculator": kind, "n_samples_for_hessian": 40}

@@ -9,6 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from influence_ops.curvature import FinishOptions, Preconditioner, Statistic
+from influence_ops.curvature.base import register_preconditioner
+from influence_ops.curvature.identity import Identity
+from influence_ops.model import InfluenceModel
 from influence_ops.result_files import read_manifest
 from pipelines.cli import main
 from tests.pipelines.conftest import FinishedRun
@@ -117,3 +121,33 @@ def test_passes_reach_the_exact_answer(job: DigitsJob, tmp_path: pathlib.Path) -
 def test_sources_that_do_not_go_together(job: DigitsJob, tmp_path: pathlib.Path, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         job.config(tmp_path / "out", **options)
+
+
+class HalvedIdentity(Identity):
+    """A user's own curvature: H = 2·I."""
+
+    name = "halved_identity"
+
+    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+        meta = {**super().finish(model, statistic, options).meta, "curvature": self.name}
+        return HalvedPreconditioner({}, meta)
+
+
+@register_preconditioner
+class HalvedPreconditioner(Preconditioner):
+    """I / 2."""
+
+    kind = "tests.halved"
+
+    def apply(self, gradients: np.ndarray) -> np.ndarray:
+        return np.asarray(gradients, dtype=np.float64) / 2
+
+
+def test_a_curvature_of_the_users_own(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    options = {"outputs": "top_k", "group_feature": None}
+    run_quietly(job.config(tmp_path / "plain", curvature="identity", **options))
+    run_quietly(job.config(tmp_path / "own", curvature=f"{__name__}:HalvedIdentity", **options))
+    plain, own = (table(tmp_path / name, "top_k", "test_id", "rank") for name in ("plain", "own"))
+    assert own["train_id"].equals(plain["train_id"])
+    assert np.allclose(np.asarray(own["influence"]), np.asarray(plain["influence"]) / 2, rtol=1e-12)  # a division by two
+    assert read_manifest(str(tmp_path / "own"))["curvature"]["curvature"] == "halved_identity"

@@ -7,6 +7,7 @@ probabilities. What runs is its graph; one with operations that run Python or to
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -38,10 +39,15 @@ class SavedVariable:
 
 @dataclasses.dataclass(frozen=True)
 class SavedLayer:
-    """Variables that stand together under one name."""
+    """Variables that stand together under one name, of the graph with the SHA-256 `graph`."""
 
     name: str
     trainable_variables: list[SavedVariable]
+    graph: str
+
+    def get_config(self) -> dict[str, str]:
+        """What the model's fingerprint covers beside the weights."""
+        return {"graph": self.graph}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +75,7 @@ class SavedModelNetwork:
 
     def __init__(self, folder: str):
         self._folder = folder
-        _check_operations(folder)
+        graph = _check_operations(folder)
         try:
             self._loaded = tf.saved_model.load(folder)  # keeps the variables alive
         except Exception as error:
@@ -92,7 +98,7 @@ class SavedModelNetwork:
         self.trainable_variables = [variable for variable in self.variables if variable.value.trainable]
         if not self.trainable_variables:
             raise ValueError(f"the SavedModel {folder!r} has no trainable variables (a frozen graph?); nothing can be watched")
-        self.layers = _layers(self.trainable_variables)
+        self.layers = _layers(self.trainable_variables, graph)
         self.dtype = self.trainable_variables[0].dtype
         self.stopped_gradients = sum(name == "StopGradient" for name in _operations(self._signature.graph.as_graph_def()))
 
@@ -115,12 +121,12 @@ def _named(variables: Iterable[Any]) -> list[SavedVariable]:
     return named
 
 
-def _layers(variables: Iterable[SavedVariable]) -> list[SavedLayer]:
+def _layers(variables: Iterable[SavedVariable], graph: str) -> list[SavedLayer]:
     layers: list[SavedLayer] = []
     for variable in variables:
         name = variable.path.rpartition("/")[0]
         if not layers or layers[-1].name != name:
-            layers.append(SavedLayer(name, []))
+            layers.append(SavedLayer(name, [], graph))
         layers[-1].trainable_variables.append(variable)
     return layers
 
@@ -130,10 +136,12 @@ def _operations(graph: Any) -> Iterable[str]:
     yield from (node.op for function in graph.library.function for node in function.node_def)
 
 
-def _check_operations(folder: str) -> None:
+def _check_operations(folder: str) -> str:
+    """The SHA-256 of the graph's file, when it has no refused operation."""
     try:
         with open(os.path.join(folder, GRAPH_FILE), "rb") as file:
-            saved = saved_model_pb2.SavedModel.FromString(file.read())
+            content = file.read()
+        saved = saved_model_pb2.SavedModel.FromString(content)
     except Exception as error:
         raise ValueError(f"can't read the SavedModel {folder!r}: {error}") from error
     refused = {name for meta in saved.meta_graphs for name in _operations(meta.graph_def)} & _REFUSED
@@ -142,3 +150,4 @@ def _check_operations(folder: str) -> None:
             f"the SavedModel {folder!r} has the operations {', '.join(sorted(refused))}, which run Python or touch files; "
             "export the model without them, or give it as --model module:function"
         )
+    return hashlib.sha256(content).hexdigest()

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import apache_beam as beam
+from apache_beam import pvalue
 
 from influence_ops import schemas
 from influence_ops.top_k import Order
@@ -34,6 +35,7 @@ from transforms.files import join
 from transforms.progress import Progress
 from transforms.read_shards import COUNTS, REJECTED, ShardReader
 from transforms.score_examples import FILES, GROUPS, TOP_K
+from transforms.typed import collection
 
 STAGES = ("curvature", "embed", "score")
 
@@ -48,7 +50,7 @@ class Job:
     """
 
     plan: Plan
-    manifest: beam.PCollection[str]
+    manifest: pvalue.PCollection[str]
 
 
 def build(
@@ -76,9 +78,9 @@ def build(
     curvature = config.make_curvature()
     curvature_folder = join(config.output, "curvature")
     train = pipeline | "ReadShards[train]" >> ReadShards(plan.train)
-    counts: list[beam.PCollection] = []
-    rejected: list[beam.PCollection] = []
-    written: list[beam.PCollection] = []
+    counts: list[pvalue.PCollection] = []
+    rejected: list[pvalue.PCollection] = []
+    written: list[pvalue.PCollection] = []
     has_pass = plan.curvature_path is None and curvature.passes > 0
     if plan.curvature_path is not None:
         preconditioner = pipeline | "LoadCurvature" >> LoadCurvature(plan.model, plan.curvature_path, curvature_folder)
@@ -151,8 +153,8 @@ def build(
 
 
 def _write_rejected(
-    pipeline: beam.Pipeline, rejected: list[beam.PCollection], config: InfluenceConfig
-) -> beam.PCollection[WrittenFile]:
+    pipeline: beam.Pipeline, rejected: list[pvalue.PCollection], config: InfluenceConfig
+) -> pvalue.PCollection[WrittenFile]:
     together = rejected | "FlattenRejected" >> beam.Flatten(pipeline=pipeline)
     return together | "WriteRejected" >> WriteRejected(config.output, config.max_rejected)
 
@@ -160,27 +162,28 @@ def _write_rejected(
 def _combine(
     config: InfluenceConfig,
     plan: Plan,
-    train: beam.PCollection,
-    scored: dict[str, beam.PCollection],
-    preconditioner: beam.PCollection[Broadcast],
-    queries: beam.PCollection[QueryReference],
+    train: pvalue.PCollection,
+    scored: dict[str, pvalue.PCollection],
+    preconditioner: pvalue.PCollection[Broadcast],
+    queries: pvalue.PCollection[QueryReference],
     reader: Callable[[str], ShardReader],
-) -> list[beam.PCollection]:
+) -> list[pvalue.PCollection]:
     """The tables that are combined over all workers; gives the files written."""
-    written: list[beam.PCollection] = []
+    written: list[pvalue.PCollection] = []
     wanted = set(config.output_tables)
     options = config.score_options()
     if wanted & {"top_k", "self_influence_top_k"}:
         tops = scored[TOP_K] | "CombineTopK" >> CombineTopK()
-        written.append(tops | "WriteParquet[top_k]" >> WriteTopK(config.output, options, preconditioner, queries))
+        write_tops = WriteTopK(config.output, options, preconditioner, queries)
+        written.append(collection(tops | "WriteParquet[top_k]" >> write_tops))
     if wanted & set(schemas.GROUP_OUTPUTS):
-        sums = scored[GROUPS] | "SumGroups" >> SumGroups()
+        sums = collection(scored[GROUPS] | "SumGroups" >> SumGroups())
         if config.second_order_groups:
             multiply = MultiplyGroups(reader("groups"), plan.model, preconditioner, sums, config.work_folder)
             products = train | "MultiplyGroups" >> multiply | "SumProducts" >> SumGroups()
-            sums = [sums, products] | "FlattenSums" >> beam.Flatten()
+            sums = collection([sums, products] | "FlattenSums" >> beam.Flatten())
         write_groups = WriteGroups(
             config.output, options, preconditioner, queries, plan.model, config.output_tables, config.second_order_groups
         )
-        written.append(sums | "WriteParquet[groups]" >> write_groups)
+        written.append(collection(sums | "WriteParquet[groups]" >> write_groups))
     return written

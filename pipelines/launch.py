@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, TextIO
 
 import apache_beam as beam
+from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from influence_ops import schemas
@@ -59,7 +60,6 @@ def run(config: InfluenceConfig, beam_arguments: Iterable[str] = (), stream: Tex
       RunFailedError: the pipeline failed; the message is the reason, without the runner's stack.
     """
     started = time.monotonic()
-    stream = stream or sys.stderr
     arguments = list(beam_arguments)
     if not any(argument.startswith("--runner") for argument in arguments):
         arguments.append(f"--runner={DEFAULT_RUNNER}")
@@ -70,7 +70,7 @@ def run(config: InfluenceConfig, beam_arguments: Iterable[str] = (), stream: Tex
     clear_output(config, tuple(schemas.TABLES), MANIFEST)
     is_local = runner in LOCAL_RUNNERS
     shards = {stage: len(plan.test if stage == "embed" else plan.train) for stage in STAGES}
-    with ProgressBar(shards, stream) as bar:
+    with ProgressBar(shards, stream or sys.stderr) as bar:
         pipeline = beam.Pipeline(options=options)
         build(pipeline, config, plan, bar.address if is_local else None)
         try:
@@ -117,7 +117,7 @@ def _delete_folder(folder: str) -> None:
 
 def _milliseconds(result: Any) -> dict[str, int]:
     try:
-        counters = result.metrics().query(beam.metrics.MetricsFilter().with_namespace(NAMESPACE))["counters"]
+        counters = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
     except Exception:  # a runner without metrics: the table then shows no seconds
         return {}
     found: dict[str, int] = {}

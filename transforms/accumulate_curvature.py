@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Iterator
 
 import apache_beam as beam
+from apache_beam import pvalue
+from apache_beam.typehints.decorators import with_input_types, with_output_types
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -17,6 +19,7 @@ from influence_ops.scores import evaluate
 from transforms.elements import Shard, StatisticPart, at_end_of_bundle
 from transforms.open_model import ModelSpec
 from transforms.read_shards import COUNTS, REJECTED, REPORT_TYPES, ShardDoFn, ShardReader
+from transforms.typed import collection, outputs
 
 
 class _AccumulateDoFn(ShardDoFn):
@@ -32,9 +35,10 @@ class _AccumulateDoFn(ShardDoFn):
         self._statistic = None
 
     def open(self, sides: tuple) -> None:
-        self._model = self._shared.acquire(self._spec.open, tag=repr(self._spec))
+        model: InfluenceModel = self._shared.acquire(self._spec.open, tag=repr(self._spec))
+        self._model = model
         if self._statistic is None:
-            self._statistic = self._curvature.create(self._model)
+            self._statistic = self._curvature.create(model)
 
     def use(self, batch: ExampleBatch) -> list[Rejected]:
         assert self._model is not None and self._statistic is not None
@@ -49,8 +53,8 @@ class _AccumulateDoFn(ShardDoFn):
         self._statistic = None
 
 
-@beam.typehints.with_input_types(StatisticPart)
-@beam.typehints.with_output_types(StatisticPart)
+@with_input_types(StatisticPart)
+@with_output_types(StatisticPart)
 class _MergePartsCombineFn(beam.CombineFn):
     """Merges parts of one name; the first accumulator is the one that is changed."""
 
@@ -96,11 +100,9 @@ class AccumulateCurvature(beam.PTransform):
     model: ModelSpec
     curvature: Curvature
 
-    def expand(self, shards: beam.PCollection[Shard]) -> dict[str, beam.PCollection]:
-        accumulate = beam.ParDo(
-            _AccumulateDoFn(self.reader, self.model, self.curvature)
-        )
+    def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
+        accumulate = beam.ParDo(_AccumulateDoFn(self.reader, self.model, self.curvature))
         typed = accumulate.with_output_types(tuple[str, StatisticPart], **REPORT_TYPES)
-        accumulated = shards | "Accumulate" >> typed.with_outputs(REJECTED, COUNTS, main="parts")
-        parts = accumulated["parts"] | "Merge" >> beam.CombinePerKey(_MergePartsCombineFn(self.curvature))
+        accumulated = outputs(shards | "Accumulate" >> typed.with_outputs(REJECTED, COUNTS, main="parts"))
+        parts = collection(accumulated["parts"] | "Merge" >> beam.CombinePerKey(_MergePartsCombineFn(self.curvature)))
         return {"parts": parts, REJECTED: accumulated[REJECTED], COUNTS: accumulated[COUNTS]}

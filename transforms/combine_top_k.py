@@ -7,12 +7,15 @@ import dataclasses
 from collections.abc import Iterable
 
 import apache_beam as beam
+from apache_beam import pvalue
+from apache_beam.typehints.decorators import with_input_types, with_output_types
 
 from transforms.elements import TopKPart
+from transforms.typed import collection
 
 
-@beam.typehints.with_input_types(TopKPart)
-@beam.typehints.with_output_types(TopKPart)
+@with_input_types(TopKPart)
+@with_output_types(TopKPart)
 class TopKCombineFn(beam.CombineFn):
     """Merges tables of one block of queries."""
 
@@ -45,5 +48,5 @@ class CombineTopK(beam.PTransform):
     In: (block key, `TopKPart`). Out: the same, once for each key.
     """
 
-    def expand(self, parts: beam.PCollection[tuple[str, TopKPart]]) -> beam.PCollection[tuple[str, TopKPart]]:
-        return parts | "Merge" >> beam.CombinePerKey(TopKCombineFn())
+    def expand(self, parts: pvalue.PCollection[tuple[str, TopKPart]]) -> pvalue.PCollection[tuple[str, TopKPart]]:
+        return collection(parts | "Merge" >> beam.CombinePerKey(TopKCombineFn()))

@@ -98,4 +98,4 @@ class ShardCount:
 def at_end_of_bundle(value: Any) -> WindowedValue:
     """An element that `finish_bundle` gives, which Beam wants with its window."""
     window = GlobalWindow()
-    return WindowedValue(value, window.max_timestamp(), [window])
+    return WindowedValue(value, window.max_timestamp(), (window,))

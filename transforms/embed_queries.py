@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
 import numpy as np
+from apache_beam import pvalue
 from apache_beam.utils.shared import Shared
 
 from influence_ops.example_batch import ExampleBatch, Rejected
@@ -18,6 +19,7 @@ from transforms.files import join
 from transforms.finish_curvature import open_preconditioner
 from transforms.open_model import ModelSpec
 from transforms.read_shards import COUNTS, REJECTED, REPORT_TYPES, ShardDoFn, ShardReader
+from transforms.typed import outputs
 
 QUERIES = "queries"
 
@@ -103,13 +105,14 @@ class EmbedQueries(beam.PTransform):
 
     reader: ShardReader
     model: ModelSpec
-    preconditioner: beam.PCollection[Broadcast]
+    preconditioner: pvalue.PCollection[Broadcast]
     block_size: int
     work: str
 
-    def expand(self, shards: beam.PCollection[Shard]) -> dict[str, beam.PCollection]:
+    def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
         embed = beam.ParDo(
-            _EmbedDoFn(self.reader, self.model, self.block_size, self.work), beam.pvalue.AsSingleton(self.preconditioner)
+            _EmbedDoFn(self.reader, self.model, self.block_size, self.work), pvalue.AsSingleton(self.preconditioner)
         )
-        embedded = shards | "Embed" >> embed.with_output_types(QueryReference, **REPORT_TYPES).with_outputs(REJECTED, COUNTS, main=QUERIES)
+        typed = embed.with_output_types(QueryReference, **REPORT_TYPES)
+        embedded = outputs(shards | "Embed" >> typed.with_outputs(REJECTED, COUNTS, main=QUERIES))
         return {tag: embedded[tag] for tag in (QUERIES, REJECTED, COUNTS)}

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
+from apache_beam import pvalue
 
 from influence_ops.curvature import Curvature, FinishOptions, Preconditioner, load_preconditioner
 from influence_ops.curvature.base import preconditioner_from
@@ -13,6 +14,7 @@ from transforms.broadcast import Broadcast
 from transforms.elements import StatisticPart
 from transforms.files import BeamFiles, join
 from transforms.open_model import ModelSpec
+from transforms.typed import collection
 
 
 def publish_preconditioner(preconditioner: Preconditioner, folder: str) -> Broadcast:
@@ -70,14 +72,15 @@ class FinishCurvature(beam.PTransform):
     folder: str
     work: str
 
-    def expand(self, parts: beam.PCollection[tuple[str, StatisticPart]]) -> beam.PCollection[Broadcast]:
-        saved = parts | "SaveParts" >> beam.ParDo(_SavePartDoFn(self.curvature, self.work)).with_output_types(tuple[str, Broadcast])
+    def expand(self, parts: pvalue.PCollection[tuple[str, StatisticPart]]) -> pvalue.PCollection[Broadcast]:
+        save = beam.ParDo(_SavePartDoFn(self.curvature, self.work)).with_output_types(tuple[str, Broadcast])
+        saved = collection(parts | "SaveParts" >> save)
         return (
             parts.pipeline
             | "Once" >> beam.Create([None], reshuffle=False)
             | "Finish"
             >> beam.ParDo(
-                _FinishDoFn(self.model, self.curvature, self.options, self.folder), beam.pvalue.AsIter(saved)
+                _FinishDoFn(self.model, self.curvature, self.options, self.folder), pvalue.AsIter(saved)
             ).with_output_types(Broadcast)
         )
 
@@ -110,8 +113,8 @@ class LoadCurvature(beam.PTransform):
     saved: str
     folder: str
 
-    def expand(self, pbegin: beam.pvalue.PBegin) -> beam.PCollection[Broadcast]:
-        return (
+    def expand(self, pbegin: pvalue.PBegin) -> pvalue.PCollection[Broadcast]:
+        return collection(
             pbegin
             | "Once" >> beam.Create([None], reshuffle=False)
             | "Load" >> beam.ParDo(_LoadDoFn(self.model, self.saved, self.folder)).with_output_types(Broadcast)

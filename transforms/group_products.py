@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
 import numpy as np
+from apache_beam import pvalue
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -20,6 +21,7 @@ from transforms.finish_curvature import open_preconditioner
 from transforms.open_model import ModelSpec
 from transforms.read_shards import COUNTS, REJECTED, ShardDoFn, ShardReader
 from transforms.score_examples import GRADIENTS
+from transforms.typed import collection, outputs
 
 PRODUCTS = "products"
 
@@ -84,20 +86,20 @@ class MultiplyGroups(beam.PTransform):
 
     reader: ShardReader
     model: ModelSpec
-    preconditioner: beam.PCollection[Broadcast]
-    sums: beam.PCollection[tuple[str, GroupPart]]
+    preconditioner: pvalue.PCollection[Broadcast]
+    sums: pvalue.PCollection[tuple[str, GroupPart]]
     work: str
 
-    def expand(self, shards: beam.PCollection[Shard]) -> beam.PCollection[tuple[str, GroupPart]]:
+    def expand(self, shards: pvalue.PCollection[Shard]) -> pvalue.PCollection[tuple[str, GroupPart]]:
         steps = (
             shards.pipeline
             | "Once" >> beam.Create([None], reshuffle=False)
             | "Steps"
             >> beam.ParDo(
-                _StepsDoFn(self.model, self.work), beam.pvalue.AsSingleton(self.preconditioner), beam.pvalue.AsIter(self.sums)
+                _StepsDoFn(self.model, self.work), pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(self.sums)
             ).with_output_types(Broadcast)
         )
-        multiplied = shards | "Multiply" >> beam.ParDo(
-            _ProductsDoFn(self.reader, self.model), beam.pvalue.AsSingleton(steps)
-        ).with_outputs(REJECTED, COUNTS, main=PRODUCTS)
-        return multiplied[PRODUCTS] | "Products" >> beam.Map(lambda pair: pair).with_output_types(tuple[str, GroupPart])
+        multiply = beam.ParDo(_ProductsDoFn(self.reader, self.model), pvalue.AsSingleton(steps))
+        multiplied = outputs(shards | "Multiply" >> multiply.with_outputs(REJECTED, COUNTS, main=PRODUCTS))
+        typed = beam.Map(lambda pair: pair).with_output_types(tuple[str, GroupPart])
+        return collection(multiplied[PRODUCTS] | "Products" >> typed)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.metrics import Metrics
+from apache_beam import pvalue
+from apache_beam.metrics.metric import Metrics
 from apache_beam.typehints.decorators import IOTypeHints
 
 from influence_ops.decode import RowDecoder
@@ -18,6 +19,7 @@ from influence_ops.readers import READERS, Reader
 from transforms.elements import RejectedExample, Shard, ShardCount
 from transforms.files import BeamFiles, common_folder, match_files
 from transforms.progress import Progress
+from transforms.typed import collection
 
 NAMESPACE = "beam_influence"
 
@@ -45,8 +47,8 @@ class ReadShards(beam.PTransform):
 
     shards: list[Shard]
 
-    def expand(self, pbegin: beam.pvalue.PBegin) -> beam.PCollection[Shard]:
-        return (
+    def expand(self, pbegin: pvalue.PBegin) -> pvalue.PCollection[Shard]:
+        return collection(
             pbegin
             | "Files" >> beam.Create(self.shards, reshuffle=False).with_output_types(Shard)
             # Breaks fusion with Create, which one worker runs.
@@ -143,7 +145,7 @@ class ShardDoFn(beam.DoFn):
                 left_out += len(rejected)
                 for r in rejected:
                     element = RejectedExample(shard.split, r.file, r.index, r.stage, r.error, r.message)
-                    yield beam.pvalue.TaggedOutput(REJECTED, element)
+                    yield pvalue.TaggedOutput(REJECTED, element)
                 self._reader.count(started, len(batch) - len(bad), len(rejected))
                 started = time.monotonic()
         except BaseException:
@@ -152,4 +154,4 @@ class ShardDoFn(beam.DoFn):
         yield from self.end_shard(shard)
         self._reader.count(started, 0, 0, shards=1)
         count = ShardCount(self._reader.stage, shard.split, shard.name, used, left_out)
-        yield beam.pvalue.TaggedOutput(COUNTS, count)
+        yield pvalue.TaggedOutput(COUNTS, count)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam import pvalue
 from apache_beam.utils.shared import Shared
 
 from influence_ops import schemas, tables
@@ -24,6 +25,7 @@ from transforms.files import BeamFiles
 from transforms.finish_curvature import open_preconditioner
 from transforms.open_model import ModelSpec
 from transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
+from transforms.typed import outputs
 
 TOP_K = "top_k"
 GROUPS = "groups"
@@ -115,7 +117,7 @@ class _ScoreDoFn(ShardDoFn):
 
     def end_shard(self, shard: Shard) -> Iterator[object]:
         for file in self._files.values():
-            yield beam.pvalue.TaggedOutput(FILES, file.close())
+            yield pvalue.TaggedOutput(FILES, file.close())
         self._files = {}
 
     def abandon_shard(self) -> None:
@@ -126,6 +128,7 @@ class _ScoreDoFn(ShardDoFn):
     def finish_bundle(self) -> Iterator[object]:
         if self._scoring is None or self._tops is None or self._groups is None:
             return
+        assert self._self_top is not None and self._gradients is not None
         tops = dict(zip(self._scoring.keys, self._tops, strict=True)) if "top_k" in self._outputs else {}
         if "self_influence_top_k" in self._outputs:
             tops[SELF] = self._self_top
@@ -133,9 +136,9 @@ class _ScoreDoFn(ShardDoFn):
         if self._of_groups and self._options.gradients:
             groups[GRADIENTS] = self._gradients
         for key, top in tops.items():
-            yield beam.pvalue.TaggedOutput(TOP_K, at_end_of_bundle((key, TopKPart(top))))
+            yield pvalue.TaggedOutput(TOP_K, at_end_of_bundle((key, TopKPart(top))))
         for key, sums in groups.items():
-            yield beam.pvalue.TaggedOutput(GROUPS, at_end_of_bundle((key, GroupPart(sums))))
+            yield pvalue.TaggedOutput(GROUPS, at_end_of_bundle((key, GroupPart(sums))))
         self._tops = self._groups = None
 
 
@@ -160,22 +163,22 @@ class ScoreExamples(beam.PTransform):
 
     reader: ShardReader
     model: ModelSpec
-    preconditioner: beam.PCollection[Broadcast]
-    queries: beam.PCollection[QueryReference]
-    gate: beam.PCollection
+    preconditioner: pvalue.PCollection[Broadcast]
+    queries: pvalue.PCollection[QueryReference]
+    gate: pvalue.PCollection
     options: ScoreOptions
     outputs: tuple[str, ...]
     top_k: int
     order: Order
     output: str
 
-    def expand(self, shards: beam.PCollection[Shard]) -> dict[str, beam.PCollection]:
+    def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
         score = beam.ParDo(
             _ScoreDoFn(self.reader, self.model, self),
-            beam.pvalue.AsSingleton(self.preconditioner),
-            beam.pvalue.AsIter(self.queries),
-            beam.pvalue.AsIter(self.gate),
+            pvalue.AsSingleton(self.preconditioner),
+            pvalue.AsIter(self.queries),
+            pvalue.AsIter(self.gate),
         )
         types = {TOP_K: tuple[str, TopKPart], GROUPS: tuple[str, GroupPart], FILES: WrittenFile, **REPORT_TYPES}
-        scored = shards | "Score" >> score.with_output_types(type(None), **types).with_outputs(*types)
+        scored = outputs(shards | "Score" >> score.with_output_types(type(None), **types).with_outputs(*types))
         return {tag: scored[tag] for tag in types}

@@ -9,7 +9,8 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.metrics import Metrics
+from apache_beam import pvalue
+from apache_beam.metrics.metric import Metrics
 from apache_beam.typehints.decorators import IOTypeHints
 from apache_beam.utils.shared import Shared
 
@@ -25,6 +26,7 @@ from transforms.files import BeamFiles
 from transforms.finish_curvature import open_preconditioner
 from transforms.read_shards import COUNTS, NAMESPACE
 from transforms.score_examples import FILES, TOP_K, at_end_of_bundle
+from transforms.typed import outputs
 
 _STAGE = "score"
 
@@ -83,18 +85,18 @@ class _ScoreVectorsDoFn(beam.DoFn):
                     if scores_file is not None:
                         scores_file.write(tables.scores_table(block.ids, ids, scores, queries.n))
             if scores_file is not None:
-                yield beam.pvalue.TaggedOutput(FILES, scores_file.close())
+                yield pvalue.TaggedOutput(FILES, scores_file.close())
         except BaseException:
             if scores_file is not None:
                 scores_file.abandon()
             raise
         self._milliseconds.inc(round(1000 * (time.monotonic() - started)))
-        yield beam.pvalue.TaggedOutput(COUNTS, ShardCount(_STAGE, shard.split, shard.name, examples, 0))
+        yield pvalue.TaggedOutput(COUNTS, ShardCount(_STAGE, shard.split, shard.name, examples, 0))
 
     def finish_bundle(self) -> Iterator[Any]:
         if self._queries is not None and self._tops is not None and "top_k" in self._outputs:
             for key, top in zip(self._queries.keys, self._tops, strict=True):
-                yield beam.pvalue.TaggedOutput(TOP_K, at_end_of_bundle((key, TopKPart(top))))
+                yield pvalue.TaggedOutput(TOP_K, at_end_of_bundle((key, TopKPart(top))))
         self._tops = None
 
 
@@ -105,18 +107,18 @@ class ScoreVectors(beam.PTransform):
     In: `Shard`s, files of the table `influence_vectors`. Out: a dictionary of PCollections: `top_k`, `files`, `counts`.
     """
 
-    preconditioner: beam.PCollection[Broadcast]
-    queries: beam.PCollection[QueryReference]
+    preconditioner: pvalue.PCollection[Broadcast]
+    queries: pvalue.PCollection[QueryReference]
     options: ScoreOptions
     outputs: tuple[str, ...]
     top_k: int
     order: Order
     output: str
 
-    def expand(self, shards: beam.PCollection[Shard]) -> dict[str, beam.PCollection]:
+    def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
         score = beam.ParDo(
-            _ScoreVectorsDoFn(self), beam.pvalue.AsSingleton(self.preconditioner), beam.pvalue.AsIter(self.queries)
+            _ScoreVectorsDoFn(self), pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(self.queries)
         )
         types = {TOP_K: tuple[str, TopKPart], FILES: WrittenFile, COUNTS: ShardCount}
-        scored = shards | "Score" >> score.with_output_types(type(None), **types).with_outputs(*types)
+        scored = outputs(shards | "Score" >> score.with_output_types(type(None), **types).with_outputs(*types))
         return {tag: scored[tag] for tag in types}

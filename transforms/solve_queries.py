@@ -13,6 +13,8 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
+from apache_beam import pvalue
+from apache_beam.typehints.decorators import with_input_types, with_output_types
 from apache_beam.utils.shared import Shared
 
 from influence_ops.conjugate_gradients import CgState, advance, start
@@ -26,6 +28,7 @@ from transforms.files import join
 from transforms.finish_curvature import open_preconditioner
 from transforms.open_model import ModelSpec
 from transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
+from transforms.typed import collection, outputs
 
 _ROWS = "rows"
 _BLOCK_BYTES = 32 << 20
@@ -43,7 +46,7 @@ class _StartDoFn(beam.DoFn):
         self._work = work
 
     def process(self, _: None, references: Iterable[QueryReference]) -> Iterator[Broadcast]:
-        _, blocks = open_queries(references)
+        blocks = open_queries(references)[1]
         if blocks:
             right = np.concatenate([block.gradients for block in blocks])
             solution = np.concatenate([block.solved for block in blocks])
@@ -97,8 +100,8 @@ class _MultiplyDoFn(ShardDoFn):
         self._sum = None
 
 
-@beam.typehints.with_input_types(StatisticPart)
-@beam.typehints.with_output_types(StatisticPart)
+@with_input_types(StatisticPart)
+@with_output_types(StatisticPart)
 class SumPartsCombineFn(beam.CombineFn):
     """Adds the arrays of parts of one name."""
 
@@ -167,7 +170,7 @@ class _SolvedDoFn(beam.DoFn):
             first += len(block)
         residuals = cg.relative_residual
         report = SolverReport(float(residuals.max(initial=0.0)), float(residuals.mean()) if len(residuals) else 0.0, int(cg.active.sum()))
-        yield beam.pvalue.TaggedOutput(REPORTS, report)
+        yield pvalue.TaggedOutput(REPORTS, report)
 
 
 QUERIES = "queries"
@@ -192,28 +195,27 @@ class SolveQueries(beam.PTransform):
 
     readers: list[ShardReader]
     model: ModelSpec
-    preconditioner: beam.PCollection[Broadcast]
-    queries: beam.PCollection[QueryReference]
+    preconditioner: pvalue.PCollection[Broadcast]
+    queries: pvalue.PCollection[QueryReference]
     tolerance: float
     work: str
 
-    def expand(self, shards: beam.PCollection[Shard]) -> dict[str, beam.PCollection]:
+    def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
         once = shards.pipeline | "Once" >> beam.Create([None], reshuffle=False)
-        state = once | "Start" >> beam.ParDo(_StartDoFn(self.work), beam.pvalue.AsIter(self.queries)).with_output_types(Broadcast)
+        state = once | "Start" >> beam.ParDo(_StartDoFn(self.work), pvalue.AsIter(self.queries)).with_output_types(Broadcast)
         for number, reader in enumerate(self.readers):
-            multiply = beam.ParDo(_MultiplyDoFn(reader, self.model), beam.pvalue.AsSingleton(state))
-            products = shards | f"Multiply[{number}]" >> multiply.with_output_types(tuple[str, StatisticPart], **REPORT_TYPES).with_outputs(
-                *REPORT_TYPES, main="products"
-            )
-            summed = products["products"] | f"Sum[{number}]" >> beam.CombinePerKey(SumPartsCombineFn())
+            multiply = beam.ParDo(_MultiplyDoFn(reader, self.model), pvalue.AsSingleton(state))
+            typed = multiply.with_output_types(tuple[str, StatisticPart], **REPORT_TYPES)
+            products = outputs(shards | f"Multiply[{number}]" >> typed.with_outputs(*REPORT_TYPES, main="products"))
+            summed = collection(products["products"] | f"Sum[{number}]" >> beam.CombinePerKey(SumPartsCombineFn()))
             folder = join(self.work, "solver", f"state-{number:05d}")
             state = once | f"Advance[{number}]" >> beam.ParDo(
                 _AdvanceDoFn(self.model, self.tolerance, folder),
-                beam.pvalue.AsSingleton(state),
-                beam.pvalue.AsSingleton(self.preconditioner),
-                beam.pvalue.AsIter(summed),
+                pvalue.AsSingleton(state),
+                pvalue.AsSingleton(self.preconditioner),
+                pvalue.AsIter(summed),
             ).with_output_types(Broadcast)
-        solved = once | "Solved" >> beam.ParDo(
-            _SolvedDoFn(self.work), beam.pvalue.AsSingleton(state), beam.pvalue.AsIter(self.queries)
-        ).with_output_types(QueryReference, **{REPORTS: SolverReport}).with_outputs(REPORTS, main=QUERIES)
+        solve = beam.ParDo(_SolvedDoFn(self.work), pvalue.AsSingleton(state), pvalue.AsIter(self.queries))
+        typed = solve.with_output_types(QueryReference, **{REPORTS: SolverReport})
+        solved = outputs(once | "Solved" >> typed.with_outputs(REPORTS, main=QUERIES))
         return {QUERIES: solved[QUERIES], REPORTS: solved[REPORTS]}

@@ -7,13 +7,16 @@ import dataclasses
 from collections.abc import Iterable
 
 import apache_beam as beam
+from apache_beam import pvalue
+from apache_beam.typehints.decorators import with_input_types, with_output_types
 
 from influence_ops.group_sums import GroupSums
 from transforms.elements import GroupPart
+from transforms.typed import collection
 
 
-@beam.typehints.with_input_types(GroupPart)
-@beam.typehints.with_output_types(GroupPart)
+@with_input_types(GroupPart)
+@with_output_types(GroupPart)
 class GroupSumsCombineFn(beam.CombineFn):
     """Adds sums of one block of queries."""
 
@@ -47,5 +50,5 @@ class SumGroups(beam.PTransform):
     In: (block key, `GroupPart`). Out: the same, once for each key.
     """
 
-    def expand(self, parts: beam.PCollection[tuple[str, GroupPart]]) -> beam.PCollection[tuple[str, GroupPart]]:
-        return parts | "Add" >> beam.CombinePerKey(GroupSumsCombineFn())
+    def expand(self, parts: pvalue.PCollection[tuple[str, GroupPart]]) -> pvalue.PCollection[tuple[str, GroupPart]]:
+        return collection(parts | "Add" >> beam.CombinePerKey(GroupSumsCombineFn()))

@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import Any
 
 import apache_beam as beam
+from apache_beam import pvalue
 
 from influence_ops.result_files import write_manifest
 from transforms.broadcast import Broadcast
@@ -72,20 +73,20 @@ class WriteManifest(beam.PTransform):
 
     output: str
     config: Mapping[str, Any]
-    preconditioner: beam.PCollection[Broadcast]
-    counts: beam.PCollection[ShardCount]
-    reports: beam.PCollection[SolverReport]
+    preconditioner: pvalue.PCollection[Broadcast]
+    counts: pvalue.PCollection[ShardCount]
+    reports: pvalue.PCollection[SolverReport]
 
-    def expand(self, files: beam.PCollection[WrittenFile]) -> beam.PCollection[str]:
+    def expand(self, files: pvalue.PCollection[WrittenFile]) -> pvalue.PCollection[str]:
         return (
             files.pipeline
             | "Once" >> beam.Create([None], reshuffle=False)
             | "Write"
             >> beam.ParDo(
                 _WriteManifestDoFn(self.output, self.config),
-                beam.pvalue.AsSingleton(self.preconditioner),
-                beam.pvalue.AsIter(files),
-                beam.pvalue.AsIter(self.counts),
-                beam.pvalue.AsIter(self.reports),
+                pvalue.AsSingleton(self.preconditioner),
+                pvalue.AsIter(files),
+                pvalue.AsIter(self.counts),
+                pvalue.AsIter(self.reports),
             ).with_output_types(str)
         )

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
+from apache_beam import pvalue
 
 from influence_ops import tables
 from influence_ops.example_batch import Rejected
@@ -55,10 +56,10 @@ class WriteRejected(beam.PTransform):
     output: str
     max_rejected: int
 
-    def expand(self, rejected: beam.PCollection[RejectedExample]) -> beam.PCollection[WrittenFile]:
+    def expand(self, rejected: pvalue.PCollection[RejectedExample]) -> pvalue.PCollection[WrittenFile]:
         return (
             rejected.pipeline
             | "Once" >> beam.Create([None], reshuffle=False)
             | "Write"
-            >> beam.ParDo(_WriteRejectedDoFn(self.output, self.max_rejected), beam.pvalue.AsIter(rejected)).with_output_types(WrittenFile)
+            >> beam.ParDo(_WriteRejectedDoFn(self.output, self.max_rejected), pvalue.AsIter(rejected)).with_output_types(WrittenFile)
         )

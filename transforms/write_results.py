@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
+from apache_beam import pvalue
 
 from influence_ops import tables
 from influence_ops.groups import first_steps, group_tables, group_vectors, second_order_vectors
@@ -20,6 +21,7 @@ from transforms.finish_curvature import open_preconditioner
 from transforms.group_products import PRODUCTS
 from transforms.open_model import ModelSpec
 from transforms.score_examples import GRADIENTS, SELF
+from transforms.typed import collection
 
 
 class _WriteDoFn(beam.DoFn):
@@ -91,15 +93,16 @@ class WriteTopK(beam.PTransform):
 
     output: str
     options: ScoreOptions
-    preconditioner: beam.PCollection[Broadcast]
-    queries: beam.PCollection[QueryReference]
+    preconditioner: pvalue.PCollection[Broadcast]
+    queries: pvalue.PCollection[QueryReference]
 
-    def expand(self, tops: beam.PCollection[tuple[str, TopKPart]]) -> beam.PCollection[WrittenFile]:
-        return tops | "Write" >> beam.ParDo(
+    def expand(self, tops: pvalue.PCollection[tuple[str, TopKPart]]) -> pvalue.PCollection[WrittenFile]:
+        write = beam.ParDo(
             _WriteTopKDoFn(self.output, self.options),
-            beam.pvalue.AsSingleton(self.preconditioner),
-            beam.pvalue.AsIter(self.queries),
-        ).with_output_types(WrittenFile)
+            pvalue.AsSingleton(self.preconditioner),
+            pvalue.AsIter(self.queries),
+        )
+        return collection(tops | "Write" >> write.with_output_types(WrittenFile))
 
 
 @dataclasses.dataclass
@@ -117,21 +120,21 @@ class WriteGroups(beam.PTransform):
 
     output: str
     options: ScoreOptions
-    preconditioner: beam.PCollection[Broadcast]
-    queries: beam.PCollection[QueryReference]
+    preconditioner: pvalue.PCollection[Broadcast]
+    queries: pvalue.PCollection[QueryReference]
     model: ModelSpec
     outputs: tuple[str, ...]
     second_order: bool
 
-    def expand(self, sums: beam.PCollection[tuple[str, GroupPart]]) -> beam.PCollection[WrittenFile]:
+    def expand(self, sums: pvalue.PCollection[tuple[str, GroupPart]]) -> pvalue.PCollection[WrittenFile]:
         return (
             sums.pipeline
             | "Once" >> beam.Create([None], reshuffle=False)
             | "Write"
             >> beam.ParDo(
                 _WriteGroupsDoFn(self),
-                beam.pvalue.AsSingleton(self.preconditioner),
-                beam.pvalue.AsIter(self.queries),
-                beam.pvalue.AsIter(sums),
+                pvalue.AsSingleton(self.preconditioner),
+                pvalue.AsIter(self.queries),
+                pvalue.AsIter(sums),
             ).with_output_types(WrittenFile)
         )

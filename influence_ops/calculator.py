@@ -14,6 +14,7 @@ import enum
 import math
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -360,7 +361,7 @@ class FirstOrderInfluenceCalculator:
             folder = tempfile.TemporaryDirectory(prefix="influence-vectors-")
             self._save_vectors(train_set, folder.name, device)
             dataset = self.compute_influence_vector(train_set, folder.name)
-            dataset._influence_vectors_folder = folder  # lives as long as the dataset does
+            weakref.finalize(dataset, folder.cleanup)  # lives as long as the dataset does
             return dataset
         if load_path is not None:
             result_files.read_manifest(load_path)
@@ -369,11 +370,11 @@ class FirstOrderInfluenceCalculator:
 
     @property
     def _facts(self) -> dict[str, Any]:
-        return run_facts(self.preconditioner, self._options)
+        return run_facts(self.preconditioner.meta, self._options)[1]
 
     @property
     def _n(self) -> int:
-        return self.preconditioner.examples if self.normalize == "none" else 0
+        return run_facts(self.preconditioner.meta, self._options)[0]
 
     def _save_vectors(self, train_set: tf.data.Dataset, path: str, device: str | None) -> None:
         with self._table(path, _VECTORS) as write:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -72,7 +72,7 @@ def compute_in_memory(
     if isinstance(curvature, Curvature):
         curvature = fit_curvature(model, curvature, train, FinishOptions(damping, options.removal == "newton", rcond))
     preconditioner = curvature.bind(model)
-    n = preconditioner.examples if options.normalize == "none" else 0
+    n, _ = run_facts(preconditioner.meta, options)
     rejected: list[tuple[str, Rejected]] = []
     embedded: list[QueryBlock] = []
     for batch in test:
@@ -142,6 +142,7 @@ def _concatenate(name: str, parts: list[pa.Table]) -> pa.Table:
     return pa.concat_tables(parts) if parts else schemas.TABLES[name].empty_table()
 
 
-def run_facts(preconditioner: Preconditioner, options: ScoreOptions) -> dict[str, Any]:
-    """The metadata of every result file; see `schemas.facts`."""
-    return schemas.facts(preconditioner.meta, options.normalize, options.removal)
+def run_facts(curvature: Mapping[str, Any], options: ScoreOptions) -> tuple[int, dict[str, Any]]:
+    """n for loss_change (0: unknown), and the metadata of every result file, from an operator's `meta`."""
+    n = int(curvature["examples"]) if options.normalize == "none" else 0
+    return n, schemas.facts(curvature, options.normalize, options.removal)

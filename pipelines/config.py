@@ -221,6 +221,10 @@ class InfluenceConfig:
         self.input_mapping()
         if self.removal == "newton" and self.curvature in ("identity", "conjugate_gradient", "cgd", "lissa"):
             raise ValueError(f"--removal newton needs the whole matrix; use --curvature gauss_newton or exact, not {self.curvature}")
+        if self.removal == "newton" and self.n_samples is not None:
+            raise ValueError("--removal newton takes an example out of the whole training set's curvature; leave out --n_samples")
+        if self.removal == "newton" and {"group_self_influence", "group_vectors"} & set(self.output_tables):
+            raise ValueError("--removal newton is of single examples; for groups' vectors and self-influence use --removal first_order")
 
     def _check_sources(self) -> None:
         """Whether the files that the outputs are made from are given."""

@@ -71,6 +71,7 @@ def prepare(config: InfluenceConfig) -> Plan:
         "float64" if config.precision == "float64" else "native" if config.precision == "native" else "auto",
         config.threads,
         config.model_weights,
+        (config.curvature.partition(":")[0],) if ":" in config.curvature else (),
     )
     model, spec = spec.open_first()
     curvature_by_name(config.curvature)

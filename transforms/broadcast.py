@@ -48,9 +48,14 @@ class Broadcast:
         save_arrays(folder, arrays, meta, BeamFiles())
         return cls(digest, content, None, folder)
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the arrays are, without reading them."""
+        return json.loads(self.meta)
+
     def open(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The arrays and their description; keep them, since each call reads them again."""
-        meta = json.loads(self.meta)
+        meta = self.description
         if self.inline is not None:
             return {name: from_npy(data) for name, data in self.inline.items()}, meta
         assert self.folder is not None

@@ -92,8 +92,9 @@ class _LoadDoFn(beam.DoFn):
         self._folder = folder
 
     def process(self, _: None) -> Iterator[Broadcast]:
+        model = self._model.open()
         preconditioner = load_preconditioner(self._saved, BeamFiles())
-        preconditioner.check(self._model.open())
+        preconditioner.check(model)
         yield publish_preconditioner(preconditioner, self._folder)
 
 

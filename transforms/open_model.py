@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from typing import Any
 
 from influence_ops.device import configure_tensorflow
@@ -20,6 +21,7 @@ class ModelSpec:
       digest: SHA-256 of the model when the run was planned; a changed one is refused. Empty: any is taken.
       threads: CPU threads of TensorFlow in each process (0: all).
       model_weights: with a function: a `.weights.h5` file.
+      modules: the user's own modules, imported with the model: their curvatures make themselves known.
     """
 
     path: str
@@ -33,6 +35,7 @@ class ModelSpec:
     precision: Precision
     threads: int
     model_weights: str | None = None
+    modules: tuple[str, ...] = ()
 
     def open(self) -> InfluenceModel:
         """Loads the model.
@@ -40,14 +43,19 @@ class ModelSpec:
         Raises:
           ValueError: it is not what it was, can't be loaded, or an option does not fit it.
         """
-        configure_tensorflow(self.threads)
+        self._set_up()
         return self._with_options(load_model(self.path, self.model_weights, self.digest)[0])
 
     def open_first(self) -> tuple[InfluenceModel, ModelSpec]:
         """The model as it is now, and the recipe for just that one."""
-        configure_tensorflow(self.threads)
+        self._set_up()
         model, digest = load_model(self.path, self.model_weights)
         return self._with_options(model), dataclasses.replace(self, digest=digest)
+
+    def _set_up(self) -> None:
+        configure_tensorflow(self.threads)
+        for module in self.modules:
+            importlib.import_module(module)
 
     def _with_options(self, model: Any) -> InfluenceModel:
         return InfluenceModel(

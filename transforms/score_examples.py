@@ -46,9 +46,8 @@ class _Scoring:
         preconditioner = open_preconditioner(broadcast)
         self.keys, self.blocks = open_queries(references)
         self.scorer = Scorer(model, preconditioner, self.blocks, options)
-        self.n = preconditioner.examples if options.normalize == "none" else 0
         self.size = model.size
-        self.facts = run_facts(preconditioner, options)
+        self.n, self.facts = run_facts(preconditioner.meta, options)
 
 
 class _ScoreDoFn(ShardDoFn):

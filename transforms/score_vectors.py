@@ -23,7 +23,6 @@ from transforms.broadcast import Broadcast
 from transforms.elements import QueryReference, Shard, ShardCount, TopKPart, WrittenFile
 from transforms.embed_queries import open_queries
 from transforms.files import BeamFiles
-from transforms.finish_curvature import open_preconditioner
 from transforms.read_shards import COUNTS, NAMESPACE
 from transforms.score_examples import FILES, TOP_K, at_end_of_bundle
 from transforms.typed import outputs
@@ -35,10 +34,8 @@ class _Queries:
     """The query blocks of one process (`Shared` can't hold a list)."""
 
     def __init__(self, preconditioner: Broadcast, references: Iterable[QueryReference], options: ScoreOptions):
-        operator = open_preconditioner(preconditioner)
         self.keys, self.blocks = open_queries(references)
-        self.n = operator.examples if options.normalize == "none" else 0
-        self.facts = run_facts(operator, options)
+        self.n, self.facts = run_facts(preconditioner.description, options)
 
 
 class _ScoreVectorsDoFn(beam.DoFn):

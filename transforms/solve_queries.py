@@ -25,7 +25,6 @@ from transforms.broadcast import Broadcast
 from transforms.elements import QueryReference, Shard, SolverReport, StatisticPart, at_end_of_bundle
 from transforms.embed_queries import open_queries, publish_queries
 from transforms.files import join
-from transforms.finish_curvature import open_preconditioner
 from transforms.open_model import ModelSpec
 from transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
 from transforms.typed import collection, outputs
@@ -140,10 +139,10 @@ class _AdvanceDoFn(beam.DoFn):
         if not blocks:  # solved already
             yield state
             return
-        operator = open_preconditioner(preconditioner)
+        curvature = preconditioner.description
         vectors = _to_multiply(arrays)
-        image = np.concatenate(blocks) / operator.examples
-        image += self._model.open().regularizer_products(vectors) + float(operator.meta["damping"]) * vectors
+        image = np.concatenate(blocks) / curvature["examples"]
+        image += self._model.open().regularizer_products(vectors) + float(curvature["damping"]) * vectors
         if "active" in arrays:
             names = CgState._fields
             after = advance(CgState(*(np.array(arrays[name]) for name in names)), image, self._tolerance)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
@@ -49,7 +48,7 @@ class _WriteManifestDoFn(beam.DoFn):
         content: dict[str, Any] = {
             "counts": by_stage,
             "config": self._config,
-            "curvature": {key: value for key, value in json.loads(preconditioner.meta).items() if key != "kind"},
+            "curvature": {key: value for key, value in preconditioner.description.items() if key != "kind"},
             "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _VERSIONED}},
         }
         for report in reports:

@@ -32,9 +32,7 @@ class _WriteDoFn(beam.DoFn):
         self._options = options
 
     def _facts(self, broadcast: Broadcast) -> tuple[int, dict]:
-        preconditioner = open_preconditioner(broadcast)
-        n = preconditioner.examples if self._options.normalize == "none" else 0
-        return n, run_facts(preconditioner, self._options)
+        return run_facts(broadcast.description, self._options)
 
 
 class _WriteTopKDoFn(_WriteDoFn):

@@ -90,6 +90,7 @@ def test_a_sample_is_the_same_on_beam_and_in_memory(job: DigitsJob, tmp_path: pa
     assert read_manifest(str(tmp_path / "out"))["curvature"]["examples_used"] == 60
 
 
+@pytest.mark.slow
 def test_passes_reach_the_exact_answer(job: DigitsJob, tmp_path: pathlib.Path) -> None:
     options = {"outputs": "scores", "group_feature": None, "damping": "0.05"}
     run_quietly(job.config(tmp_path / "exact", curvature="exact", **options))
@@ -114,6 +115,8 @@ def test_passes_reach_the_exact_answer(job: DigitsJob, tmp_path: pathlib.Path) -
         ({"influence_vectors_path": "v", "train": None, "outputs": "self_influence", "group_feature": None}, "gives top_k and scores"),
         ({"outputs": "curvature", "curvature": "identity"}, "there is no curvature to fit"),
         ({"passes": 3}, "--passes goes with --curvature conjugate_gradient"),
+        ({"removal": "newton", "n_samples": 50}, "leave out --n_samples"),
+        ({"removal": "newton", "outputs": "group_vectors"}, "is of single examples"),
         ({"passes": -1}, "--passes -1 must be at least 0"),
         ({"n_samples": 0}, "n_samples=0 must be at least 1"),
     ],
@@ -143,10 +146,15 @@ class HalvedPreconditioner(Preconditioner):
         return np.asarray(gradients, dtype=np.float64) / 2
 
 
-def test_a_curvature_of_the_users_own(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+TWO_PROCESSES = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("processes", [(), pytest.param(TWO_PROCESSES, marks=pytest.mark.slow)], ids=["one", "two"])
+def test_a_curvature_of_the_users_own(job: DigitsJob, tmp_path: pathlib.Path, processes: tuple[str, ...]) -> None:
     options = {"outputs": "top_k", "group_feature": None}
     run_quietly(job.config(tmp_path / "plain", curvature="identity", **options))
-    run_quietly(job.config(tmp_path / "own", curvature=f"{__name__}:HalvedIdentity", **options))
+    run_quietly(job.config(tmp_path / "own", curvature=f"{__name__}:HalvedIdentity", **options), *processes)
     plain, own = (table(tmp_path / name, "top_k", "test_id", "rank") for name in ("plain", "own"))
     assert own["train_id"].equals(plain["train_id"])
     assert np.allclose(np.asarray(own["influence"]), np.asarray(plain["influence"]) / 2, rtol=1e-12)  # a division by two

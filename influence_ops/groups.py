@@ -58,8 +58,10 @@ def first_steps(model: InfluenceModel, preconditioner: Preconditioner, groups: G
     """n·u: [G, P], the first term of the series.
 
     Raises:
-      ValueError: a group is the whole training set.
+      ValueError: a group is the whole training set, or the curvature is the identity.
     """
+    if preconditioner.examples == 0:
+        raise ValueError("second-order groups need the Hessian of the training set; use another curvature than identity")
     left = 1 - groups.counts / preconditioner.examples
     if len(left) and left.min() <= 0:
         raise ValueError(f"group {groups.names[int(left.argmin())]!r} is the whole training set; its removal has no second-order influence")

@@ -101,7 +101,8 @@ def optimum(x: np.ndarray, y: np.ndarray, theta: np.ndarray) -> np.ndarray:
 def problem() -> Problem:
     case = reference.case_b()
     x, y = case["x_train"].astype(np.float64), case["t_train"].astype(np.int64)
-    return Problem(x, y, case["x_test"].astype(np.float64), case["t_test"].astype(np.int64), optimum(x, y, np.zeros((x.shape[1] + 1, CLASSES))))
+    x_test, y_test = case["x_test"].astype(np.float64), case["t_test"].astype(np.int64)
+    return Problem(x, y, x_test, y_test, optimum(x, y, np.zeros((x.shape[1] + 1, CLASSES))))
 
 
 def relative(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -188,6 +189,11 @@ def test_second_order_refuses_the_whole_training_set() -> None:
     p = problem()
     with pytest.raises(ValueError, match="'all' is the whole training set"):
         p.tables(groups=np.full(300, "all", dtype=object), second_order_groups=True)
+
+
+def test_second_order_refuses_the_identity() -> None:
+    with pytest.raises(ValueError, match="use another curvature than identity"):
+        problem().tables(curvature="identity", second_order_groups=True)
 
 
 def test_groups_of_examples_without_test_points() -> None:

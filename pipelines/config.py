@@ -204,6 +204,8 @@ class InfluenceConfig:
             raise ValueError(
                 "--second_order_groups goes with --outputs group_influence, --normalize none and --removal first_order"
             )
+        if self.second_order_groups and self.curvature == "identity":
+            raise ValueError("--second_order_groups needs a curvature of the data; use --curvature exact, not identity")
         if not self.weight_decay >= 0:
             raise ValueError(f"--weight_decay {self.weight_decay} must be at least 0")
         if not self.label_features:

@@ -31,6 +31,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"outputs": " , "}, "--outputs ' , ' must name some of top_k"),
     ({"outputs": "rejected"}, "--outputs 'rejected' must name some of top_k"),
     ({"outputs": "group_influence"}, "--outputs group_influence needs --group_feature"),
+    (
+        {"outputs": "group_influence", "group_feature": "g", "second_order_groups": True, "curvature": "identity"},
+        "--second_order_groups needs a curvature of the data",
+    ),
     ({"weight_decay": -0.1}, "--weight_decay -0.1 must be at least 0"),
     ({"weight_decay": float("nan")}, "--weight_decay nan must be at least 0"),
     ({"curvature": "hessian"}, "no curvature is called 'hessian'; use one of identity, exact, gauss_newton"),

@@ -7,7 +7,7 @@ the weights, so ∇ℓ_i = a_i ⊗ ∂ℓ/∂z_i and the Hessian equals the Gaus
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import keras
 import tensorflow as tf
@@ -25,7 +25,9 @@ def is_linear_head(model: keras.Model, variables: list[Any]) -> bool:
     if not isinstance(last, keras.layers.Dense) or last.activation is not keras.activations.linear:
         return False
     # Called twice, or fed by a shared tensor of several inputs, `input` does not exist.
-    if len(last._inbound_nodes) != 1 or len(last.input.shape) != 2 or getattr(last, "lora_enabled", False):
+    if len(last._inbound_nodes) != 1 or getattr(last, "lora_enabled", False):
+        return False
+    if len(last.input.shape) != 2:  # pyright: ignore[reportAttributeAccessIssue]  # a Dense layer takes one tensor, no list
         return False
     own = [last.kernel, *([last.bias] if last.use_bias else [])]
     return len(own) == len(variables) and all(a is b for a, b in zip(own, variables, strict=True))
@@ -66,7 +68,7 @@ class LinearHeadDerivatives:
         with tf.GradientTape() as tape:
             tape.watch(outputs)
             losses = self._loss(labels, outputs)
-        errors = tape.gradient(losses, outputs)
+        errors = cast(tf.Tensor, tape.gradient(losses, outputs))  # sparse ones come of lookups only
         return losses, _rows(features[:, :, None] * errors[:, None, :])
 
     def gauss_newton_factors(self, inputs: Any, labels: tf.Tensor) -> tf.Tensor:
@@ -74,13 +76,13 @@ class LinearHeadDerivatives:
         features = self._features(inputs)
         roots = matrix_root(output_hessian(self._loss, labels, self._outputs(features)))
         factors = features[:, None, :, None] * tf.transpose(roots, [0, 2, 1])[:, :, None, :]
-        return tf.reshape(factors, [tf.shape(factors)[0], factors.shape[1], factors.shape[2] * factors.shape[3]])
+        return tf.reshape(factors, [tf.shape(factors)[0], _size(factors, 1), _size(factors, 2) * _size(factors, 3)])
 
     def hessian_sum(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         """Σ_i w_i H_out,i ⊗ a_i a_iᵀ: [P, P], by C products of [D, B] with [B, C·D]."""
         features = self._features(inputs)
         hessians = output_hessian(self._loss, labels, self._outputs(features)) * weights[:, None, None]
-        size, outputs = features.shape[1], hessians.shape[1]
+        size, outputs = _size(features, 1), _size(hessians, 1)
 
         def rows_of(output: tf.Tensor) -> tf.Tensor:
             weighted = hessians[:, output, :, None] * features[:, None, :]
@@ -103,4 +105,10 @@ class LinearHeadDerivatives:
 
 def _rows(tensor: tf.Tensor) -> tf.Tensor:
     """[B, X, Y] -> [B, X·Y], its static size kept."""
-    return tf.reshape(tensor, [tf.shape(tensor)[0], tensor.shape[1] * tensor.shape[2]])
+    return tf.reshape(tensor, [tf.shape(tensor)[0], _size(tensor, 1) * _size(tensor, 2)])
+
+
+def _size(tensor: tf.Tensor, axis: int) -> int:
+    size = tensor.shape[axis]
+    assert size is not None  # only B is unknown
+    return size

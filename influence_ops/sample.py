@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from influence_ops.example_batch import ExampleBatch
+from influence_ops.example_batch import ExampleBatch, Inputs
 
 
 class Sample:
@@ -94,9 +94,9 @@ def to_arrays(batch: ExampleBatch) -> dict[str, np.ndarray]:
 def from_arrays(arrays: Mapping[str, np.ndarray]) -> ExampleBatch:
     """A batch from `to_arrays`, its ids numbered."""
     inputs, labels = _tree("input", arrays), _tree("labels", arrays)
-    first = next(iter(labels.values())) if isinstance(labels, dict) else labels
+    first = next(iter(labels.values())) if isinstance(labels, Mapping) else labels
     ids = np.array([str(row) for row in range(len(first))], dtype=object)
-    return ExampleBatch(ids, inputs, labels, arrays.get("weights"))  # type: ignore[arg-type]
+    return ExampleBatch(ids, inputs, labels, arrays.get("weights"))
 
 
 def _named(prefix: str, value: object) -> dict[str, np.ndarray]:
@@ -110,7 +110,7 @@ def _savable(array: np.ndarray) -> np.ndarray:
     return array.astype(np.bytes_) if array.dtype == object else array
 
 
-def _tree(prefix: str, arrays: Mapping[str, np.ndarray]) -> object:
+def _tree(prefix: str, arrays: Mapping[str, np.ndarray]) -> Inputs:
     if prefix in arrays:
         return arrays[prefix]
     return {name[len(prefix) + 1 :]: array for name, array in arrays.items() if name.startswith(f"{prefix}.")}

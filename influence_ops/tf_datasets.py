@@ -18,7 +18,7 @@ def dataset_form(dataset: tf.data.Dataset, model: InfluenceModel) -> str:
     Raises:
       ValueError: none of these, or not batched.
     """
-    spec = dataset.element_spec
+    spec: Any = dataset.element_spec
     if isinstance(spec, tuple) and len(spec) == 2 and isinstance(spec[0], tuple) and len(spec[0]) == 2:
         form, labels = "((inputs, labels), weights)", spec[0][1]
     elif isinstance(spec, tuple) and len(spec) == 3:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -144,9 +144,10 @@ class Curvature(abc.ABC):
 
 
 _KINDS: dict[str, type[Preconditioner]] = {}
+_P = TypeVar("_P", bound=Preconditioner)
 
 
-def register_preconditioner(kind: type[Preconditioner]) -> type[Preconditioner]:
+def register_preconditioner(kind: type[_P]) -> type[_P]:
     """Makes a class of operators loadable by its `kind`."""
     _KINDS[kind.kind] = kind
     return kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -70,7 +71,8 @@ def test_every_method_gives_the_reference_numbers(name, prefix, kind, tolerance,
     wanted = {key.split("__")[1]: value for key, value in case.data.items() if key.startswith(f"{prefix}_norm{int(normalize)}__")}
     calculator = case.calculator
     values = calculator.compute_influence_values(case.train)
-    assert values.element_spec[1].shape.as_list() == [None, 1]
+    _, spec = cast(tuple, values.element_spec)
+    assert spec.shape.as_list() == [None, 1]
     assert relative(joined(values)[:, 0], wanted["influence_values"]) < tolerance
     vectors = joined(calculator.compute_influence_vector(case.train))
     assert relative(vectors[: len(wanted["influence_vectors"])], wanted["influence_vectors"]) < tolerance
@@ -237,7 +239,8 @@ def test_dict_inputs_sample_weights_and_both_forms_of_elements():
             calculator = FirstOrderInfluenceCalculator(model, dataset, kind)
             assert calculator.dataset_form == form
             found[form, kind] = joined(calculator.compute_influence_values(dataset))
-    unweighted = tf.data.Dataset.from_tensor_slices((inputs, labels)).batch(8)
+    unweighted_data: Any = (inputs, labels)
+    unweighted = tf.data.Dataset.from_tensor_slices(unweighted_data).batch(8)
     plain = joined(FirstOrderInfluenceCalculator(model, unweighted).compute_influence_values(unweighted))
     first, *others = found.values()
     assert all(np.allclose(first, other, rtol=1e-6) for other in others)  # cg's tolerance is 1e-8
@@ -305,6 +308,6 @@ def test_what_it_can_not_do_is_refused_with_the_mend():
 def test_compatible_datasets():
     case = Case("a")
     assert case.calculator.assert_compatible_datasets(case.train, case.train.map(lambda x, y: x)) == 4
-    assert case.calculator.assert_compatible_datasets(case.train, case.train.filter(lambda x, y: True)) == 4
+    assert case.calculator.assert_compatible_datasets(case.train, case.train.filter(lambda *_: True)) == 4
     with pytest.raises(ValueError, match="4 and 2 batches"):
         case.calculator.assert_compatible_datasets(case.train, case.test)

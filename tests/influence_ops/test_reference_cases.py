@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from influence_ops import InfluenceModel, ScoreOptions, compute_in_memory
+from influence_ops.top_k import Order
 from tests.influence_ops import reference
 
 ALL = ("top_k", "self_influence", "scores", "influence_vectors", "group_influence")
@@ -24,7 +25,7 @@ def column(table: pa.Table, name: str = "influence") -> np.ndarray:
     return np.array(table[name].to_pylist())
 
 
-def run(case, l2, damping, normalize, batch_size=17, loss="softmax_cross_entropy", labels="t", rcond=None, order="descending"):
+def run(case, l2, damping, normalize, batch_size=17, loss="softmax_cross_entropy", labels="t", rcond=None, order: Order = "descending"):
     model = InfluenceModel(
         reference.dense_model(case["kernel"], case["bias"], l2), loss_function=loss, regularizer="loss"
     )

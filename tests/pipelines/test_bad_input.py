@@ -217,6 +217,7 @@ def test_a_bad_first_record_is_rejected_too(job: DigitsJob, tmp_path: pathlib.Pa
     bad_record = first.data[len(framed([split.example(19)])) :]
     (tmp_path / "bad.tfrecord").write_bytes(bad_record + framed(split.example(row) for row in rows))
     plan = prepare(job.config(tmp_path / "out", train=str(tmp_path / "bad.tfrecord")))
+    assert plan.train_features is not None
     reader = ShardReader("score", plan.train_features, 256, Progress(None))
     ((batch, rejected),) = reader.read(plan.train[0])
     assert batch.ids.tolist()[-len(rows) :] == [f"bad.tfrecord:{row + 1}" for row in rows]

@@ -91,6 +91,7 @@ def test_a_model_of_other_inputs(job: DigitsJob, tmp_path: pathlib.Path) -> None
     with pytest.raises(ValueError, match="the model's input 'pixels'; name its feature with --input_features pixels=FEATURE"):
         prepare(job.config(tmp_path / "out", model=path))
     plan = prepare(job.config(tmp_path / "out", model=path, input_features="pixels=image"))
+    assert plan.train_features is not None
     assert [(name, feature.name) for name, feature in plan.train_features.inputs] == [("pixels", "image")]
 
 

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from influence_ops import schemas
+from influence_ops.result_files import ParquetFile, write_table
 from transforms.files import BeamFiles, common_folder, match_files
 from transforms.read_shards import list_shards
-from influence_ops.result_files import ParquetFile, write_table
 
 
 class _Broken(Exception):

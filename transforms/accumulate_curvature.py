@@ -17,6 +17,7 @@ from influence_ops.example_batch import ExampleBatch, Rejected
 from influence_ops.model import InfluenceModel
 from influence_ops.scores import evaluate
 from transforms.elements import Shard, StatisticPart, at_end_of_bundle
+from transforms.merging import MergingCombineFn
 from transforms.open_model import ModelSpec
 from transforms.read_shards import COUNTS, REJECTED, REPORT_TYPES, ShardDoFn, ShardReader
 from transforms.typed import collection, outputs
@@ -55,32 +56,17 @@ class _AccumulateDoFn(ShardDoFn):
 
 @with_input_types(StatisticPart)
 @with_output_types(StatisticPart)
-class _MergePartsCombineFn(beam.CombineFn):
-    """Merges parts of one name; the first accumulator is the one that is changed."""
+class _MergePartsCombineFn(MergingCombineFn[StatisticPart]):
+    """Merges parts of one name."""
 
     def __init__(self, curvature: Curvature):
         self._curvature = curvature
 
-    def create_accumulator(self) -> StatisticPart | None:
-        return None
+    def copy(self, part: StatisticPart) -> StatisticPart:
+        return StatisticPart(part.name, copy.deepcopy(part.array))
 
-    def add_input(self, accumulator: StatisticPart | None, element: StatisticPart) -> StatisticPart:
-        if accumulator is None:
-            # The element may be given to others too: what is changed must be our own.
-            return StatisticPart(element.name, copy.deepcopy(element.array))
-        merged = self._curvature.merge_part(element.name, accumulator.array, element.array)
-        return StatisticPart(element.name, merged)
-
-    def merge_accumulators(self, accumulators: list[StatisticPart | None]) -> StatisticPart | None:
-        total = None
-        for part in accumulators:
-            if part is not None:
-                total = self.add_input(total, part)
-        return total
-
-    def extract_output(self, accumulator: StatisticPart | None) -> StatisticPart:
-        assert accumulator is not None  # every key has an element
-        return accumulator
+    def merge(self, own: StatisticPart, other: StatisticPart) -> StatisticPart:
+        return StatisticPart(own.name, self._curvature.merge_part(own.name, own.array, other.array))
 
 
 @dataclasses.dataclass

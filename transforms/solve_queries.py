@@ -25,6 +25,7 @@ from transforms.broadcast import Broadcast
 from transforms.elements import QueryReference, Shard, SolverReport, StatisticPart, at_end_of_bundle
 from transforms.embed_queries import open_queries, publish_queries
 from transforms.files import join
+from transforms.merging import MergingCombineFn
 from transforms.open_model import ModelSpec
 from transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
 from transforms.typed import collection, outputs
@@ -101,28 +102,15 @@ class _MultiplyDoFn(ShardDoFn):
 
 @with_input_types(StatisticPart)
 @with_output_types(StatisticPart)
-class SumPartsCombineFn(beam.CombineFn):
+class SumPartsCombineFn(MergingCombineFn[StatisticPart]):
     """Adds the arrays of parts of one name."""
 
-    def create_accumulator(self) -> StatisticPart | None:
-        return None
+    def copy(self, part: StatisticPart) -> StatisticPart:
+        return StatisticPart(part.name, np.array(part.array))
 
-    def add_input(self, accumulator: StatisticPart | None, element: StatisticPart) -> StatisticPart:
-        if accumulator is None:
-            return StatisticPart(element.name, np.array(element.array))
-        accumulator.array.__iadd__(element.array)
-        return accumulator
-
-    def merge_accumulators(self, accumulators: Iterable[StatisticPart | None]) -> StatisticPart | None:
-        total = None
-        for part in accumulators:
-            if part is not None:
-                total = self.add_input(total, part)
-        return total
-
-    def extract_output(self, accumulator: StatisticPart | None) -> StatisticPart:
-        assert accumulator is not None  # every key has an element
-        return accumulator
+    def merge(self, own: StatisticPart, other: StatisticPart) -> StatisticPart:
+        own.array.__iadd__(other.array)
+        return own
 
 
 class _AdvanceDoFn(beam.DoFn):

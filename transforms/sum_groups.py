@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Iterable
 
 import apache_beam as beam
 from apache_beam import pvalue
@@ -12,35 +10,23 @@ from apache_beam.typehints.decorators import with_input_types, with_output_types
 
 from influence_ops.group_sums import GroupSums
 from transforms.elements import GroupPart
+from transforms.merging import MergingCombineFn
 from transforms.typed import collection
 
 
 @with_input_types(GroupPart)
 @with_output_types(GroupPart)
-class GroupSumsCombineFn(beam.CombineFn):
+class GroupSumsCombineFn(MergingCombineFn[GroupPart]):
     """Adds sums of one block of queries."""
 
-    def create_accumulator(self) -> GroupPart | None:
-        return None
+    def copy(self, part: GroupPart) -> GroupPart:
+        own = GroupSums(part.sums.queries)
+        own.sums, own.counts = dict(part.sums.sums), dict(part.sums.counts)
+        return GroupPart(own)
 
-    def add_input(self, accumulator: GroupPart | None, element: GroupPart) -> GroupPart:
-        if accumulator is None:
-            own = GroupSums(element.sums.queries)
-            own.sums, own.counts = copy.copy(element.sums.sums), copy.copy(element.sums.counts)
-            return GroupPart(own)
-        accumulator.sums.merge(element.sums)
-        return accumulator
-
-    def merge_accumulators(self, accumulators: Iterable[GroupPart | None]) -> GroupPart | None:
-        total = None
-        for part in accumulators:
-            if part is not None:
-                total = self.add_input(total, part)
-        return total
-
-    def extract_output(self, accumulator: GroupPart | None) -> GroupPart:
-        assert accumulator is not None  # every key has an element
-        return accumulator
+    def merge(self, own: GroupPart, other: GroupPart) -> GroupPart:
+        own.sums.merge(other.sums)
+        return own
 
 
 @dataclasses.dataclass

@@ -17,6 +17,7 @@ from influence_ops.top_k import TopK
 from transforms.accumulate_curvature import _MergePartsCombineFn
 from transforms.combine_top_k import TopKCombineFn
 from transforms.elements import GroupPart, StatisticPart, TopKPart
+from transforms.solve_queries import SumPartsCombineFn
 from transforms.sum_groups import GroupSumsCombineFn
 
 INPUTS = 6
@@ -64,6 +65,7 @@ def _content(part: Any) -> Any:
 COMBINE_FNS: dict[str, tuple[Callable[[], beam.CombineFn], Callable[[], list[Any]]]] = {
     "top_k": (TopKCombineFn, _top_parts),
     "groups": (GroupSumsCombineFn, _group_parts),
+    "products": (SumPartsCombineFn, _statistic_parts),
     "statistic": (lambda: _MergePartsCombineFn(curvature_by_name("gauss_newton")), _statistic_parts),
 }
 

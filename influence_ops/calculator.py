@@ -73,7 +73,9 @@ class FirstOrderInfluenceCalculator:
       normalize: relative influence: True or 'theta' (θ-RelatIF, the reference's), 'loss' (ℓ-RelatIF), or False.
       damping: λ, or 'auto'. The default 0 is the reference's: a pseudo-inverse, in float64 and with its true rank.
       weight_decay: w of a regulariser 0.5·w·‖θ‖² that training used but the model does not carry; None: the model's.
-      rcond: with damping 0, eigenvalues up to rcond × the largest are dropped.
+      passes: with 'cgd' or 'lissa', the most iterations, each a pass over the data of the curvature; None: the
+        curvature's own cap. A warning carries the residual when it is reached.
+      rank, rcond: of 'exact' and 'gauss_newton'; see `FinishOptions`.
       seed: which examples `n_samples_for_hessian` chooses.
 
     Raises:
@@ -91,6 +93,8 @@ class FirstOrderInfluenceCalculator:
         *,
         damping: float | str = 0.0,
         weight_decay: float | None = None,
+        passes: int | None = None,
+        rank: int | None = None,
         rcond: float | None = None,
         seed: int = 0,
     ):
@@ -114,7 +118,12 @@ class FirstOrderInfluenceCalculator:
                 curvature = curvature_by_name(ihvp_calculator, n_samples_for_hessian, seed)
             else:
                 curvature = ihvp_calculator
-            self.preconditioner = self._fit(saved, curvature, FinishOptions(damping, rcond=rcond), n_samples_for_hessian is None)
+            if passes is not None:
+                if not isinstance(curvature, ConjugateGradient) or passes < 1:
+                    raise ValueError(f"passes={passes} must be at least 1, and goes with 'cgd' or 'lissa'")
+                curvature.max_iterations = passes
+            options = FinishOptions(damping, rcond=rcond, rank=rank)
+            self.preconditioner = self._fit(saved, curvature, options, n_samples_for_hessian is None)
 
     def _fit(self, dataset: tf.data.Dataset, curvature: Curvature, options: FinishOptions, all_examples: bool) -> Preconditioner:
         def stream() -> Iterator[ExampleBatch]:

@@ -47,6 +47,7 @@ def compute_in_memory(
     *,
     damping: float | str = "auto",
     rcond: float | None = None,
+    rank: int | None = None,
     options: ScoreOptions | None = None,
     outputs: Iterable[str] = ("top_k",),
     top_k: int = 10,
@@ -59,7 +60,7 @@ def compute_in_memory(
       model: the model.
       curvature: a name of `CURVATURES`, a curvature, or a fitted operator.
       train, test: batches; `train` is iterated several times and must give the same examples each time.
-      damping, rcond: see `FinishOptions`.
+      damping, rcond, rank: see `FinishOptions`.
       options: what is scored; see `ScoreOptions` (tables asked for switch on what they need).
       outputs: names of `schemas.OUTPUTS`.
       top_k, order: how many training examples for each test point, and from which end.
@@ -70,7 +71,7 @@ def compute_in_memory(
     if isinstance(curvature, str):
         curvature = curvature_by_name(curvature)
     if isinstance(curvature, Curvature):
-        curvature = fit_curvature(model, curvature, train, FinishOptions(damping, options.removal == "newton", rcond))
+        curvature = fit_curvature(model, curvature, train, FinishOptions(damping, options.removal == "newton", rcond, rank))
     preconditioner = curvature.bind(model)
     n, _ = run_facts(preconditioner.meta, options)
     rejected: list[tuple[str, Rejected]] = []

@@ -23,6 +23,7 @@ def _option(default: Any, help: str, group: str, choices: tuple[str, ...] | None
 ONLY_CURVATURE = "curvature"
 _NEED_TEST = ("top_k", "scores", "group_influence")
 _FROM_VECTORS = ("top_k", "scores")
+_ITERATIVE = ("conjugate_gradient", "cgd", "lissa")
 
 _DATA, _MODEL, _METHOD, _RESULT, _RUN = "data", "model", "method", "results", "execution"
 
@@ -145,6 +146,11 @@ class InfluenceConfig:
     rcond: float | None = _option(
         None, "With --damping 0: eigenvalues up to rcond × the largest are dropped. Default: P × the float64 epsilon.", _METHOD
     )
+    rank: int | None = _option(
+        None,
+        "Use this many of the largest eigenvalues of exact or gauss_newton; the rest are taken as equal to the smallest of them.",
+        _METHOD,
+    )
     normalize: str = _option(
         "none", "Relative influence (RelatIF): divide by ‖v‖ (theta) or by √self-influence (loss).", _METHOD, ("none", "theta", "loss")
     )
@@ -221,7 +227,9 @@ class InfluenceConfig:
         self.finish_options()
         self.score_options()
         self.input_mapping()
-        if self.removal == "newton" and self.curvature in ("identity", "conjugate_gradient", "cgd", "lissa"):
+        if self.rank is not None and self.curvature in ("identity", *_ITERATIVE):
+            raise ValueError(f"--rank is of a matrix's eigenvalues; use it with --curvature gauss_newton or exact, not {self.curvature}")
+        if self.removal == "newton" and self.curvature in ("identity", *_ITERATIVE):
             raise ValueError(f"--removal newton needs the whole matrix; use --curvature gauss_newton or exact, not {self.curvature}")
         if self.removal == "newton" and self.n_samples is not None:
             raise ValueError("--removal newton takes an example out of the whole training set's curvature; leave out --n_samples")
@@ -297,7 +305,7 @@ class InfluenceConfig:
         except ValueError:
             pass  # a rule's name, which FinishOptions checks
         try:
-            return FinishOptions(damping, self.removal == "newton", self.rcond)
+            return FinishOptions(damping, self.removal == "newton", self.rcond, self.rank)
         except ValueError as error:
             raise ValueError(f"--{error}") from error
 

@@ -31,11 +31,14 @@ class FinishOptions:
         (`removal="newton"`) leaves the mean over the other n − 1.
       rcond: with damping 0, eigenvalues up to rcond × the largest are dropped (a pseudo-inverse); None:
         P × the machine's epsilon, NumPy's rule.
+      rank: how many of the largest eigenvalues λ_k are used, the others taken as equal to the smallest of them, so
+        that the inverse keeps its residual term 1/(λ_k + λ); None: all of them.
     """
 
     damping: float | str = "auto"
     leave_one_out: bool = False
     rcond: float | None = None
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.damping, str):
@@ -45,6 +48,8 @@ class FinishOptions:
             raise ValueError(f"damping={self.damping!r} must be a number of at least 0 or 'auto'")
         if self.rcond is not None and not 0 <= self.rcond < 1:
             raise ValueError(f"rcond={self.rcond!r} must be at least 0 and below 1")
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"rank={self.rank} must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,11 +81,13 @@ class DenseCurvature(Curvature):
         eigenvectors: np.ndarray,
         options: FinishOptions,
     ) -> Preconditioner:
-        largest = float(np.abs(eigenvalues).max())
+        smallest, largest = float(eigenvalues[0]), float(np.abs(eigenvalues).max())
         if isinstance(options.damping, str):
             damping = _AUTO_FRACTION * float(np.maximum(eigenvalues, 0).mean())
         else:
             damping = float(options.damping)
+        if options.rank is not None and options.rank < len(eigenvalues):
+            eigenvalues = np.maximum(eigenvalues, eigenvalues[-options.rank])
         rcond = options.rcond if options.rcond is not None else model.size * np.finfo(np.float64).eps
         kept = np.abs(eigenvalues + damping) > rcond * (largest + damping)
         damped = np.where(kept, eigenvalues + damping, 1.0)
@@ -106,8 +108,8 @@ class DenseCurvature(Curvature):
                 "examples": examples,
                 "size": model.size,
                 "fingerprint": model.fingerprint(),
-                "rank": int(kept.sum()),
-                "smallest_eigenvalue": float(eigenvalues[0]),
+                "rank": min(int(kept.sum()), options.rank or model.size),
+                "smallest_eigenvalue": smallest,
                 "largest_eigenvalue": float(eigenvalues[-1]),
             },
         )

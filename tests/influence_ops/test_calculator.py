@@ -285,6 +285,24 @@ def test_the_curvature_reports_rank_damping_and_eigenvalues():
     assert meta["smallest_eigenvalue"] == pytest.approx(0.005, rel=1e-6)  # the L2 term alone, in the flat directions
 
 
+def test_rank_keeps_the_residual_term_and_passes_cap_the_iterations():
+    case = Case("b", damping=1e-3, rank=20)
+    gradients, hessian = reference.softmax_closed_form(
+        case.x, case.y, case.data["kernel"], case.data["bias"], float(case.data["lam"])
+    )
+    values, vectors = np.linalg.eigh(hessian)
+    values[:-20] = values[-20]
+    wanted = np.einsum("ip,ip->i", gradients @ (vectors / (values + 1e-3)) @ vectors.T, gradients)
+    assert relative(joined(case.calculator.compute_influence_values(case.train))[:, 0], wanted) < EXACT
+    assert case.calculator.preconditioner.meta["rank"] == 20
+    with pytest.warns(NotConvergedWarning, match="after at most 3 iterations"):
+        joined(Case("b", ihvp_calculator="cgd", passes=3).calculator.compute_influence_values(case.head(4)))
+    with pytest.raises(ValueError, match="passes=3 must be at least 1, and goes with"):
+        Case("b", passes=3)
+    with pytest.raises(ValueError, match="rank=0 must be at least 1"):
+        Case("b", rank=0)
+
+
 def test_what_it_can_not_do_is_refused_with_the_mend():
     case = Case("a")
     with pytest.raises(ValueError, match=r"not batched.*batch\(n\)"):

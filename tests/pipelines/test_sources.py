@@ -117,6 +117,7 @@ def test_passes_reach_the_exact_answer(job: DigitsJob, tmp_path: pathlib.Path) -
         ({"passes": 3}, "--passes goes with --curvature conjugate_gradient"),
         ({"removal": "newton", "n_samples": 50}, "leave out --n_samples"),
         ({"removal": "newton", "outputs": "group_vectors"}, "is of single examples"),
+        ({"rank": 5, "curvature": "cgd"}, "--rank is of a matrix's eigenvalues"),
         ({"passes": -1}, "--passes -1 must be at least 0"),
         ({"n_samples": 0}, "n_samples=0 must be at least 1"),
     ],

@@ -430,7 +430,11 @@ class FirstOrderInfluenceCalculator:
         return paths
 
     def _loaded_vectors(self, train_set: tf.data.Dataset, path: str) -> Iterator[tuple[Any, ExampleBatch, np.ndarray]]:
-        """(element, batch, saved vectors) for each element; a Beam job's rows are in the order of files and indices."""
+        """(element, batch, saved vectors) for each element; a Beam job's rows are in the order of files and indices.
+
+        A dataset has no ids to join by, so the first example of each batch is computed again: other examples, or the same
+        in another order, are refused.
+        """
         paths = self._check_vectors(path)
         tables_read = (rows for file in paths for rows in result_files.iterate_table(file))
         blocks = (np.asarray(rows.column("vector").flatten()).reshape(rows.num_rows, -1) for rows in tables_read)
@@ -441,6 +445,12 @@ class FirstOrderInfluenceCalculator:
                 if more is None:
                     raise ValueError(f"{path!r} holds fewer influence vectors than the dataset has examples; they are of another dataset")
                 waiting = np.concatenate([waiting, more])
+            gradient = self._finite(batch.select(np.array([0])), None)[1]
+            vector = self.preconditioner.apply(gradient)
+            wanted = (vector * self._factor(gradient, vector)[:, None])[0]
+            # Loose: an iterative solve or a float32 model differs in later digits, another example in the first.
+            if np.linalg.norm(waiting[0] - wanted) > 1e-2 * np.linalg.norm(wanted):
+                raise ValueError(f"the influence vectors in {path!r} are of other examples, or in another order, than the dataset's")
             yield element, batch, waiting[: len(batch)]
             waiting = waiting[len(batch) :]
         if len(waiting) or next(blocks, None) is not None:

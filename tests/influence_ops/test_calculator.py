@@ -140,6 +140,9 @@ def test_paths_save_and_load_and_never_overwrite(tmp_path):
         case.calculator.estimate_influence_values_in_batches(case.test, case.train, save_influence_vector_path=vectors)
     with pytest.raises(tf.errors.InvalidArgumentError, match="more influence vectors than the dataset"):
         joined(case.calculator.compute_influence_vector(case.head(8), vectors))
+    backwards = tf.data.Dataset.from_tensor_slices((case.x[::-1], case.y[::-1])).batch(17)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="are of other examples, or in another order"):
+        joined(case.calculator.compute_influence_vector(backwards, vectors))
     with pytest.raises(ValueError, match="no run has finished"):
         case.calculator.top_k(case.test, case.train, load_influence_vector_ds_path=str(tmp_path / "nothing"))
     other = Case("a", normalize=True)

@@ -191,9 +191,9 @@ def _train(split: Split) -> keras.Model:
     """8 hidden units and a regularised softmax: P = 90 watched weights in the last layer."""
     keras.utils.set_random_seed(1)
     inputs = keras.Input((64,), name="image")
-    hidden = keras.layers.Dense(8, activation="relu")(inputs)
+    hidden = keras.layers.Dense(8, activation="relu", name="hidden")(inputs)
     penalty = keras.regularizers.L2(1e-3)
-    outputs = keras.layers.Dense(10, activation="softmax", kernel_regularizer=penalty, bias_regularizer=penalty)(hidden)
+    outputs = keras.layers.Dense(10, activation="softmax", kernel_regularizer=penalty, bias_regularizer=penalty, name="digits")(hidden)
     model = keras.Model(inputs, outputs)
     model.compile(keras.optimizers.Adam(0.02), keras.losses.SparseCategoricalCrossentropy())
     fit: Any = model.fit  # Keras types `verbose` as a string only

@@ -34,9 +34,9 @@ from tests.pipelines.digits_job import DigitsJob, files_below, read, run_quietly
         ({"input_features": "label"}, "label"),
         ({"loss": "no_such_loss"}, "no loss is called 'no_such_loss'; use one of"),
         ({"loss": "json:no_such"}, "has no attribute 'no_such'"),
-        ({"weights": "conv"}, "weights='conv' matches none of the model's weights: dense/kernel"),
+        ({"weights": "conv"}, "weights='conv' matches none of the model's weights: hidden/kernel"),
         ({"weights": "("}, "weights='\\(' is not a regular expression"),
-        ({"start_layer": "7"}, "no layer '7'; the layers with trainable weights are 0: dense, 1: dense_1"),
+        ({"start_layer": "7"}, "no layer '7'; the layers with trainable weights are 0: hidden, 1: digits"),
         ({"loss": "tests.pipelines.test_prepare:wrong_loss"}, "can't evaluate train examples .*it must return one number for each example"),
     ],
 )

@@ -37,6 +37,7 @@ from transforms.read_shards import COUNTS, REJECTED, ShardReader
 from transforms.score_examples import FILES, GROUPS, TOP_K
 from transforms.typed import collection
 
+PASS_TOLERANCE = 1e-6
 STAGES = ("curvature", "embed", "score")
 
 
@@ -107,7 +108,7 @@ def build(
     reports = pipeline | "NoReports" >> beam.Create([], reshuffle=False).with_output_types(SolverReport)
     if config.passes:
         readers = [reader(f"pass_{number:03d}") for number in range(config.passes)]
-        solve = SolveQueries(readers, plan.model, preconditioner, queries, config.tolerance, config.work_folder)
+        solve = SolveQueries(readers, plan.model, preconditioner, queries, config.tolerance or PASS_TOLERANCE, config.work_folder)
         solved = train | "SolveQueries" >> solve
         queries, reports = solved["queries"], solved["reports"]
     # The first pass over the training set tells what is rejected. With a curvature pass, too many end the run here,

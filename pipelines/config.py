@@ -138,7 +138,14 @@ class InfluenceConfig:
         "beginning with the sample's solution. 0: over the sample alone.",
         _METHOD,
     )
-    tolerance: float = _option(1e-6, "With --passes: the relative residual at which a test point is solved.", _METHOD)
+    tolerance: float | None = _option(
+        None,
+        "Of conjugate_gradient and lissa: the relative residual at which a solve ends. Default: 1e-8 and 1e-3; with --passes 1e-6.",
+        _METHOD,
+    )
+    max_iterations: int | None = _option(
+        None, "Of conjugate_gradient and lissa over their sample: the most steps of a solve. Default: 1000 and 10000.", _METHOD
+    )
     curvature_path: str | None = _option(
         None, "Use the curvature that an earlier run saved (its OUTPUT/curvature) instead of fitting one.", _METHOD
     )
@@ -227,6 +234,14 @@ class InfluenceConfig:
         self.finish_options()
         self.score_options()
         self.input_mapping()
+        for name in ("tolerance", "max_iterations"):
+            value = getattr(self, name)
+            if value is not None and self.curvature not in _ITERATIVE:
+                raise ValueError(f"--{name} is of iterative solvers: --curvature {' or '.join(_ITERATIVE)}, not {self.curvature}")
+        if self.tolerance is not None and not 0 < self.tolerance < 1:
+            raise ValueError(f"--tolerance {self.tolerance} must be between 0 and 1")
+        if self.max_iterations is not None and self.max_iterations < 1:
+            raise ValueError(f"--max_iterations {self.max_iterations} must be at least 1")
         if self.rank is not None and self.curvature in ("identity", *_ITERATIVE):
             raise ValueError(f"--rank is of a matrix's eigenvalues; use it with --curvature gauss_newton or exact, not {self.curvature}")
         if self.removal == "newton" and self.curvature in ("identity", *_ITERATIVE):
@@ -263,8 +278,6 @@ class InfluenceConfig:
                     f"--passes goes with --curvature conjugate_gradient and solves test points: --outputs {', '.join(_NEED_TEST)}, "
                     "not normalised, to first order; leave it out for the rest, which is solved on the sample"
                 )
-            if not 0 < self.tolerance < 1:
-                raise ValueError(f"--tolerance {self.tolerance} must be between 0 and 1")
         if self.only_curvature and (self.curvature_path or self.influence_vectors_path or self.curvature == "identity"):
             raise ValueError(
                 "there is no curvature to fit: leave --curvature_path and --influence_vectors_path out, and name a --curvature"
@@ -292,8 +305,13 @@ class InfluenceConfig:
     def make_curvature(self) -> Curvature:
         """The curvature, not fitted yet."""
         from influence_ops.curvature import curvature_by_name
+        from influence_ops.curvature.conjugate_gradient import ConjugateGradient
 
-        return curvature_by_name(self.curvature, self.n_samples, self.seed)
+        curvature = curvature_by_name(self.curvature, self.n_samples, self.seed)
+        if isinstance(curvature, ConjugateGradient):
+            curvature.tolerance = self.tolerance or curvature.tolerance
+            curvature.max_iterations = self.max_iterations or curvature.max_iterations
+        return curvature
 
     def finish_options(self) -> FinishOptions:
         """The curvature's options."""

@@ -11,6 +11,7 @@ import pytest
 
 from influence_ops.curvature import FinishOptions, Preconditioner, Statistic
 from influence_ops.curvature.base import register_preconditioner
+from influence_ops.curvature.conjugate_gradient import NotConvergedWarning
 from influence_ops.curvature.identity import Identity
 from influence_ops.model import InfluenceModel
 from influence_ops.result_files import read_manifest
@@ -90,6 +91,13 @@ def test_a_sample_is_the_same_on_beam_and_in_memory(job: DigitsJob, tmp_path: pa
     assert read_manifest(str(tmp_path / "out"))["curvature"]["examples_used"] == 60
 
 
+def test_a_solve_that_is_cut_short_warns_with_its_residual(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    options = {"curvature": "cgd", "n_samples": 60, "damping": "0.001", "outputs": "top_k", "group_feature": None}
+    with pytest.warns(NotConvergedWarning, match="after at most 2 iterations at a relative residual of"):
+        run_quietly(job.config(tmp_path / "out", max_iterations=2, tolerance=1e-4, **options))
+    assert read_manifest(str(tmp_path / "out"))["curvature"]["tolerance"] == 1e-4
+
+
 @pytest.mark.slow
 def test_passes_reach_the_exact_answer(job: DigitsJob, tmp_path: pathlib.Path) -> None:
     options = {"outputs": "scores", "group_feature": None, "damping": "0.05"}
@@ -117,6 +125,9 @@ def test_passes_reach_the_exact_answer(job: DigitsJob, tmp_path: pathlib.Path) -
         ({"passes": 3}, "--passes goes with --curvature conjugate_gradient"),
         ({"removal": "newton", "n_samples": 50}, "leave out --n_samples"),
         ({"removal": "newton", "outputs": "group_vectors"}, "is of single examples"),
+        ({"tolerance": 0.1}, "--tolerance is of iterative solvers"),
+        ({"tolerance": 2.0, "curvature": "cgd"}, "--tolerance 2.0 must be between 0 and 1"),
+        ({"max_iterations": 0, "curvature": "lissa"}, "--max_iterations 0 must be at least 1"),
         ({"rank": 5, "curvature": "cgd"}, "--rank is of a matrix's eigenvalues"),
         ({"passes": -1}, "--passes -1 must be at least 0"),
         ({"n_samples": 0}, "n_samples=0 must be at least 1"),

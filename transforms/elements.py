@@ -1,4 +1,8 @@
-"""The elements that pass between transforms. No example and no gradient is among them."""
+"""The elements that pass between transforms. No example and no gradient is among them.
+
+One exception is bounded by an option: the statistic of a curvature that is fitted on a sample (`--n_samples`,
+`conjugate_gradient`, `lissa`) is that sample.
+"""
 
 from __future__ import annotations
 

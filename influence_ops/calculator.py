@@ -389,6 +389,8 @@ class FirstOrderInfluenceCalculator:
         with self._table(path, _VECTORS) as write:
             for _, batch, gradients, vectors in self._vectors_of(train_set, device):
                 write(tables.vectors_table(batch.ids, vectors * self._factor(gradients, vectors)[:, None]))
+            if getattr(self.preconditioner, "stream", None) is None:  # a job that uses the vectors wants their curvature
+                self.preconditioner.save(os.path.join(path, "curvature"))
 
     def _save_values(self, test: tf.data.Dataset, vectors: tf.data.Dataset, path: str, device: str | None) -> None:
         _refuse_finished(path)

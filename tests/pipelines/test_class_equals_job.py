@@ -160,3 +160,15 @@ def test_a_curvature_of_the_class_opens_in_the_job(job: DigitsJob, plain: Asked,
     asked = Asked(job, tmp_path / "out", outputs=EVERYTHING, curvature_path=saved)
     assert_same(asked, calculator)
     assert_same(asked, calculator, str(asked.output))
+
+
+def test_vectors_of_the_class_open_in_the_job(job: DigitsJob, plain: Asked, tmp_path: pathlib.Path) -> None:
+    calculator = plain.calculator()
+    joined(calculator.compute_influence_vector(plain.train, str(tmp_path / "vectors")))
+    options = {"train": None, "group_feature": None, "influence_vectors_path": str(tmp_path / "vectors"), "outputs": "top_k"}
+    run_quietly(job.config(tmp_path / "out", files=FILES, **options))
+    found = read(tmp_path / "out", "top_k").sort_by([("test_id", "ascending"), ("rank", "ascending")])
+    values, positions = plain.top_k()
+    order = np.argsort(plain.ids["test"])
+    assert [int(train_id) for train_id in found["train_id"].to_pylist()] == positions[order].ravel().tolist()
+    assert relative(np.asarray(found["influence"]), values[order].ravel()) < TOLERANCE

@@ -42,7 +42,7 @@ class InfluenceModel:
         H only, as in an objective mean(ℓ) + R. `loss`: also in every example's loss, ℓ + R, train and
         test, as the reference calculator has it.
       precision: `auto` computes in float64 where the model can be rebuilt so, else in its own dtype;
-        `float64` insists; `native` keeps the model's own dtype (about twice as fast).
+        `float64` insists; `native` keeps the model's own dtype.
 
     Raises:
       ValueError: an option is wrong or nothing is watched; the message names the value and the mend.

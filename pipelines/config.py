@@ -115,7 +115,7 @@ class InfluenceConfig:
     )
     precision: str = _option(
         "auto",
-        "float64, the model's own dtype (native; about twice as fast), or auto: float64 where the model can be rebuilt so.",
+        "float64, the model's own dtype (native), or auto: float64 where the model can be rebuilt so.",
         _MODEL,
         ("auto", "float64", "native"),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from influence_ops.curvature import curvature_by_name, load_preconditioner
+from influence_ops.curvature import load_preconditioner
 from influence_ops.features import FeatureSpec, parse_schema
 from influence_ops.model import InfluenceModel
 from influence_ops.result_files import read_facts, table_files
@@ -74,7 +74,6 @@ def prepare(config: InfluenceConfig) -> Plan:
         (config.curvature.partition(":")[0],) if ":" in config.curvature else (),
     )
     model, spec = spec.open_first()
-    curvature_by_name(config.curvature)
     if config.second_order_groups or (config.curvature in _NEED_HESSIAN and not curvature_path):
         model.check_second_derivatives()
     if curvature_path:

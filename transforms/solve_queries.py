@@ -47,12 +47,10 @@ class _StartDoFn(beam.DoFn):
 
     def process(self, _: None, references: Iterable[QueryReference]) -> Iterator[Broadcast]:
         blocks = open_queries(references)[1]
-        if blocks:
-            right = np.concatenate([block.gradients for block in blocks])
-            solution = np.concatenate([block.solved for block in blocks])
-            yield Broadcast.publish({"right": right, "solution": solution}, {}, join(self._work, "solver", "start"))
-        else:
-            yield Broadcast.publish({"right": np.zeros((0, 1)), "solution": np.zeros((0, 1))}, {}, join(self._work, "solver", "start"))
+        nothing = [np.zeros((0, 1))]  # every test point was rejected
+        right = np.concatenate([block.gradients for block in blocks] or nothing)
+        solution = np.concatenate([block.solved for block in blocks] or nothing)
+        yield Broadcast.publish({"right": right, "solution": solution}, {}, join(self._work, "solver", "start"))
 
 
 class _State:

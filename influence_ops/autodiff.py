@@ -88,6 +88,36 @@ class AutodiffDerivatives:
 
         return self._map(one, vectors)
 
+    def gauss_newton_products(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+        """(Σ_i w_i J_iᵀ H_out,i J_i) v for each row v of `vectors` [R, P]: [R, P].
+
+        J v is the derivative of the product u ↦ Jᵀu, which is linear in u (Townsend 2017), so that no forward mode is needed.
+        H_out's negative part, where a loss is not convex in the outputs, is left out as in `gauss_newton_factors`.
+        """
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
+            with tf.GradientTape(persistent=True, watch_accessed_variables=False) as inner:
+                self._watch(inner)
+                structured = self.outputs(inputs)
+                packed = pack(structured)
+            outputs = tf.stop_gradient(packed)
+            any_rows = tf.zeros_like(outputs)
+            outer.watch(any_rows)
+            pulled = self._flatten(inner.gradient([packed], self._variables, output_gradients=[any_rows]))
+
+        def loss_of_packed(labels: Any, packed: tf.Tensor) -> tf.Tensor:
+            return self._loss(labels, unpack(packed, structured))
+
+        roots = matrix_root(output_hessian(loss_of_packed, labels, outputs)) * tf.sqrt(weights)[:, None, None]
+        curvatures = tf.matmul(roots, roots, transpose_b=True)
+
+        def one(vector: tf.Tensor) -> tf.Tensor:
+            pushed = outer.gradient([pulled], any_rows, output_gradients=[vector])
+            flat = tf.reshape(pushed, [tf.shape(curvatures)[0], -1, 1])
+            curved = tf.reshape(tf.matmul(curvatures, flat), tf.shape(outputs))
+            return self._flatten(inner.gradient([packed], self._variables, output_gradients=[curved]))
+
+        return self._map(one, vectors)
+
     def hessian_sum(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         """Σ_i w_i ∇²ℓ(z_i): [P, P], a block of rows at a time."""
         starts = tf.range(0, self._size, _ROWS_AT_ONCE)

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from influence_ops import result_files, tables
 from influence_ops.array_folder import LocalFiles
-from influence_ops.curvature import Curvature, FinishOptions, Preconditioner, curvature_by_name, load_preconditioner
+from influence_ops.curvature import Curvature, FinishOptions, Preconditioner, curvature_by_name, fit, load_preconditioner
 from influence_ops.curvature.conjugate_gradient import ConjugateGradient
 from influence_ops.example_batch import ExampleBatch
 from influence_ops.in_memory import run_facts
@@ -131,11 +131,7 @@ class FirstOrderInfluenceCalculator:
 
         if isinstance(curvature, ConjugateGradient) and all_examples:
             return curvature.over(self.model, stream, options)
-        statistic = curvature.create(self.model)
-        if curvature.passes:
-            for batch in stream():
-                statistic = curvature.add(self.model, statistic, batch)
-        return curvature.finish(self.model, statistic, options).bind(self.model)
+        return fit(self.model, curvature, stream, options).bind(self.model)
 
     def save_curvature(self, folder: str) -> None:
         """Saves the curvature for another calculator, or for a Beam job's `--curvature_path`."""

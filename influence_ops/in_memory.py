@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 
 from influence_ops import schemas, tables
-from influence_ops.curvature import Curvature, FinishOptions, Preconditioner, curvature_by_name
+from influence_ops.curvature import Curvature, FinishOptions, Preconditioner, curvature_by_name, fit
 from influence_ops.example_batch import ExampleBatch, Rejected
 from influence_ops.group_sums import GroupSums
 from influence_ops.groups import add_hessian_products, first_steps, group_tables, group_vectors, second_order_vectors
@@ -30,13 +30,14 @@ def fit_curvature(
     model: InfluenceModel, curvature: Curvature, train: Iterable[ExampleBatch], options: FinishOptions
 ) -> Preconditioner:
     """(H + λI)⁻¹ from batches of training examples; examples that are not finite are left out."""
-    statistic = curvature.create(model)
-    if curvature.passes:
+
+    def finite() -> Iterator[ExampleBatch]:
         for batch in train:
             kept = evaluate(model, batch)[0]
             if len(kept):
-                statistic = curvature.add(model, statistic, kept)
-    return curvature.finish(model, statistic, options)
+                yield kept
+
+    return fit(model, curvature, finite, options)
 
 
 def compute_in_memory(

@@ -102,6 +102,8 @@ class LinearHeadDerivatives:
         moved = tf.einsum("bd,rdc->brc", features, directions)
         return _rows(tf.einsum("bd,brk->rdk", features, tf.einsum("brc,bck->brk", moved, hessians)))
 
+    gauss_newton_products = hessian_vector_products
+
 
 def _rows(tensor: tf.Tensor) -> tf.Tensor:
     """[B, X, Y] -> [B, X·Y], its static size kept."""

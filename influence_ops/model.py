@@ -23,6 +23,7 @@ from influence_ops.weights import watched_variables
 
 Regularizer = Literal["curvature", "loss"]
 
+_VECTORS_AT_ONCE = 32  # products in one vectorised pass: bounds memory to as many copies of the activations
 _SECOND_DERIVATIVES = ("hessian_sum", "hessian_vector_products")
 
 
@@ -184,8 +185,19 @@ class InfluenceModel:
     def hessian_vector_products(self, batch: ExampleBatch, vectors: np.ndarray) -> np.ndarray:
         """(Σ_i ∇²ℓ(z_i)) v for each row v of `vectors` [R, P]: [R, P] float64."""
         self.check_second_derivatives()
-        directions = tf.constant(vectors, dtype=self.dtype)
-        return to_numpy(self._call("hessian_vector_products", batch, self._weights(batch), directions))
+        return self._products("hessian_vector_products", batch, vectors)
+
+    def gauss_newton_products(self, batch: ExampleBatch, vectors: np.ndarray) -> np.ndarray:
+        """(Σ_i J_iᵀ (∂²ℓ/∂z²) J_i) v for each row v of `vectors` [R, P]: [R, P] float64."""
+        return self._products("gauss_newton_products", batch, vectors)
+
+    def _products(self, name: str, batch: ExampleBatch, vectors: np.ndarray) -> np.ndarray:
+        products = np.empty((len(vectors), self.size))
+        for start in range(0, len(vectors), _VECTORS_AT_ONCE):
+            rows = slice(start, start + _VECTORS_AT_ONCE)
+            directions = tf.constant(vectors[rows], dtype=self.dtype)
+            products[rows] = to_numpy(self._call(name, batch, self._weights(batch), directions))
+        return products
 
     # The regulariser R(θ): the watched variables' own Keras regularisers and weight_decay.
 

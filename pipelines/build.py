@@ -14,6 +14,7 @@ from pipelines.config import InfluenceConfig
 from pipelines.prepare import Plan, prepare
 from transforms import (
     AccumulateCurvature,
+    AdvanceCurvature,
     CombineTopK,
     EmbedQueries,
     FinishCurvature,
@@ -86,15 +87,21 @@ def build(
     if plan.curvature_path is not None:
         preconditioner = pipeline | "LoadCurvature" >> LoadCurvature(plan.model, plan.curvature_path, curvature_folder)
     else:
-        finish = FinishCurvature(plan.model, curvature, config.finish_options(), curvature_folder, config.work_folder)
-        if has_pass:
-            accumulated = train | "AccumulateCurvature" >> AccumulateCurvature(reader("curvature"), plan.model, curvature)
-            counts.append(accumulated[COUNTS])
-            rejected.append(accumulated[REJECTED])
-            preconditioner = accumulated["parts"] | "FinishCurvature" >> finish
-        else:
-            nothing = pipeline | "NoStatistic" >> beam.Create([], reshuffle=False).with_output_types(tuple[str, StatisticPart])
-            preconditioner = nothing | "FinishCurvature" >> finish
+        state = None
+        parts = pipeline | "NoStatistic" >> beam.Create([], reshuffle=False).with_output_types(tuple[str, StatisticPart])
+        for number in range(1, curvature.passes + 1):
+            stage, label = ("curvature", "") if number == 1 else (f"curvature_{number}", f"[{number}]")
+            accumulate = AccumulateCurvature(reader(stage), plan.model, curvature, state)
+            accumulated = train | f"AccumulateCurvature{label}" >> accumulate
+            parts = accumulated["parts"]
+            if number == 1:
+                counts.append(accumulated[COUNTS])
+                rejected.append(accumulated[REJECTED])
+            if number < curvature.passes:
+                advance = AdvanceCurvature(plan.model, curvature, state, join(config.work_folder, stage))
+                state = parts | f"AdvanceCurvature{label}" >> advance
+        finish = FinishCurvature(plan.model, curvature, config.finish_options(), curvature_folder, config.work_folder, state)
+        preconditioner = parts | "FinishCurvature" >> finish
     if plan.test:
         test = pipeline | "ReadShards[test]" >> ReadShards(plan.test)
         embedded = test | "EmbedQueries" >> EmbedQueries(

@@ -4,6 +4,7 @@ from influence_ops import device as device  # before TensorFlow is imported
 from transforms.accumulate_curvature import AccumulateCurvature as AccumulateCurvature
 from transforms.combine_top_k import CombineTopK as CombineTopK
 from transforms.embed_queries import EmbedQueries as EmbedQueries
+from transforms.finish_curvature import AdvanceCurvature as AdvanceCurvature
 from transforms.finish_curvature import FinishCurvature as FinishCurvature
 from transforms.finish_curvature import LoadCurvature as LoadCurvature
 from transforms.group_products import MultiplyGroups as MultiplyGroups

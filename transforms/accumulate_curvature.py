@@ -16,11 +16,21 @@ from influence_ops.curvature import Curvature, Statistic
 from influence_ops.example_batch import ExampleBatch, Rejected
 from influence_ops.model import InfluenceModel
 from influence_ops.scores import evaluate
+from transforms.broadcast import Broadcast
 from transforms.elements import Shard, StatisticPart, at_end_of_bundle
+from transforms.finish_curvature import resumed
 from transforms.merging import MergingCombineFn
 from transforms.open_model import ModelSpec
 from transforms.read_shards import COUNTS, REJECTED, REPORT_TYPES, ShardDoFn, ShardReader
 from transforms.typed import collection, outputs
+
+
+class _Pass:
+    """What one process accumulates with: the model, and the curvature at its pass."""
+
+    def __init__(self, model: InfluenceModel, curvature: Curvature, states: list[Broadcast]):
+        self.model = model
+        self.curvature = resumed(curvature, states)
 
 
 class _AccumulateDoFn(ShardDoFn):
@@ -29,23 +39,23 @@ class _AccumulateDoFn(ShardDoFn):
         self._spec = model
         self._curvature = curvature
         self._shared = Shared()
-        self._model: InfluenceModel | None = None
         self._statistic: Statistic | None = None
 
     def start_bundle(self) -> None:
         self._statistic = None
 
     def open(self, sides: tuple) -> None:
-        model: InfluenceModel = self._shared.acquire(self._spec.open, tag=repr(self._spec))
-        self._model = model
+        states = list(sides)
+        tag = f"{self._spec}|{[state.digest for state in states]}"
+        self._pass = self._shared.acquire(lambda: _Pass(self._spec.open(), self._curvature, states), tag=tag)
         if self._statistic is None:
-            self._statistic = self._curvature.create(model)
+            self._statistic = self._pass.curvature.create(self._pass.model)
 
     def use(self, batch: ExampleBatch) -> list[Rejected]:
-        assert self._model is not None and self._statistic is not None
-        kept, _, _, rejected = evaluate(self._model, batch)
+        assert self._statistic is not None
+        kept, _, _, rejected = evaluate(self._pass.model, batch)
         if len(kept):
-            self._statistic = self._curvature.add(self._model, self._statistic, kept)
+            self._statistic = self._pass.curvature.add(self._pass.model, self._statistic, kept)
         return rejected
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
@@ -77,6 +87,7 @@ class AccumulateCurvature(beam.PTransform):
       reader: reads the shards, under the stage's name.
       model: the model.
       curvature: what is accumulated.
+      state: what `AdvanceCurvature` made of the pass before, one `Broadcast`; None: this is the first pass.
 
     In: `Shard`. Out: `(name, StatisticPart)` pairs, one for each name; with them the `rejected` examples and
     `counts` of the pass, as a dictionary of PCollections.
@@ -85,9 +96,11 @@ class AccumulateCurvature(beam.PTransform):
     reader: ShardReader
     model: ModelSpec
     curvature: Curvature
+    state: pvalue.PCollection[Broadcast] | None = None
 
     def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
-        accumulate = beam.ParDo(_AccumulateDoFn(self.reader, self.model, self.curvature))
+        states = [] if self.state is None else [pvalue.AsSingleton(self.state)]
+        accumulate = beam.ParDo(_AccumulateDoFn(self.reader, self.model, self.curvature), *states)
         typed = accumulate.with_output_types(tuple[str, StatisticPart], **REPORT_TYPES)
         accumulated = outputs(shards | "Accumulate" >> typed.with_outputs(REJECTED, COUNTS, main="parts"))
         parts = collection(accumulated["parts"] | "Merge" >> beam.CombinePerKey(_MergePartsCombineFn(self.curvature)))

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
 from apache_beam import pvalue
+from apache_beam.typehints.decorators import IOTypeHints
 
-from influence_ops.curvature import Curvature, FinishOptions, Preconditioner, load_preconditioner
+from influence_ops.curvature import Curvature, FinishOptions, Preconditioner, Statistic, load_preconditioner
 from influence_ops.curvature.base import preconditioner_from
 from transforms.broadcast import Broadcast
 from transforms.elements import StatisticPart
@@ -37,7 +38,61 @@ class _SavePartDoFn(beam.DoFn):
 
     def process(self, element: tuple[str, StatisticPart]) -> Iterator[tuple[str, Broadcast]]:
         name, part = element
-        yield name, Broadcast.publish(self._curvature.pack_part(name, part.array), {}, join(self._work, "statistic", name))
+        finished = self._curvature.finish_part(name, part.array)
+        yield name, Broadcast.publish(self._curvature.pack_part(name, finished), {}, join(self._work, name))
+
+
+def resumed(curvature: Curvature, states: Iterable[Broadcast]) -> Curvature:
+    """The curvature at the pass that the state belongs to; with none, at its first."""
+    for state in states:
+        curvature = curvature.resume(state.open()[0])
+    return curvature
+
+
+def _statistic(curvature: Curvature, parts: Iterable[tuple[str, Broadcast]]) -> Statistic:
+    return {name: curvature.unpack_part(name, broadcast.open()[0]) for name, broadcast in parts}
+
+
+class _AdvanceDoFn(beam.DoFn):
+    def __init__(self, model: ModelSpec, curvature: Curvature, folder: str):
+        self._model = model
+        self._curvature = curvature
+        self._folder = folder
+
+    def process(self, _: None, parts: Iterable[tuple[str, Broadcast]], *states: Broadcast) -> Iterator[Broadcast]:
+        model = self._model.open()
+        curvature = resumed(self._curvature, states)
+        statistic = _statistic(curvature, parts) or curvature.create(model)
+        yield Broadcast.publish(curvature.advance(model, statistic), {}, self._folder)
+
+    def default_type_hints(self) -> IOTypeHints:
+        """Beam takes the hint of `*states` for each side input's own."""
+        return IOTypeHints.empty()
+
+
+@dataclasses.dataclass
+class AdvanceCurvature(beam.PTransform):
+    """Makes of one pass's statistic what the next pass must know.
+
+    Args:
+      model, curvature: as for `Curvature.advance`.
+      state: the state of the pass that ends, one `Broadcast`; None: it was the first.
+      work: a folder for temporary files that all workers reach, this pass's own.
+
+    In: `(name, StatisticPart)`. Out: one `Broadcast`.
+    """
+
+    model: ModelSpec
+    curvature: Curvature
+    state: pvalue.PCollection[Broadcast] | None
+    work: str
+
+    def expand(self, parts: pvalue.PCollection[tuple[str, StatisticPart]]) -> pvalue.PCollection[Broadcast]:
+        save = beam.ParDo(_SavePartDoFn(self.curvature, join(self.work, "statistic"))).with_output_types(tuple[str, Broadcast])
+        saved = collection(parts | "SaveParts" >> save)
+        states = [] if self.state is None else [pvalue.AsSingleton(self.state)]
+        advance = beam.ParDo(_AdvanceDoFn(self.model, self.curvature, join(self.work, "state")), pvalue.AsIter(saved), *states)
+        return parts.pipeline | "Once" >> beam.Create([None], reshuffle=False) | "Advance" >> advance.with_output_types(Broadcast)
 
 
 class _FinishDoFn(beam.DoFn):
@@ -47,11 +102,15 @@ class _FinishDoFn(beam.DoFn):
         self._options = options
         self._folder = folder
 
-    def process(self, _: None, parts: Iterable[tuple[str, Broadcast]]) -> Iterator[Broadcast]:
+    def process(self, _: None, parts: Iterable[tuple[str, Broadcast]], *states: Broadcast) -> Iterator[Broadcast]:
         model = self._model.open()
-        statistic = {name: self._curvature.unpack_part(name, broadcast.open()[0]) for name, broadcast in parts}
-        preconditioner = self._curvature.finish(model, statistic or self._curvature.create(model), self._options)
+        curvature = resumed(self._curvature, states)
+        preconditioner = curvature.finish(model, _statistic(curvature, parts) or curvature.create(model), self._options)
         yield publish_preconditioner(preconditioner, self._folder)
+
+    def default_type_hints(self) -> IOTypeHints:
+        """Beam takes the hint of `*states` for each side input's own."""
+        return IOTypeHints.empty()
 
 
 @dataclasses.dataclass
@@ -62,6 +121,7 @@ class FinishCurvature(beam.PTransform):
       model, curvature, options: as for `Curvature.finish`.
       folder: where the operator is saved.
       work: a folder for temporary files that all workers reach.
+      state: the state of the last pass, one `Broadcast`; None: it was the first.
 
     In: `(name, StatisticPart)`, or an empty collection for a curvature without a pass. Out: one `Broadcast`.
     """
@@ -71,18 +131,14 @@ class FinishCurvature(beam.PTransform):
     options: FinishOptions
     folder: str
     work: str
+    state: pvalue.PCollection[Broadcast] | None = None
 
     def expand(self, parts: pvalue.PCollection[tuple[str, StatisticPart]]) -> pvalue.PCollection[Broadcast]:
-        save = beam.ParDo(_SavePartDoFn(self.curvature, self.work)).with_output_types(tuple[str, Broadcast])
+        save = beam.ParDo(_SavePartDoFn(self.curvature, join(self.work, "statistic"))).with_output_types(tuple[str, Broadcast])
         saved = collection(parts | "SaveParts" >> save)
-        return (
-            parts.pipeline
-            | "Once" >> beam.Create([None], reshuffle=False)
-            | "Finish"
-            >> beam.ParDo(
-                _FinishDoFn(self.model, self.curvature, self.options, self.folder), pvalue.AsIter(saved)
-            ).with_output_types(Broadcast)
-        )
+        states = [] if self.state is None else [pvalue.AsSingleton(self.state)]
+        finish = beam.ParDo(_FinishDoFn(self.model, self.curvature, self.options, self.folder), pvalue.AsIter(saved), *states)
+        return parts.pipeline | "Once" >> beam.Create([None], reshuffle=False) | "Finish" >> finish.with_output_types(Broadcast)
 
 
 class _LoadDoFn(beam.DoFn):

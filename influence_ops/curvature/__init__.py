@@ -7,6 +7,7 @@ from influence_ops.curvature.base import Curvature as Curvature
 from influence_ops.curvature.base import FinishOptions as FinishOptions
 from influence_ops.curvature.base import Preconditioner as Preconditioner
 from influence_ops.curvature.base import Statistic as Statistic
+from influence_ops.curvature.base import fit as fit
 from influence_ops.curvature.base import load_preconditioner as load_preconditioner
 from influence_ops.curvature.conjugate_gradient import ConjugateGradient
 from influence_ops.curvature.exact import Exact

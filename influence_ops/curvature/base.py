@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
@@ -70,6 +70,14 @@ class Preconditioner(abc.ABC):
     def apply(self, gradients: np.ndarray) -> np.ndarray:
         """(H + λI)⁻¹ g for each row g: [B, P] -> [B, P] float64."""
 
+    def with_damping(self, damping: float) -> Preconditioner:
+        """The same curvature under another λ, without another look at the data.
+
+        Raises:
+          ValueError: this kind of operator does not keep its spectrum, or λ is not above 0.
+        """
+        raise ValueError(f"a {self.meta['curvature']} curvature keeps no spectrum; fit it again with the other damping")
+
     def bind(self, model: InfluenceModel) -> Preconditioner:
         """The operator ready for `apply` with `model`; refuses another one (see `check`)."""
         self.check(model)
@@ -105,12 +113,17 @@ class Preconditioner(abc.ABC):
 class Curvature(abc.ABC):
     """An approximation of the Hessian: one file, one entry in `CURVATURES`.
 
-    A Beam CombineFn by construction: `create`, `add` per batch, `merge`, `finish`.
+    A Beam CombineFn by construction: `create`, `add` per batch, `merge`, `finish`. One that needs several passes over
+    the data has a statistic for each: `advance` makes of it what the next pass must know, and `resume` the curvature
+    at that pass.
     """
 
     name: ClassVar[str]
-    passes: ClassVar[int]
-    """Passes over the training data that the statistic needs: 0 or 1."""
+    passes: int
+    """Passes over the training data from this one on: 0 when none is needed."""
+    systems: ClassVar[Literal["hessian", "gauss_newton"] | None] = None
+    """The matrix that conjugate gradients over all data solve with, this operator being their preconditioner or first guess;
+    None where the operator itself is the answer."""
 
     @abc.abstractmethod
     def create(self, model: InfluenceModel) -> Statistic:
@@ -139,6 +152,22 @@ class Curvature(abc.ABC):
         """The part that `pack_part` packed."""
         return arrays["part"]
 
+    def finish_part(self, name: str, part: Any) -> Any:
+        """What can be done with one merged part alone before `advance` and `finish`; on Beam, parts go in parallel."""
+        return part
+
+    def advance(self, model: InfluenceModel, statistic: Statistic) -> dict[str, np.ndarray]:
+        """What the next pass needs to know, as arrays that every worker gets; of a curvature with several passes.
+
+        Raises:
+          ValueError: the data can't give it; the message says why.
+        """
+        raise NotImplementedError(f"{self.name} has one pass")
+
+    def resume(self, arrays: Mapping[str, np.ndarray]) -> Curvature:
+        """The curvature at the pass that `arrays`, from `advance`, belong to."""
+        raise NotImplementedError(f"{self.name} has one pass")
+
     @abc.abstractmethod
     def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         """The operator.
@@ -146,6 +175,25 @@ class Curvature(abc.ABC):
         Raises:
           ValueError: the curvature can't be inverted as it is; the message says what to change.
         """
+
+
+def fit(
+    model: InfluenceModel, curvature: Curvature, batches: Callable[[], Iterable[ExampleBatch]], options: FinishOptions
+) -> Preconditioner:
+    """The operator, by one loop over the data for each pass.
+
+    Args:
+      batches: gives the training examples from the start, at each call.
+    """
+    while True:
+        statistic = curvature.create(model)
+        if curvature.passes:
+            for batch in batches():
+                statistic = curvature.add(model, statistic, batch)
+        statistic = {name: curvature.finish_part(name, part) for name, part in statistic.items()}
+        if curvature.passes <= 1:
+            return curvature.finish(model, statistic, options)
+        curvature = curvature.resume(curvature.advance(model, statistic))
 
 
 _KINDS: dict[str, type[Preconditioner]] = {}

@@ -31,7 +31,7 @@ class DensePreconditioner(Preconditioner):
 class DenseCurvature(Curvature):
     """The shared part of `exact` and `gauss_newton`: only the batch's matrix differs."""
 
-    passes: ClassVar[int] = 1
+    passes = 1
 
     @abc.abstractmethod
     def batch_sum(self, model: InfluenceModel, batch: ExampleBatch) -> np.ndarray:

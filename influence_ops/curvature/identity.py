@@ -25,7 +25,7 @@ class Identity(Curvature):
     """H = I, undamped (TracIn at one checkpoint, Pruthi et al. 2020, 2002.08484, up to its learning rate)."""
 
     name: ClassVar[str] = "identity"
-    passes: ClassVar[int] = 0
+    passes = 0
 
     def create(self, model: InfluenceModel) -> Statistic:
         return {}

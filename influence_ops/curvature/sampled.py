@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from influence_ops.curvature.base import Curvature, FinishOptions, Preconditioner, Statistic
+from influence_ops.curvature.base import Curvature, FinishOptions, Preconditioner, Statistic, fit
 from influence_ops.example_batch import ExampleBatch
 from influence_ops.model import InfluenceModel
 from influence_ops.sample import Sample, from_arrays, to_arrays
@@ -25,7 +25,7 @@ class SampleCurvature(Curvature):
       seed: which ones: the sample depends on the seed and the examples' ids alone.
     """
 
-    passes: ClassVar[int] = 1
+    passes = 1
 
     def __init__(self, n_samples: int = 1024, seed: int = 0):
         self.n_samples = n_samples
@@ -54,20 +54,18 @@ class SampleCurvature(Curvature):
 
 
 class FittedOnSample(SampleCurvature):
-    """Any curvature of one pass, made from a sample in place of all data (`n_samples_for_hessian`)."""
+    """Any curvature, made from a sample in place of all data (`n_samples_for_hessian`)."""
 
     name: ClassVar[str] = "fitted_on_sample"
 
     def __init__(self, inner: Curvature, n_samples: int, seed: int = 0):
         super().__init__(n_samples, seed)
         self._inner = inner
+        self.systems = inner.systems  # pyright: ignore[reportAttributeAccessIssue]  # of this object, as of the inner's class
 
     def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         sample: Sample = statistic[SAMPLE]
-        inner = self._inner.create(model)
-        for batch in sample.batches(_BATCH):
-            inner = self._inner.add(model, inner, batch)
-        return with_examples(self._inner.finish(model, inner, options), sample)
+        return with_examples(fit(model, self._inner, lambda: sample.batches(_BATCH), options), sample)
 
 
 def with_examples(preconditioner: Preconditioner, sample: Sample) -> Preconditioner:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
 import apache_beam as beam
@@ -47,37 +47,58 @@ class RunSummary:
     seconds: float
 
 
-def run(config: InfluenceConfig, beam_arguments: Iterable[str] = (), stream: TextIO | None = None) -> RunSummary:
+def pipeline_options(beam_arguments: Iterable[str]) -> PipelineOptions:
+    """Beam's options; the runner is `DEFAULT_RUNNER` unless they name one."""
+    arguments = list(beam_arguments)
+    if not any(argument.startswith("--runner") for argument in arguments):
+        arguments.append(f"--runner={DEFAULT_RUNNER}")
+    # DoFns are in installed modules; a pickled main session would only break.
+    return PipelineOptions(arguments, save_main_session=False)
+
+
+def run_pipeline(pipeline: beam.Pipeline) -> Any:
+    """Runs a built pipeline to its end; returns Beam's result.
+
+    Raises:
+      RunFailedError: it failed; the message is the reason, without the runner's stack.
+    """
+    try:
+        result = pipeline.run()
+        result.wait_until_finish()
+        return result
+    except Exception as error:
+        raise RunFailedError(reason(error)) from error
+
+
+def run(
+    config: InfluenceConfig,
+    beam_arguments: Iterable[str] = (),
+    stream: TextIO | None = None,
+    make_pipeline: Callable[[], beam.Pipeline] | None = None,
+) -> RunSummary:
     """Runs the job to its end.
 
     Args:
       config: the options.
       beam_arguments: any Beam options, such as `--runner=FlinkRunner`.
       stream: where progress is drawn (default: standard error).
+      make_pipeline: makes the empty pipeline, where a host program wants to (default: from the options).
 
     Raises:
       ValueError: wrong options or input, found before anything was started or written.
       RunFailedError: the pipeline failed; the message is the reason, without the runner's stack.
     """
     started = time.monotonic()
-    arguments = list(beam_arguments)
-    if not any(argument.startswith("--runner") for argument in arguments):
-        arguments.append(f"--runner={DEFAULT_RUNNER}")
-    # DoFns are in installed modules; a pickled main session would only break.
-    options = PipelineOptions(arguments, save_main_session=False)
+    options = pipeline_options(beam_arguments)
     runner = options.get_all_options().get("runner") or DEFAULT_RUNNER
     plan = prepare(config)
     clear_output(config, tuple(schemas.TABLES), MANIFEST)
     is_local = runner in LOCAL_RUNNERS
     shards = {stage: len(plan.test if stage == "embed" else plan.train) for stage in STAGES}
     with ProgressBar(shards, stream or sys.stderr) as bar:
-        pipeline = beam.Pipeline(options=options)
+        pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=options)
         build(pipeline, config, plan, bar.address if is_local else None)
-        try:
-            result = pipeline.run()
-            result.wait_until_finish()
-        except Exception as error:
-            raise RunFailedError(reason(error)) from error
+        result = run_pipeline(pipeline)
     if not BeamFiles().exists(join(config.output, MANIFEST)):
         raise RunFailedError(f"the pipeline ended in the state {result.state} without a manifest in {config.output!r}")
     _delete_folder(config.work_folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO, cast
 
 import google_crc32c
@@ -43,7 +43,7 @@ def read_records(file: BinaryIO) -> Iterator[bytes | DamagedRecord]:
     """
     start = file.read(_HEADER.size)
     stream: BinaryIO = cast(BinaryIO, _Prefixed(start, file))
-    if start[:2] == b"\x1f\x8b" and not _is_header(start):
+    if is_gzip(start):
         stream = cast(BinaryIO, gzip.GzipFile(fileobj=stream))
     while True:
         try:
@@ -61,11 +61,16 @@ def read_records(file: BinaryIO) -> Iterator[bytes | DamagedRecord]:
         yield record
 
 
-def write_records(file: BinaryIO, records: Iterator[bytes] | list[bytes]) -> None:
+def write_records(file: BinaryIO, records: Iterable[bytes]) -> None:
     """Writes records to an open file, uncompressed."""
     for record in records:
         header = struct.pack("<Q", len(record))
         file.write(header + _FOOTER.pack(masked_crc(header)) + record + _FOOTER.pack(masked_crc(record)))
+
+
+def is_gzip(start: bytes) -> bool:
+    """Whether a file that begins with these 12 bytes is gzip-compressed; a record's length may begin as gzip does."""
+    return start[:2] == b"\x1f\x8b" and not _is_header(start)
 
 
 def _is_header(data: bytes) -> bool:

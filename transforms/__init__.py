@@ -2,6 +2,9 @@
 
 from influence_ops import device as device  # before TensorFlow is imported
 from transforms.accumulate_curvature import AccumulateCurvature as AccumulateCurvature
+from transforms.clean_shards import CleanShards as CleanShards
+from transforms.clean_shards import CopyFiles as CopyFiles
+from transforms.clean_shards import WriteCleaningFacts as WriteCleaningFacts
 from transforms.combine_top_k import CombineTopK as CombineTopK
 from transforms.embed_queries import EmbedQueries as EmbedQueries
 from transforms.finish_curvature import AdvanceCurvature as AdvanceCurvature
@@ -11,6 +14,7 @@ from transforms.group_products import MultiplyGroups as MultiplyGroups
 from transforms.read_shards import ReadShards as ReadShards
 from transforms.score_examples import ScoreExamples as ScoreExamples
 from transforms.score_vectors import ScoreVectors as ScoreVectors
+from transforms.select_threshold import SelectThreshold as SelectThreshold
 from transforms.solve_queries import SolveQueries as SolveQueries
 from transforms.sum_groups import SumGroups as SumGroups
 from transforms.write_manifest import WriteManifest as WriteManifest

@@ -1,0 +1,143 @@
+"""The training set without its most suspicious examples, by the self-influence that an earlier run wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import decimal
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import apache_beam as beam
+
+from influence_ops.clean_files import Cleaning
+from influence_ops.result_files import read_manifest, table_files
+from pipelines.launch import pipeline_options, run_pipeline
+from transforms import CleanShards, CopyFiles, SelectThreshold, WriteCleaningFacts
+from transforms.clean_shards import CopiedFile, ScoredShard
+from transforms.elements import Shard
+from transforms.files import BeamFiles, join, match_files
+from transforms.read_shards import list_shards
+
+FACTS = "cleaning/facts.json"
+"""What was done, below the output folder: in a folder of its own, where no pattern of examples finds it."""
+
+FORMATS = ("tfrecord", "sequence_example", "parquet")
+
+
+@dataclasses.dataclass(frozen=True)
+class CleanConfig:
+    """What is cleaned, and how.
+
+    Attributes:
+      scores: the output folder of a finished run with `self_influence`.
+      source: the folder below which all examples are.
+      train: the patterns of the run's training files.
+      others: the patterns of files that are copied as they are.
+      output: where everything goes; a file's path below `source` is its path below `output`.
+      data_format: of the training files, one of `FORMATS`.
+      share: of the scored examples, those of the largest self-influence are suspicious; equal scores at the edge are
+        taken together or not at all.
+      weight: None drops them; else their weight in `weight_feature` is multiplied by it.
+      weight_feature: the feature with the examples' weights.
+
+    Raises:
+      ValueError: an option is wrong; the message names it, its value and what to write instead.
+    """
+
+    scores: str
+    source: str
+    train: tuple[str, ...]
+    others: tuple[str, ...]
+    output: str
+    share: float
+    data_format: str = "tfrecord"
+    weight: float | None = None
+    weight_feature: str = "weight"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"share {self.share} must be above 0 and below 1: the part of the examples that is suspicious")
+        if self.data_format not in FORMATS:
+            raise ValueError(f"data_format {self.data_format!r} must be one of {', '.join(FORMATS)}")
+        self.cleaning()
+
+    def cleaning(self) -> Cleaning:
+        """What is done to each file."""
+        return Cleaning(self.weight, self.weight_feature)
+
+
+def build_cleaning(pipeline: beam.Pipeline, config: CleanConfig) -> None:
+    """Adds the job to a pipeline.
+
+    Raises:
+      ValueError: the scores are not of these files, or there are none.
+    """
+    files = BeamFiles()
+    manifest = read_manifest(config.scores, files)
+    shards = list_shards("train", list(config.train))
+    # A file for each training file, numbered as these are.
+    scores = sorted(table_files(config.scores, "self_influence", files), key=lambda path: int(path.rpartition("-")[2].partition(".")[0]))
+    if manifest["config"]["train"] != ",".join(config.train) or len(scores) != len(shards):
+        raise ValueError(
+            f"the scores in {config.scores!r} are of {len(scores):,} files at {manifest['config']['train']}, "
+            f"not of {len(shards):,} at {','.join(config.train)}"
+        )
+    source = config.source.rstrip("/") + "/"
+    outside = [shard.path for shard in shards if not shard.path.startswith(source)]
+    if outside:
+        raise ValueError(f"{outside[0]!r} is not below the folder {source!r}")
+    scored = [ScoredShard(shard, path) for shard, path in zip(shards, scores, strict=True)]
+    rows = sum(entry["rows"] for entry in manifest["files"] if entry["table"] == "self_influence")
+    count = int(decimal.Decimal(repr(config.share)) * rows)  # exact: 0.29 × 100 is 29
+    shards_in = (
+        pipeline
+        | "Shards" >> beam.Create(scored, reshuffle=False).with_output_types(ScoredShard)
+        | "Spread" >> beam.Reshuffle().with_output_types(ScoredShard)  # breaks fusion with Create, which one worker runs
+    )
+    paths = shards_in | "Scores" >> beam.Map(lambda scored: scored.scores).with_output_types(str)
+    threshold = paths | "SelectThreshold" >> SelectThreshold(count)
+    cleaned = shards_in | "CleanShards" >> CleanShards(
+        threshold,
+        table_files(config.scores, "rejected", files),
+        manifest["config"]["id_feature"] is None,
+        config.data_format,
+        config.cleaning(),
+        source,
+        config.output.rstrip("/") + "/",
+    )
+    copied = (
+        pipeline
+        | "Others" >> beam.Create(_copies(config, source, shards), reshuffle=False).with_output_types(CopiedFile)
+        | "SpreadOthers" >> beam.Reshuffle().with_output_types(CopiedFile)
+        | "CopyFiles" >> CopyFiles()
+    )
+    facts = {"share": config.share, "weight": config.weight, "weight_feature": config.weight_feature, "scored": rows}
+    _ = cleaned | "WriteFacts" >> WriteCleaningFacts(join(config.output, FACTS), facts, threshold, copied)
+
+
+def _copies(config: CleanConfig, source: str, shards: list[Shard]) -> list[CopiedFile]:
+    cleaned = {shard.path for shard in shards}
+    found = match_files(list(config.others)) if config.others else []
+    target = config.output.rstrip("/") + "/"
+    return [CopiedFile(file.path, target + file.path[len(source) :]) for file in found if file.path not in cleaned]
+
+
+def clean(
+    config: CleanConfig, beam_arguments: Iterable[str] = (), make_pipeline: Callable[[], beam.Pipeline] | None = None
+) -> dict[str, Any]:
+    """Runs the job to its end; returns what was done: counts, and the threshold.
+
+    Args:
+      config: the options.
+      beam_arguments: any Beam options.
+      make_pipeline: makes the empty pipeline, where a host program wants to.
+
+    Raises:
+      ValueError: wrong options or input, found before anything was written.
+      RunFailedError: the pipeline failed.
+    """
+    pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=pipeline_options(beam_arguments))
+    build_cleaning(pipeline, config)
+    run_pipeline(pipeline)
+    return json.loads(BeamFiles().read(join(config.output, FACTS)))

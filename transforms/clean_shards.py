@@ -1,0 +1,180 @@
+"""Training files without their most suspicious examples, and other files as they are; shard by shard."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam import pvalue
+
+from influence_ops.clean_files import Cleaning, clean_file
+from influence_ops.result_files import iterate_table
+from transforms.elements import Shard
+from transforms.files import BeamFiles
+from transforms.typed import collection
+
+_BATCH = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredShard:
+    """A training file, and the file with the self-influence of its examples, in their order."""
+
+    shard: Shard
+    scores: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CopiedFile:
+    """A file that is written: where it came from, where it is, and what became of its examples (0 where it was only copied)."""
+
+    source: str
+    target: str
+    examples: int = 0
+    suspicious: int = 0
+    damaged: int = 0
+
+
+class _CleanDoFn(beam.DoFn):
+    def __init__(self, wanted: CleanShards):
+        self._rejected = wanted.rejected
+        self._positional = wanted.positional
+        self._format = wanted.data_format
+        self._cleaning = wanted.cleaning
+        self._source, self._target = wanted.source, wanted.target
+
+    def process(self, scored: ScoredShard, threshold: float) -> Iterator[CopiedFile]:
+        shard = scored.shard
+        target = self._target + shard.path[len(self._source) :]
+        try:
+            suspicious = self._suspicious(scored, threshold)
+            with BeamFiles().open_read(shard.path) as source, BeamFiles().open_write(target) as file:
+                cleaned = clean_file(self._format, source, file, suspicious, self._cleaning)
+        except ValueError as error:
+            raise ValueError(f"can't clean {shard.path}: {error}") from error
+        yield CopiedFile(shard.path, target, *cleaned)
+
+    def _suspicious(self, scored: ScoredShard, threshold: float) -> np.ndarray:
+        """(N,) bool for the records of the file: those that were scored are all but the rejected, in order."""
+        above = [np.zeros(0, bool)]
+        ends: list[str] = []
+        for rows in iterate_table(scored.scores, BeamFiles(), _BATCH):
+            above.append(rows.column("influence").to_numpy() >= threshold)
+            ids = rows.column("train_id")
+            ends = [*ends[:1], ids[0].as_py(), ids[-1].as_py()]
+        of_scored = np.concatenate(above)
+        rejected = np.unique(np.array(list(self._rejected_positions(scored.shard)), np.int64))
+        suspicious = np.zeros(len(of_scored) + len(rejected), bool)
+        if len(rejected) and rejected[-1] >= len(suspicious):
+            raise ValueError("the scores are of other files")
+        positions = np.setdiff1d(np.arange(len(suspicious)), rejected)
+        suspicious[positions] = of_scored
+        if self._positional and ends:
+            wanted = [f"{scored.shard.name}:{position}" for position in (positions[0], positions[-1])]
+            if [ends[0], ends[-1]] != wanted:
+                raise ValueError(f"its scores are of {ends[0]} to {ends[-1]}, not of {wanted[0]} to {wanted[1]}")
+        return suspicious
+
+    def _rejected_positions(self, shard: Shard) -> Iterator[int]:
+        for path in self._rejected:
+            for rows in iterate_table(path, BeamFiles(), _BATCH):
+                of_shard = (rows.column("split").to_numpy(False) == "train") & (rows.column("file").to_numpy(False) == shard.name)
+                yield from rows.column("index").to_numpy()[of_shard]
+
+
+@dataclasses.dataclass
+class CleanShards(beam.PTransform):
+    """Rewrites training files: what has a self-influence of at least the threshold is dropped or has less weight.
+
+    Rejected examples, which have no score, stay; records too damaged to be read are left out.
+
+    Args:
+      threshold: one float.
+      rejected: the files of the run's table `rejected`.
+      positional: whether ids are `<file>:<index>`, which are then checked.
+      data_format: the files' format, as `clean_file` wants it.
+      cleaning: what is done.
+      source, target: a file's path below `source` is its path below `target`.
+
+    In: `ScoredShard`. Out: `CopiedFile`.
+    """
+
+    threshold: pvalue.PCollection[float]
+    rejected: list[str]
+    positional: bool
+    data_format: str
+    cleaning: Cleaning
+    source: str
+    target: str
+
+    def expand(self, shards: pvalue.PCollection[ScoredShard]) -> pvalue.PCollection[CopiedFile]:
+        clean = beam.ParDo(_CleanDoFn(self), pvalue.AsSingleton(self.threshold)).with_output_types(CopiedFile)
+        return collection(shards | "Clean" >> clean)
+
+
+def _copy(file: CopiedFile) -> CopiedFile:
+    with BeamFiles().open_read(file.source) as source, BeamFiles().open_write(file.target) as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+    return file
+
+
+@dataclasses.dataclass
+class CopyFiles(beam.PTransform):
+    """Copies files byte by byte.
+
+    In: `CopiedFile`s to be. Out: the same, written.
+    """
+
+    def expand(self, files: pvalue.PCollection[CopiedFile]) -> pvalue.PCollection[CopiedFile]:
+        return collection(files | "Copy" >> beam.Map(_copy).with_output_types(CopiedFile))
+
+
+class _WriteFactsDoFn(beam.DoFn):
+    def __init__(self, path: str, facts: dict[str, Any]):
+        self._path = path
+        self._facts = facts
+
+    def process(self, _: None, threshold: float, cleaned: Iterable[CopiedFile], copied: Iterable[CopiedFile]) -> Iterator[str]:
+        files = set(cleaned)  # a bundle that was run twice tells of its files twice
+        facts = {
+            **self._facts,
+            "threshold": threshold if np.isfinite(threshold) else None,
+            "files": len(files),
+            "files_copied": len(set(copied)),
+            **{name: sum(getattr(file, name) for file in files) for name in ("examples", "suspicious", "damaged")},
+        }
+        BeamFiles().write(self._path, json.dumps(facts, indent=1, sort_keys=True).encode())
+        yield self._path
+
+
+@dataclasses.dataclass
+class WriteCleaningFacts(beam.PTransform):
+    """Writes what was done, as the last file.
+
+    Args:
+      path: of the JSON file.
+      facts: what is known before.
+      threshold: one float.
+      copied: the files that were not cleaned.
+
+    In: the cleaned files. Out: the path.
+    """
+
+    path: str
+    facts: dict[str, Any]
+    threshold: pvalue.PCollection[float]
+    copied: pvalue.PCollection[CopiedFile]
+
+    def expand(self, cleaned: pvalue.PCollection[CopiedFile]) -> pvalue.PCollection[str]:
+        write = beam.ParDo(
+            _WriteFactsDoFn(self.path, self.facts),
+            pvalue.AsSingleton(self.threshold),
+            pvalue.AsIter(cleaned),
+            pvalue.AsIter(self.copied),
+        ).with_output_types(str)
+        return collection(cleaned.pipeline | "Once" >> beam.Create([None], reshuffle=False) | "Write" >> write)

@@ -24,6 +24,7 @@ import tensorflow as tf
 from influence_ops import result_files, tables
 from influence_ops.array_folder import LocalFiles
 from influence_ops.curvature import Curvature, FinishOptions, Preconditioner, curvature_by_name, fit, load_preconditioner
+from influence_ops.curvature.arnoldi import Arnoldi
 from influence_ops.curvature.conjugate_gradient import ConjugateGradient
 from influence_ops.example_batch import ExampleBatch
 from influence_ops.in_memory import run_facts
@@ -34,6 +35,7 @@ from influence_ops.tf_datasets import dataset_form, example_batches, to_example_
 from influence_ops.top_k import Order, TopK
 
 _VECTORS = "influence_vectors"
+_ARNOLDI_PASSES = 8
 
 
 class ORDER(enum.Enum):
@@ -74,8 +76,8 @@ class FirstOrderInfluenceCalculator:
       damping: λ, or 'auto'. The default 0 is the reference's: a pseudo-inverse, in float64 and with its true rank.
       weight_decay: w of a regulariser 0.5·w·‖θ‖² that training used but the model does not carry; None: the model's.
       passes: with 'cgd' or 'lissa', the most iterations, each a pass over the data of the curvature; None: the
-        curvature's own cap. A warning carries the residual when it is reached.
-      rank, rcond: of 'exact' and 'gauss_newton'; see `FinishOptions`.
+        curvature's own cap. A warning carries the residual when it is reached. With 'arnoldi': how many, 8 by default.
+      rank, rcond: of 'exact', 'gauss_newton' and 'arnoldi'; see `FinishOptions`.
       seed: which examples `n_samples_for_hessian` chooses.
 
     Raises:
@@ -118,9 +120,12 @@ class FirstOrderInfluenceCalculator:
                 curvature = curvature_by_name(ihvp_calculator, n_samples_for_hessian, seed)
             else:
                 curvature = ihvp_calculator
-            if passes is not None:
+            if isinstance(curvature, Arnoldi) and n_samples_for_hessian is None:
+                curvature.options = dataclasses.replace(curvature.options, rank=rank or curvature.options.rank)
+                curvature = curvature.over_all(_ARNOLDI_PASSES if passes is None else passes)
+            elif passes is not None:
                 if not isinstance(curvature, ConjugateGradient) or passes < 1:
-                    raise ValueError(f"passes={passes} must be at least 1, and goes with 'cgd' or 'lissa'")
+                    raise ValueError(f"passes={passes} must be at least 1, and goes with 'cgd', 'lissa', or 'arnoldi' over all data")
                 curvature.max_iterations = passes
             options = FinishOptions(damping, rcond=rcond, rank=rank)
             self.preconditioner = self._fit(saved, curvature, options, n_samples_for_hessian is None)

@@ -113,7 +113,7 @@ def build(
     else:
         queries = pipeline | "NoQueries" >> beam.Create([], reshuffle=False).with_output_types(QueryReference)
     reports = pipeline | "NoReports" >> beam.Create([], reshuffle=False).with_output_types(SolverReport)
-    if config.passes:
+    if config.passes and curvature.passes == 1:  # else they are the curvature's own
         readers = [reader(f"pass_{number:03d}") for number in range(config.passes)]
         solve = SolveQueries(readers, plan.model, preconditioner, queries, config.tolerance or PASS_TOLERANCE, config.work_folder)
         solved = train | "SolveQueries" >> solve

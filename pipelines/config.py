@@ -24,6 +24,7 @@ ONLY_CURVATURE = "curvature"
 _NEED_TEST = ("top_k", "scores", "group_influence")
 _FROM_VECTORS = ("top_k", "scores")
 _ITERATIVE = ("conjugate_gradient", "cgd", "lissa")
+_NOT_WHOLE = ("identity", *_ITERATIVE, "arnoldi")
 
 _DATA, _MODEL, _METHOD, _RESULT, _RUN = "data", "model", "method", "results", "execution"
 
@@ -122,20 +123,22 @@ class InfluenceConfig:
 
     curvature: str = _option(
         "gauss_newton",
-        "The approximation of the Hessian: identity, exact, gauss_newton, conjugate_gradient, lissa, or your own as module:Class.",
+        "The approximation of the Hessian: identity, exact, gauss_newton, conjugate_gradient, lissa, arnoldi, or your own as "
+        "module:Class.",
         _METHOD,
     )
     n_samples: int | None = _option(
         None,
         "Make the curvature from this many training examples, chosen by --seed and their ids. Default: all; for "
-        "conjugate_gradient and lissa, which keep a sample, 1024.",
+        "conjugate_gradient and lissa, which keep a sample, 1024; for arnoldi 4096.",
         _METHOD,
     )
     seed: int = _option(0, "Which examples --n_samples chooses.", _METHOD)
     passes: int = _option(
         0,
         "With conjugate_gradient: solve the test points over the whole training set in at most this many passes over it, "
-        "beginning with the sample's solution. 0: over the sample alone.",
+        "beginning with the sample's solution. With arnoldi: find the eigenpairs over the whole training set in exactly this many (2 or "
+        "more). 0: over the sample alone.",
         _METHOD,
     )
     tolerance: float | None = _option(
@@ -155,7 +158,19 @@ class InfluenceConfig:
     )
     rank: int | None = _option(
         None,
-        "Use this many of the largest eigenvalues of exact or gauss_newton; the rest are taken as equal to the smallest of them.",
+        "Use this many of the largest eigenvalues of exact, gauss_newton or arnoldi; the rest are taken as equal to the smallest of "
+        "them. Default: all; of arnoldi, 100.",
+        _METHOD,
+    )
+    matrix: str = _option(
+        "gauss_newton",
+        "Of arnoldi: whose eigenpairs; the exact Hessian's negative ones are left out.",
+        _METHOD,
+        ("gauss_newton", "hessian"),
+    )
+    block_size: int | None = _option(
+        None,
+        "Of arnoldi: vectors multiplied at once. Default: what reaches twice --rank dimensions in --passes; 32 over a sample.",
         _METHOD,
     )
     normalize: str = _option(
@@ -230,6 +245,8 @@ class InfluenceConfig:
                 f"--input_features {self.input_features!r}: with --preprocess, name the features it needs, separated by commas; "
                 "the function itself decides which feeds which input"
             )
+        if self.curvature != "arnoldi" and (self.block_size is not None or self.matrix != "gauss_newton"):
+            raise ValueError(f"--block_size and --matrix are of arnoldi, not of {self.curvature}; leave them out")
         self.make_curvature()
         self.finish_options()
         self.score_options()
@@ -243,8 +260,10 @@ class InfluenceConfig:
         if self.max_iterations is not None and self.max_iterations < 1:
             raise ValueError(f"--max_iterations {self.max_iterations} must be at least 1")
         if self.rank is not None and self.curvature in ("identity", *_ITERATIVE):
-            raise ValueError(f"--rank is of a matrix's eigenvalues; use it with --curvature gauss_newton or exact, not {self.curvature}")
-        if self.removal == "newton" and self.curvature in ("identity", *_ITERATIVE):
+            raise ValueError(
+                f"--rank is of a matrix's eigenvalues; use it with --curvature gauss_newton, exact or arnoldi, not {self.curvature}"
+            )
+        if self.removal == "newton" and self.curvature in _NOT_WHOLE:
             raise ValueError(f"--removal newton needs the whole matrix; use --curvature gauss_newton or exact, not {self.curvature}")
         if self.removal == "newton" and self.n_samples is not None:
             raise ValueError("--removal newton takes an example out of the whole training set's curvature; leave out --n_samples")
@@ -271,13 +290,20 @@ class InfluenceConfig:
                     f"--influence_vectors_path gives {' and '.join(_FROM_VECTORS)}, first order; "
                     f"for {others[0] if others else 'removal ' + self.removal} give --train"
                 )
-        if self.passes:
+        if self.passes and self.curvature == "arnoldi":
+            if self.n_samples is not None:
+                raise ValueError(
+                    f"--n_samples {self.n_samples} is of arnoldi over a sample; with --passes it reads all examples: leave one out"
+                )
+        elif self.passes:
             others = [name for name in self.output_tables if name not in _NEED_TEST]
             if self.curvature not in ("conjugate_gradient", "cgd") or others or self.normalize != "none" or self.second_order_groups:
                 raise ValueError(
                     f"--passes goes with --curvature conjugate_gradient and solves test points: --outputs {', '.join(_NEED_TEST)}, "
                     "not normalised, to first order; leave it out for the rest, which is solved on the sample"
                 )
+        if self.only_curvature and self.passes and self.curvature != "arnoldi":
+            raise ValueError(f"--passes of {self.curvature} solves test points, and fit has none; leave it out")
         if self.only_curvature and (self.curvature_path or self.influence_vectors_path or self.curvature == "identity"):
             raise ValueError(
                 "there is no curvature to fit: leave --curvature_path and --influence_vectors_path out, and name a --curvature"
@@ -305,12 +331,20 @@ class InfluenceConfig:
     def make_curvature(self) -> Curvature:
         """The curvature, not fitted yet."""
         from influence_ops.curvature import curvature_by_name
+        from influence_ops.curvature.arnoldi import DEFAULT_RANK, Arnoldi, ArnoldiOptions
         from influence_ops.curvature.conjugate_gradient import ConjugateGradient
 
         curvature = curvature_by_name(self.curvature, self.n_samples, self.seed)
         if isinstance(curvature, ConjugateGradient):
             curvature.tolerance = self.tolerance or curvature.tolerance
             curvature.max_iterations = self.max_iterations or curvature.max_iterations
+        if isinstance(curvature, Arnoldi):
+            try:
+                options = ArnoldiOptions(self.rank or DEFAULT_RANK, typing.cast(Any, self.matrix), self.block_size, self.seed)
+                curvature.options = options
+                return curvature.over_all(self.passes) if self.passes else curvature
+            except ValueError as error:
+                raise ValueError(f"--{error}") from error
         return curvature
 
     def finish_options(self) -> FinishOptions:

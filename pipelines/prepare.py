@@ -74,7 +74,7 @@ def prepare(config: InfluenceConfig) -> Plan:
         (config.curvature.partition(":")[0],) if ":" in config.curvature else (),
     )
     model, spec = spec.open_first()
-    if config.second_order_groups or (config.curvature in _NEED_HESSIAN and not curvature_path):
+    if config.second_order_groups or ((config.curvature in _NEED_HESSIAN or config.matrix == "hessian") and not curvature_path):
         model.check_second_derivatives()
     if curvature_path:
         preconditioner = load_preconditioner(curvature_path, BeamFiles())

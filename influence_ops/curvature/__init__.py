@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from influence_ops.curvature.arnoldi import Arnoldi
 from influence_ops.curvature.base import COUNT as COUNT
 from influence_ops.curvature.base import Curvature as Curvature
 from influence_ops.curvature.base import FinishOptions as FinishOptions
@@ -17,7 +18,9 @@ from influence_ops.curvature.lissa import Lissa
 from influence_ops.curvature.sampled import FittedOnSample, SampleCurvature
 from influence_ops.import_path import load_object
 
-CURVATURES: dict[str, type[Curvature]] = {kind.name: kind for kind in (Identity, Exact, GaussNewton, ConjugateGradient, Lissa)}
+CURVATURES: dict[str, type[Curvature]] = {
+    kind.name: kind for kind in (Identity, Exact, GaussNewton, ConjugateGradient, Lissa, Arnoldi)
+}
 
 ALIASES = {"cgd": ConjugateGradient.name}  # the reference calculator's name
 

@@ -78,6 +78,14 @@ class Preconditioner(abc.ABC):
         """
         raise ValueError(f"a {self.meta['curvature']} curvature keeps no spectrum; fit it again with the other damping")
 
+    def embed(self, gradients: np.ndarray) -> np.ndarray:
+        """r numbers for each row g, whose inner products are influence, or nearly: [B, P] -> [B, r] float64.
+
+        Raises:
+          ValueError: this kind of operator has none.
+        """
+        raise ValueError(f"a {self.meta['curvature']} curvature gives no embedding; use --curvature arnoldi or random_projection")
+
     def bind(self, model: InfluenceModel) -> Preconditioner:
         """The operator ready for `apply` with `model`; refuses another one (see `check`)."""
         self.check(model)

@@ -46,6 +46,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rcond": 1.0}, "--rcond=1.0 must be at least 0 and below 1"),
     ({"removal": "newton", "normalize": "loss"}, "can't be normalised"),
     ({"removal": "newton", "curvature": "identity"}, "--removal newton needs"),
+    ({"removal": "newton", "curvature": "arnoldi"}, "--removal newton needs"),
+    ({"block_size": 8}, "--block_size and --matrix are of arnoldi, not of gauss_newton"),
+    ({"matrix": "hessian"}, "--block_size and --matrix are of arnoldi, not of gauss_newton"),
+    ({"curvature": "arnoldi", "block_size": 0}, "--block_size=0 must be at least 1"),
+    ({"curvature": "arnoldi", "rank": 0}, "--rank=0 must be at least 1"),
+    ({"curvature": "arnoldi", "passes": 1}, "--passes=1 must be at least 2"),
+    ({"curvature": "arnoldi", "passes": 4, "n_samples": 9}, "--n_samples 9 is of arnoldi over a sample"),
+    ({"curvature": "cgd", "passes": 4, "outputs": "curvature"}, "--passes of cgd solves test points, and fit has none"),
     ({"input_features": "image="}, "--input_features 'image=': write FEATURE, or input=FEATURE"),
 ]
 
@@ -57,10 +65,15 @@ def test_a_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
     assert message in str(caught.value)
 
 
+# Options of one method only.
+GOES_WITH: dict[str, dict[str, Any]] = {"matrix": {"curvature": "arnoldi"}}
+
+
 def test_every_choice_is_accepted() -> None:
     for field in dataclasses.fields(InfluenceConfig):
         for choice in field.metadata["choices"] or ():
-            assert getattr(InfluenceConfig(**{**REQUIRED, field.name: choice}), field.name) == choice
+            options = {**REQUIRED, **GOES_WITH.get(field.name, {}), field.name: choice}
+            assert getattr(InfluenceConfig(**options), field.name) == choice
 
 
 @pytest.mark.parametrize(

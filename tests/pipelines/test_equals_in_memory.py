@@ -39,8 +39,10 @@ def test_compressed_files(job: DigitsJob, finished: FinishedRun) -> None:
         {"removal": "newton", "damping": "0.01"},
         {"curvature": "identity", "order": "ascending", "top_k": 1},
         {"group_feature": None, "outputs": "top_k", "top_k": 1000},  # more than there are examples
+        {"curvature": "arnoldi", "rank": 12, "damping": "0.01"},
+        {"curvature": "arnoldi", "rank": 12, "passes": 3, "group_feature": None, "outputs": "top_k,scores"},
     ],
-    ids=["theta", "loss-exact-ascending", "newton", "identity-ascending", "top_k-of-all"],
+    ids=["theta", "loss-exact-ascending", "newton", "identity-ascending", "top_k-of-all", "arnoldi-sample", "arnoldi-passes"],
 )
 def test_methods(job: DigitsJob, tmp_path: pathlib.Path, options: dict[str, Any]) -> None:
     check(job, tmp_path / "out", 3, **options)

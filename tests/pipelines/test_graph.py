@@ -112,8 +112,9 @@ def check(found: list[Crossing]) -> None:
         {"outputs": "scores,influence_vectors,self_influence", "normalize": "theta", "group_feature": None},
         {"outputs": "top_k,group_influence", "second_order_groups": True},
         {"outputs": "top_k", "group_feature": None, "curvature": "cgd", "passes": 3},
+        {"outputs": "top_k", "group_feature": None, "curvature": "arnoldi", "passes": 3},
     ],
-    ids=["all-outputs", "identity", "newton", "top_k", "by-shard", "second-order", "passes"],
+    ids=["all-outputs", "identity", "newton", "top_k", "by-shard", "second-order", "passes", "arnoldi"],
 )
 def test_only_small_types_cross(job: DigitsJob, tmp_path: pathlib.Path, options: dict[str, typing.Any]) -> None:
     pipeline = beam.Pipeline(FnApiRunner())
@@ -123,7 +124,7 @@ def test_only_small_types_cross(job: DigitsJob, tmp_path: pathlib.Path, options:
     check(found)
     labels = {crossing.label for crossing in found if crossing.kind == "GroupByKey"}
     # The walk has seen them all: two reads are spread, and each combined table is one more.
-    has_pass = config.curvature != "identity"
+    has_pass = config.curvature not in ("identity", "arnoldi")  # arnoldi's are config.passes, all of them
     combined = len({"top_k", "group_influence"} & set(config.output_tables))
     assert len(labels) == 2 + has_pass + combined + config.second_order_groups + config.passes, labels
 

@@ -27,7 +27,7 @@ from influence_ops.evaluation.correlation import bootstrap_error, mean_over_colu
 from influence_ops.evaluation.lds import linear_datamodelling_score  # noqa: E402
 from influence_ops.in_memory import fit_curvature  # noqa: E402
 from influence_ops.model import InfluenceModel  # noqa: E402
-from influence_ops.scores import Scorer, ScoreOptions, concatenate_queries, embed_queries  # noqa: E402
+from influence_ops.scores import ScoreOptions, Scorer, concatenate_queries, embed_queries  # noqa: E402
 
 DATA = pathlib.Path(__file__).parent.parent / "tests" / "data" / "lds_digits.npz"
 WEIGHT_DECAY = 1e-3

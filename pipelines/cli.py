@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from pipelines.config import ONLY_CURVATURE, InfluenceConfig, option_type
+from pipelines.evaluate_config import MEASURES, EvaluateConfig
 
 _GROUP_HELP = {
     "data": "what is read",
@@ -16,6 +17,7 @@ _GROUP_HELP = {
     "method": "how influence is computed",
     "results": "what is written",
     "execution": "how it runs (none of these changes the result)",
+    "evaluate": "what is evaluated, and how",
 }
 
 _RUN_DESCRIPTION = """\
@@ -49,6 +51,10 @@ _COMMANDS = {
     "fit": ("the curvature of a training set, saved for later runs", _FIT_DESCRIPTION, _FIT_EPILOG),
 }
 
+_EVALUATE_DESCRIPTION = """\
+How good are the scores of finished runs? Measures of the field, several runs side by side, with standard errors.
+Retraining runs on Beam (any other option goes to it); what each measure means is in docs/evaluation.md."""
+
 _FIT_OPTIONS = (
     "model", "train", "output", "schema", "input_features", "data_format", "preprocess", "label_feature", "id_feature",
     "weight_feature", "max_rejected", "model_weights", "loss", "weights", "start_layer", "last_layer", "weight_decay",
@@ -73,17 +79,23 @@ def parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         _add_options(command, [field for field in dataclasses.fields(InfluenceConfig) if name == "run" or field.name in _FIT_OPTIONS])
+    evaluate = commands.add_parser("evaluate", help="how good scores are", description=_EVALUATE_DESCRIPTION, allow_abbrev=False)
+    measures = evaluate.add_subparsers(dest="measure", required=True, metavar="MEASURE")
+    for name, (summary, description) in MEASURES.items():
+        command = measures.add_parser(name, help=summary, description=description, allow_abbrev=False)
+        chosen = [field for field in dataclasses.fields(EvaluateConfig) if name in field.metadata.get("measures", ())]
+        _add_options(command, chosen, EvaluateConfig)
     return top
 
 
-def _add_options(command: argparse.ArgumentParser, fields: list[dataclasses.Field]) -> None:
+def _add_options(command: argparse.ArgumentParser, fields: list[dataclasses.Field], config: type = InfluenceConfig) -> None:
     groups = {}
     for field in fields:
         name = field.metadata["group"]
         if name not in groups:
             groups[name] = command.add_argument_group(f"{name}: {_GROUP_HELP[name]}")
         required = field.default is dataclasses.MISSING
-        kind = option_type(field)
+        kind = option_type(field, config)
         text = field.metadata["help"].replace("%", "%%")
         if not required and kind is not bool and field.default is not None:
             text += f" (default: {field.default})"
@@ -104,6 +116,8 @@ def _add_options(command: argparse.ArgumentParser, fields: list[dataclasses.Fiel
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 done, 1 the run failed, 2 wrong options or input."""
     known, beam_arguments = parser().parse_known_args(arguments)
+    if known.command == "evaluate":
+        return _evaluate(known, beam_arguments)
     from pipelines.launch import RunFailedError, run, summary_text  # TensorFlow and Beam: seconds that --help need not wait
 
     # A step that fails is logged by Beam with the stack; `reason` has its message for the user.
@@ -120,6 +134,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"beam-influence: the run failed: {error}", file=sys.stderr)
         return 1
     print(summary_text(summary))
+    return 0
+
+
+def _evaluate(known: argparse.Namespace, beam_arguments: list[str]) -> int:
+    options = {field.name: getattr(known, field.name) for field in dataclasses.fields(EvaluateConfig) if hasattr(known, field.name)}
+    try:
+        config = EvaluateConfig(**options)  # before the imports that take seconds
+        from pipelines.evaluate import evaluate
+        from pipelines.evaluation_result import evaluation_text
+        from pipelines.launch import RunFailedError
+
+        logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
+        try:
+            evaluation = evaluate(config, beam_arguments)
+        except RunFailedError as error:
+            print(f"beam-influence: {error}", file=sys.stderr)
+            return 1
+    except ValueError as error:
+        print(f"beam-influence: {error}", file=sys.stderr)
+        return 2
+    print(evaluation_text(evaluation))
     return 0
 
 

@@ -395,9 +395,9 @@ class InfluenceConfig:
         return dataclasses.asdict(self)
 
 
-def option_type(field: dataclasses.Field) -> type:
-    """The plain type of an option's value: str, int, float or bool."""
-    hint = typing.get_type_hints(InfluenceConfig)[field.name]
+def option_type(field: dataclasses.Field, config: type = InfluenceConfig) -> type:
+    """The plain type of the value of one of `config`'s options: str, int, float or bool."""
+    hint = typing.get_type_hints(config)[field.name]
     if isinstance(hint, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     return hint

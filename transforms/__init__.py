@@ -12,6 +12,7 @@ from transforms.finish_curvature import FinishCurvature as FinishCurvature
 from transforms.finish_curvature import LoadCurvature as LoadCurvature
 from transforms.group_products import MultiplyGroups as MultiplyGroups
 from transforms.read_shards import ReadShards as ReadShards
+from transforms.retrain_models import RetrainModels as RetrainModels
 from transforms.score_examples import ScoreExamples as ScoreExamples
 from transforms.score_vectors import ScoreVectors as ScoreVectors
 from transforms.select_threshold import SelectThreshold as SelectThreshold

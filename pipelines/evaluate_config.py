@@ -1,0 +1,149 @@
+"""The options of `beam-influence evaluate`, each with its help and the measures that it belongs to."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+MEASURES = {
+    "lds": (
+        "the linear datamodelling score: do sums of scores rank models trained on parts of the data?",
+        "Trains on random parts of the training set (or reads such retrainings), and correlates, for each test point, the negative "
+        "loss with the sum of the scores over the part (Spearman). 1 is perfect, 0 is chance.",
+    ),
+    "leave_one_out": (
+        "does loss_change predict the removal of one example and retraining?",
+        "Trains without single examples (or reads such retrainings), and compares the change of each test loss with I / n.\n"
+        "On networks that are not convex, the change by one example is mostly the noise of training.",
+    ),
+    "mislabelled": (
+        "does self-influence find wrong labels, beside the plain loss?",
+        "Ranks the training examples by self-influence, by their plain loss and at random, and tells how well each ranking finds "
+        "those that are known to be mislabelled.",
+    ),
+    "brittleness": (
+        "how far does a test loss rise when its most helpful examples are taken out and the model retrained?",
+        "For some test points, takes the k most helpful training examples out and retrains; beside it as many at random, and the "
+        "nearest neighbours.",
+    ),
+    "tail_patch": (
+        "does one more training step on the most helpful examples lower the test loss? No retraining",
+        "For some test points, takes one gradient step on the k most helpful training examples; beside it as many at random, and "
+        "the nearest neighbours.",
+    ),
+}
+ALL = tuple(MEASURES)
+_RETRAINED = ("lds", "leave_one_out")
+_ON_TOP_K = ("brittleness", "tail_patch")
+
+
+def _option(default: Any, help: str, measures: tuple[str, ...] = ALL) -> Any:
+    metadata = {"help": help, "measures": measures, "choices": None, "group": "evaluate"}
+    if default is dataclasses.MISSING:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """What is evaluated, and how.
+
+    Raises:
+      ValueError: an option is wrong; the message names it, its value and what to write instead.
+    """
+
+    measure: str
+    scores: str = _option(
+        dataclasses.MISSING,
+        "The folder of a finished run (its --output); several, separated by commas, are compared side by side. lds and "
+        "leave_one_out read its table scores, mislabelled self_influence, brittleness and tail_patch top_k. The model and the data are "
+        "those of the first.",
+    )
+    output: str = _option(
+        dataclasses.MISSING,
+        "Folder for the result: MEASURE.json, MEASURE.parquet, and finished retrainings, which are not done again.",
+    )
+    ground_truth: str | None = _option(
+        None, "Saved retrainings, an .npz file (docs/evaluation.md has its arrays), instead of --train_fn.", _RETRAINED
+    )
+    train_fn: str | None = _option(
+        None,
+        "Your function module:function(examples, seed): trains on a tf.data.Dataset of (inputs, labels) and returns the built Keras "
+        "model (docs/evaluation.md).",
+        (*_RETRAINED, "brittleness"),
+    )
+    retrainings: int = _option(50, "How many parts of the training set (lds), or single removals (leave_one_out).", _RETRAINED)
+    fraction: float = _option(0.5, "How much of the training set each part has.", ("lds",))
+    repeats: int = _option(1, "Train so often, each time with another seed, and take the mean loss.", (*_RETRAINED, "brittleness"))
+    mislabelled: str | None = _option(
+        None,
+        "The ids of the mislabelled training examples: a text file with one a line, or Parquet or CSV with a column train_id.",
+        ("mislabelled",),
+    )
+    shares: str = _option(
+        "1,5,10,20,30", "Shares of the training set, in %, in which mislabelled examples are looked for.", ("mislabelled",)
+    )
+    test_points: int = _option(10, "How many test points, spread evenly over the test set.", _ON_TOP_K)
+    k: str = _option("10", "How many examples to take out, or to step on; several numbers are separated by commas.", _ON_TOP_K)
+    learning_rate: float = _option(0.01, "Of the gradient step.", ("tail_patch",))
+    seed: int = _option(0, "Of everything random: parts, removals, training (seed, seed + 1, …), the bootstrap.")
+    overwrite: bool = _option(False, "Replace the result that OUTPUT holds; finished retrainings are kept.")
+
+    def __post_init__(self) -> None:
+        if self.measure not in MEASURES:
+            raise ValueError(f"{self.measure!r} is no measure; use one of {', '.join(MEASURES)}")
+        if not self.runs:
+            raise ValueError(f"--scores {self.scores!r} must name the folder of a finished run")
+        if not self.output:
+            raise ValueError("--output must name a folder")
+        if len(set(self.runs)) < len(self.runs):
+            raise ValueError(f"--scores {self.scores!r} names a folder twice")
+        if self.measure in _RETRAINED and (self.ground_truth is None) == (self.train_fn is None):
+            given = "both were" if self.ground_truth else "neither was"
+            raise ValueError(f"give either --ground_truth (saved retrainings) or --train_fn (to retrain now); {given} given")
+        if self.measure == "brittleness" and self.train_fn is None:
+            raise ValueError("brittleness retrains: name your function as --train_fn module:function")
+        if self.train_fn is not None and ":" not in self.train_fn:
+            raise ValueError(f"--train_fn {self.train_fn!r} is not an import path; write it as 'package.module:function'")
+        if self.measure == "mislabelled" and self.mislabelled is None:
+            raise ValueError("--mislabelled is needed: a file with the ids of the training examples whose labels are wrong")
+        if self.measure in _RETRAINED and self.retrainings < 3:
+            raise ValueError(f"--retrainings {self.retrainings} must be at least 3, for a correlation over them")
+        if not 0 < self.fraction < 1:
+            raise ValueError(f"--fraction {self.fraction} must be above 0 and below 1")
+        for name in ("repeats", "test_points"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
+        if not self.learning_rate > 0:
+            raise ValueError(f"--learning_rate {self.learning_rate} must be above 0")
+        if self.seed < 0:
+            raise ValueError(f"--seed {self.seed} must be at least 0")
+        if any(not 0 < share <= 1 for share in self.share_list):
+            raise ValueError(f"--shares {self.shares!r} must be percentages above 0 and up to 100, separated by commas")
+        if any(k < 1 for k in self.k_list):
+            raise ValueError(f"--k {self.k!r} must be numbers of at least 1, separated by commas")
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """The folders in `scores`."""
+        return tuple(folder.strip().rstrip("/") for folder in self.scores.split(",") if folder.strip())
+
+    @property
+    def share_list(self) -> tuple[float, ...]:
+        """The shares, as parts of 1."""
+        return tuple(value / 100 for value in _numbers("shares", self.shares, float))
+
+    @property
+    def k_list(self) -> tuple[int, ...]:
+        """The numbers in `k`."""
+        return tuple(_numbers("k", self.k, int))
+
+
+def _numbers(option: str, text: str, kind: type) -> list[Any]:
+    try:
+        found = [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        found = []
+    if not found:
+        raise ValueError(f"--{option} {text!r} must be numbers, separated by commas")
+    return found

@@ -1,0 +1,82 @@
+"""The model and the data of a finished run, opened again from what its manifest says."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from influence_ops.evaluation.score_table import ScoreTable
+from influence_ops.example_batch import ExampleBatch
+from influence_ops.model import InfluenceModel
+from influence_ops.sample import concatenate
+from pipelines.config import InfluenceConfig
+from pipelines.prepare import Plan, prepare
+from transforms.progress import Progress
+from transforms.read_shards import ShardReader
+
+_LEFT_OUT = ("group_feature", "test_group_feature", "influence_vectors_path", "max_rejected")
+
+
+class ScoredData:
+    """What a run scored: its training set, its test points and its model.
+
+    Args:
+      run: the finished run.
+
+    Raises:
+      ValueError: the run had no training files, or the files or the model are no longer what they were.
+    """
+
+    def __init__(self, run: ScoreTable):
+        stored = run.manifest["config"]
+        if not stored.get("train"):
+            raise ValueError(f"the run in {run.folder!r} had no --train; evaluate one that read the training set itself")
+        kept = [field.name for field in dataclasses.fields(InfluenceConfig) if field.metadata["group"] in ("data", "model")]
+        options = {name: stored[name] for name in [*kept, "batch_size", "threads"] if name in stored and name not in _LEFT_OUT}
+        config = InfluenceConfig(**options, output=run.folder, outputs="self_influence", curvature="identity")
+        self.plan: Plan = prepare(config)
+        self._batch_size = config.batch_size
+        self.model: InfluenceModel = self.plan.model.open()
+        if self.model.fingerprint() != run.manifest["curvature"]["fingerprint"]:
+            raise ValueError(f"the model at {config.model!r} is not the one that the run in {run.folder!r} scored; score it again")
+
+    def reader(self, split: str) -> ShardReader:
+        """Reads the files of `train` or `test`."""
+        features = self.plan.train_features if split == "train" else self.plan.test_features
+        if features is None:
+            raise ValueError("the run had no --test; evaluate one with test points")
+        return ShardReader("evaluate", features, self._batch_size, Progress(None))
+
+    def batches(self, split: str) -> Iterator[ExampleBatch]:
+        """The examples of `train` or `test`, in the order of the files."""
+        reader = self.reader(split)
+        for shard in self.plan.train if split == "train" else self.plan.test:
+            for batch, _ in reader.read(shard):
+                if len(batch):
+                    yield batch
+
+    def ids(self, split: str) -> list[str]:
+        """The ids of the examples, in the order of the files."""
+        return [str(name) for batch in self.batches(split) for name in batch.ids]
+
+    def examples(self, split: str, ids: Sequence[str]) -> ExampleBatch:
+        """Some examples, in the order of `ids`.
+
+        Raises:
+          ValueError: there is none with one of the ids.
+        """
+        wanted = set(ids)
+        parts = []
+        for batch in self.batches(split):
+            keep = np.array([name in wanted for name in batch.ids])
+            if keep.any():
+                parts.append(batch.select(keep))
+        found = {str(name) for part in parts for name in part.ids}
+        if wanted - found:
+            raise ValueError(f"the {split} files have no example {min(wanted - found)!r}")
+        whole = functools.reduce(concatenate, parts)
+        places = {str(name): place for place, name in enumerate(whole.ids)}
+        return whole.select(np.array([places[name] for name in ids]))

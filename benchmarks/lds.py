@@ -103,7 +103,11 @@ def main() -> int:
     model = make_model(data)
     print(f"{'curvature':<22}{'damping':>10}{'CPU s':>8}{'LDS':>8} ± s.e.{'LOO r':>9} ± s.e.")
     for name in arguments.curvatures.split(","):
-        m = measure(model, data, name, FinishOptions(damping, rank=arguments.rank))
+        try:
+            m = measure(model, data, name, FinishOptions(damping, rank=arguments.rank))
+        except ValueError as error:
+            print(f"{name:<22}refused: {error}", flush=True)
+            continue
         print(f"{name:<22}{m.damping:>10.3g}{m.cpu:>8.1f}{m.lds:>8.3f} ± {m.lds_error:.3f}{m.loo:>8.3f} ± {m.loo_error:.3f}", flush=True)
     return 0
 

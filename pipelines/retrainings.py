@@ -14,7 +14,7 @@ import numpy as np
 
 from influence_ops.evaluation.ground_truth import GroundTruth
 from influence_ops.evaluation.retraining import Outcome, Retraining, load_train_function
-from pipelines.launch import DEFAULT_RUNNER, LOCAL_RUNNERS, RunFailedError, pipeline_options, reason
+from pipelines.launch import DEFAULT_RUNNER, LOCAL_RUNNERS, RunFailedError, pipeline_options, run_pipeline
 from pipelines.progress_bar import ProgressBar
 from pipelines.scored_data import ScoredData
 from transforms.files import BeamFiles, join
@@ -96,9 +96,9 @@ class Retrainer:
             elements = beam.Create(retrainings, reshuffle=False).with_output_types(Retraining)
             _ = pipeline | "Retrainings" >> elements | "RetrainModels" >> retrain
             try:
-                pipeline.run().wait_until_finish()
-            except Exception as error:
-                raise RunFailedError(f"a retraining failed: {reason(error)}") from error
+                run_pipeline(pipeline)
+            except RunFailedError as error:
+                raise RunFailedError(f"a retraining failed: {error}") from error.__cause__
 
     def subsets(self, count: int, fraction: float, seed: int, test_ids: Sequence[str]) -> GroundTruth:
         """Retrainings on `count` random parts, each with `fraction` of the examples (at least one)."""

@@ -66,10 +66,10 @@ class GroundTruth:
           ValueError: the numbers differ.
         """
         losses = self.subset_test_loss if self.subset_test_loss is not None else self.loo_test_loss
-        tests = losses.shape[1] if losses is not None else len(test_ids)
-        trains = self.subset_masks.shape[1] if self.subset_masks is not None else len(train_ids)
         own_train = self.train_ids if self.train_ids is not None else np.asarray(train_ids, dtype=object)
         own_test = self.test_ids if self.test_ids is not None else np.asarray(test_ids, dtype=object)
+        tests = losses.shape[1] if losses is not None else len(own_test)
+        trains = self.subset_masks.shape[1] if self.subset_masks is not None else len(own_train)
         for what, ids, count in (("training examples", own_train, trains), ("test points", own_test, tests)):
             if len(ids) != count:
                 raise ValueError(

@@ -14,7 +14,7 @@ import hashlib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -102,7 +102,7 @@ def load_train_function(path: str) -> tuple[TrainFunction, str]:
     if source:
         with open(source, "rb") as file:
             content = file.read()
-    return function, hashlib.sha256(path.encode() + content).hexdigest()
+    return cast(TrainFunction, function), hashlib.sha256(path.encode() + content).hexdigest()
 
 
 def retrain(function: TrainFunction, retraining: Retraining, train: Stream, positions: Mapping[str, int]) -> keras.Model:

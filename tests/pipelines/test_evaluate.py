@@ -1,0 +1,249 @@
+"""`beam-influence evaluate` from end to end: real runs, real retraining, and the reference's saved retrainings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from influence_ops import schemas
+from influence_ops.evaluation.ground_truth import load_ground_truth
+from influence_ops.evaluation.lds import linear_datamodelling_score
+from influence_ops.result_files import ParquetFile, write_manifest
+from influence_ops.tables import scores_table
+from pipelines.cli import main
+from pipelines.config import InfluenceConfig
+from pipelines.evaluate import evaluate
+from pipelines.evaluate_config import MEASURES, EvaluateConfig
+from pipelines.evaluation_result import Evaluation
+from tests.influence_ops.reference import DATA
+from tests.pipelines.convex_job import CALLS, TRAIN, ConvexJob
+from tests.pipelines.digits_job import FN_API, run_quietly
+
+TRAIN_FN = "tests.pipelines.convex_job:train"
+
+
+@pytest.fixture(scope="module")
+def convex(tmp_path_factory: pytest.TempPathFactory) -> ConvexJob:
+    return ConvexJob(tmp_path_factory.mktemp("convex"))
+
+
+@pytest.fixture(scope="module")
+def runs(convex: ConvexJob) -> dict[str, str]:
+    """The exact Hessian, and the gradient product, over the same data."""
+    found = {}
+    for curvature in ("exact", "identity"):
+        output = convex.folder / curvature
+        config = InfluenceConfig(
+            model=str(convex.model), train=str(convex.folder / "train-*"), test=str(convex.folder / "test-*"), output=str(output),
+            weights="all", curvature=curvature, damping="0", outputs="scores,self_influence,top_k", top_k=8, batch_size=32, threads=1,
+        )  # fmt: skip
+        run_quietly(config)
+        found[curvature] = str(output)
+    return found
+
+
+def figures(evaluation: Evaluation, method: str) -> dict:
+    return next(row.figures for row in evaluation.rows if row.method == method)
+
+
+def test_leave_one_out_by_exact_retraining(runs: dict[str, str], tmp_path: pathlib.Path) -> None:
+    config = EvaluateConfig("leave_one_out", ",".join(runs.values()), str(tmp_path), train_fn=TRAIN_FN, retrainings=30)
+    found = evaluate(config, FN_API)
+    exact, product = figures(found, runs["exact"]), figures(found, runs["identity"])
+    # First order misses the leverage of each example, a few percent at N = 120.
+    assert exact["pearson"] > 0.99 and exact["pooled_pearson"] > 0.99
+    assert exact["slope"] == pytest.approx(1, abs=0.15)
+    assert product["pearson"] < exact["pearson"] and product["slope"] is None
+    saved = json.loads((tmp_path / "leave_one_out.json").read_text())
+    assert saved["removals"] == 30 and saved["rows"][0]["pearson"] == exact["pearson"]
+    # The retrainings that were saved give the same again.
+    again = dataclasses.replace(
+        config, train_fn=None, ground_truth=str(tmp_path / "leave_one_out-ground_truth.npz"), output=str(tmp_path / "again")
+    )
+    assert figures(evaluate(again), runs["exact"]) == exact
+
+
+def test_lds_retrains_once_and_goes_on_where_it_stopped(
+    runs: dict[str, str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = tmp_path / "calls"
+    monkeypatch.setenv(CALLS, str(calls))
+    output = str(tmp_path / "out")
+    words = ["evaluate", "lds", "--scores", ",".join(runs.values()), "--train_fn", TRAIN_FN, "--output", output, *FN_API]
+    assert main([*words, "--retrainings", "6", "--repeats", "2"]) == 0
+    first = calls.read_text().splitlines()
+    assert sorted(first) == ["60 0"] * 6 + ["60 1"] * 6  # half the 120 examples, two seeds
+    assert main([*words, "--retrainings", "6", "--repeats", "2"]) == 2  # there is a result
+    assert "give another --output, or --overwrite" in capsys.readouterr().err
+    (lost := sorted((tmp_path / "out" / "retrainings").glob("[0-9a-f]*.parquet"))[0]).unlink()
+    assert main([*words, "--retrainings", "20", "--repeats", "2", "--overwrite"]) == 0
+    assert len(calls.read_text().splitlines()) == 12 + 1 + 28 and lost.exists()
+    text = capsys.readouterr().out
+    assert "retrainings 20, training examples 120, test points 15" in text
+    rows = {row["method"]: row for row in json.loads((tmp_path / "out" / "lds.json").read_text())["rows"]}
+    # Halves are far away from the optimum of all: the exact Hessian's LDS is well below 1, and above the gradient product's.
+    assert rows[runs["exact"]]["lds"] > 0.8 and rows[runs["exact"]]["lds"] > rows[runs["identity"]]["lds"]
+    assert 0 < rows[runs["exact"]]["lds_error"] < 0.1
+    each = pq.read_table(tmp_path / "out" / "lds.parquet").to_pylist()
+    of_exact = [row["value"] for row in each if row["method"] == runs["exact"]]
+    assert len(of_exact) == 15 and np.mean(of_exact) == pytest.approx(rows[runs["exact"]]["lds"])
+    truth = load_ground_truth(str(tmp_path / "out" / "lds-ground_truth.npz"))
+    assert truth.subset_masks is not None and (truth.subset_masks.sum(axis=1) == TRAIN // 2).all()
+    assert len(np.unique(truth.subset_masks, axis=0)) == 20
+
+
+def test_repeats_are_averaged(runs: dict[str, str], tmp_path: pathlib.Path) -> None:
+    """Training that ends anywhere near the optimum: four seeds, whose mean is not the first."""
+    found = []
+    for repeats in (1, 4):
+        options: dict[str, Any] = {"train_fn": "tests.pipelines.convex_job:train_with_noise", "retrainings": 3, "repeats": repeats}
+        evaluate(EvaluateConfig("lds", runs["exact"], str(tmp_path / "out"), overwrite=True, **options), FN_API)
+        found.append(load_ground_truth(str(tmp_path / "out" / "lds-ground_truth.npz")).subset_test_loss)
+    assert len(list((tmp_path / "out" / "retrainings").glob("[0-9a-f]*.parquet"))) == 12
+    assert not np.array_equal(found[0], found[1]) and np.abs(found[0] - found[1]).max() < 0.2
+
+
+def test_mislabelled_beside_the_plain_loss(
+    runs: dict[str, str], convex: ConvexJob, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = [convex.train_ids()[row] for row in convex.flipped]
+    (tmp_path / "wrong.txt").write_text("\n".join(wrong) + "\n")
+    (tmp_path / "wrong.csv").write_text("why,train_id\n" + "".join(f"flipped,{name}\n" for name in wrong))
+    pq.write_table(pa.table({"train_id": wrong}), tmp_path / "wrong.parquet")
+    texts = []
+    for name in ("wrong.txt", "wrong.csv", "wrong.parquet"):
+        words = ["--scores", runs["exact"], "--output", str(tmp_path / "out"), "--overwrite", "--mislabelled", str(tmp_path / name)]
+        assert main(["evaluate", "mislabelled", *words, "--shares", "10,50"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0].splitlines()[:4] == texts[1].splitlines()[:4] == texts[2].splitlines()[:4]
+    rows = {row["method"]: row for row in json.loads((tmp_path / "out" / "mislabelled.json").read_text())["rows"]}
+    assert rows[runs["exact"]]["auc"] > 0.9 and rows["plain loss"]["auc"] > 0.9
+    assert rows["random"]["auc"] == 0.5 and rows["random"]["found in 10 %"] == pytest.approx(0.1)
+    assert rows["plain loss"]["found in 50 %"] == 1
+    (tmp_path / "wrong.txt").write_text("nobody\n")
+    words = ["--scores", runs["exact"], "--output", str(tmp_path / "x"), "--mislabelled", str(tmp_path / "wrong.txt")]
+    assert main(["evaluate", "mislabelled", *words]) == 2
+    assert "has 'nobody', which is no training example" in capsys.readouterr().err
+
+
+def test_brittleness(runs: dict[str, str], tmp_path: pathlib.Path) -> None:
+    found = evaluate(EvaluateConfig("brittleness", runs["exact"], str(tmp_path), train_fn=TRAIN_FN, test_points=5, k="2,8"), FN_API)
+    rise = {(row.method, row.figures["k"]): row.figures["loss_rise"] for row in found.rows}
+    assert set(rise) == {(method, k) for method in (runs["exact"], "nearest", "random") for k in (2, 8)}
+    # The most helpful eight hurt more than two of them, than eight at random, and than the eight nearest.
+    exact = rise[runs["exact"], 8]
+    assert exact > rise[runs["exact"], 2] > 0
+    assert exact > 2 * abs(rise["random", 8]) and exact > rise["nearest", 8]
+    assert all(0 <= row.figures["flipped"] <= 1 for row in found.rows)
+
+
+def test_tail_patch(runs: dict[str, str], tmp_path: pathlib.Path) -> None:
+    config = EvaluateConfig("tail_patch", f"{runs['exact']},{runs['identity']}", str(tmp_path), test_points=6, k="4", learning_rate=1e-3)
+    change = {row.method: row.figures for row in evaluate(config).rows}
+    # A small step: the gradient product says by definition which four lower the loss most.
+    assert change[runs["identity"]]["loss_change"] < change[runs["exact"]]["loss_change"] < 0
+    assert change[runs["identity"]]["loss_change"] < change["nearest"]["loss_change"]
+    assert change[runs["identity"]]["lowered"] == 1.0
+    assert abs(change["random"]["loss_change"]) < 0.5 * abs(change[runs["identity"]]["loss_change"])
+
+
+def test_the_references_retrainings_against_the_whole_matrix(tmp_path: pathlib.Path) -> None:
+    """Saved ground truth without ids, on scores in Parquet: the same LDS and r as from the matrix in memory."""
+    data = dict(np.load(DATA / "lds_digits.npz"))
+    scores = np.random.default_rng(0).normal(size=(100, 1500))
+    meta = {"examples": 1500, "curvature": "given", "damping": 1.0, "fingerprint": "f"}
+    file = ParquetFile(str(tmp_path / "run"), "scores", "shard-00000", schemas.facts(meta, "none", "first_order"))
+    train, test = (np.arange(count).astype(str).astype(object) for count in (1500, 100))
+    for rows in np.array_split(np.arange(1500), 7):
+        file.write(scores_table(test, train[rows], scores[:, rows], 1500))
+    write_manifest(str(tmp_path / "run"), [file.close()], {"config": {}, "curvature": meta})
+    truth = str(DATA / "lds_digits.npz")
+    options: dict[str, Any] = {"ground_truth": truth, "scores": str(tmp_path / "run"), "output": str(tmp_path / "out")}
+    lds = figures(evaluate(EvaluateConfig("lds", **options)), str(tmp_path / "run"))
+    whole = linear_datamodelling_score(data["subset_masks"] @ scores.T, data["subset_test_loss"])
+    assert lds["lds"] == pytest.approx(whole.mean) and lds["lds_error"] == pytest.approx(whole.standard_error)
+    loo = figures(evaluate(EvaluateConfig("leave_one_out", **options)), str(tmp_path / "run"))
+    actual = data["loo_test_loss"] - data["base_test_loss"]
+    each = [np.corrcoef(scores[t, data["loo_idx"]], actual[:, t])[0, 1] for t in range(100)]
+    assert loo["pearson"] == pytest.approx(np.mean(each))
+
+
+@pytest.mark.parametrize(
+    ("train_fn", "status", "message"),
+    [
+        ("tests.pipelines.convex_job:train_another_shape", 1, "of the shapes [(16, 4), (4,)]; the scored model has [(16, 3), (3,)]"),
+        ("tests.pipelines.convex_job:train_nothing", 1, "the train function returned NoneType"),
+        ("tests.pipelines.convex_job:takes_too_little", 2, "can't be called with (examples, seed)"),
+        ("tests.pipelines.convex_job:none", 2, "has no attribute 'none'"),
+    ],
+)
+def test_train_functions_that_do_not_fit(
+    runs: dict[str, str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], train_fn: str, status: int, message: str
+) -> None:
+    words = ["--scores", runs["exact"], "--output", str(tmp_path / "out"), "--train_fn", train_fn, "--retrainings", "3", *FN_API]
+    assert main(["evaluate", "lds", *words]) == status
+    captured = capsys.readouterr()
+    assert message in captured.err and "Traceback" not in captured.err and captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("measure", "options", "message"),
+    [
+        ("lds", {}, "neither was given"),
+        ("lds", {"train_fn": "a:b", "ground_truth": "c"}, "both were given"),
+        ("lds", {"train_fn": "a"}, "--train_fn 'a' is not an import path"),
+        ("lds", {"train_fn": "a:b", "retrainings": 2}, "--retrainings 2 must be at least 3"),
+        ("lds", {"train_fn": "a:b", "fraction": 1.0}, "--fraction 1.0 must be above 0 and below 1"),
+        ("lds", {"train_fn": "a:b", "repeats": 0}, "--repeats 0 must be at least 1"),
+        ("lds", {"train_fn": "a:b", "scores": "r,r/"}, "names a folder twice"),
+        ("lds", {"train_fn": "a:b", "scores": " "}, "must name the folder of a finished run"),
+        ("brittleness", {}, "brittleness retrains"),
+        ("brittleness", {"train_fn": "a:b", "k": "x"}, "--k 'x' must be numbers"),
+        ("brittleness", {"train_fn": "a:b", "k": "0"}, "--k '0' must be numbers of at least 1"),
+        ("tail_patch", {"learning_rate": 0.0}, "--learning_rate 0.0 must be above 0"),
+        ("mislabelled", {}, "--mislabelled is needed"),
+        ("mislabelled", {"mislabelled": "f", "shares": "0,5"}, "--shares '0,5' must be percentages"),
+        ("guess", {}, "'guess' is no measure"),
+    ],
+)
+def test_wrong_options(measure: str, options: dict, message: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        EvaluateConfig(measure, **{"scores": "r", "output": "o", **options})
+    assert message in str(refused.value)
+
+
+def test_inputs_that_do_not_fit(runs: dict[str, str], tmp_path: pathlib.Path) -> None:
+    def refused(config: EvaluateConfig) -> str:
+        with pytest.raises(ValueError) as error:
+            evaluate(config, FN_API)
+        return str(error.value)
+
+    options: dict[str, Any] = {"scores": runs["exact"], "output": str(tmp_path / "out")}
+    truth = str(DATA / "lds_digits.npz")
+    assert "of 1,500 training examples, but there are 120 ids" in refused(EvaluateConfig("lds", ground_truth=truth, **options))
+    assert "no run has finished there" in refused(EvaluateConfig("lds", str(tmp_path), str(tmp_path / "o"), ground_truth=truth))
+    np.savez(tmp_path / "only_masks.npz", base_test_loss=np.zeros(15))
+    only = str(tmp_path / "only_masks.npz")
+    assert "has no subset_masks and subset_test_loss" in refused(EvaluateConfig("lds", ground_truth=only, **options))
+    assert "has no loo_idx and loo_test_loss" in refused(EvaluateConfig("leave_one_out", ground_truth=only, **options))
+    assert "only 120 training examples" in refused(EvaluateConfig("tail_patch", k="120", **options))
+    assert "kept 8 examples in descending order; the 9 most" in refused(EvaluateConfig("tail_patch", k="9", **options))
+    too_many = EvaluateConfig("leave_one_out", train_fn=TRAIN_FN, retrainings=121, **options)
+    assert "--retrainings 121 is more than the 120 training examples" in refused(too_many)
+
+
+@pytest.mark.parametrize("measure", list(MEASURES))
+def test_help_of_each_measure(measure: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", measure, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(EvaluateConfig):
+        assert (f"--{field.name} " in text) == (measure in field.metadata.get("measures", ())) or field.name == "overwrite", field.name

@@ -39,5 +39,5 @@ setup(
             "scikit-learn>=1.5",
         ],
     },
-    entry_points={"console_scripts": ["beam-influence=pipelines.cli:main"]},
+    entry_points={"console_scripts": ["beam-influence=pipelines.cli:main", "beam-influence-worker=pipelines.worker:main"]},
 )

@@ -13,6 +13,7 @@ import apache_beam as beam
 from influence_ops.clean_files import Cleaning
 from influence_ops.result_files import read_manifest, table_files
 from pipelines.launch import pipeline_options, run_pipeline
+from pipelines.runners import choose_engine
 from transforms import CleanShards, CopyFiles, SelectThreshold, WriteCleaningFacts
 from transforms.clean_shards import CopiedFile, ScoredShard
 from transforms.elements import Shard
@@ -130,14 +131,15 @@ def clean(
 
     Args:
       config: the options.
-      beam_arguments: any Beam options.
+      beam_arguments: the engine and its options (`pipelines.runners`), and any of Beam's.
       make_pipeline: makes the empty pipeline, where a host program wants to.
 
     Raises:
       ValueError: wrong options or input, found before anything was written.
       RunFailedError: the pipeline failed.
     """
-    pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=pipeline_options(beam_arguments))
+    engine = choose_engine(beam_arguments)
+    pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=pipeline_options(engine))
     build_cleaning(pipeline, config)
-    run_pipeline(pipeline)
+    run_pipeline(pipeline, engine.time_limit)
     return json.loads(BeamFiles().read(join(config.output, FACTS)))

@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from pipelines import runners
 from pipelines.config import ONLY_CURVATURE, InfluenceConfig, option_type
 from pipelines.evaluate_config import MEASURES, EvaluateConfig
 
@@ -20,6 +21,8 @@ _GROUP_HELP = {
     "evaluate": "what is evaluated, and how",
 }
 
+_RUNNER_GROUP = "runner: where it runs (docs/runners.md)"
+
 _RUN_DESCRIPTION = """\
 Which training examples made the model say this? Computes the influence of every training example on the
 model's loss at every test point, and writes the strongest ones (and more, see --outputs) as Parquet.
@@ -28,8 +31,7 @@ A positive influence means that removing the training example would raise the te
 A negative one means that it harms. The column loss_change is that predicted change itself."""
 
 _RUN_EPILOG = """\
-Any other option goes to Beam, for example --runner=FlinkRunner --flink_master=HOST:8081, or, for two local
-processes, --direct_running_mode=multi_processing --direct_num_workers=2.
+Any other option goes to Beam, for example --parallelism=8 with --runner flink.
 
 Example:
   beam-influence run --model model.keras --train 'train-*.tfrecord.gz' --test 'test-*.tfrecord.gz' \\
@@ -78,12 +80,14 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        runners.add_options(command.add_argument_group(_RUNNER_GROUP))
         _add_options(command, [field for field in dataclasses.fields(InfluenceConfig) if name == "run" or field.name in _FIT_OPTIONS])
     evaluate = commands.add_parser("evaluate", help="how good scores are", description=_EVALUATE_DESCRIPTION, allow_abbrev=False)
     measures = evaluate.add_subparsers(dest="measure", required=True, metavar="MEASURE")
     for name, (summary, description) in MEASURES.items():
         command = measures.add_parser(name, help=summary, description=description, allow_abbrev=False)
         chosen = [field for field in dataclasses.fields(EvaluateConfig) if name in field.metadata.get("measures", ())]
+        runners.add_options(command.add_argument_group(_RUNNER_GROUP))
         _add_options(command, chosen, EvaluateConfig)
     return top
 
@@ -126,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if known.command == "fit":
         options["outputs"] = ONLY_CURVATURE
     try:
-        summary = run(InfluenceConfig(**options), beam_arguments)
+        summary = run(InfluenceConfig(**options), [*runners.as_arguments(known), *beam_arguments])
     except ValueError as error:
         print(f"beam-influence: {error}", file=sys.stderr)
         return 2
@@ -147,7 +151,7 @@ def _evaluate(known: argparse.Namespace, beam_arguments: list[str]) -> int:
 
         logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
         try:
-            evaluation = evaluate(config, beam_arguments)
+            evaluation = evaluate(config, [*runners.as_arguments(known), *beam_arguments])
         except RunFailedError as error:
             print(f"beam-influence: {error}", file=sys.stderr)
             return 1

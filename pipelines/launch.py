@@ -12,18 +12,18 @@ from typing import Any, TextIO
 import apache_beam as beam
 from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineState
 
 from influence_ops import schemas
 from influence_ops.result_files import MANIFEST, read_manifest
+from pipelines import local_workers
 from pipelines.build import STAGES, build
 from pipelines.config import InfluenceConfig
 from pipelines.prepare import clear_output, prepare
 from pipelines.progress_bar import ProgressBar
+from pipelines.runners import Engine, choose_engine
 from transforms.files import BeamFiles, join
 from transforms.read_shards import NAMESPACE
-
-LOCAL_RUNNERS = ("FnApiRunner", "DirectRunner", "BundleBasedDirectRunner", "PrismRunner")
-DEFAULT_RUNNER = "FnApiRunner"
 
 
 class RunFailedError(Exception):
@@ -47,27 +47,46 @@ class RunSummary:
     seconds: float
 
 
-def pipeline_options(beam_arguments: Iterable[str]) -> PipelineOptions:
-    """Beam's options; the runner is `DEFAULT_RUNNER` unless they name one."""
-    arguments = list(beam_arguments)
-    if not any(argument.startswith("--runner") for argument in arguments):
-        arguments.append(f"--runner={DEFAULT_RUNNER}")
+def pipeline_options(engine: Engine) -> PipelineOptions:
+    """Beam's options for an engine."""
     # DoFns are in installed modules; a pickled main session would only break.
-    return PipelineOptions(arguments, save_main_session=False)
+    return PipelineOptions(engine.arguments, save_main_session=False)
 
 
-def run_pipeline(pipeline: beam.Pipeline) -> Any:
+def run_pipeline(pipeline: beam.Pipeline, time_limit: float | None = None) -> Any:
     """Runs a built pipeline to its end; returns Beam's result.
+
+    Args:
+      pipeline: the pipeline.
+      time_limit: after how many seconds it is cancelled; None: never.
 
     Raises:
       RunFailedError: it failed; the message is the reason, without the runner's stack.
     """
+    local_workers.expect_no_deaths()
     try:
         result = pipeline.run()
-        result.wait_until_finish()
-        return result
+        is_finished = _wait(result, time_limit)
     except Exception as error:
-        raise RunFailedError(reason(error)) from error
+        raise RunFailedError(local_workers.death() or reason(error)) from error
+    if not is_finished:
+        raise RunFailedError(f"the job had not finished after --time_limit {time_limit:g} seconds and was cancelled")
+    return result
+
+
+def _wait(result: Any, time_limit: float | None) -> bool:
+    """Until the job has ended, or the time; it does not outlive an interrupt, nor its time."""
+    try:
+        result.wait_until_finish(round(1000 * time_limit) if time_limit else None)
+    except Exception:
+        raise
+    except BaseException:  # an interrupt
+        result.cancel()
+        raise
+    if time_limit and not PipelineState.is_terminal(result.state):
+        result.cancel()
+        return False
+    return True
 
 
 def run(
@@ -80,7 +99,7 @@ def run(
 
     Args:
       config: the options.
-      beam_arguments: any Beam options, such as `--runner=FlinkRunner`.
+      beam_arguments: the engine and its options (`pipelines.runners`), and any of Beam's, such as `--parallelism=8`.
       stream: where progress is drawn (default: standard error).
       make_pipeline: makes the empty pipeline, where a host program wants to (default: from the options).
 
@@ -89,16 +108,14 @@ def run(
       RunFailedError: the pipeline failed; the message is the reason, without the runner's stack.
     """
     started = time.monotonic()
-    options = pipeline_options(beam_arguments)
-    runner = options.get_all_options().get("runner") or DEFAULT_RUNNER
+    engine = choose_engine(beam_arguments, config)
     plan = prepare(config)
     clear_output(config, tuple(schemas.TABLES), MANIFEST)
-    is_local = runner in LOCAL_RUNNERS
     shards = {stage: len(plan.test if stage == "embed" else plan.train) for stage in STAGES}
     with ProgressBar(shards, stream or sys.stderr) as bar:
-        pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=options)
-        build(pipeline, config, plan, bar.address if is_local else None)
-        result = run_pipeline(pipeline)
+        pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=pipeline_options(engine))
+        build(pipeline, config, plan, bar.address if engine.is_local else None)
+        result = run_pipeline(pipeline, engine.time_limit)
     if not BeamFiles().exists(join(config.output, MANIFEST)):
         raise RunFailedError(f"the pipeline ended in the state {result.state} without a manifest in {config.output!r}")
     _delete_folder(config.work_folder)

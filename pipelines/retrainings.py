@@ -14,8 +14,9 @@ import numpy as np
 
 from influence_ops.evaluation.ground_truth import GroundTruth
 from influence_ops.evaluation.retraining import Outcome, Retraining, load_train_function
-from pipelines.launch import DEFAULT_RUNNER, LOCAL_RUNNERS, RunFailedError, pipeline_options, run_pipeline
+from pipelines.launch import RunFailedError, pipeline_options, run_pipeline
 from pipelines.progress_bar import ProgressBar
+from pipelines.runners import choose_engine
 from pipelines.scored_data import ScoredData
 from transforms.files import BeamFiles, join
 from transforms.progress import Progress
@@ -77,8 +78,7 @@ class Retrainer:
     def _run(self, retrainings: list[Retraining], folder: str, circumstances: str) -> None:
         ids_path = join(folder, f"train_ids-{circumstances[:32]}.parquet")
         save_ids(ids_path, self.train_ids)
-        options = pipeline_options(self.beam_arguments)
-        runner = options.get_all_options().get("runner") or DEFAULT_RUNNER
+        engine = choose_engine(self.beam_arguments)
         with ProgressBar({STAGE: len(retrainings)}, self.stream or sys.stderr) as bar:
             retrain = RetrainModels(
                 self.train_fn,
@@ -90,13 +90,13 @@ class Retrainer:
                 ids_path,
                 folder,
                 circumstances,
-                Progress(bar.address if runner in LOCAL_RUNNERS else None),
+                Progress(bar.address if engine.is_local else None),
             )
-            pipeline = beam.Pipeline(options=options)
+            pipeline = beam.Pipeline(options=pipeline_options(engine))
             elements = beam.Create(retrainings, reshuffle=False).with_output_types(Retraining)
             _ = pipeline | "Retrainings" >> elements | "RetrainModels" >> retrain
             try:
-                run_pipeline(pipeline)
+                run_pipeline(pipeline, engine.time_limit)
             except RunFailedError as error:
                 raise RunFailedError(f"a retraining failed: {error}") from error.__cause__
 

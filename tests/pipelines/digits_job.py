@@ -202,8 +202,9 @@ def _train(split: Split) -> keras.Model:
 
 
 def run_quietly(config: InfluenceConfig, *beam_arguments: str) -> RunSummary:
-    """A run on FnApiRunner, without a progress bar."""
-    return run(config, [*FN_API, *beam_arguments], io.StringIO())
+    """A run on FnApiRunner, unless another is named, without a progress bar."""
+    is_named = any(argument.startswith("--runner=") for argument in beam_arguments)
+    return run(config, [*(() if is_named else FN_API), *beam_arguments], io.StringIO())
 
 
 def read(output: pathlib.Path | str, table: str) -> pa.Table:

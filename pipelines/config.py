@@ -24,7 +24,7 @@ ONLY_CURVATURE = "curvature"
 _NEED_TEST = ("top_k", "scores", "group_influence")
 _FROM_VECTORS = ("top_k", "scores")
 _ITERATIVE = ("conjugate_gradient", "cgd", "lissa")
-_NOT_WHOLE = ("identity", *_ITERATIVE, "arnoldi")
+_NOT_WHOLE = ("identity", *_ITERATIVE, "arnoldi", "random_projection")
 
 _DATA, _MODEL, _METHOD, _RESULT, _RUN = "data", "model", "method", "results", "execution"
 
@@ -123,8 +123,8 @@ class InfluenceConfig:
 
     curvature: str = _option(
         "gauss_newton",
-        "The approximation of the Hessian: identity, exact, gauss_newton, conjugate_gradient, lissa, arnoldi, or your own as "
-        "module:Class.",
+        "The approximation of the Hessian: identity, exact, gauss_newton, conjugate_gradient, lissa, arnoldi, "
+        "random_projection, or your own as module:Class.",
         _METHOD,
     )
     n_samples: int | None = _option(
@@ -133,7 +133,7 @@ class InfluenceConfig:
         "conjugate_gradient and lissa, which keep a sample, 1024; for arnoldi 4096.",
         _METHOD,
     )
-    seed: int = _option(0, "Which examples --n_samples chooses.", _METHOD)
+    seed: int = _option(0, "Which examples --n_samples chooses, and which directions a random start or projection takes.", _METHOD)
     passes: int = _option(
         0,
         "With conjugate_gradient: solve the test points over the whole training set in at most this many passes over it, "
@@ -167,6 +167,15 @@ class InfluenceConfig:
         "Of arnoldi: whose eigenpairs; the exact Hessian's negative ones are left out.",
         _METHOD,
         ("gauss_newton", "hessian"),
+    )
+    projection_dim: int | None = _option(
+        None, "Of random_projection: how many numbers are left of each gradient. Default: 512.", _METHOD
+    )
+    projection: str = _option(
+        "hadamard",
+        "Of random_projection: of all weights as one vector, or of each layer's matrix from two sides (cheaper, and coarser).",
+        _METHOD,
+        ("hadamard", "two_sided"),
     )
     block_size: int | None = _option(
         None,
@@ -247,6 +256,9 @@ class InfluenceConfig:
             )
         if self.curvature != "arnoldi" and (self.block_size is not None or self.matrix != "gauss_newton"):
             raise ValueError(f"--block_size and --matrix are of arnoldi, not of {self.curvature}; leave them out")
+        projects = self.projection_dim is not None or self.projection != "hadamard"
+        if self.curvature != "random_projection" and projects:
+            raise ValueError(f"--projection_dim and --projection are of random_projection, not of {self.curvature}; leave them out")
         self.make_curvature()
         self.finish_options()
         self.score_options()
@@ -259,6 +271,8 @@ class InfluenceConfig:
             raise ValueError(f"--tolerance {self.tolerance} must be between 0 and 1")
         if self.max_iterations is not None and self.max_iterations < 1:
             raise ValueError(f"--max_iterations {self.max_iterations} must be at least 1")
+        if self.rank is not None and self.curvature == "random_projection":
+            raise ValueError(f"--rank {self.rank}: of random_projection it is --projection_dim that decides")
         if self.rank is not None and self.curvature in ("identity", *_ITERATIVE):
             raise ValueError(
                 f"--rank is of a matrix's eigenvalues; use it with --curvature gauss_newton, exact or arnoldi, not {self.curvature}"
@@ -330,11 +344,19 @@ class InfluenceConfig:
 
     def make_curvature(self) -> Curvature:
         """The curvature, not fitted yet."""
-        from influence_ops.curvature import curvature_by_name
+        from influence_ops.curvature import FittedOnSample, curvature_by_name
         from influence_ops.curvature.arnoldi import DEFAULT_RANK, Arnoldi, ArnoldiOptions
         from influence_ops.curvature.conjugate_gradient import ConjugateGradient
+        from influence_ops.curvature.random_projection import DEFAULT_DIM, ProjectionOptions, RandomProjection
 
         curvature = curvature_by_name(self.curvature, self.n_samples, self.seed)
+        of_sample = curvature.inner if isinstance(curvature, FittedOnSample) else curvature
+        if isinstance(of_sample, RandomProjection):
+            dim = DEFAULT_DIM if self.projection_dim is None else self.projection_dim
+            try:
+                of_sample.options = ProjectionOptions(dim, typing.cast(Any, self.projection), seed=self.seed)
+            except ValueError as error:
+                raise ValueError(f"--{error}") from error
         if isinstance(curvature, ConjugateGradient):
             curvature.tolerance = self.tolerance or curvature.tolerance
             curvature.max_iterations = self.max_iterations or curvature.max_iterations

@@ -15,11 +15,12 @@ from influence_ops.curvature.exact import Exact
 from influence_ops.curvature.gauss_newton import GaussNewton
 from influence_ops.curvature.identity import Identity
 from influence_ops.curvature.lissa import Lissa
+from influence_ops.curvature.random_projection import RandomProjection
 from influence_ops.curvature.sampled import FittedOnSample, SampleCurvature
 from influence_ops.import_path import load_object
 
 CURVATURES: dict[str, type[Curvature]] = {
-    kind.name: kind for kind in (Identity, Exact, GaussNewton, ConjugateGradient, Lissa, Arnoldi)
+    kind.name: kind for kind in (Identity, Exact, GaussNewton, ConjugateGradient, Lissa, Arnoldi, RandomProjection)
 }
 
 ALIASES = {"cgd": ConjugateGradient.name}  # the reference calculator's name

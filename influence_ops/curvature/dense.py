@@ -45,13 +45,13 @@ class DenseCurvature(Curvature):
             )
         statistic = {
             name: np.zeros((rows.stop - rows.start, columns.stop - columns.start))
-            for name, rows, columns in _upper_blocks(model.size)
+            for name, rows, columns in upper_blocks(model.size)
         }
         return {COUNT: np.zeros(1, dtype=np.int64), **statistic}
 
     def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
         total = self.batch_sum(model, batch)
-        for name, rows, columns in _upper_blocks(model.size):
+        for name, rows, columns in upper_blocks(model.size):
             statistic[name] += total[rows, columns]
         statistic[COUNT] += len(batch)
         return statistic
@@ -61,7 +61,7 @@ class DenseCurvature(Curvature):
         if examples == 0:
             raise ValueError("no training example is left to make a curvature from")
         matrix = np.empty((model.size, model.size))
-        for name, rows, columns in _upper_blocks(model.size):
+        for name, rows, columns in upper_blocks(model.size):
             matrix[rows, columns] = statistic[name]
             matrix[columns, rows] = statistic[name].T
         matrix += matrix.T.copy()  # rounding leaves a batch's sum not quite symmetric
@@ -115,7 +115,7 @@ class DenseCurvature(Curvature):
         )
 
 
-def _upper_blocks(size: int) -> Iterator[tuple[str, slice, slice]]:
+def upper_blocks(size: int) -> Iterator[tuple[str, slice, slice]]:
     """The blocks on and above the diagonal, at most BLOCK × BLOCK each."""
     starts = range(0, size, BLOCK)
     for row in starts:

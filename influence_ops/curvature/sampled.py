@@ -60,12 +60,12 @@ class FittedOnSample(SampleCurvature):
 
     def __init__(self, inner: Curvature, n_samples: int, seed: int = 0):
         super().__init__(n_samples, seed)
-        self._inner = inner
+        self.inner = inner
         self.systems = inner.systems  # pyright: ignore[reportAttributeAccessIssue]  # of this object, as of the inner's class
 
     def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         sample: Sample = statistic[SAMPLE]
-        return with_examples(fit(model, self._inner, lambda: sample.batches(_BATCH), options), sample)
+        return with_examples(fit(model, self.inner, lambda: sample.batches(_BATCH), options), sample)
 
 
 def with_examples(preconditioner: Preconditioner, sample: Sample) -> Preconditioner:

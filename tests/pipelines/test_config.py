@@ -54,6 +54,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"curvature": "arnoldi", "passes": 1}, "--passes=1 must be at least 2"),
     ({"curvature": "arnoldi", "passes": 4, "n_samples": 9}, "--n_samples 9 is of arnoldi over a sample"),
     ({"curvature": "cgd", "passes": 4, "outputs": "curvature"}, "--passes of cgd solves test points, and fit has none"),
+    ({"projection_dim": 9}, "--projection_dim and --projection are of random_projection, not of gauss_newton"),
+    ({"curvature": "random_projection", "projection_dim": 0}, "--projection_dim=0 must be at least 1"),
+    ({"curvature": "random_projection", "rank": 5}, "--rank 5: of random_projection it is --projection_dim"),
+    ({"removal": "newton", "curvature": "random_projection"}, "--removal newton needs"),
     ({"input_features": "image="}, "--input_features 'image=': write FEATURE, or input=FEATURE"),
 ]
 
@@ -66,7 +70,7 @@ def test_a_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
 
 
 # Options of one method only.
-GOES_WITH: dict[str, dict[str, Any]] = {"matrix": {"curvature": "arnoldi"}}
+GOES_WITH: dict[str, dict[str, Any]] = {"matrix": {"curvature": "arnoldi"}, "projection": {"curvature": "random_projection"}}
 
 
 def test_every_choice_is_accepted() -> None:

@@ -41,8 +41,10 @@ def test_compressed_files(job: DigitsJob, finished: FinishedRun) -> None:
         {"group_feature": None, "outputs": "top_k", "top_k": 1000},  # more than there are examples
         {"curvature": "arnoldi", "rank": 12, "damping": "0.01"},
         {"curvature": "arnoldi", "rank": 12, "passes": 3, "group_feature": None, "outputs": "top_k,scores"},
+        {"curvature": "random_projection", "projection_dim": 20, "seed": 3},
+        {"curvature": "random_projection", "projection": "two_sided", "projection_dim": 30, "n_samples": 200},
     ],
-    ids=["theta", "loss-exact-ascending", "newton", "identity-ascending", "top_k-of-all", "arnoldi-sample", "arnoldi-passes"],
+    ids=lambda options: "-".join(str(value) for name, value in options.items() if name not in ("outputs", "group_feature")),
 )
 def test_methods(job: DigitsJob, tmp_path: pathlib.Path, options: dict[str, Any]) -> None:
     check(job, tmp_path / "out", 3, **options)

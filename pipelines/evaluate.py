@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 from influence_ops.evaluation.brittleness import effect
 from influence_ops.evaluation.choices import are_numbers, nearest_examples, random_examples
 from influence_ops.evaluation.ground_truth import GroundTruth, load_ground_truth
-from influence_ops.evaluation.lds import linear_datamodelling_score
+from influence_ops.evaluation.lds import lds_difference, linear_datamodelling_score
 from influence_ops.evaluation.leave_one_out import leave_one_out
 from influence_ops.evaluation.mislabelled import by_chance, detection
 from influence_ops.evaluation.retraining import load_train_function
 from influence_ops.evaluation.score_table import ScoreTable
 from influence_ops.evaluation.tail_patch import loss_changes, mean_gradients
+from pipelines.damping_sweep import sweep_runs
 from pipelines.evaluate_config import EvaluateConfig
 from pipelines.evaluation_result import Evaluation, Row, write_evaluation
 from pipelines.retrainings import Retrainer
@@ -79,12 +80,20 @@ def _lds(config: EvaluateConfig, runs: list[ScoreTable], retraining: _Retraining
     if masks is None or losses is None:
         raise ValueError(f"the ground truth {config.ground_truth!r} has no subset_masks and subset_test_loss, which lds needs")
     assert train_ids is not None and test_ids is not None
-    rows = []
+    facts = {"retrainings": len(masks), "training_examples": len(train_ids), "test_points": len(test_ids)}
+    if config.damping_sweep is not None:
+        return facts, sweep_runs(config, runs, truth)
+    rows: list[Row] = []
+    first = None
     for run in runs:
-        found = linear_datamodelling_score(run.subset_sums(masks, list(train_ids), list(test_ids)), losses, config.seed)
+        sums = run.subset_sums(masks, list(train_ids), list(test_ids))
+        found = linear_datamodelling_score(sums, losses, config.seed)
         figures = {**_described(run), "lds": found.mean, "lds_error": found.standard_error}
+        if first is not None:
+            figures["above the first"], figures["above the first_error"] = lds_difference(sums, first, losses, config.seed)
+        first = sums if first is None else first
         rows.append(Row(run.folder, figures, dict(zip(test_ids, found.per_test, strict=True))))
-    return {"retrainings": len(masks), "training_examples": len(train_ids), "test_points": len(test_ids)}, rows
+    return facts, rows
 
 
 def _leave_one_out(config: EvaluateConfig, runs: list[ScoreTable], retraining: _Retraining) -> _Result:
@@ -95,6 +104,9 @@ def _leave_one_out(config: EvaluateConfig, runs: list[ScoreTable], retraining: _
     if removed is None or losses is None or base is None:
         raise ValueError(f"the ground truth {config.ground_truth!r} has no loo_idx and loo_test_loss, which leave_one_out needs")
     assert train_ids is not None and test_ids is not None
+    named = {"removals": len(removed), "training_examples": len(train_ids), "test_points": len(test_ids)}
+    if config.damping_sweep is not None:
+        return named, sweep_runs(config, runs, truth)
     rows = []
     for run in runs:
         scores = run.columns([str(train_ids[place]) for place in removed], list(test_ids))
@@ -112,7 +124,7 @@ def _leave_one_out(config: EvaluateConfig, runs: list[ScoreTable], retraining: _
             "slope": found.slope if has_unit else None,
         }
         rows.append(Row(run.folder, figures, dict(zip(test_ids, found.per_test, strict=True))))
-    return {"removals": len(removed), "training_examples": len(train_ids), "test_points": len(test_ids)}, rows
+    return named, rows
 
 
 def _ground_truth(
@@ -123,11 +135,19 @@ def _ground_truth(
         truth = load_ground_truth(config.ground_truth, BeamFiles())
         if truth.train_ids is not None and truth.test_ids is not None:
             return truth.with_ids((), ())
-        return truth.with_ids(*run.ids())
-    train_ids, test_ids = run.ids()
+        return truth.with_ids(*_ids(config, run))
+    train_ids, test_ids = _ids(config, run)
     truth = retrain(retraining.of(config, ScoredData(run), train_ids), test_ids)
     truth.save(join(config.output, f"{config.measure}-{GROUND_TRUTH}"), BeamFiles())
     return truth
+
+
+def _ids(config: EvaluateConfig, run: ScoreTable) -> tuple[list[str], list[str]]:
+    """Training and test ids, of the scores; a damping sweep needs no scores."""
+    if config.damping_sweep is None:
+        return run.ids()
+    data = ScoredData(run)
+    return data.ids("train"), data.ids("test")
 
 
 def _mislabelled(config: EvaluateConfig, runs: list[ScoreTable], _: _Retraining) -> _Result:

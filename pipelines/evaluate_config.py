@@ -75,6 +75,12 @@ class EvaluateConfig:
     retrainings: int = _option(50, "How many parts of the training set (lds), or single removals (leave_one_out).", _RETRAINED)
     fraction: float = _option(0.5, "How much of the training set each part has.", ("lds",))
     repeats: int = _option(1, "Train so often, each time with another seed, and take the mean loss.", (*_RETRAINED, "brittleness"))
+    damping_sweep: str | None = _option(
+        None,
+        "Evaluate the run's saved curvature under many dampings instead of its scores: 'auto' (its own × 0.01 to 100), or values "
+        "separated by commas. Every second test point, from the first, chooses the best; the others report. The scores are not needed.",
+        _RETRAINED,
+    )
     mislabelled: str | None = _option(
         None,
         "The ids of the mislabelled training examples: a text file with one a line, or Parquet or CSV with a column train_id.",
@@ -114,6 +120,8 @@ class EvaluateConfig:
         for name in ("repeats", "test_points"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
+        if any(not 0 < damping < float("inf") for damping in self.damping_list or ()):
+            raise ValueError(f"--damping_sweep {self.damping_sweep!r} must be 'auto', or numbers above 0, separated by commas")
         if not self.learning_rate > 0:
             raise ValueError(f"--learning_rate {self.learning_rate} must be above 0")
         if self.seed < 0:
@@ -127,6 +135,13 @@ class EvaluateConfig:
     def runs(self) -> tuple[str, ...]:
         """The folders in `scores`."""
         return tuple(folder.strip().rstrip("/") for folder in self.scores.split(",") if folder.strip())
+
+    @property
+    def damping_list(self) -> tuple[float, ...] | None:
+        """The dampings in `damping_sweep`; None: a grid around the run's own."""
+        if self.damping_sweep is None or self.damping_sweep.strip() == "auto":
+            return None
+        return tuple(_numbers("damping_sweep", self.damping_sweep, float))
 
     @property
     def share_list(self) -> tuple[float, ...]:

@@ -50,3 +50,16 @@ def linear_datamodelling_score(subset_sums: np.ndarray, subset_losses: np.ndarra
     each = spearman(subset_sums, -subset_losses)
     error = bootstrap_error(lambda rows: mean_over_columns(spearman(subset_sums[rows], -subset_losses[rows])), len(subset_sums), seed)
     return Lds(each, mean_over_columns(each), error)
+
+
+def lds_difference(sums: np.ndarray, other_sums: np.ndarray, subset_losses: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """The LDS of `sums` minus that of `other_sums` (both [S, T]), and its standard error.
+
+    Both are of the same retrainings, so most of their errors is common: the difference is known much better than either.
+    """
+
+    def difference(rows: np.ndarray) -> float:
+        losses = -subset_losses[rows]
+        return mean_over_columns(spearman(sums[rows], losses)) - mean_over_columns(spearman(other_sums[rows], losses))
+
+    return difference(np.arange(len(sums))), bootstrap_error(difference, len(sums), seed)

@@ -175,6 +175,58 @@ def test_the_references_retrainings_against_the_whole_matrix(tmp_path: pathlib.P
     assert loo["pearson"] == pytest.approx(np.mean(each))
 
 
+@pytest.fixture(scope="module")
+def arnoldi(convex: ConvexJob, runs: dict[str, str]) -> str:
+    """All 51 eigenpairs: the Gauss-Newton matrix itself."""
+    output = str(convex.folder / "arnoldi")
+    config = InfluenceConfig(
+        model=str(convex.model), train=str(convex.folder / "train-*"), test=str(convex.folder / "test-*"), output=output,
+        weights="all", curvature="arnoldi", rank=51, n_samples=120, damping="0.003", outputs="scores,top_k", batch_size=32, threads=1,
+    )  # fmt: skip
+    run_quietly(config)
+    return output
+
+
+@pytest.mark.parametrize("measure", ["lds", "leave_one_out"])
+def test_a_damping_sweep_is_the_scores_of_many_runs(runs: dict[str, str], arnoldi: str, tmp_path: pathlib.Path, measure: str) -> None:
+    config = EvaluateConfig(measure, arnoldi, str(tmp_path), train_fn=TRAIN_FN, retrainings=8)
+    plain = evaluate(config, FN_API).rows[0]
+    swept = evaluate(dataclasses.replace(config, damping_sweep="0.1, 1e-6,10", overwrite=True), FN_API).rows
+    assert [row.figures["damping"] for row in swept] == [1e-6, 0.003, 0.1, 10]  # its own is always among them
+    own = swept[1].figures
+    assert "the run's own" in own["note"]
+    name = "lds" if measure == "lds" else "pearson"
+    each = list(plain.each.values())
+    # The same products in another order.
+    assert own[f"{name} (even, choosing)"] == pytest.approx(np.mean(each[0::2]), abs=1e-9)
+    assert own[f"{name} (odd)"] == pytest.approx(np.mean(each[1::2]), abs=1e-9)
+    best = max(swept, key=lambda row: row.figures[f"{name} (even, choosing)"])
+    assert [row for row in swept if "chosen" in row.figures["note"]] == [best]
+    assert swept[3].figures[f"{name} (odd)"] < own[f"{name} (odd)"]  # 10 is far above every eigenvalue: the gradient product
+    grid = evaluate(dataclasses.replace(config, damping_sweep="auto", overwrite=True), FN_API).rows
+    assert len(grid) == 9 and grid[0].figures["damping"] == pytest.approx(3e-5)
+
+
+def test_sweeps_that_can_not_be(runs: dict[str, str], arnoldi: str, convex: ConvexJob, tmp_path: pathlib.Path) -> None:
+    options: dict[str, Any] = {"train_fn": TRAIN_FN, "retrainings": 3, "output": str(tmp_path)}
+    with pytest.raises(ValueError, match="'auto', or numbers above 0"):
+        EvaluateConfig("lds", arnoldi, damping_sweep="0", **options)
+    with pytest.raises(ValueError, match="around the run's own damping, which is 0 here; name the values"):
+        evaluate(EvaluateConfig("lds", runs["exact"], damping_sweep="auto", **options), FN_API)
+    with pytest.raises(ValueError, match="keeps no spectrum; fit it again"):
+        evaluate(EvaluateConfig("lds", runs["identity"], damping_sweep="1", **options), FN_API)
+
+
+def test_runs_beside_each_other_have_an_error_of_their_difference(runs: dict[str, str], arnoldi: str, tmp_path: pathlib.Path) -> None:
+    scores = f"{runs['identity']},{arnoldi},{runs['exact']}"
+    rows = evaluate(EvaluateConfig("lds", scores, str(tmp_path), train_fn=TRAIN_FN, retrainings=12), FN_API).rows
+    identity, low_rank, exact = (row.figures for row in rows)
+    assert "above the first" not in identity
+    for other in (low_rank, exact):
+        assert other["above the first"] == pytest.approx(other["lds"] - identity["lds"])
+        assert 0 < other["above the first_error"] < 0.3
+
+
 @pytest.mark.parametrize(
     ("train_fn", "status", "message"),
     [

@@ -28,8 +28,10 @@ setup(
     extras_require={
         "gcp": ["apache-beam[gcp]>=2.77,<3"],
         "tfx": ["ml-pipelines-sdk>=1.21,<1.22"],
+        "faiss": ["faiss-cpu>=1.8"],
         "report": ["matplotlib>=3.9"],
         "test": [
+            "faiss-cpu>=1.8",
             "hypothesis>=6.100",
             "pandas>=2.2",
             "pyright[nodejs]>=1.1.390",

@@ -20,13 +20,23 @@ _ROWS_IN_A_GROUP = 1 << 17
 
 
 @dataclasses.dataclass(frozen=True)
+class SourceFile:
+    """An input file that a result file was made from: its name, bytes, and SHA-256."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
 class WrittenFile:
-    """A finished result file: its table, its path below the output folder, its rows and bytes."""
+    """A finished result file: its table, its path below the output folder, its rows and bytes, and its source where it is told."""
 
     table: str
     path: str
     rows: int
     size: int
+    source: SourceFile | None = None
 
 
 class ParquetFile:
@@ -38,12 +48,25 @@ class ParquetFile:
       name: the file's name without `.parquet`, the same on every try, so that a retry replaces it.
       facts: written as the schema's metadata.
       files: where it is kept.
+      schema: of a table that is not in `schemas.TABLES`.
+      source: the input file that it is made from.
     """
 
-    def __init__(self, output: str, table: str, name: str, facts: Mapping[str, Any], files: FileStore | None = None):
+    def __init__(
+        self,
+        output: str,
+        table: str,
+        name: str,
+        facts: Mapping[str, Any],
+        files: FileStore | None = None,
+        *,
+        schema: pa.Schema | None = None,
+        source: SourceFile | None = None,
+    ):
         self.table = table
         self.path = f"{table}/{name}.parquet"
-        self._schema = schemas.with_facts(schemas.TABLES[table], facts)
+        self._source = source
+        self._schema = schemas.with_facts(schemas.TABLES[table] if schema is None else schema, facts)
         self._stack = contextlib.ExitStack()
         self._waiting: list[pa.Table] = []
         self._rows_waiting = 0
@@ -65,7 +88,7 @@ class ParquetFile:
         self._writer.close()
         size = self._sink.tell()
         self._stack.close()
-        return WrittenFile(self.table, self.path, self._rows, size)
+        return WrittenFile(self.table, self.path, self._rows, size, self._source)
 
     def abandon(self) -> None:
         """Leaves nothing behind."""
@@ -101,7 +124,10 @@ def write_table(
 
 def write_manifest(output: str, written: list[WrittenFile], content: Mapping[str, Any], files: FileStore | None = None) -> str:
     """Commits a run: from now on `output` holds exactly the files listed. Returns the manifest's path."""
-    listed = [{"table": f.table, "path": f.path, "rows": f.rows, "bytes": f.size} for f in sorted(written, key=lambda f: f.path)]
+    listed = []
+    for file in sorted(written, key=lambda file: file.path):
+        entry = {"table": file.table, "path": file.path, "rows": file.rows, "bytes": file.size}
+        listed.append(entry if file.source is None else {**entry, "source": dataclasses.asdict(file.source)})
     manifest = {**content, "manifest_version": MANIFEST_VERSION, "files": listed}
     path = f"{output.rstrip('/')}/{MANIFEST}"
     (files or LocalFiles()).write(path, json.dumps(manifest, indent=1, sort_keys=True).encode())
@@ -131,6 +157,15 @@ def read_manifest(output: str, files: FileStore | None = None) -> dict[str, Any]
     if not plain:
         raise ValueError(f"{path!r} lists a file outside its table's folder")
     return manifest
+
+
+def written_files(manifest: Mapping[str, Any]) -> list[WrittenFile]:
+    """The files that a manifest lists."""
+    found = []
+    for entry in manifest["files"]:
+        source = SourceFile(**entry["source"]) if "source" in entry else None
+        found.append(WrittenFile(entry["table"], entry["path"], entry["rows"], entry["bytes"], source))
+    return found
 
 
 def table_files(output: str, table: str, files: FileStore | None = None) -> list[str]:

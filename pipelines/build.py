@@ -9,6 +9,8 @@ import apache_beam as beam
 from apache_beam import pvalue
 
 from influence_ops import schemas
+from influence_ops.index import IndexDtype, Search
+from influence_ops.result_files import written_files
 from influence_ops.top_k import Order
 from pipelines.config import InfluenceConfig
 from pipelines.prepare import Plan, prepare
@@ -18,6 +20,7 @@ from transforms import (
     CombineTopK,
     EmbedQueries,
     FinishCurvature,
+    IndexExamples,
     LoadCurvature,
     MultiplyGroups,
     ReadShards,
@@ -39,7 +42,7 @@ from transforms.score_examples import FILES, GROUPS, TOP_K
 from transforms.typed import collection
 
 PASS_TOLERANCE = 1e-6
-STAGES = ("curvature", "embed", "score")
+STAGES = ("curvature", "embed", "index", "score")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +108,7 @@ def build(
     if plan.test:
         test = pipeline | "ReadShards[test]" >> ReadShards(plan.test)
         embedded = test | "EmbedQueries" >> EmbedQueries(
-            reader("embed"), plan.model, preconditioner, config.query_block_size, config.work_folder
+            reader("embed"), plan.model, preconditioner, config.query_block_size, config.work_folder, config.index is not None
         )
         queries = embedded["queries"]
         counts.append(embedded[COUNTS])
@@ -122,14 +125,17 @@ def build(
     # unless scoring itself rejects some: a removal's own Newton step may not exist.
     gated = has_pass and config.removal == "first_order"
     if gated:
-        gate = _write_rejected(pipeline, rejected, config)
+        gate = _write_rejected(pipeline, rejected, config, 0)
         written.append(gate)
     else:
         gate = pipeline | "NoGate" >> beam.Create([], reshuffle=False).with_output_types(WrittenFile)
     if config.output_tables:
         order: Order = "descending" if config.order == "descending" else "ascending"
-        if config.influence_vectors_path:
-            score = ScoreVectors(preconditioner, queries, config.score_options(), config.output_tables, config.top_k, order, config.output)
+        if config.influence_vectors_path or config.index:
+            search: Search = "faiss" if config.search == "faiss" else "linear"
+            score = ScoreVectors(
+                preconditioner, queries, config.score_options(), config.output_tables, config.top_k, order, config.output, search
+            )
         else:
             score = ScoreExamples(
                 reader("score"),
@@ -149,22 +155,32 @@ def build(
         if not gated and REJECTED in scored:
             rejected.append(scored[REJECTED])
         written += _combine(config, plan, train, scored, preconditioner, queries, reader)
+    kept = [] if plan.indexed is None else written_files(plan.indexed)
+    if config.only_index:
+        known = {file.source.name: file.source for file in kept if file.source is not None}
+        dtype: IndexDtype = "float16" if config.index_dtype == "float16" else "float32"
+        index = IndexExamples(reader("index"), plan.model, preconditioner, gate, dtype, known, config.output)
+        indexed = train | "IndexExamples" >> index
+        counts.append(indexed[COUNTS])
+        written.append(indexed[FILES])
+        if not gated:
+            rejected.append(indexed[REJECTED])
     if not gated:
-        written.append(_write_rejected(pipeline, rejected, config))
+        written.append(_write_rejected(pipeline, rejected, config, sum(file.table == "rejected" for file in kept)))
     all_counts = counts | "FlattenCounts" >> beam.Flatten(pipeline=pipeline)
     manifest = (
         written
         | "FlattenFiles" >> beam.Flatten()
-        | "WriteManifest" >> WriteManifest(config.output, config.as_json(), preconditioner, all_counts, reports)
+        | "WriteManifest" >> WriteManifest(config.output, config.as_json(), preconditioner, all_counts, reports, plan.indexed)
     )
     return Job(plan, manifest)
 
 
 def _write_rejected(
-    pipeline: beam.Pipeline, rejected: list[pvalue.PCollection], config: InfluenceConfig
+    pipeline: beam.Pipeline, rejected: list[pvalue.PCollection], config: InfluenceConfig, number: int
 ) -> pvalue.PCollection[WrittenFile]:
     together = rejected | "FlattenRejected" >> beam.Flatten(pipeline=pipeline)
-    return together | "WriteRejected" >> WriteRejected(config.output, config.max_rejected)
+    return together | "WriteRejected" >> WriteRejected(config.output, config.max_rejected, number)
 
 
 def _combine(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from pipelines import runners
-from pipelines.config import ONLY_CURVATURE, InfluenceConfig, option_type
+from pipelines.config import ONLY_CURVATURE, ONLY_INDEX, InfluenceConfig, option_type
 from pipelines.evaluate_config import MEASURES, EvaluateConfig
 
 _GROUP_HELP = {
@@ -48,8 +48,26 @@ Example:
   beam-influence run --model model.keras --train 'train-*.tfrecord.gz' --test 'test-*.tfrecord.gz' \\
       --curvature_path fitted/curvature --output influence"""
 
+_INDEX_DESCRIPTION = """\
+Embeds the training set once into r numbers for each example, whose inner products with those of a test point are
+influence: `beam-influence query` then answers new test points without the training set and its gradients.
+With --update, only files that the index lacks are embedded."""
+
+_INDEX_EPILOG = """\
+Example:
+  beam-influence index --model model.keras --train 'train-*.tfrecord.gz' --curvature arnoldi --rank 200 --output indexed
+  beam-influence index --model model.keras --train 'more-*.tfrecord.gz' --output indexed --update
+  beam-influence query --model model.keras --index indexed --test 'test-*.tfrecord.gz' --output influence"""
+
+_QUERY_DESCRIPTION = """\
+The influence of the examples in an index on test points, as the command run has it, from the index alone."""
+
+_ALONE = {"fit": ONLY_CURVATURE, "index": ONLY_INDEX}
+
 _COMMANDS = {
     "run": ("influence of training examples on test points", _RUN_DESCRIPTION, _RUN_EPILOG),
+    "index": ("r numbers for each training example, for any number of later queries", _INDEX_DESCRIPTION, _INDEX_EPILOG),
+    "query": ("influence of indexed training examples on test points", _QUERY_DESCRIPTION, _INDEX_EPILOG),
     "fit": ("the curvature of a training set, saved for later runs", _FIT_DESCRIPTION, _FIT_EPILOG),
 }
 
@@ -64,6 +82,19 @@ _FIT_OPTIONS = (
     "projection_dim", "projection",
     "tolerance", "max_iterations", "removal", "overwrite", "batch_size", "threads", "work_dir",
 )  # fmt: skip
+
+
+_MODEL_AND_RUN = (
+    "model", "output", "schema", "input_features", "data_format", "preprocess", "label_feature", "id_feature", "weight_feature",
+    "max_rejected", "model_weights", "loss", "weights", "start_layer", "last_layer", "weight_decay", "regularizer", "precision",
+    "overwrite", "batch_size", "threads", "work_dir",
+)  # fmt: skip
+
+_OPTIONS_OF = {
+    "fit": _FIT_OPTIONS,
+    "index": (*(name for name in _FIT_OPTIONS if name != "removal"), "curvature_path", "index_dtype", "update"),
+    "query": (*_MODEL_AND_RUN, "index", "test", "outputs", "top_k", "order", "search", "query_block_size"),
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,7 +113,10 @@ def parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         runners.add_options(command.add_argument_group(_RUNNER_GROUP))
-        _add_options(command, [field for field in dataclasses.fields(InfluenceConfig) if name == "run" or field.name in _FIT_OPTIONS])
+        fields = dataclasses.fields(InfluenceConfig)
+        _add_options(command, [field for field in fields if name not in _OPTIONS_OF or field.name in _OPTIONS_OF[name]])
+        if name == "index":
+            command.set_defaults(curvature="arnoldi")
     evaluate = commands.add_parser("evaluate", help="how good scores are", description=_EVALUATE_DESCRIPTION, allow_abbrev=False)
     measures = evaluate.add_subparsers(dest="measure", required=True, metavar="MEASURE")
     for name, (summary, description) in MEASURES.items():
@@ -128,8 +162,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A step that fails is logged by Beam with the stack; `reason` has its message for the user.
     logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
     options = {field.name: getattr(known, field.name) for field in dataclasses.fields(InfluenceConfig) if hasattr(known, field.name)}
-    if known.command == "fit":
-        options["outputs"] = ONLY_CURVATURE
+    if known.command in _ALONE:
+        options["outputs"] = _ALONE[known.command]
+    if known.command == "query" and known.index is None:
+        print("beam-influence: --index is needed: the OUTPUT of the command index", file=sys.stderr)
+        return 2
     try:
         summary = run(InfluenceConfig(**options), [*runners.as_arguments(known), *beam_arguments])
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import types
 import typing
 from typing import Any
@@ -21,9 +22,11 @@ def _option(default: Any, help: str, group: str, choices: tuple[str, ...] | None
 
 
 ONLY_CURVATURE = "curvature"
+ONLY_INDEX = "index"
 _NEED_TEST = ("top_k", "scores", "group_influence")
 _FROM_VECTORS = ("top_k", "scores")
 _ITERATIVE = ("conjugate_gradient", "cgd", "lissa")
+_EMBEDDING = ("arnoldi", "random_projection")
 _NOT_WHOLE = ("identity", *_ITERATIVE, "arnoldi", "random_projection")
 
 _DATA, _MODEL, _METHOD, _RESULT, _RUN = "data", "model", "method", "results", "execution"
@@ -55,6 +58,12 @@ class InfluenceConfig:
         None,
         "Use the influence vectors that an earlier run wrote (its OUTPUT, with --outputs influence_vectors), with its curvature, "
         "instead of --train: no gradient of a training example is computed again.",
+        _DATA,
+    )
+    index: str | None = _option(
+        None,
+        "Answer from an index (the OUTPUT of the command index), with its curvature, instead of --train: neither the training examples "
+        "nor their gradients are touched.",
         _DATA,
     )
     schema: str | None = _option(
@@ -199,8 +208,28 @@ class InfluenceConfig:
     outputs: str = _option(
         "top_k",
         "Which tables to write, separated by commas: top_k, self_influence, self_influence_top_k, group_influence, "
-        "group_self_influence, group_vectors, scores, influence_vectors. Or 'curvature' alone, as the command fit.",
+        "group_self_influence, group_vectors, scores, influence_vectors. Or alone: 'curvature', as the command "
+        "fit; 'index', as the command index.",
         _RESULT,
+    )
+    index_dtype: str = _option(
+        "float32",
+        "How an index stores its numbers; float16, scaled row by row, takes half the space, with errors of about 0.0005 of the largest "
+        "score.",
+        _RESULT,
+        ("float32", "float16"),
+    )
+    update: bool = _option(
+        False,
+        "Of the command index: add to the index in OUTPUT the files of --train that it lacks, with its own curvature; the others are only "
+        "checked to be the same (by size and SHA-256).",
+        _RESULT,
+    )
+    search: str = _option(
+        "linear",
+        "How an index is searched: linear, in float64, or faiss, for top_k in float32 (pip install faiss-cpu).",
+        _RESULT,
+        ("linear", "faiss"),
     )
     top_k: int = _option(10, "How many training examples to keep for each test point.", _RESULT)
     order: str = _option(
@@ -219,7 +248,7 @@ class InfluenceConfig:
     def __post_init__(self) -> None:
         from influence_ops import schemas
 
-        for name in ("model", "train", "test", "output"):
+        for name in ("model", "train", "test", "output", "index"):
             value = getattr(self, name)
             if value is not None and not value.strip(" ,"):
                 raise ValueError(f"--{name} {value!r} must not be empty")
@@ -231,7 +260,7 @@ class InfluenceConfig:
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least {least}")
         unknown = [name for name in self.output_tables if name not in schemas.OUTPUTS]
-        if unknown or not (self.output_tables or self.only_curvature):
+        if unknown or not (self.output_tables or self.only_curvature or self.only_index):
             raise ValueError(f"--outputs {self.outputs!r} must name some of {', '.join(schemas.OUTPUTS)}; separate them by commas")
         self._check_sources()
         of_groups = [name for name in self.output_tables if name in schemas.GROUP_OUTPUTS]
@@ -289,19 +318,22 @@ class InfluenceConfig:
         of_tests = [name for name in self.output_tables if name in _NEED_TEST]
         if of_tests and self.test is None:
             raise ValueError(f"--outputs {of_tests[0]} needs --test, the test points to explain")
-        if self.influence_vectors_path is None:
+        self._check_index()
+        if self.index is None and self.influence_vectors_path is None:
             if self.train is None:
                 raise ValueError("--train is needed: the files of the training set")
         else:
-            clashing = [name for name in ("train", "curvature_path", "group_feature") if getattr(self, name) is not None]
+            option = "influence_vectors_path" if self.index is None else "index"
+            read = ("train", "curvature_path", "group_feature", *(() if self.index is None else ("influence_vectors_path",)))
+            clashing = [name for name in read if getattr(self, name) is not None]
             if clashing:
-                raise ValueError(f"--influence_vectors_path takes the place of --{clashing[0]}; leave that out")
-            if self.influence_vectors_path.rstrip("/") == self.output.rstrip("/"):
-                raise ValueError(f"--output {self.output!r} would replace the influence vectors that are read; give another folder")
+                raise ValueError(f"--{option} takes the place of --{clashing[0]}; leave that out")
+            if getattr(self, option).rstrip("/") == self.output.rstrip("/"):
+                raise ValueError(f"--output {self.output!r} would replace the {option.split('_path')[0]} that is read; give another folder")
             others = [name for name in self.output_tables if name not in _FROM_VECTORS]
             if others or self.removal != "first_order":
                 raise ValueError(
-                    f"--influence_vectors_path gives {' and '.join(_FROM_VECTORS)}, first order; "
+                    f"--{option} gives {' and '.join(_FROM_VECTORS)}, first order; "
                     f"for {others[0] if others else 'removal ' + self.removal} give --train"
                 )
         if self.passes and self.curvature == "arnoldi":
@@ -323,6 +355,35 @@ class InfluenceConfig:
                 "there is no curvature to fit: leave --curvature_path and --influence_vectors_path out, and name a --curvature"
             )
 
+    def _check_index(self) -> None:
+        """Whether the options of an index fit each other."""
+        if self.update and not self.only_index:
+            raise ValueError("--update adds to an index; use it with the command index")
+        if self.only_index:
+            if self.test is not None:
+                raise ValueError("--test is of the command query; an index is of training examples")
+            if self.update and (self.curvature_path is not None or self.overwrite):
+                raise ValueError("--update keeps the index and its curvature; leave --curvature_path and --overwrite out")
+            if self.normalize != "none" or self.removal != "first_order":
+                raise ValueError("an index holds plain influence, first order; leave --normalize and --removal out")
+            saved = self.update or self.curvature_path is not None
+            if not saved and self.curvature not in _EMBEDDING and ":" not in self.curvature:
+                raise ValueError(
+                    f"--curvature {self.curvature} gives no embedding of r numbers for an index; use {' or '.join(_EMBEDDING)}"
+                )
+        if self.index is not None and self.normalize != "none":
+            raise ValueError("an index holds plain influence; leave --normalize out")
+        if self.search == "faiss":
+            if self.index is None or self.output_tables != ("top_k",):
+                raise ValueError("--search faiss finds the top_k in an index; use it with --index and --outputs top_k, or leave it out")
+            if importlib.util.find_spec("faiss") is None:
+                raise ValueError("--search faiss needs FAISS; install it (pip install faiss-cpu), or use --search linear")
+
+    @property
+    def only_index(self) -> bool:
+        """Whether the run makes an index, or adds to one (the command `index`)."""
+        return self.outputs.strip() == ONLY_INDEX
+
     @property
     def only_curvature(self) -> bool:
         """Whether the run ends with the saved curvature (the command `fit`)."""
@@ -330,8 +391,8 @@ class InfluenceConfig:
 
     @property
     def output_tables(self) -> tuple[str, ...]:
-        """The names in `outputs`; none for `fit`."""
-        if self.only_curvature:
+        """The names in `outputs`; none for `fit` and `index`."""
+        if self.only_curvature or self.only_index:
             return ()
         return tuple(name.strip() for name in self.outputs.split(",") if name.strip())
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
 
 from influence_ops.curvature import load_preconditioner
 from influence_ops.features import FeatureSpec, parse_schema
+from influence_ops.index import INDEX
 from influence_ops.model import InfluenceModel
-from influence_ops.result_files import read_facts, table_files
+from influence_ops.result_files import read_facts, read_manifest, table_files, written_files
 from pipelines.config import InfluenceConfig
 from pipelines.find_features import find_features
 from transforms.elements import Shard
@@ -28,6 +33,7 @@ class Plan:
       train, test: the files of each split; those of influence vectors in place of training files, where they are used.
       train_features, test_features: how their records are decoded; None where there are none.
       curvature_path: the saved curvature that is used, or None.
+      indexed: the manifest of the index that is added to, or None.
       model: the recipe for the model.
       weights: the names of the watched weights.
       watched, total: how many weights are watched, of how many trainable ones.
@@ -39,6 +45,7 @@ class Plan:
     train_features: FeatureSpec | None
     test_features: FeatureSpec | None
     curvature_path: str | None
+    indexed: dict[str, Any] | None
     model: ModelSpec
     weights: list[str]
     watched: int
@@ -56,9 +63,16 @@ def prepare(config: InfluenceConfig) -> Plan:
     train = list_shards("train", _patterns(config.train)) if config.train else []
     test = list_shards("test", _patterns(config.test)) if config.test else []
     vectors, curvature_path = [], config.curvature_path
+    indexed = None
     if config.influence_vectors_path:
         curvature_path = join(config.influence_vectors_path, "curvature")
         vectors = _vector_shards(config)
+    if config.index:
+        curvature_path = join(config.index, "curvature")
+        vectors = _result_shards(table_files(config.index, INDEX, BeamFiles()))
+    if config.update:
+        curvature_path = join(config.output, "curvature")
+        indexed, train = _index_to_grow(config, train)
     spec = ModelSpec(
         config.model,
         "",
@@ -84,6 +98,8 @@ def prepare(config: InfluenceConfig) -> Plan:
                 f"the curvature at {curvature_path!r} was not fitted for --removal {config.removal}; "
                 "fit it again with the same --removal"
             )
+        if config.only_index:
+            preconditioner.bind(model).embed(np.zeros((1, model.size)))  # refuses a curvature without one
     schema = None
     if config.schema:
         if not BeamFiles().exists(config.schema):
@@ -100,6 +116,7 @@ def prepare(config: InfluenceConfig) -> Plan:
         specs.get("train"),
         specs.get("test"),
         curvature_path,
+        indexed,
         spec,
         model.weight_names,
         model.size,
@@ -115,6 +132,35 @@ def _vector_shards(config: InfluenceConfig) -> list[Shard]:
     normalize = read_facts(paths[0], BeamFiles()).get("normalize")
     if normalize != config.normalize:
         raise ValueError(f"the influence vectors in {folder!r} were made with --normalize {normalize}; use the same")
+    return _result_shards(paths)
+
+
+def _index_to_grow(config: InfluenceConfig, train: list[Shard]) -> tuple[dict[str, Any], list[Shard]]:
+    """The manifest of the index, and the training files with the numbers that theirs have, or will have, in it."""
+    files = BeamFiles()
+    table_files(config.output, INDEX, files)  # refuses a folder without an index
+    manifest = read_manifest(config.output, files)
+    before = manifest["config"]
+    for name in ("id_feature", "index_dtype"):
+        if before[name] != getattr(config, name):
+            raise ValueError(f"--{name} {getattr(config, name)}: the index in {config.output!r} was made with {before[name]}; use the same")
+    known = {file.source.name: file.source for file in written_files(manifest) if file.source is not None}
+    added = itertools.count(len(known))
+    shards = []
+    for shard in train:
+        if shard.name not in known:
+            shards.append(dataclasses.replace(shard, ordinal=next(added)))
+        elif shard.size == known[shard.name].size:
+            shards.append(shard)
+        else:
+            raise ValueError(
+                f"{shard.path} has {shard.size:,} bytes; when {shard.name!r} was indexed it had {known[shard.name].size:,}: an index only "
+                "grows; make a new one, or give the new file another name"
+            )
+    return manifest, shards
+
+
+def _result_shards(paths: list[str]) -> list[Shard]:
     files = match_files(paths)
     return [Shard("train", ordinal, file.path, file.path.rsplit("/", 1)[-1], file.size) for ordinal, file in enumerate(files)]
 
@@ -145,6 +191,8 @@ def _try_evaluation(model: InfluenceModel, spec: FeatureSpec, shards: list[Shard
 def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str) -> None:
     """Makes the output folder ready: a finished run is kept unless `overwrite`; what a killed run left is removed.
 
+    An index that is added to stays as it is, but for files that its manifest does not list.
+
     Raises:
       ValueError: the folder holds a finished run.
     """
@@ -152,11 +200,17 @@ def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str
 
     files = BeamFiles()
     path = join(config.output, manifest)
+    if config.update:
+        listed = {join(config.output, file.path) for file in written_files(read_manifest(config.output, files))}
+        found = FileSystems.match([f"{join(config.output, table)}/**" for table in (INDEX, "rejected")] + [f"{config.work_folder}/**"])
+        for match in (match for result in found for match in result.metadata_list if match.path not in listed):
+            files.delete(match.path)
+        return
     if files.exists(path) and not config.overwrite:
         raise ValueError(f"{config.output!r} already holds a finished run; give another --output, or --overwrite")
     files.delete(path)  # first: from here on the folder holds no run
     patterns = [f"{path}.*{TEMPORARY}"]
-    folders = [join(config.output, table) for table in tables] + [config.work_folder]
+    folders = [join(config.output, table) for table in (*tables, INDEX)] + [config.work_folder]
     curvature = join(config.output, "curvature")
     if (config.curvature_path or "").rstrip("/") != curvature:  # else this run reads it
         folders.append(curvature)

@@ -11,6 +11,7 @@ from transforms.finish_curvature import AdvanceCurvature as AdvanceCurvature
 from transforms.finish_curvature import FinishCurvature as FinishCurvature
 from transforms.finish_curvature import LoadCurvature as LoadCurvature
 from transforms.group_products import MultiplyGroups as MultiplyGroups
+from transforms.index_examples import IndexExamples as IndexExamples
 from transforms.read_shards import ReadShards as ReadShards
 from transforms.retrain_models import RetrainModels as RetrainModels
 from transforms.score_examples import ScoreExamples as ScoreExamples

@@ -11,6 +11,7 @@ from apache_beam import pvalue
 from apache_beam.utils.shared import Shared
 
 from influence_ops.example_batch import ExampleBatch, Rejected
+from influence_ops.index import embed_for_index
 from influence_ops.model import InfluenceModel
 from influence_ops.scores import QueryBlock, concatenate_queries, embed_queries
 from transforms.broadcast import Broadcast
@@ -33,11 +34,12 @@ class _Embedder:
 
 
 class _EmbedDoFn(ShardDoFn):
-    def __init__(self, reader: ShardReader, model: ModelSpec, block_size: int, work: str):
+    def __init__(self, reader: ShardReader, model: ModelSpec, block_size: int, work: str, for_index: bool):
         super().__init__(reader)
         self._spec = model
         self._block_size = block_size
         self._work = work
+        self._embed = embed_for_index if for_index else embed_queries
         self._shared = Shared()
         self._blocks: list[QueryBlock] = []
 
@@ -51,7 +53,7 @@ class _EmbedDoFn(ShardDoFn):
         self._blocks = []
 
     def use(self, batch: ExampleBatch) -> list[Rejected]:
-        block, rejected = embed_queries(self._embedder.model, self._embedder.preconditioner, batch)
+        block, rejected = self._embed(self._embedder.model, self._embedder.preconditioner, batch)
         self._blocks.append(block)
         return rejected
 
@@ -99,6 +101,7 @@ class EmbedQueries(beam.PTransform):
       preconditioner: the operator, one `Broadcast`.
       block_size: test examples in a block; a block's results are one key and one row group.
       work: a folder for temporary files that all workers reach.
+      for_index: whether blocks hold the r numbers that an index is searched with, in place of gradients and solutions.
 
     In: `Shard`. Out: a dictionary of PCollections: `queries` (`QueryReference`), `rejected`, `counts`.
     """
@@ -108,10 +111,11 @@ class EmbedQueries(beam.PTransform):
     preconditioner: pvalue.PCollection[Broadcast]
     block_size: int
     work: str
+    for_index: bool = False
 
     def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
         embed = beam.ParDo(
-            _EmbedDoFn(self.reader, self.model, self.block_size, self.work), pvalue.AsSingleton(self.preconditioner)
+            _EmbedDoFn(self.reader, self.model, self.block_size, self.work, self.for_index), pvalue.AsSingleton(self.preconditioner)
         )
         typed = embed.with_output_types(QueryReference, **REPORT_TYPES)
         embedded = outputs(shards | "Embed" >> typed.with_outputs(REJECTED, COUNTS, main=QUERIES))

@@ -1,4 +1,4 @@
-"""Saved influence vectors against every query: the scoring of a run whose training gradients are known already."""
+"""Saved influence vectors, or an index, against every query: the scoring of a run whose training gradients are known already."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
-import numpy as np
 from apache_beam import pvalue
 from apache_beam.metrics.metric import Metrics
 from apache_beam.typehints.decorators import IOTypeHints
@@ -16,6 +15,7 @@ from apache_beam.utils.shared import Shared
 
 from influence_ops import tables
 from influence_ops.in_memory import run_facts
+from influence_ops.index import Search, best_of_file, stored_vectors
 from influence_ops.result_files import ParquetFile, iterate_table
 from influence_ops.scores import ScoreOptions
 from influence_ops.top_k import Order, TopK
@@ -45,6 +45,7 @@ class _ScoreVectorsDoFn(beam.DoFn):
         self._k = wanted.top_k
         self._order: Order = wanted.order
         self._output = wanted.output
+        self._search: Search = wanted.search
         self._shared = Shared()
         self._queries: _Queries | None = None
         self._tops: list[TopK] | None = None
@@ -70,10 +71,13 @@ class _ScoreVectorsDoFn(beam.DoFn):
         if "scores" in self._outputs:
             scores_file = ParquetFile(self._output, "scores", f"shard-{shard.ordinal:05d}", queries.facts, BeamFiles())
         examples = 0
+        if self._search == "faiss":
+            found, examples = best_of_file(iterate_table(shard.path, BeamFiles()), queries.blocks, self._k, self._order)
+            for top, best in zip(self._tops, found, strict=True):
+                top.merge(best)
         try:
-            for rows in iterate_table(shard.path, BeamFiles()):
-                ids = np.array(rows.column("train_id").to_pylist(), dtype=object)
-                vectors = np.asarray(rows.column("vector").flatten()).reshape(rows.num_rows, -1)
+            for rows in iterate_table(shard.path, BeamFiles()) if self._search == "linear" else ():
+                ids, vectors = stored_vectors(rows)
                 examples += rows.num_rows
                 for block, top in zip(queries.blocks, self._tops, strict=True):
                     scores = block.gradients @ vectors.T
@@ -99,9 +103,13 @@ class _ScoreVectorsDoFn(beam.DoFn):
 
 @dataclasses.dataclass
 class ScoreVectors(beam.PTransform):
-    """Scores saved influence vectors, a file at a time; arguments as of `ScoreExamples`.
+    """Scores saved influence vectors or an index, a file at a time; arguments as of `ScoreExamples`.
 
-    In: `Shard`s, files of the table `influence_vectors`. Out: a dictionary of PCollections: `top_k`, `files`, `counts`.
+    Args:
+      search: `linear`: every pair, in the precision that is stored; `faiss`: each file's best by FAISS, for `top_k` alone.
+
+    In: `Shard`s, files of the table `influence_vectors` or `index`, whose inner products with the queries are influence.
+    Out: a dictionary of PCollections: `top_k`, `files`, `counts`.
     """
 
     preconditioner: pvalue.PCollection[Broadcast]
@@ -111,6 +119,7 @@ class ScoreVectors(beam.PTransform):
     top_k: int
     order: Order
     output: str
+    search: Search = "linear"
 
     def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
         score = beam.ParDo(

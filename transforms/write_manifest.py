@@ -11,7 +11,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam import pvalue
 
-from influence_ops.result_files import write_manifest
+from influence_ops.result_files import write_manifest, written_files
 from transforms.broadcast import Broadcast
 from transforms.elements import ShardCount, SolverReport, WrittenFile
 from transforms.files import BeamFiles
@@ -20,9 +20,10 @@ _VERSIONED = ("apache-beam", "keras", "numpy", "pyarrow", "tensorflow", "tfx-bsl
 
 
 class _WriteManifestDoFn(beam.DoFn):
-    def __init__(self, output: str, config: Mapping[str, Any]):
+    def __init__(self, output: str, config: Mapping[str, Any], base: Mapping[str, Any] | None):
         self._output = output
         self._config = dict(config)
+        self._base = base
 
     def process(
         self,
@@ -40,11 +41,16 @@ class _WriteManifestDoFn(beam.DoFn):
             total["examples"] += count.examples
             total["rejected"] += count.rejected
         read = {stage: total["examples"] + total["rejected"] for stage, total in by_stage.items()}
-        if "curvature" in read and "score" in read and read["curvature"] != read["score"]:
-            raise ValueError(
-                f"the curvature saw {read['curvature']:,} training examples and the scores {read['score']:,}: "
-                "the training files changed during the run; start it again"
-            )
+        for stage, what in (("score", "scores"), ("index", "index")):
+            if "curvature" in read and stage in read and read["curvature"] != read[stage]:
+                raise ValueError(
+                    f"the curvature saw {read['curvature']:,} training examples and the {what} {read[stage]:,}: "
+                    "the training files changed during the run; start it again"
+                )
+        kept = [] if self._base is None else written_files(self._base)
+        for stage, before in {} if self._base is None else self._base["counts"].items():
+            total = by_stage.setdefault(stage, dict.fromkeys(before, 0))
+            by_stage[stage] = {name: count + before[name] for name, count in total.items()}
         content: dict[str, Any] = {
             "counts": by_stage,
             "config": self._config,
@@ -53,7 +59,7 @@ class _WriteManifestDoFn(beam.DoFn):
         }
         for report in reports:
             content["solver"] = dataclasses.asdict(report)
-        yield write_manifest(self._output, list(set(files)), content, BeamFiles())
+        yield write_manifest(self._output, list({*kept, *files}), content, BeamFiles())
 
 
 @dataclasses.dataclass
@@ -66,6 +72,7 @@ class WriteManifest(beam.PTransform):
       preconditioner: the operator.
       counts: `ShardCount`s of every stage.
       reports: of an iterative solver, at most one.
+      base: a manifest that this one extends: its files stay, its counts are added.
 
     In: `WrittenFile`s, all of them. Out: the manifest's path.
     """
@@ -75,6 +82,7 @@ class WriteManifest(beam.PTransform):
     preconditioner: pvalue.PCollection[Broadcast]
     counts: pvalue.PCollection[ShardCount]
     reports: pvalue.PCollection[SolverReport]
+    base: Mapping[str, Any] | None = None
 
     def expand(self, files: pvalue.PCollection[WrittenFile]) -> pvalue.PCollection[str]:
         return (
@@ -82,7 +90,7 @@ class WriteManifest(beam.PTransform):
             | "Once" >> beam.Create([None], reshuffle=False)
             | "Write"
             >> beam.ParDo(
-                _WriteManifestDoFn(self.output, self.config),
+                _WriteManifestDoFn(self.output, self.config, self.base),
                 pvalue.AsSingleton(self.preconditioner),
                 pvalue.AsIter(files),
                 pvalue.AsIter(self.counts),

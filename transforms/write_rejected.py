@@ -22,15 +22,16 @@ class TooManyRejectedError(ValueError):
 
 
 class _WriteRejectedDoFn(beam.DoFn):
-    def __init__(self, output: str, max_rejected: int):
+    def __init__(self, output: str, max_rejected: int, number: int):
         self._output = output
+        self._name = f"part-{number:05d}"
         self._max_rejected = max_rejected
 
     def process(self, _: None, rejected: Iterable[RejectedExample]) -> Iterator[WrittenFile]:
         # A bundle that was run twice gives its rejected examples twice.
         distinct = sorted(set(rejected), key=lambda r: (r.split, r.file, r.index))
         rows = [(r.split, Rejected(r.file, r.index, r.stage, r.error, r.message)) for r in distinct]
-        written = write_table(self._output, "rejected", "part-00000", tables.rejected_table(rows), {}, BeamFiles())
+        written = write_table(self._output, "rejected", self._name, tables.rejected_table(rows), {}, BeamFiles())
         if len(distinct) > self._max_rejected:
             shown = "".join(f"\n  {r.split} {r.file}:{r.index} ({r.stage}, {r.error}): {r.message}" for r in distinct[:_SHOWN])
             more = f"\n  … and {len(distinct) - _SHOWN:,} more" if len(distinct) > _SHOWN else ""
@@ -49,17 +50,21 @@ class WriteRejected(beam.PTransform):
     Args:
       output: the folder of the results.
       max_rejected: how many are allowed.
+      number: of the file; where earlier ones stay.
 
     In: `RejectedExample`. Out: one `WrittenFile`.
     """
 
     output: str
     max_rejected: int
+    number: int = 0
 
     def expand(self, rejected: pvalue.PCollection[RejectedExample]) -> pvalue.PCollection[WrittenFile]:
         return (
             rejected.pipeline
             | "Once" >> beam.Create([None], reshuffle=False)
             | "Write"
-            >> beam.ParDo(_WriteRejectedDoFn(self.output, self.max_rejected), pvalue.AsIter(rejected)).with_output_types(WrittenFile)
+            >> beam.ParDo(
+                _WriteRejectedDoFn(self.output, self.max_rejected, self.number), pvalue.AsIter(rejected)
+            ).with_output_types(WrittenFile)
         )

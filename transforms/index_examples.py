@@ -1,0 +1,134 @@
+"""Every training example to the r numbers of an index, a file for each shard; shards that are in it already are left alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam import pvalue
+from apache_beam.utils.shared import Shared
+
+from influence_ops.curvature import Preconditioner
+from influence_ops.example_batch import ExampleBatch, Rejected
+from influence_ops.in_memory import run_facts
+from influence_ops.index import INDEX, IndexDtype, index_schema, index_table
+from influence_ops.model import InfluenceModel
+from influence_ops.result_files import ParquetFile, SourceFile
+from influence_ops.scores import ScoreOptions, evaluate
+from transforms.broadcast import Broadcast
+from transforms.elements import Shard, WrittenFile
+from transforms.files import BeamFiles
+from transforms.finish_curvature import open_preconditioner
+from transforms.open_model import ModelSpec
+from transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
+from transforms.score_examples import FILES
+from transforms.typed import outputs
+
+_CHUNK = 1 << 22
+
+
+class _Embedder:
+    """Model and operator of one process."""
+
+    def __init__(self, model: InfluenceModel, broadcast: Broadcast):
+        self.model = model
+        self.preconditioner: Preconditioner = open_preconditioner(broadcast).bind(model)
+        self.facts = run_facts(self.preconditioner.meta, ScoreOptions())[1]
+        self.dim = self.preconditioner.embed(np.zeros((1, model.size))).shape[1]
+
+
+class _IndexDoFn(ShardDoFn):
+    def __init__(self, reader: ShardReader, model: ModelSpec, wanted: IndexExamples):
+        super().__init__(reader)
+        self._spec = model
+        self._dtype: IndexDtype = wanted.dtype
+        self._known = dict(wanted.known)
+        self._output = wanted.output
+        self._shared = Shared()
+        self._file: ParquetFile | None = None
+
+    def process(self, shard: Shard, *sides: Any) -> Iterator[object]:
+        source = SourceFile(shard.name, shard.size, _digest(shard))
+        known = self._known.get(shard.name)
+        if known is None:
+            self._source = source
+            yield from super().process(shard, *sides)
+        elif known != source:
+            raise ValueError(
+                f"{shard.path} is not what it was when {shard.name!r} was indexed: an index only grows; make a new one, or give the new "
+                "file another name"
+            )
+
+    def open(self, sides: tuple) -> None:
+        preconditioner = sides[0]  # the second makes it wait for the verdict on rejected examples
+        self._embedder = self._shared.acquire(
+            lambda: _Embedder(self._spec.open(), preconditioner), tag=f"{self._spec}|{preconditioner.digest}"
+        )
+
+    def begin_shard(self, shard: Shard) -> None:
+        schema = index_schema(self._embedder.dim, self._dtype)
+        name = f"shard-{shard.ordinal:05d}"
+        self._file = ParquetFile(self._output, INDEX, name, self._embedder.facts, BeamFiles(), schema=schema, source=self._source)
+
+    def use(self, batch: ExampleBatch) -> list[Rejected]:
+        assert self._file is not None
+        kept, _, gradients, rejected = evaluate(self._embedder.model, batch)
+        if len(kept):
+            embedded = self._embedder.preconditioner.embed(np.asarray(gradients, dtype=np.float64))
+            self._file.write(index_table(kept.ids, embedded, self._dtype))
+        return rejected
+
+    def end_shard(self, shard: Shard) -> Iterator[object]:
+        assert self._file is not None
+        yield pvalue.TaggedOutput(FILES, self._file.close())
+        self._file = None
+
+    def abandon_shard(self) -> None:
+        if self._file is not None:
+            self._file.abandon()
+        self._file = None
+
+
+def _digest(shard: Shard) -> str:
+    digest = hashlib.sha256()
+    with BeamFiles().open_read(shard.path) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@dataclasses.dataclass
+class IndexExamples(beam.PTransform):
+    """Embeds training examples where they are read, and writes them.
+
+    Args:
+      reader: reads the training shards.
+      model: the model.
+      preconditioner: the operator, one `Broadcast`; it must have an embedding.
+      gate: any collection that must be complete before this starts.
+      dtype: how the numbers are stored.
+      known: the files that are in the index already, by name: read only to see that they are the same.
+      output: the folder of the index.
+
+    In: `Shard`. Out: a dictionary of PCollections: `files` (`WrittenFile`), `rejected`, `counts`.
+    """
+
+    reader: ShardReader
+    model: ModelSpec
+    preconditioner: pvalue.PCollection[Broadcast]
+    gate: pvalue.PCollection
+    dtype: IndexDtype
+    known: Mapping[str, SourceFile]
+    output: str
+
+    def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
+        index = beam.ParDo(
+            _IndexDoFn(self.reader, self.model, self), pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(self.gate)
+        )
+        types = {FILES: WrittenFile, **REPORT_TYPES}
+        indexed = outputs(shards | "Index" >> index.with_output_types(type(None), **types).with_outputs(*types))
+        return {tag: indexed[tag] for tag in types}

@@ -26,6 +26,16 @@ FACTS = "cleaning/facts.json"
 FORMATS = ("tfrecord", "sequence_example", "parquet")
 
 
+def check_share(share: float) -> None:
+    """Refuses what is no part of the examples.
+
+    Raises:
+      ValueError: it is not above 0 and below 1.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share {share} must be above 0 and below 1: the part of the examples that is suspicious")
+
+
 @dataclasses.dataclass(frozen=True)
 class CleanConfig:
     """What is cleaned, and how.
@@ -57,8 +67,7 @@ class CleanConfig:
     weight_feature: str = "weight"
 
     def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise ValueError(f"share {self.share} must be above 0 and below 1: the part of the examples that is suspicious")
+        check_share(self.share)
         if self.data_format not in FORMATS:
             raise ValueError(f"data_format {self.data_format!r} must be one of {', '.join(FORMATS)}")
         self.cleaning()

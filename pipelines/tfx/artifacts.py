@@ -19,9 +19,10 @@ if importlib.util.find_spec("tfx.extensions") is None:
 class InfluenceScores(Artifact):
     """A finished run's output folder: Parquet tables and `manifest.json`.
 
-    Custom properties, facts of the run: `train_examples`, `test_examples`, `rejected` (counts); `curvature`, `damping`,
-    `watched_weights`, `model_fingerprint`; `train_splits`, `test_splits` (JSON lists); `mislabel_candidates` (JSON, the
-    examples of the largest self-influence, at most 20, as [{"train_id": ..., "self_influence": ...}, ...]).
+    Custom properties, facts of the run: `train_examples`, `test_examples`, `rejected` (counts); `curvature`, `damping`
+    (text, since the metadata store rounds to 6 decimals), `watched_weights`, `model_fingerprint`; `train_splits`,
+    `test_splits` (JSON lists); `mislabel_candidates` (JSON, the examples of the largest self-influence, at most 20, as
+    [{"train_id": ..., "self_influence": ...}, ...]).
     """
 
     TYPE_NAME = "InfluenceScores"

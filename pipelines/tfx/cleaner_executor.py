@@ -9,6 +9,7 @@ from tfx.types.artifact import Artifact
 
 from pipelines.clean import CleanConfig, clean
 from pipelines.tfx.beam_executor import BeamExecutor
+from pipelines.tfx.options import to_json
 from pipelines.tfx.resolve_artifacts import (
     CUSTOM_SPLIT_PATTERN,
     FILE_FORMAT,
@@ -63,9 +64,8 @@ def _copy_properties(examples: Artifact, output: Artifact) -> None:
 
 
 def _describe(facts: dict[str, Any], output: Artifact) -> None:
-    output.set_float_custom_property("share", facts["share"])
-    if facts["threshold"] is not None:
-        output.set_float_custom_property("threshold", facts["threshold"])
+    for name in ("share", "threshold"):
+        output.set_string_custom_property(name, to_json(facts[name]))  # as text: the store rounds numbers to 6 decimals
     output.set_int_custom_property("scored_examples", facts["scored"])
     output.set_int_custom_property("suspicious_examples", facts["suspicious"])
     output.set_int_custom_property("damaged_records", facts["damaged"])

@@ -39,8 +39,8 @@ class ExampleCleaner(BaseBeamComponent):
         it get 1, times `weight` where they are suspicious.
 
     Outputs:
-      cleaned_examples: Examples with the same splits; custom properties tell what was done: `share`, `threshold`,
-        `scored_examples`, `suspicious_examples`, `damaged_records` (which can't be kept).
+      cleaned_examples: Examples with the same splits; custom properties tell what was done: `share`, `threshold` (text;
+        null when no example is suspicious), `scored_examples`, `suspicious_examples`, `damaged_records` (which can't be kept).
 
     Raises:
       ValueError: an option is wrong; the message names it.

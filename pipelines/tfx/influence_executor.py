@@ -81,7 +81,7 @@ def _describe(summary: RunSummary, exec_properties: dict[str, Any], scores: Arti
     seen = counts.get("score") or counts.get("curvature") or {"examples": 0}
     for artifact in (scores, curvature):
         artifact.set_string_custom_property("curvature", operator["curvature"])
-        artifact.set_float_custom_property("damping", operator["damping"])
+        artifact.set_string_custom_property("damping", to_json(operator["damping"]))  # as text: the store rounds to 6 decimals
         artifact.set_int_custom_property("watched_weights", operator["size"])
         artifact.set_string_custom_property("model_fingerprint", operator["fingerprint"])
         artifact.set_int_custom_property("train_examples", seen["examples"])

@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -71,7 +72,7 @@ def encode_options(options: Mapping[str, Any], has_test: bool, has_curvature: bo
 
 def _value(field: dataclasses.Field, value: Any) -> Any:
     kind = option_type(field)
-    if value is None and field.default is None:
+    if value is None and type(None) in typing.get_args(typing.get_type_hints(InfluenceConfig)[field.name]):
         return None
     if kind is str and isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
         return ",".join(value)

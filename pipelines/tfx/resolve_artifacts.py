@@ -80,8 +80,8 @@ def _data_format(examples: Artifact) -> str:
     wanted = _FILE_FORMATS[_DATA_FORMATS[name]]
     # tfrecords_gzip, tfrecord or parquet; whether records are compressed is seen from their first bytes.
     stored_file = examples.get_string_custom_property(FILE_FORMAT)
-    if stored_file and not stored_file.lower().removeprefix("format_").startswith(wanted):
-        raise ValueError(f"the Examples at {examples.uri!r} have the file format {stored_file}; with {name} it must be {wanted}s")
+    if stored_file and wanted not in stored_file.lower():
+        raise ValueError(f"the Examples at {examples.uri!r} have the file format {stored_file}; with {name} it must be {wanted}")
     return _DATA_FORMATS[name]
 
 

@@ -1,18 +1,22 @@
 """How well does each curvature predict real retraining? LDS and leave-one-out on scikit-learn's digits, beside other systems.
 
 An MLP 64-32-10 on 1,500 digits, all its 2,410 weights, with 50 retrainings on random halves and 100 single removals, all real
-(`tests/data/lds_digits.npz`). One damping rule for every curvature.
+(`tests/data/lds_digits.npz`). One damping rule for every curvature, fixed beforehand: the program's default. Options of the
+program follow a curvature's name after colons.
 
-    python -m benchmarks.lds [--curvatures gauss_newton,exact] [--damping auto]
+    python -m benchmarks.lds [--curvatures gauss_newton,arnoldi:rank=100:passes=8] [--damping auto]
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import pathlib
+import subprocess
 import sys
 import time
+from typing import Any
 
 import influence_ops.device  # sets TensorFlow's log level before it is imported
 
@@ -20,18 +24,33 @@ influence_ops.device.configure_tensorflow()
 
 import keras  # noqa: E402  (after the log level is set)
 import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
 
 from influence_ops import ExampleBatch  # noqa: E402
-from influence_ops.curvature import CURVATURES, FinishOptions, curvature_by_name  # noqa: E402
-from influence_ops.evaluation.correlation import bootstrap_error, mean_over_columns, pearson  # noqa: E402
+from influence_ops.curvature import CURVATURES  # noqa: E402
 from influence_ops.evaluation.lds import linear_datamodelling_score  # noqa: E402
+from influence_ops.evaluation.leave_one_out import leave_one_out  # noqa: E402
 from influence_ops.in_memory import fit_curvature  # noqa: E402
 from influence_ops.model import InfluenceModel  # noqa: E402
 from influence_ops.scores import ScoreOptions, Scorer, concatenate_queries, embed_queries  # noqa: E402
+from influence_ops.tfrecord import write_records  # noqa: E402
+from pipelines.config import InfluenceConfig, option_type  # noqa: E402
 
 DATA = pathlib.Path(__file__).parent.parent / "tests" / "data" / "lds_digits.npz"
 WEIGHT_DECAY = 1e-3
 BATCH = 250
+
+# conjugate_gradient and lissa solve with the raw Hessian, which is not positive definite here: they run to their caps.
+_LEFT_OUT = ("conjugate_gradient", "lissa")
+
+PEERS = """\
+kronfluence EK-FAC, damping 1e-8 (its default) / 1e-3 / 0.1 × mean eigenvalue    6 CPU s   0.483 / 0.559 / 0.592
+kronfluence K-FAC 1e-3                                                          5.0         0.565
+pyDVL EK-FAC 1e-3                                                               7.8         0.591
+dattri CG, 30 iterations, 2e-3                                                  3.4         0.717
+dattri explicit / pyDVL direct / pyDVL CG 50, 2e-3                   7.7 / 17 / 37         0.685
+pyDVL Nyström 200 / Arnoldi 100                                          7.5 / 20         0.668 / 0.584
+captum Arnoldi 50 / LogIX LoGra / TracIn / TRAK one model     7 / 0.5 / 3.8 / 7.8         0.412 / 0.265 / 0.222 / 0.115"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +81,30 @@ def make_model(data: dict[str, np.ndarray], prefix: str = "base") -> InfluenceMo
     return InfluenceModel(network, loss_function="softmax_cross_entropy", weights="all", weight_decay=WEIGHT_DECAY)
 
 
+def write_files(data: dict[str, np.ndarray], folder: pathlib.Path) -> None:
+    """The reference as files for the commands: the model and a TFRecord file of each split, and those with flipped labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    make_model(data).model.save(folder / "model.keras")
+    make_model(data, "flip").model.save(folder / "flipped.keras")
+    write_split(folder / "train.tfrecord", data["X_train"], data["y_train"])
+    write_split(folder / "test.tfrecord", data["X_test"], data["y_test"])
+    write_split(folder / "flipped.tfrecord", data["X_train"], data["y_train_flipped"])
+    (folder / "flipped.txt").write_text("".join(f"flipped.tfrecord:{row}\n" for row in np.flatnonzero(data["flip_mask"])))
+
+
+def write_split(path: pathlib.Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """One TFRecord file of tf.Example."""
+    records = []
+    for x, y in zip(images, labels, strict=True):
+        # Pixels are sixteenths: exact in the file's float32.
+        pixels = tf.train.Feature(float_list=tf.train.FloatList(value=x))
+        label = tf.train.Feature(int64_list=tf.train.Int64List(value=[y]))
+        features = tf.train.Features(feature={"x": pixels, "label": label})
+        records.append(tf.train.Example(features=features).SerializeToString())
+    with open(path, "wb") as file:
+        write_records(file, records)
+
+
 def batches(data: dict[str, np.ndarray], split: str) -> list[ExampleBatch]:
     """The split in batches; an example's id is its row."""
     x, y = data[f"X_{split}"], data[f"y_{split}"]
@@ -69,46 +112,76 @@ def batches(data: dict[str, np.ndarray], split: str) -> list[ExampleBatch]:
     return [ExampleBatch(ids[s : s + BATCH], x[s : s + BATCH], y[s : s + BATCH]) for s in range(0, len(x), BATCH)]
 
 
-def scores_of(model: InfluenceModel, data: dict[str, np.ndarray], curvature: str, options: FinishOptions) -> tuple[np.ndarray, float]:
+def scores_of(model: InfluenceModel, data: dict[str, np.ndarray], config: InfluenceConfig) -> tuple[np.ndarray, float]:
     """The influence of every training example on every test point, [T, N], and λ."""
     train = batches(data, "train")
-    preconditioner = fit_curvature(model, curvature_by_name(curvature), train, options).bind(model)
+    preconditioner = fit_curvature(model, config.make_curvature(), train, config.finish_options()).bind(model)
     blocks = [embed_queries(model, preconditioner, batch)[0] for batch in batches(data, "test")]
     scorer = Scorer(model, preconditioner, concatenate_queries(blocks, len(data["X_test"])), ScoreOptions())
     scores = np.concatenate([scorer.score(batch).scores[0] for batch in train], axis=1)
     return scores, float(preconditioner.meta["damping"])
 
 
-def measure(model: InfluenceModel, data: dict[str, np.ndarray], curvature: str, options: FinishOptions) -> Measured:
+def configuration(described: str, damping: str) -> InfluenceConfig:
+    """The program's options for a curvature such as `arnoldi:rank=100:passes=8`."""
+    name, *options = described.split(":")
+    chosen: dict[str, Any] = {"curvature": name, "damping": damping, "weights": "all"}
+    types = {field.name: option_type(field) for field in dataclasses.fields(InfluenceConfig)}
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in types:
+            raise ValueError(f"{described!r}: the program has no option --{key}")
+        chosen[key] = types[key](value)
+    return InfluenceConfig(model="reference", train="reference", test="reference", output="reference", outputs="scores", **chosen)
+
+
+def measure(model: InfluenceModel, data: dict[str, np.ndarray], described: str, damping: str) -> Measured:
     """Fits, scores, and compares with the retrainings."""
+    config = configuration(described, damping)
     started = time.process_time()
-    scores, damping = scores_of(model, data, curvature, options)
+    scores, value = scores_of(model, data, config)
     cpu = time.process_time() - started
     lds = linear_datamodelling_score(data["subset_masks"] @ scores.T, data["subset_test_loss"])
-    predicted, actual = scores[:, data["loo_idx"]].T, data["loo_test_loss"] - data["base_test_loss"]
-    loo = mean_over_columns(pearson(predicted, actual))
-    loo_error = bootstrap_error(lambda rows: mean_over_columns(pearson(predicted[rows], actual[rows])), len(actual))
-    return Measured(curvature, damping, cpu, lds.mean, lds.standard_error, loo, loo_error)
+    loo = leave_one_out(scores[:, data["loo_idx"]].T, data["loo_test_loss"] - data["base_test_loss"])
+    return Measured(described, value, cpu, lds.mean, lds.standard_error, loo.pearson, loo.pearson_error)
+
+
+def in_child(described: str, damping: str) -> Measured | str:
+    """Measures in a process of its own, so that no curvature finds another's traced functions; a refusal as text."""
+    command = [sys.executable, "-m", "benchmarks.lds", "--child", described, "--damping", damping]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found if isinstance(found, str) else Measured(**found)
 
 
 def main() -> int:
     """Prints one row for each curvature."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--curvatures", default=",".join(CURVATURES), help="names, separated by commas (default: the whole table)")
+    every = ",".join(name for name in CURVATURES if name not in _LEFT_OUT)
+    parser.add_argument("--curvatures", default=every, help=f"names, separated by commas (default: {every})")
     parser.add_argument("--damping", default="auto", help="λ for all of them, or auto, the program's own rule (default)")
-    parser.add_argument("--rank", type=int, help="of curvatures that have one")
+    parser.add_argument("--write", type=pathlib.Path, help="only write the model and the data to this folder, for the commands")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    damping = arguments.damping if arguments.damping == "auto" else float(arguments.damping)
-    data = load()
-    model = make_model(data)
-    print(f"{'curvature':<22}{'damping':>10}{'CPU s':>8}{'LDS':>8} ± s.e.{'LOO r':>9} ± s.e.")
-    for name in arguments.curvatures.split(","):
+    if arguments.write:
+        write_files(load(), arguments.write)
+        return 0
+    if arguments.child:
+        data = load()
         try:
-            m = measure(model, data, name, FinishOptions(damping, rank=arguments.rank))
+            print(json.dumps(dataclasses.asdict(measure(make_model(data), data, arguments.child, arguments.damping))))
         except ValueError as error:
-            print(f"{name:<22}refused: {error}", flush=True)
+            print(json.dumps(str(error)))
+        return 0
+    print(f"{'curvature':<36}{'damping':>10}{'CPU s':>8}{'LDS':>8} ± s.e.{'LOO r':>9} ± s.e.")
+    for described in arguments.curvatures.split(","):
+        m = in_child(described, arguments.damping)
+        if isinstance(m, str):
+            print(f"{described:<36}refused: {m}", flush=True)
             continue
-        print(f"{name:<22}{m.damping:>10.3g}{m.cpu:>8.1f}{m.lds:>8.3f} ± {m.lds_error:.3f}{m.loo:>8.3f} ± {m.loo_error:.3f}", flush=True)
+        errors = f"{m.lds:>8.3f} ± {m.lds_error:.3f}{m.loo:>8.3f} ± {m.loo_error:.3f}"
+        print(f"{described:<36}{m.damping:>10.3g}{m.cpu:>8.1f}{errors}", flush=True)
+    print(f"\nOther systems on the same retrainings, measured elsewhere by others, CPU seconds and LDS:\n{PEERS}")
     return 0
 
 

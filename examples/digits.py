@@ -56,16 +56,22 @@ def write_shards(folder: pathlib.Path, split: str, images: np.ndarray, labels: n
     return str(folder / f"{split}-*.tfrecord.gz")
 
 
-def train_model(images: np.ndarray, labels: np.ndarray) -> keras.Model:
+def make_network() -> keras.Model:
     """A small network with 32 hidden units; its last layer (P = 330) is what is watched."""
-    keras.utils.disable_interactive_logging()
-    keras.utils.set_random_seed(1)
     inputs = keras.Input((64,), name="image")
     hidden = keras.layers.Dense(32, activation="relu")(inputs)
     penalty = keras.regularizers.L2(5e-4)
     outputs = keras.layers.Dense(10, activation="softmax", kernel_regularizer=penalty, bias_regularizer=penalty)(hidden)
     model = keras.Model(inputs, outputs)
     model.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(), metrics=["accuracy"])
+    return model
+
+
+def train_model(images: np.ndarray, labels: np.ndarray) -> keras.Model:
+    """The network, trained."""
+    keras.utils.disable_interactive_logging()
+    keras.utils.set_random_seed(1)
+    model = make_network()
     model.fit(images, labels, epochs=30, batch_size=128)
     return model
 

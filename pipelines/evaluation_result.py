@@ -62,7 +62,7 @@ def evaluation_text(evaluation: Evaluation) -> str:
     lines = [["", *(name.replace("_", " ") for name in names)]]
     lines += [[row.method, *(_shown(row.figures, name) for name in names)] for row in evaluation.rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(names) + 1)]
-    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
     facts = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in evaluation.facts.items())
     return "\n".join([*text, "", f"{facts}; result in {join(evaluation.output, evaluation.measure + '.json')}"])
 
@@ -75,8 +75,11 @@ def _shown(figures: dict[str, Any], name: str) -> str:
         return str(value)
     if name.startswith("found"):
         return f"{100 * value:.1f} %"
-    shown = f"{value:.3g}" if name == "damping" or (value and abs(value) < 0.01) else f"{value:.3f}"
     error = figures.get(f"{name}_error")
+    if name == "damping" or (error is None and 0 < abs(value) < 0.001):
+        return f"{value:.3g}"
     if error is None or not np.isfinite(error):
-        return shown
-    return f"{shown} ± {error:.1e}" if 0 < error < 0.0005 else f"{shown} ± {error:.3f}"
+        return f"{value:.3f}"
+    # Two digits of the error, and the figure to the same place.
+    decimals = min(max(1 - int(np.floor(np.log10(error))), 3), 7) if error > 0 else 3
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"

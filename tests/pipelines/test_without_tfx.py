@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+NOT_THERE = {"matplotlib"}  # of the extra report
 
 CODE = """
 import sys
@@ -28,3 +33,12 @@ def test_says_what_to_install(missing: list[str]) -> None:
     assert "pipelines.tfx needs the extra 'tfx'" in done.stdout
     assert "pip install -e '.[tfx]'" in done.stdout
     assert "pip install --no-deps -r requirements-tfx.txt -e ." in done.stdout
+
+
+def test_the_pinned_environment_has_all_that_is_needed() -> None:
+    """It is installed without looking at dependencies, so a new one must be added to it."""
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    wanted = {name for name in re.findall(r'^ +"(?:\w+": \[")?([a-zA-Z0-9-]+)(?:\[\w+\])?>=', setup, re.MULTILINE)} - NOT_THERE
+    assert {"apache-beam", "ml-pipelines-sdk", "pytest", "tensorflow"} <= wanted
+    pinned = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements-tfx.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    assert not wanted - pinned, "make requirements-tfx.txt anew, by the command in its first lines"

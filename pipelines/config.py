@@ -26,6 +26,7 @@ ONLY_INDEX = "index"
 _NEED_TEST = ("top_k", "scores", "group_influence")
 _FROM_VECTORS = ("top_k", "scores")
 _ITERATIVE = ("conjugate_gradient", "cgd", "lissa")
+_INDEX_RANK = 256  # an index has no residual term, so it needs more eigenpairs: docs/index.md
 _EMBEDDING = ("arnoldi", "random_projection")
 _NOT_WHOLE = ("identity", *_ITERATIVE, "arnoldi", "random_projection")
 
@@ -168,7 +169,7 @@ class InfluenceConfig:
     rank: int | None = _option(
         None,
         "Use this many of the largest eigenvalues of exact, gauss_newton or arnoldi; the rest are taken as equal to the smallest of "
-        "them. Default: all; of arnoldi, 100.",
+        "them. Default: all; of arnoldi, 100, and of an index 256.",
         _METHOD,
     )
     matrix: str = _option(
@@ -423,7 +424,8 @@ class InfluenceConfig:
             curvature.max_iterations = self.max_iterations or curvature.max_iterations
         if isinstance(curvature, Arnoldi):
             try:
-                options = ArnoldiOptions(self.rank or DEFAULT_RANK, typing.cast(Any, self.matrix), self.block_size, self.seed)
+                rank = self.rank or (_INDEX_RANK if self.only_index else DEFAULT_RANK)
+                options = ArnoldiOptions(rank, typing.cast(Any, self.matrix), self.block_size, self.seed)
                 curvature.options = options
                 return curvature.over_all(self.passes) if self.passes else curvature
             except ValueError as error:

@@ -35,7 +35,7 @@ _KEEP_WORKERS_MILLISECONDS = 60_000
 _CONNECT_SECONDS = 5.0
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "[local]", "[auto]", "")
 _SHOW_PROGRESS = ("FnApiRunner", "DirectRunner", "BundleBasedDirectRunner", "PrismRunner")
-_PATHS = ("model", "model_weights", "train", "test", "schema", "curvature_path", "influence_vectors_path", "output", "work_dir")
+_PATHS = ("model", "model_weights", "train", "test", "schema", "curvature_path", "influence_vectors_path", "index", "output", "work_dir")
 
 
 @dataclasses.dataclass(frozen=True)

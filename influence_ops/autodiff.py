@@ -6,13 +6,17 @@ flattened variable by variable in row-major order.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from influence_ops.gradients.blocks import Block, Layout
+from influence_ops.gradients.discover import discover
+from influence_ops.gradients.recorded import Call, recorded
 from influence_ops.losses import PerExampleLoss
 
 _ROWS_AT_ONCE = 64  # Hessian rows in one vectorised pass: bounds memory to 64 copies of the activations
@@ -24,6 +28,7 @@ class AutodiffDerivatives:
     def __init__(self, model: keras.Model, loss: PerExampleLoss, variables: list[Any]):
         self._model = model
         self._loss = loss
+        self._keras_variables = variables
         self._variables = [variable.value for variable in variables]
         self._size = sum(int(tf.size(variable)) for variable in self._variables)
         self._fallback = False
@@ -36,27 +41,81 @@ class AutodiffDerivatives:
         """ℓ(z_i): [B]."""
         return self._loss(labels, self.outputs(inputs))
 
-    def losses_and_gradients(self, inputs: Any, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """ℓ(z_i) [B] and ∇ℓ(z_i) [B, P]."""
+    def discover(self, inputs: Any, penalty: Callable[[Any], float | None]) -> Layout:
+        """Finds the factored blocks of the watched weights; see `gradients.discover`. Once, before the methods with blocks."""
+        self._plan = discover(self._model, self._keras_variables, lambda examples: pack(self.outputs(examples)), inputs, penalty)
+        return self._plan.layout
 
-        def one(example: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    def losses_and_blocks(self, inputs: Any, labels: tf.Tensor) -> tuple[tf.Tensor, tuple[Block, ...]]:
+        """ℓ(z_i) [B] and ∇ℓ(z_i) as blocks."""
+
+        def losses(calls: list[Call], outputs: Any) -> tuple[tf.Tensor, tf.Tensor]:
+            found = self._loss(labels, outputs)
+            return found, tf.reduce_sum(found)
+
+        def one(example: Any) -> list[tf.Tensor]:
             x, y = tf.nest.map_structure(lambda leaf: leaf[None], example)
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                self._watch(tape)
-                loss = self.losses(x, y)
-            return loss[0], self._flatten(tape.gradient(loss, self._variables))
+            with self._rest_tape() as tape:
+                loss = self._loss(y, self.outputs(x))
+            return self._rest_gradients(tape, loss)
 
-        return self._map(one, (inputs, labels))
+        return self._blocks(inputs, losses, one, (inputs, labels))
 
-    def gauss_newton_factors(self, inputs: Any, labels: tf.Tensor) -> tf.Tensor:
-        """F [B, C, P] with Σ_c F_icᵀ F_ic = J_iᵀ H_out,i J_i: the positive part of each example's curvature."""
+    def output_blocks(self, inputs: Any, directions: tf.Tensor) -> tuple[Block, ...]:
+        """J_iᵀ u_i as blocks, for u [B, C] along the packed outputs."""
+
+        def along(calls: list[Call], outputs: Any) -> tuple[tf.Tensor, tf.Tensor]:
+            return directions, tf.reduce_sum(directions * pack(outputs))
+
+        def one(example: Any) -> list[tf.Tensor]:
+            x, direction = tf.nest.map_structure(lambda leaf: leaf[None], example)
+            with self._rest_tape() as tape:
+                total = tf.reduce_sum(direction * pack(self.outputs(x)))
+            return self._rest_gradients(tape, total)
+
+        return self._blocks(inputs, along, one, (inputs, directions))[1]
+
+    def packed_outputs(self, inputs: Any) -> tf.Tensor:
+        """All outputs, before their activation: [B, C]."""
+        return pack(self.outputs(inputs))
+
+    def output_curvature_root(self, inputs: Any, labels: tf.Tensor) -> tf.Tensor:
+        """R [B, C, C] with R Rᵀ the positive part of H_out = ∂²ℓ/∂z²."""
         structured = self.outputs(inputs)
-        outputs = tf.stop_gradient(pack(structured))
 
         def loss_of_packed(labels: Any, packed: tf.Tensor) -> tf.Tensor:
             return self._loss(labels, unpack(packed, structured))
 
-        roots = matrix_root(output_hessian(loss_of_packed, labels, outputs))
+        return matrix_root(output_hessian(loss_of_packed, labels, tf.stop_gradient(pack(structured))))
+
+    def _blocks(
+        self, inputs: Any, value: Callable[[list[Call], Any], tuple[tf.Tensor, tf.Tensor]], one: Callable[[Any], Any], elements: Any
+    ) -> tuple[tf.Tensor, tuple[Block, ...]]:
+        plan = self._plan
+        with tf.GradientTape(persistent=False, watch_accessed_variables=False) as tape:
+            with recorded(plan.layers, tape) as calls:
+                outputs = self.outputs(inputs)
+            found, total = value(calls, outputs)
+        sources = [call.outputs for call in calls]
+        errors = tape.gradient(total, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO) if sources else []
+        rest = self._map(one, elements) if plan.rest else []
+        return found, plan.blocks(calls, [tf.convert_to_tensor(error) for error in errors], rest)
+
+    @contextlib.contextmanager
+    def _rest_tape(self) -> Iterator[tf.GradientTape]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            for variable in self._plan.rest:
+                tape.watch(variable.value)
+            yield tape
+
+    def _rest_gradients(self, tape: tf.GradientTape, target: tf.Tensor) -> list[tf.Tensor]:
+        variables = [variable.value for variable in self._plan.rest]
+        gradients = tape.gradient(target, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return [tf.reshape(tf.convert_to_tensor(gradient), [-1]) for gradient in gradients]
+
+    def gauss_newton_factors(self, inputs: Any, labels: tf.Tensor) -> tf.Tensor:
+        """F [B, C, P] with Σ_c F_icᵀ F_ic = J_iᵀ H_out,i J_i: the positive part of each example's curvature."""
+        roots = self.output_curvature_root(inputs, labels)
 
         def one(example: Any) -> tf.Tensor:
             (x, root) = example

@@ -333,7 +333,7 @@ class FirstOrderInfluenceCalculator:
             yield element, batch, gradients, self.preconditioner.apply(gradients)
 
     def _factor(self, gradients: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-        return relative_factor(self.normalize, vectors, np.einsum("bp,bp->b", gradients, vectors))
+        return relative_factor(self.normalize, len(vectors), vectors, np.einsum("bp,bp->b", gradients, vectors))
 
     def _self_influence(self, gradients: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         return np.einsum("bp,bp->b", gradients, vectors) * self._factor(gradients, vectors)

@@ -21,7 +21,7 @@ class CgState(NamedTuple):
     Attributes:
       scale: ‖b‖ [R].
       solution, residual, direction: [R, P].
-      squared: ‖residual‖² [R].
+      squared: residual · M residual [R], M the preconditioner (‖residual‖² without one).
       best, best_norm: the iterate with the smallest residual so far [R, P], and that residual's norm [R].
       active: bool [R]; `advance` wants A times the directions of these rows.
     """
@@ -41,26 +41,35 @@ class CgState(NamedTuple):
         return np.divide(self.best_norm, self.scale, out=np.zeros_like(self.scale), where=self.scale > 0)
 
 
-def start(right: np.ndarray, tolerance: float, solution: np.ndarray | None = None, image: np.ndarray | None = None) -> CgState:
+def start(
+    right: np.ndarray,
+    tolerance: float,
+    solution: np.ndarray | None = None,
+    image: np.ndarray | None = None,
+    precondition: Products | None = None,
+) -> CgState:
     """The state before the first step, from zero or from a first guess `solution` with `image` = A · solution."""
     if solution is None or image is None:
         solution, residual = np.zeros_like(right), right.copy()
     else:
         solution, residual = solution.copy(), right - image
     scale = np.linalg.norm(right, axis=1)
-    squared = np.einsum("rp,rp->r", residual, residual)
-    norm = np.sqrt(squared)
-    return CgState(scale, solution, residual, residual.copy(), squared, solution.copy(), norm, norm > tolerance * scale)
+    direction = residual.copy() if precondition is None else precondition(residual)
+    norm = np.linalg.norm(residual, axis=1)
+    squared = np.einsum("rp,rp->r", residual, direction)
+    return CgState(scale, solution, residual, direction, squared, solution.copy(), norm, norm > tolerance * scale)
 
 
-def advance(state: CgState, image: np.ndarray, tolerance: float) -> CgState:
+def advance(state: CgState, image: np.ndarray, tolerance: float, precondition: Products | None = None) -> CgState:
     """One step; the state's arrays are changed in place.
 
     A row ends at ‖b − A x‖ ≤ tolerance · ‖b‖, or where A is found not to be positive along its direction (an
-    indefinite matrix); it keeps its best iterate.
+    indefinite matrix). Without a preconditioner it keeps the iterate with the smallest residual; with one, the last: each
+    step brings it nearer in A's norm, though the residual may rise on the way.
 
     Args:
       image: A times the direction of each active row.
+      precondition: M ≈ A⁻¹, symmetric and positive (Saad 2003, algorithm 9.1).
     """
     rows = np.flatnonzero(state.active)
     along = np.einsum("rp,rp->r", state.direction[rows], image)
@@ -70,21 +79,25 @@ def advance(state: CgState, image: np.ndarray, tolerance: float) -> CgState:
     step = state.squared[rows] / along
     state.solution[rows] += step[:, None] * state.direction[rows]
     state.residual[rows] -= step[:, None] * image
-    updated = np.einsum("rp,rp->r", state.residual[rows], state.residual[rows])
-    state.direction[rows] = state.residual[rows] + (updated / state.squared[rows])[:, None] * state.direction[rows]
+    residual = state.residual[rows]
+    ahead = residual if precondition is None else precondition(residual)
+    updated = np.einsum("rp,rp->r", residual, ahead)
+    state.direction[rows] = ahead + (updated / state.squared[rows])[:, None] * state.direction[rows]
     state.squared[rows] = updated
-    norms = np.sqrt(updated)
-    improved = norms < state.best_norm[rows]
+    norms = np.linalg.norm(residual, axis=1)
+    improved = norms < state.best_norm[rows] if precondition is None else np.ones(len(rows), dtype=bool)
     state.best[rows[improved]], state.best_norm[rows[improved]] = state.solution[rows[improved]], norms[improved]
     state.active[rows] = norms > tolerance * state.scale[rows]
     return state
 
 
-def conjugate_gradients(products: Products, right: np.ndarray, tolerance: float, max_iterations: int) -> tuple[np.ndarray, np.ndarray]:
+def conjugate_gradients(
+    products: Products, right: np.ndarray, tolerance: float, max_iterations: int, precondition: Products | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Solves A x = b for each row b of `right` [R, P]: x [R, P] and the relative residuals [R]."""
-    state = start(right, tolerance)
+    state = start(right, tolerance, precondition=precondition)
     for _ in range(max_iterations):
         if not state.active.any():
             break
-        state = advance(state, products(state.direction[state.active]), tolerance)
+        state = advance(state, products(state.direction[state.active]), tolerance, precondition)
     return state.best, state.relative_residual

@@ -125,7 +125,7 @@ def group_tables(
     factor = np.ones(len(names))
     if groups is not None:
         self_influence = np.einsum("gp,gp->g", groups.gradients, groups.vectors)
-        factor = relative_factor(normalize, groups.vectors, self_influence)
+        factor = relative_factor(normalize, len(groups.vectors), groups.vectors, self_influence)
         influence = self_influence * factor
         columns = [pa.array(names, pa.string()), pa.array(influence), loss_change(influence, n), pa.array(counts)]
         found["group_self_influence"] = pa.Table.from_arrays(columns, schema=schemas.GROUP_SELF_INFLUENCE)

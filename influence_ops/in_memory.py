@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from influence_ops import schemas, tables
@@ -14,6 +15,7 @@ from influence_ops.example_batch import ExampleBatch, Rejected
 from influence_ops.group_sums import GroupSums
 from influence_ops.groups import add_hessian_products, first_steps, group_tables, group_vectors, second_order_vectors
 from influence_ops.model import InfluenceModel
+from influence_ops.query_solver import System, batch_products, begin, solutions, step, to_multiply
 from influence_ops.scores import BatchScores, QueryBlock, ScoreOptions, Scorer, concatenate_queries, embed_queries, evaluate
 from influence_ops.top_k import Order, TopK
 
@@ -54,6 +56,8 @@ def compute_in_memory(
     top_k: int = 10,
     order: Order = "descending",
     second_order_groups: bool = False,
+    passes: int = 0,
+    tolerance: float = 1e-6,
 ) -> InfluenceResult:
     """Every table of a run, computed batch by batch.
 
@@ -66,11 +70,13 @@ def compute_in_memory(
       outputs: names of `schemas.OUTPUTS`.
       top_k, order: how many training examples for each test point, and from which end.
       second_order_groups: see `groups`.
+      passes, tolerance: over the training data that solve the test points, at most, for a curvature with `systems`.
     """
     wanted = frozenset(outputs)
     options = complete_options(options or ScoreOptions(), wanted, second_order_groups)
     if isinstance(curvature, str):
         curvature = curvature_by_name(curvature)
+    system = curvature.systems if isinstance(curvature, Curvature) else None
     if isinstance(curvature, Curvature):
         curvature = fit_curvature(model, curvature, train, FinishOptions(damping, options.removal == "newton", rcond, rank))
     preconditioner = curvature.bind(model)
@@ -82,6 +88,8 @@ def compute_in_memory(
         embedded.append(block)
         rejected += [("test", r) for r in bad]
     queries = concatenate_queries(embedded, max(1, sum(len(block) for block in embedded)))
+    if passes and system is not None:
+        queries = [solve_over(train, model, preconditioner, system, block, passes, tolerance) for block in queries]
     scorer = Scorer(model, preconditioner, queries, options)
     tops = [TopK(len(block), top_k, order) for block in queries]
     self_top = TopK(1, top_k, order)
@@ -116,6 +124,31 @@ def compute_in_memory(
             vectors = second_order_vectors(model, preconditioner, vectors, steps, products)
         found.update(group_tables(queries, sums, vectors, options.normalize, second_order_groups, n))
     return InfluenceResult({name: table for name, table in found.items() if name in wanted or name == "rejected"}, preconditioner)
+
+
+def solve_over(
+    train: Iterable[ExampleBatch],
+    model: InfluenceModel,
+    preconditioner: Preconditioner,
+    system: System,
+    queries: QueryBlock,
+    passes: int,
+    tolerance: float,
+) -> QueryBlock:
+    """The queries solved over all of `train` in at most `passes` passes; see `query_solver`."""
+    precondition = preconditioner.bind(model).apply if system == "gauss_newton" else None
+    state = begin(system, queries.gradients, queries.solved, tolerance)
+    for _ in range(passes):
+        vectors = np.ascontiguousarray(to_multiply(state))
+        if not len(vectors):
+            break
+        summed = np.zeros_like(vectors)
+        for batch in train:
+            kept = evaluate(model, batch)[0]
+            if len(kept):
+                summed += batch_products(system, model, kept, vectors)
+        state = step(state, summed, model, preconditioner.meta, tolerance, precondition)
+    return dataclasses.replace(queries, solved=solutions(state)[0])
 
 
 def complete_options(options: ScoreOptions, outputs: frozenset[str], second_order_groups: bool) -> ScoreOptions:

@@ -7,6 +7,7 @@ the weights, so ∇ℓ_i = a_i ⊗ ∂ℓ/∂z_i and the Hessian equals the Gaus
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import keras
@@ -14,6 +15,7 @@ import tensorflow as tf
 from keras.src.models import Functional
 
 from influence_ops.autodiff import matrix_root, output_hessian
+from influence_ops.gradients.blocks import Block, BlockLayout, Factored, Layout, Piece
 from influence_ops.losses import PerExampleLoss
 
 
@@ -61,15 +63,36 @@ class LinearHeadDerivatives:
         """ℓ(z_i): [B]."""
         return self._loss(labels, self.outputs(inputs))
 
-    def losses_and_gradients(self, inputs: Any, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """ℓ(z_i) [B] and ∇ℓ(z_i) [B, P] = a_i ⊗ ∂ℓ/∂z_i."""
+    def discover(self, inputs: Any, penalty: Callable[[Any], float | None]) -> Layout:
+        """Kernel and bias as one block."""
+        head = self._head
+        shape = tuple(int(size) for size in head.kernel.shape)
+        pieces = [Piece(0, shape, (0, 1), 0, shape[0])]
+        if head.use_bias:
+            pieces.append(Piece(shape[0] * shape[1], (shape[1],), (0,), shape[0], 1))
+        name = " + ".join(variable.path for variable in (head.kernel, head.bias) if variable is not None)
+        rows = shape[0] + len(pieces) - 1
+        return Layout((BlockLayout(name, "factored", rows, shape[1], tuple(pieces)),), rows * shape[1])
+
+    def losses_and_blocks(self, inputs: Any, labels: tf.Tensor) -> tuple[tf.Tensor, tuple[Block, ...]]:
+        """ℓ(z_i) [B] and ∇ℓ(z_i) = a_i ⊗ ∂ℓ/∂z_i as one block."""
         features = self._features(inputs)
         outputs = self._outputs(features)
         with tf.GradientTape() as tape:
             tape.watch(outputs)
             losses = self._loss(labels, outputs)
         errors = cast(tf.Tensor, tape.gradient(losses, outputs))  # sparse ones come of lookups only
-        return losses, _rows(features[:, :, None] * errors[:, None, :])
+        return losses, (Factored(features[:, None], errors[:, None]),)
+
+    def output_blocks(self, inputs: Any, directions: tf.Tensor) -> tuple[Block, ...]:
+        """J_iᵀ u_i as one block, for u [B, C]."""
+        return (Factored(self._features(inputs)[:, None], directions[:, None]),)
+
+    packed_outputs = outputs
+
+    def output_curvature_root(self, inputs: Any, labels: tf.Tensor) -> tf.Tensor:
+        """R [B, C, C] with R Rᵀ the positive part of H_out = ∂²ℓ/∂z²."""
+        return matrix_root(output_hessian(self._loss, labels, self.outputs(inputs)))
 
     def gauss_newton_factors(self, inputs: Any, labels: tf.Tensor) -> tf.Tensor:
         """F [B, C, P], F_ic = a_i ⊗ R_i[:, c] with R Rᵀ = H_out."""

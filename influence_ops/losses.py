@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
@@ -15,7 +15,10 @@ PerExampleLoss = Callable[[Any, Any], Any]
 
 
 def softmax_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """-log softmax(logits)[label]; labels [B] or [B, 1] of integers, or [B, C] of probabilities."""
+    """-log softmax(logits)[label], summed over positions; labels [B] or [B, 1] of integers, or [B, C] of probabilities.
+
+    For logits [B, S, C] (a sequence of tokens), labels are [B, S].
+    """
     if labels.shape.rank == logits.shape.rank and labels.shape[-1] != 1:
         return tf.nn.softmax_cross_entropy_with_logits(tf.cast(labels, logits.dtype), logits)
     if labels.shape.rank == logits.shape.rank:
@@ -26,7 +29,8 @@ def softmax_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     losses = tf.nn.softmax_cross_entropy_with_logits(tf.one_hot(labels, tf.cast(classes, tf.int32), dtype=logits.dtype), logits)
     # A label that is no class would have loss 0: as NaN the example is rejected.
     nan = tf.constant(float("nan"), dtype=logits.dtype)
-    return tf.where((labels >= 0) & (labels < classes), losses, nan)
+    losses = tf.where((labels >= 0) & (labels < classes), losses, nan)
+    return tf.reduce_sum(losses, axis=list(range(1, losses.shape.rank))) if (losses.shape.rank or 1) > 1 else losses
 
 
 def sigmoid_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -52,6 +56,18 @@ BUILT_IN: dict[str, PerExampleLoss] = {
     "sigmoid_cross_entropy": sigmoid_cross_entropy,
     "squared_error": squared_error,
 }
+
+
+def likelihood(per_example_loss: PerExampleLoss, loss: Any) -> Literal["categorical", "bernoulli"] | None:
+    """The distribution of labels that a loss is the negative log-likelihood of, where it is a known one.
+
+    Args:
+      per_example_loss: what `per_example` made of the loss.
+      loss: what `resolve_loss` returned.
+    """
+    if per_example_loss is softmax_cross_entropy:
+        return "categorical"
+    return "bernoulli" if loss is sigmoid_cross_entropy else None
 
 
 def resolve_loss(loss: Any, model: Any = None) -> tuple[Any, str]:

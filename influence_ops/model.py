@@ -16,8 +16,10 @@ from influence_ops.autodiff import AutodiffDerivatives
 from influence_ops.exact_moments import exact_moments
 from influence_ops.example_batch import ExampleBatch
 from influence_ops.features import ModelInput
+from influence_ops.gradients.blocks import Block, Gradients, Layout, scaled
+from influence_ops.gradients.discover import declared_examples
 from influence_ops.linear_head import LinearHeadDerivatives, is_linear_head
-from influence_ops.losses import per_example, resolve_loss
+from influence_ops.losses import likelihood, per_example, resolve_loss
 from influence_ops.network import Precision, copy_network, feed, to_numpy
 from influence_ops.weights import watched_variables
 
@@ -79,6 +81,7 @@ class InfluenceModel:
         self.total_size = sum(int(np.prod(variable.shape)) for variable in self.model.trainable_variables)
         self._activation = network.activation
         loss_of_outputs = per_example(loss, network.activation)
+        self.likelihood = likelihood(loss_of_outputs, loss)
         self.is_linear = is_linear_head(self.model, self.variables)
         self._derivatives: LinearHeadDerivatives | AutodiffDerivatives = (
             LinearHeadDerivatives(self.model, loss_of_outputs)
@@ -86,6 +89,7 @@ class InfluenceModel:
             else AutodiffDerivatives(self.model, loss_of_outputs, self.variables)
         )
         self._functions: dict[str, Any] = {}
+        self._layout: Layout | None = None
         self._regularizer_gradient: np.ndarray | None = None
 
     def with_weight_decay(self, weight_decay: float) -> InfluenceModel:
@@ -136,16 +140,50 @@ class InfluenceModel:
 
     # Per-example quantities. Each takes an ExampleBatch of B examples.
 
-    def losses_and_gradients(self, batch: ExampleBatch) -> tuple[np.ndarray, tf.Tensor]:
-        """ℓ(z_i): [B] float64, and ∇ℓ(z_i): [B, P], a tensor on the device in the computation's dtype."""
-        losses, gradients = self._call("losses_and_gradients", batch)
-        weights = self._weights(batch)
+    def layout(self, inputs: Any = None) -> Layout:
+        """How ∇ℓ falls into blocks, a layer's weights each.
+
+        Args:
+          inputs: examples, for a model that declares no inputs; used the first time.
+        """
+        if self._layout is None:
+            declared = declared_examples(self.model)
+            examples = declared if declared is not None else inputs
+            if examples is None:
+                raise ValueError("the model declares no inputs and has seen no example yet; evaluate a batch first")
+            self._layout = self._derivatives.discover(feed(self.model, examples, self.dtype), self._penalty)
+        return self._layout
+
+    def losses_and_gradients(self, batch: ExampleBatch) -> tuple[np.ndarray, Gradients]:
+        """ℓ(z_i): [B] float64, and ∇ℓ(z_i) as blocks on the device, in the computation's dtype."""
+        layout = self.layout(batch.inputs)
+        losses, blocks = self._call("losses_and_blocks", batch)
         if batch.weights is not None:
-            losses, gradients = losses * weights, gradients * weights[:, None]
+            weights = self._weights(batch)
+            losses, blocks = losses * weights, scaled(blocks, weights)
+        offset = None
         if self.regularizer == "loss":
             losses = losses + self.regularizer_value()
-            gradients = gradients + tf.constant(self.regularizer_gradient(), dtype=self.dtype)
-        return to_numpy(losses), gradients
+            offset = tf.constant(self.regularizer_gradient(), dtype=self.dtype)
+        return to_numpy(losses), Gradients(layout, tuple(blocks), offset)
+
+    def loss_blocks(self, batch: ExampleBatch) -> tuple[Block, ...]:
+        """∇ℓ(z_i) without the examples' weights and the regulariser, as blocks."""
+        self.layout(batch.inputs)
+        return tuple(self._call("losses_and_blocks", batch)[1])
+
+    def output_blocks(self, batch: ExampleBatch, directions: tf.Tensor) -> tuple[Block, ...]:
+        """J_iᵀ u_i as blocks, for `directions` u [B, C] along the outputs before their activation."""
+        self.layout(batch.inputs)
+        return tuple(self._call_inputs("output_blocks", batch, directions))
+
+    def packed_outputs(self, batch: ExampleBatch) -> tf.Tensor:
+        """The outputs before their activation, all in one tensor: [B, C], or the only output's shape."""
+        return self._call_inputs("packed_outputs", batch)
+
+    def output_curvature_root(self, batch: ExampleBatch) -> tf.Tensor:
+        """R: [B, C, C] with R Rᵀ the positive part of ∂²ℓ/∂z²."""
+        return self._call("output_curvature_root", batch)
 
     def losses(self, batch: ExampleBatch) -> np.ndarray:
         """ℓ(z_i): [B] float64."""
@@ -235,6 +273,21 @@ class InfluenceModel:
             start = block.stop
         return products
 
+    def block_penalties(self) -> list[float]:
+        """The regulariser's mean second derivative over each block of `layout`; exact where the penalties are Keras's own."""
+        at = dict(zip(np.cumsum([0, *(int(np.prod(v.shape)) for v in self.variables)]).tolist(), self.variables, strict=False))
+        found = []
+        for block in self.layout().blocks:
+            total = 0.0
+            for piece in block.pieces:
+                known = self._penalty(at[piece.start])
+                total += known * piece.size if known is not None else float(np.trace(_penalty_hessian(at[piece.start])))
+            found.append(self.weight_decay + total / block.size)
+        return found
+
+    def _penalty(self, variable: Any) -> float | None:
+        return _second_derivative(getattr(variable, "regularizer", None))
+
     def add_regularizer_hessian(self, matrix: np.ndarray) -> None:
         """Adds ∇²R(θ) to `matrix` [P, P] in place."""
         start = 0
@@ -255,10 +308,13 @@ class InfluenceModel:
         return tf.constant(batch.weights, dtype=self.dtype)
 
     def _call(self, name: str, batch: ExampleBatch, *extra: tf.Tensor) -> Any:
-        """A method of the derivatives as one `tf.function`, traced once for any batch size."""
-        inputs = feed(self.model, batch.inputs, self.dtype)
+        """A method of the derivatives, of inputs and labels."""
         labels = tf.nest.map_structure(tf.convert_to_tensor, batch.labels)
-        arguments = (inputs, labels, *extra)
+        return self._call_inputs(name, batch, labels, *extra)
+
+    def _call_inputs(self, name: str, batch: ExampleBatch, *extra: Any) -> Any:
+        """A method of the derivatives as one `tf.function`, traced once for any batch size."""
+        arguments = (feed(self.model, batch.inputs, self.dtype), *extra)
         if name not in self._functions:
             signature = tf.nest.map_structure(
                 lambda tensor: tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype), arguments

@@ -38,6 +38,7 @@ GROUP_SELF_INFLUENCE = pa.schema([_GROUP, _INFLUENCE, _CHANGE, _GROUP_COUNT])
 GROUP_VECTORS = pa.schema([_GROUP, _VECTOR, _GROUP_COUNT])
 SCORES = pa.schema([_TEST, _TRAIN, _INFLUENCE, _CHANGE])
 INFLUENCE_VECTORS = pa.schema([_TRAIN, _VECTOR])
+RESIDUALS = pa.schema([_TEST, pa.field("residual", pa.float64(), nullable=False)])
 REJECTED = pa.schema(
     [
         pa.field("split", pa.string(), nullable=False),
@@ -58,11 +59,12 @@ TABLES: dict[str, pa.Schema] = {
     "group_vectors": GROUP_VECTORS,
     "scores": SCORES,
     "influence_vectors": INFLUENCE_VECTORS,
+    "residuals": RESIDUALS,
     "rejected": REJECTED,
 }
 
-OUTPUTS: tuple[str, ...] = tuple(name for name in TABLES if name != "rejected")
-"""The tables that can be asked for; `rejected` is always written."""
+OUTPUTS: tuple[str, ...] = tuple(name for name in TABLES if name not in ("rejected", "residuals"))
+"""The tables that can be asked for; `rejected` is always written, `residuals` where passes over the data solve the test points."""
 
 GROUP_OUTPUTS = ("group_influence", "group_self_influence", "group_vectors")
 

@@ -9,13 +9,16 @@ predicted change of the loss at t (Koh & Liang 2017, equation 2, whose I_up,loss
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 from typing import Literal
 
 import numpy as np
-import tensorflow as tf
 
+from influence_ops.contraction import TOLERANCE, Contraction
 from influence_ops.curvature import Preconditioner
 from influence_ops.example_batch import ExampleBatch, Rejected
+from influence_ops.gradients import Gradients
 from influence_ops.model import InfluenceModel
 
 Normalize = Literal["none", "theta", "loss"]
@@ -53,6 +56,7 @@ class ScoreOptions:
       removal: `first_order`, or `newton`: the curvature without the example and the mean over n − 1.
       self_influence, vectors: whether I(z_i, z_i) and v_i are given.
       gradients: whether ∇ℓ(z_i) are given, for the sums over groups.
+      tolerance: the largest relative error of a low-rank query; see `contraction`.
     """
 
     normalize: Normalize = "none"
@@ -60,12 +64,15 @@ class ScoreOptions:
     self_influence: bool = False
     vectors: bool = False
     gradients: bool = False
+    tolerance: float = TOLERANCE
 
     def __post_init__(self) -> None:
         if self.normalize not in ("none", "theta", "loss"):
             raise ValueError(f"normalize={self.normalize!r} must be 'none', 'theta' or 'loss'")
         if self.removal not in ("first_order", "newton"):
             raise ValueError(f"removal={self.removal!r} must be 'first_order' or 'newton'")
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"score_tolerance={self.tolerance!r} must be at least 0 and below 1")
         if self.removal == "newton" and self.normalize != "none":
             raise ValueError("removal='newton' predicts the change of the loss and can't be normalised; use normalize='none'")
 
@@ -93,11 +100,11 @@ class BatchScores:
     rejected: list[Rejected]
 
 
-def evaluate(model: InfluenceModel, batch: ExampleBatch) -> tuple[ExampleBatch, np.ndarray, tf.Tensor, list[Rejected]]:
-    """Losses [B] and gradients [B, P] of the examples for which both are finite; the others as rejected."""
+def evaluate(model: InfluenceModel, batch: ExampleBatch) -> tuple[ExampleBatch, np.ndarray, Gradients, list[Rejected]]:
+    """Losses [B] and gradients of the examples for which both are finite; the others as rejected."""
     losses, gradients = model.losses_and_gradients(batch)
     finite_loss = np.isfinite(losses)
-    finite = finite_loss & np.asarray(tf.reduce_all(tf.math.is_finite(gradients), axis=1))
+    finite = finite_loss & gradients.finite()
     if finite.all():
         return batch, losses, gradients, []
     rejected = []
@@ -105,7 +112,7 @@ def evaluate(model: InfluenceModel, batch: ExampleBatch) -> tuple[ExampleBatch, 
         what = f"its loss is {losses[row]}" if not finite_loss[row] else "its gradient is not finite"
         rejected.append(batch.reject(int(row), "not_finite", what))
     keep = np.flatnonzero(finite)
-    return batch.select(keep), losses[keep], tf.gather(gradients, keep), rejected
+    return batch.select(keep), losses[keep], gradients.select(keep), rejected
 
 
 def embed_queries(model: InfluenceModel, preconditioner: Preconditioner, batch: ExampleBatch) -> tuple[QueryBlock, list[Rejected]]:
@@ -141,9 +148,10 @@ class Scorer:
         self._model = model
         self._preconditioner = preconditioner = preconditioner.bind(model)
         self._options = options
-        self._needs_vectors = options.normalize != "none" or options.self_influence or options.vectors
-        self._solved = [tf.constant(block.solved.T, dtype=model.dtype) for block in queries]
-        self._solved_64 = [block.solved for block in queries] if options.removal == "newton" else []
+        self._needs_vectors = options.normalize == "theta" or options.vectors
+        self._needs_self = options.normalize == "loss" or options.self_influence
+        self._solved = [block.solved for block in queries]
+        self._contractions: list[Contraction] | None = None
         if bool(preconditioner.meta.get("leave_one_out")) != (options.removal == "newton"):
             raise ValueError(
                 f"removal={options.removal!r} needs a curvature that was fitted for it: exact or gauss_newton, "
@@ -156,26 +164,38 @@ class Scorer:
         batch, _, gradients, rejected = evaluate(self._model, batch)
         if options.removal == "newton":
             return self._score_newton(batch, gradients, rejected)
-        plain = [np.asarray(tf.matmul(gradients, solved), dtype=np.float64).T for solved in self._solved]
+        plain = [contraction.scores(gradients) for contraction in self._contract(gradients)]
         raw = np.asarray(gradients, dtype=np.float64) if self._needs_vectors or options.gradients else None
-        if not self._needs_vectors:
-            return BatchScores(batch, plain, plain, None, None, raw, rejected)
-        assert raw is not None
-        vectors = self._preconditioner.apply(raw)
-        self_influence = np.einsum("bp,bp->b", raw, vectors)
-        factor = relative_factor(options.normalize, vectors, self_influence)
+        vectors = self._preconditioner.apply(raw) if self._needs_vectors and raw is not None else None
+        own = None
+        if self._needs_self:
+            products = raw * vectors if raw is not None and vectors is not None else None
+            own = self._preconditioner.self_influence(gradients) if products is None else products.sum(axis=1)
+        factor = relative_factor(options.normalize, len(batch), vectors, own)
         scores = plain if options.normalize == "none" else [block * factor for block in plain]
         return BatchScores(
             batch,
             scores,
             plain,
-            self_influence * factor if options.self_influence else None,
-            vectors * factor[:, None] if options.vectors else None,
+            own * factor if options.self_influence and own is not None else None,
+            vectors * factor[:, None] if options.vectors and vectors is not None else None,
             raw if options.gradients else None,
             rejected,
         )
 
-    def _score_newton(self, batch: ExampleBatch, gradients: tf.Tensor, rejected: list[Rejected]) -> BatchScores:
+    def _contract(self, gradients: Gradients) -> list[Contraction]:
+        if self._contractions is None:
+            examples, tolerance = self._preconditioner.examples, self._options.tolerance
+            make = functools.partial(Contraction, gradients.layout, dtype=self._model.dtype, examples=examples, tolerance=tolerance)
+            contractions = [make(solved=solved) for solved in self._solved]
+            for contraction in contractions:
+                contraction.scores(gradients)
+                for cost in contraction.costs:
+                    logging.getLogger(__name__).info("scores of %s", cost)
+            self._contractions = contractions
+        return self._contractions
+
+    def _score_newton(self, batch: ExampleBatch, gradients: Gradients, rejected: list[Rejected]) -> BatchScores:
         """n × the change of the loss at each query by a Newton step of the removal itself.
 
         Without example i the objective is mean_{j≠i} ℓ_j + R over n − 1 examples. At a stationary point its
@@ -199,9 +219,9 @@ class Scorer:
         batch, right, solved_factors = batch.select(keep), right[keep], solved_factors[keep]
         correction = np.linalg.solve(inner[keep], np.einsum("bcp,bp->bc", solved_factors, right)[:, :, None])[:, :, 0]
         moved = right + np.einsum("bcp,bc->bp", factors[keep], correction)  # B × the step × (n − 1)
-        scores = [n / (n - 1) * (solved @ moved.T) for solved in self._solved_64]
+        scores = [n / (n - 1) * (solved @ moved.T) for solved in self._solved]
         vectors = n / (n - 1) * self._preconditioner.apply(moved)
-        raw = np.asarray(tf.gather(gradients, keep), dtype=np.float64)
+        raw = np.asarray(gradients, dtype=np.float64)[keep]
         return BatchScores(
             batch,
             scores,
@@ -213,14 +233,20 @@ class Scorer:
         )
 
 
-def relative_factor(normalize: Normalize, vectors: np.ndarray, self_influence: np.ndarray) -> np.ndarray:
+def relative_factor(
+    normalize: Normalize, count: int, vectors: np.ndarray | None = None, self_influence: np.ndarray | None = None
+) -> np.ndarray:
     """What each row's influence is multiplied by: 1, 1/‖v‖ (theta) or 1/√I(z, z) (loss); 0 for a zero gradient.
 
     Args:
-      vectors: v [B, P].
-      self_influence: I(z, z) [B].
+      count: B.
+      vectors: v [B, P], for `theta`.
+      self_influence: I(z, z) [B], for `loss`.
     """
-    if normalize == "none":
-        return np.ones(len(vectors))
-    norms = np.linalg.norm(vectors, axis=1) if normalize == "theta" else np.sqrt(np.maximum(self_influence, 0))
+    if normalize == "theta" and vectors is not None:
+        norms = np.linalg.norm(vectors, axis=1)
+    elif normalize == "loss" and self_influence is not None:
+        norms = np.sqrt(np.maximum(self_influence, 0))
+    else:
+        return np.ones(count)
     return np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)

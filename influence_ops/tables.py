@@ -84,3 +84,8 @@ def rejected_table(rejected: Iterable[tuple[str, Rejected]]) -> pa.Table:
         for split, r in ordered
     ]
     return pa.Table.from_pylist(rows, schema=schemas.REJECTED)
+
+
+def residuals_table(ids: np.ndarray, residuals: np.ndarray) -> pa.Table:
+    """How far each query's solution is: ‖g − (H + λI) v‖ / ‖g‖."""
+    return pa.table([pa.array(ids, pa.string()), pa.array(residuals, pa.float64())], schema=schemas.RESIDUALS)

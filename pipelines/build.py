@@ -116,11 +116,15 @@ def build(
     else:
         queries = pipeline | "NoQueries" >> beam.Create([], reshuffle=False).with_output_types(QueryReference)
     reports = pipeline | "NoReports" >> beam.Create([], reshuffle=False).with_output_types(SolverReport)
-    if config.passes and curvature.passes == 1:  # else they are the curvature's own
-        readers = [reader(f"pass_{number:03d}") for number in range(config.passes)]
-        solve = SolveQueries(readers, plan.model, preconditioner, queries, config.tolerance or PASS_TOLERANCE, config.work_folder)
+    if config.solver_passes and curvature.systems is not None:
+        readers = [reader(f"pass_{number:03d}") for number in range(config.solver_passes)]
+        tolerance = config.tolerance or PASS_TOLERANCE
+        solve = SolveQueries(
+            readers, plan.model, curvature.systems, preconditioner, queries, tolerance, config.output, config.work_folder
+        )
         solved = train | "SolveQueries" >> solve
         queries, reports = solved["queries"], solved["reports"]
+        written.append(solved["files"])
     # The first pass over the training set tells what is rejected. With a curvature pass, too many end the run here,
     # unless scoring itself rejects some: a removal's own Newton step may not exist.
     gated = has_pass and config.removal == "first_order"

@@ -28,7 +28,10 @@ _FROM_VECTORS = ("top_k", "scores")
 _ITERATIVE = ("conjugate_gradient", "cgd", "lissa")
 _INDEX_RANK = 256  # an index has no residual term, so it needs more eigenpairs: docs/index.md
 _EMBEDDING = ("arnoldi", "random_projection")
-_NOT_WHOLE = ("identity", *_ITERATIVE, "arnoldi", "random_projection")
+_BY_PASSES = ("gauss_newton_cg", "conjugate_gradient", "cgd")
+_BY_LAYER = ("kfac", "ekfac", "gauss_newton_cg")
+_NOT_WHOLE = ("identity", *_ITERATIVE, *_BY_LAYER, *_EMBEDDING)
+_DEFAULT_PASSES = 5  # where gauss_newton_cg is as good as the whole matrix; see benchmarks/README.md
 
 _DATA, _MODEL, _METHOD, _RESULT, _RUN = "data", "model", "method", "results", "execution"
 
@@ -133,8 +136,8 @@ class InfluenceConfig:
 
     curvature: str = _option(
         "gauss_newton",
-        "The approximation of the Hessian: identity, exact, gauss_newton, conjugate_gradient, lissa, arnoldi, "
-        "random_projection, or your own as module:Class.",
+        "The approximation of the Hessian: identity, exact, gauss_newton (P × P matrices), kfac, ekfac, gauss_newton_cg (whole networks), "
+        "conjugate_gradient, lissa, arnoldi, random_projection, or your own as module:Class.",
         _METHOD,
     )
     n_samples: int | None = _option(
@@ -143,13 +146,22 @@ class InfluenceConfig:
         "conjugate_gradient and lissa, which keep a sample, 1024; for arnoldi 4096.",
         _METHOD,
     )
-    seed: int = _option(0, "Which examples --n_samples chooses, and which directions a random start or projection takes.", _METHOD)
-    passes: int = _option(
-        0,
-        "With conjugate_gradient: solve the test points over the whole training set in at most this many passes over it, "
-        "beginning with the sample's solution. With arnoldi: find the eigenpairs over the whole training set in exactly this many (2 or "
-        "more). 0: over the sample alone.",
+    seed: int = _option(
+        0, "Which examples --n_samples chooses, which labels --fisher draws, which directions a random start or projection takes.", _METHOD
+    )
+    passes: int | None = _option(
+        None,
+        "With gauss_newton_cg and conjugate_gradient: solve the test points over the whole training set in at most this many passes "
+        "over it (0: the answer of EK-FAC, or of the sample; default: 5 for gauss_newton_cg, 0 for conjugate_gradient). With arnoldi: "
+        "find the eigenpairs over the whole training set in exactly this many, 2 or more (default: over a sample).",
         _METHOD,
+    )
+    fisher: str = _option(
+        "true",
+        "Of kfac, ekfac and gauss_newton_cg: gradients at one label drawn from the model's prediction by the example's id and --seed "
+        "(true), at all labels (expected: as many backward passes as the model has outputs), or at the data's (empirical).",
+        _METHOD,
+        ("true", "expected", "empirical"),
     )
     tolerance: float | None = _option(
         None,
@@ -258,7 +270,7 @@ class InfluenceConfig:
             if choices and value not in choices:
                 raise ValueError(f"--{field.name} {value!r} must be one of {', '.join(choices)}")
         for name, least in (("top_k", 1), ("batch_size", 1), ("query_block_size", 1), ("max_rejected", 0), ("threads", 0), ("passes", 0)):
-            if getattr(self, name) < least:
+            if (getattr(self, name) or 0) < least:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least {least}")
         unknown = [name for name in self.output_tables if name not in schemas.OUTPUTS]
         if unknown or not (self.output_tables or self.only_curvature or self.only_index):
@@ -295,15 +307,18 @@ class InfluenceConfig:
         self.input_mapping()
         for name in ("tolerance", "max_iterations"):
             value = getattr(self, name)
-            if value is not None and self.curvature not in _ITERATIVE:
-                raise ValueError(f"--{name} is of iterative solvers: --curvature {' or '.join(_ITERATIVE)}, not {self.curvature}")
+            able = (*_ITERATIVE, "gauss_newton_cg") if name == "tolerance" else _ITERATIVE
+            if value is not None and self.curvature not in able:
+                raise ValueError(f"--{name} is of iterative solvers: --curvature {' or '.join(able)}, not {self.curvature}")
         if self.tolerance is not None and not 0 < self.tolerance < 1:
             raise ValueError(f"--tolerance {self.tolerance} must be between 0 and 1")
         if self.max_iterations is not None and self.max_iterations < 1:
             raise ValueError(f"--max_iterations {self.max_iterations} must be at least 1")
+        if self.fisher != "true" and self.curvature not in _BY_LAYER:
+            raise ValueError(f"--fisher is of --curvature {', '.join(_BY_LAYER)}, not {self.curvature}")
         if self.rank is not None and self.curvature == "random_projection":
             raise ValueError(f"--rank {self.rank}: of random_projection it is --projection_dim that decides")
-        if self.rank is not None and self.curvature in ("identity", *_ITERATIVE):
+        if self.rank is not None and self.curvature in ("identity", *_ITERATIVE, *_BY_LAYER):
             raise ValueError(
                 f"--rank is of a matrix's eigenvalues; use it with --curvature gauss_newton, exact or arnoldi, not {self.curvature}"
             )
@@ -342,12 +357,13 @@ class InfluenceConfig:
                 raise ValueError(
                     f"--n_samples {self.n_samples} is of arnoldi over a sample; with --passes it reads all examples: leave one out"
                 )
-        elif self.passes:
+        elif self.passes or self.solver_passes:
             others = [name for name in self.output_tables if name not in _NEED_TEST]
-            if self.curvature not in ("conjugate_gradient", "cgd") or others or self.normalize != "none" or self.second_order_groups:
+            if self.curvature not in _BY_PASSES or others or self.normalize != "none" or self.second_order_groups:
                 raise ValueError(
-                    f"--passes goes with --curvature conjugate_gradient and solves test points: --outputs {', '.join(_NEED_TEST)}, "
-                    "not normalised, to first order; leave it out for the rest, which is solved on the sample"
+                    f"passes over the data solve test points, with --curvature {' or '.join(_BY_PASSES)}: --outputs "
+                    f"{', '.join(_NEED_TEST)}, not normalised, to first order; for the rest use --passes 0, which gives EK-FAC's "
+                    "answer or the sample's"
                 )
         if self.only_curvature and self.passes and self.curvature != "arnoldi":
             raise ValueError(f"--passes of {self.curvature} solves test points, and fit has none; leave it out")
@@ -386,6 +402,13 @@ class InfluenceConfig:
         return self.outputs.strip() == ONLY_INDEX
 
     @property
+    def solver_passes(self) -> int:
+        """How many passes solve the test points."""
+        if self.curvature not in _BY_PASSES or self.only_curvature:
+            return 0
+        return _DEFAULT_PASSES if self.passes is None and self.curvature == "gauss_newton_cg" else self.passes or 0
+
+    @property
     def only_curvature(self) -> bool:
         """Whether the run ends with the saved curvature (the command `fit`)."""
         return self.outputs.strip() == ONLY_CURVATURE
@@ -411,7 +434,8 @@ class InfluenceConfig:
         from influence_ops.curvature.conjugate_gradient import ConjugateGradient
         from influence_ops.curvature.random_projection import DEFAULT_DIM, ProjectionOptions, RandomProjection
 
-        curvature = curvature_by_name(self.curvature, self.n_samples, self.seed)
+        settings: dict[str, Any] = {"fisher": self.fisher, "seed": self.seed} if self.curvature in _BY_LAYER else {}
+        curvature = curvature_by_name(self.curvature, self.n_samples, self.seed, settings)
         of_sample = curvature.inner if isinstance(curvature, FittedOnSample) else curvature
         if isinstance(of_sample, RandomProjection):
             dim = DEFAULT_DIM if self.projection_dim is None else self.projection_dim

@@ -93,6 +93,11 @@ def prepare(config: InfluenceConfig) -> Plan:
     if curvature_path:
         preconditioner = load_preconditioner(curvature_path, BeamFiles())
         preconditioner.check(model)
+        if config.solver_passes and preconditioner.meta["curvature"] != config.make_curvature().name:
+            raise ValueError(
+                f"the curvature at {curvature_path!r} is {preconditioner.meta['curvature']!r}; passes over the data need the one "
+                f"that --curvature {config.curvature} fits, or --passes 0"
+            )
         if bool(preconditioner.meta.get("leave_one_out")) != (config.removal == "newton"):
             raise ValueError(
                 f"the curvature at {curvature_path!r} was not fitted for --removal {config.removal}; "

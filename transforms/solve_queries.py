@@ -1,8 +1,8 @@
-"""The queries' inverse-Hessian products over the whole training set: conjugate gradients, a pass for each step.
+"""The queries' inverse-curvature products over the whole training set: conjugate gradients, a pass for each step.
 
-A pass reads every training example once, multiplies its Hessian with one vector for each query that is not solved yet,
-and adds: what is combined are T × P sums. No P × P matrix and no sample is needed; the sample's solution is the first
-guess. The state of the iteration is a broadcast.
+A pass reads every training example once, multiplies its curvature with one vector for each query that is not solved yet,
+and adds: what is combined are T × P sums. No P × P matrix is needed. The state of the iteration is a broadcast; see
+`influence_ops.query_solver`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ from apache_beam import pvalue
 from apache_beam.typehints.decorators import with_input_types, with_output_types
 from apache_beam.utils.shared import Shared
 
-from influence_ops.conjugate_gradients import CgState, advance, start
+from influence_ops import schemas
 from influence_ops.example_batch import ExampleBatch, Rejected
 from influence_ops.model import InfluenceModel
+from influence_ops.query_solver import System, batch_products, begin, solutions, step, to_multiply
+from influence_ops.result_files import write_table
 from influence_ops.scores import QueryBlock, evaluate
+from influence_ops.tables import residuals_table
 from transforms.broadcast import Broadcast
-from transforms.elements import QueryReference, Shard, SolverReport, StatisticPart, at_end_of_bundle
+from transforms.elements import QueryReference, Shard, SolverReport, StatisticPart, WrittenFile, at_end_of_bundle
 from transforms.embed_queries import open_queries, publish_queries
-from transforms.files import join
+from transforms.files import BeamFiles, join
+from transforms.finish_curvature import open_preconditioner
 from transforms.merging import MergingCombineFn
 from transforms.open_model import ModelSpec
 from transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
@@ -34,15 +38,10 @@ _ROWS = "rows"
 _BLOCK_BYTES = 32 << 20
 
 
-def _to_multiply(arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """The vectors that the next pass multiplies: the first guess, then the directions of the unsolved queries."""
-    if "active" not in arrays:
-        return arrays["solution"]
-    return arrays["direction"][arrays["active"]]
-
-
 class _StartDoFn(beam.DoFn):
-    def __init__(self, work: str):
+    def __init__(self, system: System, tolerance: float, work: str):
+        self._system: System = system
+        self._tolerance = tolerance
         self._work = work
 
     def process(self, _: None, references: Iterable[QueryReference]) -> Iterator[Broadcast]:
@@ -50,7 +49,8 @@ class _StartDoFn(beam.DoFn):
         nothing = [np.zeros((0, 1))]  # every test point was rejected
         right = np.concatenate([block.gradients for block in blocks] or nothing)
         solution = np.concatenate([block.solved for block in blocks] or nothing)
-        yield Broadcast.publish({"right": right, "solution": solution}, {}, join(self._work, "solver", "start"))
+        state = begin(self._system, right, solution, self._tolerance)
+        yield Broadcast.publish(state, {}, join(self._work, "solver", "start"))
 
 
 class _State:
@@ -58,13 +58,14 @@ class _State:
 
     def __init__(self, model: InfluenceModel, broadcast: Broadcast):
         self.model = model
-        self.vectors = np.ascontiguousarray(_to_multiply(broadcast.open()[0]))
+        self.vectors = np.ascontiguousarray(to_multiply(broadcast.open()[0]))
 
 
 class _MultiplyDoFn(ShardDoFn):
-    def __init__(self, reader: ShardReader, model: ModelSpec):
+    def __init__(self, reader: ShardReader, model: ModelSpec, system: System):
         super().__init__(reader)
         self._spec = model
+        self._system: System = system
         self._shared = Shared()
         self._sum: np.ndarray | None = None
 
@@ -86,7 +87,7 @@ class _MultiplyDoFn(ShardDoFn):
         kept = evaluate(self._state.model, batch)[0]
         if len(kept):
             assert self._sum is not None
-            self._sum += self._state.model.hessian_vector_products(kept, self._state.vectors)
+            self._sum += batch_products(self._system, self._state.model, kept, self._state.vectors)
         return []
 
     def finish_bundle(self) -> Iterator[Any]:
@@ -112,54 +113,53 @@ class SumPartsCombineFn(MergingCombineFn[StatisticPart]):
 
 
 class _AdvanceDoFn(beam.DoFn):
-    def __init__(self, model: ModelSpec, tolerance: float, folder: str):
+    def __init__(self, model: ModelSpec, system: System, tolerance: float, folder: str):
         self._model = model
+        self._system = system
         self._tolerance = tolerance
         self._folder = folder
 
     def process(
         self, _: None, state: Broadcast, preconditioner: Broadcast, parts: Iterable[tuple[str, StatisticPart]]
     ) -> Iterator[Broadcast]:
-        arrays, _meta = state.open()
         blocks = [part.array for _, part in sorted(parts, key=lambda pair: pair[0])]
         if not blocks:  # solved already
             yield state
             return
-        curvature = preconditioner.description
-        vectors = _to_multiply(arrays)
-        image = np.concatenate(blocks) / curvature["examples"]
-        image += self._model.open().regularizer_products(vectors) + float(curvature["damping"]) * vectors
-        if "active" in arrays:
-            names = CgState._fields
-            after = advance(CgState(*(np.array(arrays[name]) for name in names)), image, self._tolerance)
-        else:
-            after = start(np.asarray(arrays["right"]), self._tolerance, np.asarray(arrays["solution"]), image)
-        yield Broadcast.publish(after._asdict(), {}, self._folder)
+        model = self._model.open()
+        precondition = open_preconditioner(preconditioner).bind(model).apply if self._system == "gauss_newton" else None
+        summed = np.concatenate(blocks)
+        after = step(state.open()[0], summed, model, preconditioner.description, self._tolerance, precondition)
+        yield Broadcast.publish(after, {}, self._folder)
 
 
 class _SolvedDoFn(beam.DoFn):
-    def __init__(self, work: str):
+    def __init__(self, output: str, work: str):
+        self._output = output
         self._work = work
 
-    def process(self, _: None, state: Broadcast, references: Iterable[QueryReference]) -> Iterator[Any]:
+    def process(self, _: None, state: Broadcast, preconditioner: Broadcast, references: Iterable[QueryReference]) -> Iterator[Any]:
         arrays, _meta = state.open()
         if "active" not in arrays:
             return
-        cg = CgState(*(np.asarray(arrays[name]) for name in CgState._fields))
+        solved, residuals, unsolved = solutions(arrays)
         keys, blocks = open_queries(references)
         first = 0
         for key, block in zip(keys, blocks, strict=True):
             rows = slice(first, first + len(block))
-            solved = QueryBlock(block.ids, block.gradients, cg.best[rows], block.groups)
-            yield QueryReference(key, publish_queries(solved, join(self._work, "solved", key)))
+            table = residuals_table(block.ids, residuals[rows])
+            facts = schemas.facts(preconditioner.description, "none", "first_order")
+            yield pvalue.TaggedOutput(FILES, write_table(self._output, "residuals", f"block-{key}", table, facts, BeamFiles()))
+            better = QueryBlock(block.ids, block.gradients, solved[rows], block.groups)
+            yield QueryReference(key, publish_queries(better, join(self._work, "solved", key)))
             first += len(block)
-        residuals = cg.relative_residual
-        report = SolverReport(float(residuals.max(initial=0.0)), float(residuals.mean()) if len(residuals) else 0.0, int(cg.active.sum()))
+        report = SolverReport(float(residuals.max(initial=0.0)), float(residuals.mean()) if len(residuals) else 0.0, unsolved)
         yield pvalue.TaggedOutput(REPORTS, report)
 
 
 QUERIES = "queries"
 REPORTS = "reports"
+FILES = "files"
 
 
 @dataclasses.dataclass
@@ -169,38 +169,45 @@ class SolveQueries(beam.PTransform):
     Args:
       readers: reads the training shards, one for each pass.
       model: the model.
-      preconditioner: the curvature of a sample: its solutions are the first guess, its damping and n are used.
+      system: which matrix.
+      preconditioner: the fitted operator, one `Broadcast`: preconditioner, or first guess; its damping and n are used.
       queries: the embedded test points.
       tolerance: the relative residual at which a query is solved; when all are, the passes left read nothing.
+      output: the folder of the results, for the table `residuals`.
       work: a folder for temporary files that all workers reach.
 
     In: `Shard`, the training files. Out: a dictionary of PCollections: `queries` (`QueryReference`), `reports` (one
-    `SolverReport`).
+    `SolverReport`), `files` (`WrittenFile`).
     """
 
     readers: list[ShardReader]
     model: ModelSpec
+    system: System
     preconditioner: pvalue.PCollection[Broadcast]
     queries: pvalue.PCollection[QueryReference]
     tolerance: float
+    output: str
     work: str
 
     def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
         once = shards.pipeline | "Once" >> beam.Create([None], reshuffle=False)
-        state = once | "Start" >> beam.ParDo(_StartDoFn(self.work), pvalue.AsIter(self.queries)).with_output_types(Broadcast)
+        state = once | "Start" >> beam.ParDo(
+            _StartDoFn(self.system, self.tolerance, self.work), pvalue.AsIter(self.queries)
+        ).with_output_types(Broadcast)
         for number, reader in enumerate(self.readers):
-            multiply = beam.ParDo(_MultiplyDoFn(reader, self.model), pvalue.AsSingleton(state))
+            multiply = beam.ParDo(_MultiplyDoFn(reader, self.model, self.system), pvalue.AsSingleton(state))
             typed = multiply.with_output_types(tuple[str, StatisticPart], **REPORT_TYPES)
             products = outputs(shards | f"Multiply[{number}]" >> typed.with_outputs(*REPORT_TYPES, main="products"))
             summed = collection(products["products"] | f"Sum[{number}]" >> beam.CombinePerKey(SumPartsCombineFn()))
             folder = join(self.work, "solver", f"state-{number:05d}")
             state = once | f"Advance[{number}]" >> beam.ParDo(
-                _AdvanceDoFn(self.model, self.tolerance, folder),
+                _AdvanceDoFn(self.model, self.system, self.tolerance, folder),
                 pvalue.AsSingleton(state),
                 pvalue.AsSingleton(self.preconditioner),
                 pvalue.AsIter(summed),
             ).with_output_types(Broadcast)
-        solve = beam.ParDo(_SolvedDoFn(self.work), pvalue.AsSingleton(state), pvalue.AsIter(self.queries))
-        typed = solve.with_output_types(QueryReference, **{REPORTS: SolverReport})
-        solved = outputs(once | "Solved" >> typed.with_outputs(REPORTS, main=QUERIES))
-        return {QUERIES: solved[QUERIES], REPORTS: solved[REPORTS]}
+        sides = (pvalue.AsSingleton(state), pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(self.queries))
+        solve = beam.ParDo(_SolvedDoFn(self.output, self.work), *sides)
+        typed = solve.with_output_types(QueryReference, **{REPORTS: SolverReport, FILES: WrittenFile})
+        solved = outputs(once | "Solved" >> typed.with_outputs(REPORTS, FILES, main=QUERIES))
+        return {tag: solved[tag] for tag in (QUERIES, REPORTS, FILES)}

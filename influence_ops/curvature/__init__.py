@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from influence_ops.curvature.arnoldi import Arnoldi
 from influence_ops.curvature.base import COUNT as COUNT
 from influence_ops.curvature.base import Curvature as Curvature
@@ -11,28 +14,33 @@ from influence_ops.curvature.base import Statistic as Statistic
 from influence_ops.curvature.base import fit as fit
 from influence_ops.curvature.base import load_preconditioner as load_preconditioner
 from influence_ops.curvature.conjugate_gradient import ConjugateGradient
+from influence_ops.curvature.ekfac import Ekfac
 from influence_ops.curvature.exact import Exact
 from influence_ops.curvature.gauss_newton import GaussNewton
+from influence_ops.curvature.gauss_newton_cg import GaussNewtonCg
 from influence_ops.curvature.identity import Identity
+from influence_ops.curvature.kfac import Kfac
 from influence_ops.curvature.lissa import Lissa
 from influence_ops.curvature.random_projection import RandomProjection
 from influence_ops.curvature.sampled import FittedOnSample, SampleCurvature
 from influence_ops.import_path import load_object
 
 CURVATURES: dict[str, type[Curvature]] = {
-    kind.name: kind for kind in (Identity, Exact, GaussNewton, ConjugateGradient, Lissa, Arnoldi, RandomProjection)
+    kind.name: kind
+    for kind in (Identity, Exact, GaussNewton, Kfac, Ekfac, GaussNewtonCg, ConjugateGradient, Lissa, Arnoldi, RandomProjection)
 }
 
 ALIASES = {"cgd": ConjugateGradient.name}  # the reference calculator's name
 
 
-def curvature_by_name(name: str, n_samples: int | None = None, seed: int = 0) -> Curvature:
+def curvature_by_name(name: str, n_samples: int | None = None, seed: int = 0, settings: Mapping[str, Any] | None = None) -> Curvature:
     """The curvature called `name`, or the user's own named as `module:Class`.
 
     Args:
       name: a key of `CURVATURES` or `ALIASES`, or an import path.
       n_samples: how many training examples, chosen by `seed` and their ids, it is made from. None: all of them,
         for a curvature that sums over the data; its own default for one that keeps a sample.
+      settings: further arguments of the class.
 
     Raises:
       ValueError: there is none; the message lists the table.
@@ -43,8 +51,9 @@ def curvature_by_name(name: str, n_samples: int | None = None, seed: int = 0) ->
             raise ValueError(f"{name!r} is not a class derived from influence_ops.curvature.Curvature")
     elif (kind := CURVATURES.get(ALIASES.get(name, name))) is None:
         raise ValueError(f"no curvature is called {name!r}; use one of {', '.join(CURVATURES)}, or your own as module:Class")
+    settings = settings or {}
     if n_samples is not None and n_samples < 1:
         raise ValueError(f"n_samples={n_samples} must be at least 1")
     if issubclass(kind, SampleCurvature):
-        return kind(seed=seed) if n_samples is None else kind(n_samples, seed)
-    return kind() if n_samples is None or kind.passes == 0 else FittedOnSample(kind(), n_samples, seed)
+        return kind(seed=seed, **settings) if n_samples is None else kind(n_samples, seed, **settings)
+    return kind(**settings) if n_samples is None or kind.passes == 0 else FittedOnSample(kind(**settings), n_samples, seed)

@@ -11,6 +11,7 @@ import numpy as np
 
 from influence_ops.array_folder import FileStore, load_arrays, save_arrays
 from influence_ops.example_batch import ExampleBatch
+from influence_ops.gradients import Gradients
 from influence_ops.model import InfluenceModel
 
 Statistic = dict[str, Any]
@@ -69,6 +70,11 @@ class Preconditioner(abc.ABC):
     @abc.abstractmethod
     def apply(self, gradients: np.ndarray) -> np.ndarray:
         """(H + λI)⁻¹ g for each row g: [B, P] -> [B, P] float64."""
+
+    def self_influence(self, gradients: Gradients) -> np.ndarray:
+        """gᵀ (H + λI)⁻¹ g of each example: [B] float64."""
+        raw = np.asarray(gradients, dtype=np.float64)
+        return np.einsum("bp,bp->b", raw, self.apply(raw))
 
     def with_damping(self, damping: float) -> Preconditioner:
         """The same curvature under another λ, without another look at the data.

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -100,6 +100,7 @@ class ConjugateGradient(SampleCurvature):
     """
 
     name: ClassVar[str] = "conjugate_gradient"
+    systems: ClassVar[Literal["hessian", "gauss_newton"] | None] = "hessian"
 
     def __init__(self, n_samples: int = 1024, seed: int = 0, tolerance: float = 1e-8, max_iterations: int = 1000):
         super().__init__(n_samples, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from influence_ops.sample import Sample, from_arrays, to_arrays
 
 SAMPLE = "sample"
 _SEEN = "seen"
+_IDS = "ids"
 _BATCH = 256
 
 
@@ -44,12 +46,17 @@ class SampleCurvature(Curvature):
 
     def pack_part(self, name: str, part: Any) -> dict[str, np.ndarray]:
         arrays = {} if part.batch is None else to_arrays(part.batch)
+        if part.batch is not None:  # a drawn label depends on the id
+            arrays[_IDS] = np.array([str(name).encode() for name in part.batch.ids], dtype=np.bytes_)
         return {**arrays, _SEEN: np.array([part.seen])}
 
     def unpack_part(self, name: str, arrays: Mapping[str, np.ndarray]) -> Any:
         sample = Sample(self.n_samples, self.seed)
         sample.seen = int(arrays[_SEEN][0])
-        sample.batch = from_arrays({key: array for key, array in arrays.items() if key != _SEEN}) if len(arrays) > 1 else None
+        if _IDS in arrays:
+            batch = from_arrays({key: array for key, array in arrays.items() if key not in (_SEEN, _IDS)})
+            ids = np.array([name.decode() for name in arrays[_IDS].tolist()], dtype=object)
+            sample.batch = dataclasses.replace(batch, ids=ids)
         return sample
 
 

@@ -22,6 +22,7 @@ from influence_ops.in_memory import InfluenceResult, compute_in_memory
 from influence_ops.model import InfluenceModel
 from influence_ops.network import load_keras_file
 from influence_ops.tfrecord import write_records
+from pipelines.build import PASS_TOLERANCE
 from pipelines.config import InfluenceConfig
 from pipelines.launch import RunSummary, run
 
@@ -156,12 +157,15 @@ class DigitsJob:
         }
         finish = config.finish_options()
         return compute_in_memory(
-            influence_model(str(self.model)),
+            influence_model(str(self.model), config.weights),
             preconditioner or config.make_curvature(),
             batches["train"],
             batches["test"],
             damping=finish.damping,
             rcond=finish.rcond,
+            rank=finish.rank,
+            passes=config.solver_passes,
+            tolerance=config.tolerance or PASS_TOLERANCE,
             options=config.score_options(),
             outputs=config.output_tables,
             top_k=config.top_k,
@@ -170,9 +174,9 @@ class DigitsJob:
 
 
 @functools.cache
-def influence_model(path: str) -> InfluenceModel:
+def influence_model(path: str, weights: str | None = "last") -> InfluenceModel:
     """The oracle's own model."""
-    return InfluenceModel(load_keras_file(path), weights="last", loss_function="compiled")
+    return InfluenceModel(load_keras_file(path), weights=weights, loss_function="compiled")
 
 
 def _splits() -> dict[str, Split]:

@@ -43,6 +43,11 @@ def test_compressed_files(job: DigitsJob, finished: FinishedRun) -> None:
         {"curvature": "arnoldi", "rank": 12, "passes": 3, "group_feature": None, "outputs": "top_k,scores"},
         {"curvature": "random_projection", "projection_dim": 20, "seed": 3},
         {"curvature": "random_projection", "projection": "two_sided", "projection_dim": 30, "n_samples": 200},
+        {"curvature": "kfac", "weights": "all", "normalize": "theta"},
+        {"curvature": "ekfac", "weights": "all", "fisher": "empirical", "outputs": "top_k,group_influence,influence_vectors"},
+        {"curvature": "ekfac", "weights": "all", "n_samples": 60, "batch_size": 13},
+        {"curvature": "gauss_newton_cg", "weights": "all", "passes": 3, "outputs": "top_k,scores,group_influence"},
+        {"curvature": "gauss_newton_cg", "weights": "all", "tolerance": 0.2, "outputs": "top_k", "group_feature": None},
     ],
     ids=lambda options: "-".join(str(value) for name, value in options.items() if name not in ("outputs", "group_feature")),
 )

@@ -113,8 +113,9 @@ def check(found: list[Crossing]) -> None:
         {"outputs": "top_k,group_influence", "second_order_groups": True},
         {"outputs": "top_k", "group_feature": None, "curvature": "cgd", "passes": 3},
         {"outputs": "top_k", "group_feature": None, "curvature": "arnoldi", "passes": 3},
+        {"outputs": "top_k", "group_feature": None, "curvature": "gauss_newton_cg"},
     ],
-    ids=["all-outputs", "identity", "newton", "top_k", "by-shard", "second-order", "passes", "arnoldi"],
+    ids=["all-outputs", "identity", "newton", "top_k", "by-shard", "second-order", "passes", "arnoldi", "ekfac-and-passes"],
 )
 def test_only_small_types_cross(job: DigitsJob, tmp_path: pathlib.Path, options: dict[str, typing.Any]) -> None:
     pipeline = beam.Pipeline(FnApiRunner())
@@ -124,9 +125,8 @@ def test_only_small_types_cross(job: DigitsJob, tmp_path: pathlib.Path, options:
     check(found)
     labels = {crossing.label for crossing in found if crossing.kind == "GroupByKey"}
     # The walk has seen them all: two reads are spread, and each combined table is one more.
-    has_pass = config.curvature not in ("identity", "arnoldi")  # arnoldi's are config.passes, all of them
     combined = len({"top_k", "group_influence"} & set(config.output_tables))
-    assert len(labels) == 2 + has_pass + combined + config.second_order_groups + config.passes, labels
+    assert len(labels) == 2 + config.make_curvature().passes + combined + config.second_order_groups + config.solver_passes, labels
 
 
 def test_saved_curvature_needs_no_combine(job: DigitsJob, tmp_path: pathlib.Path, finished: typing.Any) -> None:

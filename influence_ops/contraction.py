@@ -1,0 +1,199 @@
+"""The inner products of training gradients with solved queries, block by block, each in the cheapest way.
+
+A solved query v = (H + λI)⁻¹ ∇ℓ(t) is a matrix V_t [I, O] in each block of the layout. Its product with the gradient
+Σ_s a_s ⊗ g_s of an example is
+
+    gemm      Σ_io (Σ_s a_s ⊗ g_s)_io V_t,io        the gradient is built, then one matrix product for all queries
+    low_rank  Σ_s Σ_r (a_s · l_tr) (g_s · r_tr)      V_t ≈ Σ_r l_tr ⊗ r_tr: two small matrix products, nothing is built
+    lookup    Σ_s V_t[id_s] · g_s                    an embedding: only the rows of its tokens are read
+
+A query of one position is of rank 1, and so is its K-FAC solution without damping. Damping breaks that, but
+1/(λ_A λ_S + λ) is close to a sum of few products: the singular value decomposition of V_t finds the shortest one for
+any curvature.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+import tensorflow as tf
+
+from influence_ops.gradients import Block, BlockLayout, Factored, Gradients, Layout, OneHot
+from influence_ops.gradients.blocks import count_of, materialise
+
+TOLERANCE = 1e-7
+"""The default of the largest relative error ‖V − Σ_r l ⊗ r‖ / ‖V‖ in a block."""
+
+_AT_ONCE = 1 << 25  # numbers in memory at once: 256 MB of float64
+_OVERSAMPLED = 8  # columns of the range finder beyond the rank (Halko, Martinsson & Tropp 2011)
+
+Way = Literal["gemm", "low_rank", "lookup"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The estimate by which a block's contraction was chosen.
+
+    Attributes:
+      block: the block's name.
+      shape: I, O, the positions S, and the queries T.
+      way: what was chosen.
+      rank: of `low_rank`; 0 otherwise.
+      flops: of each training example, for the chosen way.
+      gemm_flops: what `gemm` would take.
+    """
+
+    block: str
+    shape: tuple[int, int, int, int]
+    way: Way
+    rank: int
+    flops: float
+    gemm_flops: float
+
+    def __str__(self) -> str:
+        rows, columns, positions, queries = self.shape
+        rank = f" of rank {self.rank}" if self.rank else ""
+        return (
+            f"{self.block}: [{rows}, {columns}], {positions} positions, {queries} queries: {self.way}{rank}, "
+            f"{self.flops:.3g} flops an example ({self.flops / self.gemm_flops:.2g} of gemm's)"
+        )
+
+
+class Contraction:
+    """Scores of any batch against T solved queries.
+
+    Args:
+      layout: of the model.
+      solved: [T, P] float64.
+      dtype: of the computation.
+      examples: about how many training examples will be scored: whether looking for a low rank pays.
+      tolerance: see `TOLERANCE`; 0: only exact ways.
+    """
+
+    def __init__(self, layout: Layout, solved: np.ndarray, dtype: str, examples: int, tolerance: float = TOLERANCE):
+        self._layout = layout
+        self._solved = solved
+        self._dtype = dtype
+        self._examples = examples
+        self._tolerance = tolerance
+        self._ways: list[_Gemm | _LowRank | _Lookup] = []
+
+    @property
+    def costs(self) -> list[Cost]:
+        """The choices; empty before the first batch, whose positions they depend on."""
+        return [way.cost for way in self._ways]
+
+    def scores(self, gradients: Gradients) -> np.ndarray:
+        """Σ_p V_tp G_ip: [T, B] float64."""
+        if not self._ways:
+            self._ways = [self._choose(layout, block) for layout, block in zip(self._layout.blocks, gradients.blocks, strict=True)]
+        total = np.zeros((len(self._solved), len(gradients)))
+        for way, block in zip(self._ways, gradients.blocks, strict=True):
+            total += np.asarray(way.scores(block), dtype=np.float64).T
+        if gradients.offset is not None:
+            total += (self._solved @ np.asarray(gradients.offset, dtype=np.float64))[:, None]
+        return total
+
+    def _choose(self, layout: BlockLayout, block: Block) -> _Gemm | _LowRank | _Lookup:
+        queries = len(self._solved)
+        positions = int(block[0].shape[1] or 1) if isinstance(block, (Factored, OneHot)) else 1
+        shape = (layout.rows, layout.columns, positions, queries)
+        matrices = layout.matrices(self._solved)
+        build = 0 if layout.kind == "materialised" else 2 * positions * (layout.size if isinstance(block, Factored) else layout.columns)
+        gemm = float(build + 2 * layout.size * queries)
+        if isinstance(block, OneHot):
+            lookup = 2.0 * positions * queries * layout.columns
+            if lookup < gemm:
+                return _Lookup(Cost(layout.name, shape, "lookup", 0, lookup, gemm), matrices, self._dtype)
+        if isinstance(block, Factored) and self._tolerance > 0 and queries:
+            of_rank_one = 2.0 * positions * queries * (layout.rows + layout.columns + 1)
+            most = min(int(gemm / of_rank_one), layout.rows, layout.columns)
+            search = 8.0 * queries * layout.size * (most + _OVERSAMPLED)
+            if most and search < 0.5 * self._examples * gemm:
+                factors = low_rank(matrices, most, self._tolerance)
+                if factors is not None:
+                    rank = factors[0].shape[1]
+                    cost = Cost(layout.name, shape, "low_rank", rank, rank * of_rank_one, gemm)
+                    return _LowRank(cost, factors, self._dtype)
+        return _Gemm(Cost(layout.name, shape, "gemm", 0, gemm, gemm), layout, matrices, self._dtype)
+
+
+class _Gemm:
+    def __init__(self, cost: Cost, layout: BlockLayout, matrices: np.ndarray, dtype: str):
+        self.cost = cost
+        self._layout = layout
+        self._queries = tf.constant(matrices.reshape(len(matrices), -1).T, dtype)
+
+    def scores(self, block: Block) -> tf.Tensor:
+        step = max(1, _AT_ONCE // self._layout.size)
+        parts = []
+        for start in range(0, count_of(block), step):
+            part = block._make(tensor[start : start + step] for tensor in block)
+            parts.append(tf.matmul(tf.reshape(materialise(self._layout, part), [-1, self._layout.size]), self._queries))
+        return parts[0] if len(parts) == 1 else tf.concat(parts, axis=0)
+
+
+class _LowRank:
+    def __init__(self, cost: Cost, factors: tuple[np.ndarray, np.ndarray], dtype: str):
+        self.cost = cost
+        left, right = factors
+        self._queries, self._rank = left.shape[:2]
+        self._left = tf.constant(left.reshape(-1, left.shape[2]).T, dtype)
+        self._right = tf.constant(right.reshape(-1, right.shape[2]).T, dtype)
+
+    def scores(self, block: Block) -> tf.Tensor:
+        assert isinstance(block, Factored)
+        count, positions = count_of(block), int(block.inputs.shape[1] or 1)
+        step = max(1, _AT_ONCE // (positions * self._queries * self._rank))
+        parts = []
+        for start in range(0, count, step):
+            a, g = block.inputs[start : start + step], block.errors[start : start + step]
+            left = tf.matmul(tf.reshape(a, [-1, a.shape[2]]), self._left)
+            right = tf.matmul(tf.reshape(g, [-1, g.shape[2]]), self._right)
+            parts.append(tf.reduce_sum(tf.reshape(left * right, [-1, positions, self._queries, self._rank]), axis=[1, 3]))
+        return tf.concat(parts, axis=0)
+
+
+class _Lookup:
+    def __init__(self, cost: Cost, matrices: np.ndarray, dtype: str):
+        self.cost = cost
+        self._rows = tf.constant(matrices.transpose(1, 0, 2), dtype)  # [I, T, O]
+
+    def scores(self, block: Block) -> tf.Tensor:
+        assert isinstance(block, OneHot)
+        _, queries, columns = self._rows.shape
+        step = max(1, _AT_ONCE // (int(block.ids.shape[1] or 1) * int(queries or 1) * int(columns or 1)))
+        parts = []
+        for start in range(0, count_of(block), step):
+            rows = tf.gather(self._rows, block.ids[start : start + step])  # [b, S, T, O]
+            parts.append(tf.einsum("bsto,bso->bt", rows, block.errors[start : start + step]))
+        return tf.concat(parts, axis=0)
+
+
+def low_rank(matrices: np.ndarray, most: int, tolerance: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """l [T, r, I] and r [T, r, O] with ‖V_t − Σ_r l_tr ⊗ r_tr‖ ≤ tolerance · ‖V_t‖ for each matrix V [T, I, O]; None: r > `most`.
+
+    By a randomised range finder with one power iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4), whose error is
+    computed, not estimated.
+    """
+    count, rows, columns = matrices.shape
+    width = min(most + _OVERSAMPLED, rows, columns)
+    start = np.random.default_rng(0).standard_normal((columns, width))
+    basis = np.linalg.qr(matrices @ start)[0]
+    basis = np.linalg.qr(matrices @ (matrices.transpose(0, 2, 1) @ basis))[0]
+    inner = basis.transpose(0, 2, 1) @ matrices
+    u, s, vt = np.linalg.svd(inner, full_matrices=False)
+    outside = np.linalg.norm(matrices - basis @ inner, axis=(1, 2)) ** 2
+    allowed = (tolerance * np.linalg.norm(matrices, axis=(1, 2))) ** 2
+    # tail[:, r]: what is left out when r terms are kept.
+    tail = np.concatenate([np.cumsum((s**2)[:, ::-1], axis=1)[:, ::-1], np.zeros((count, 1))], axis=1) + outside[:, None]
+    fits = tail <= allowed[:, None]
+    if not fits.any(axis=1).all():
+        return None
+    rank = max(int(fits.argmax(axis=1).max(initial=0)), 1)
+    if rank > most:
+        return None
+    left = (basis @ u[:, :, :rank]) * s[:, None, :rank]
+    return left.transpose(0, 2, 1), vt[:, :rank]

@@ -1,0 +1,73 @@
+"""`ekfac`: K-FAC's basis with the eigenvalues that are right in it.
+
+George et al. 2018 (1806.03884); for influence, Grosse et al. 2023 (2308.03296), equation 18. Two passes: the moments of
+inputs and errors, then the second moment of the rotated gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow as tf
+
+from influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
+from influence_ops.curvature.kfac import Kfac, accumulate
+from influence_ops.curvature.kronecker import kronecker, rotate, squared_sum
+from influence_ops.example_batch import ExampleBatch
+from influence_ops.fisher import Fisher, fisher_blocks
+from influence_ops.model import InfluenceModel
+
+
+class Ekfac(Kfac):
+    """(U_A ⊗ U_S) Λ (U_A ⊗ U_S)ᵀ for each layer, Λ = 1/n Σ_i (U_Aᵀ G_i U_S)².
+
+    Args:
+      fisher, seed: see `fisher`.
+    """
+
+    name: ClassVar[str] = "ekfac"
+    passes = 2
+
+    def __init__(self, fisher: Fisher = "true", seed: int = 0):
+        super().__init__(fisher, seed)
+        self._bases: Mapping[str, np.ndarray] | None = None
+
+    def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
+        bases = self._bases
+        if bases is None:
+            return super().add(model, statistic, batch)
+        weights = tf.ones(len(batch), model.dtype) if batch.weights is None else tf.constant(batch.weights, model.dtype)
+        layout = model.layout(batch.inputs).blocks
+        for blocks in fisher_blocks(model, batch, self.fisher, self.seed):
+            for number, (block_layout, block) in enumerate(zip(layout, blocks, strict=True)):
+                rotated = rotate(block, bases[f"inputs-{number}"], bases[f"errors-{number}"])
+                total = np.array(squared_sum(block_layout, rotated, weights), dtype=np.float64)
+                accumulate(statistic, f"eigenvalues-{number}", total)
+        statistic[COUNT] += len(batch)
+        return statistic
+
+    def advance(self, model: InfluenceModel, statistic: Statistic) -> dict[str, np.ndarray]:
+        self._examples(statistic)
+        return {name: side.vectors for name, side in statistic.items() if name.startswith(("inputs-", "errors-"))}
+
+    def resume(self, arrays: Mapping[str, np.ndarray]) -> Curvature:
+        later = copy.copy(self)
+        later._bases = {name: np.asarray(array) for name, array in arrays.items()}
+        later.passes = 1
+        return later
+
+    def finish_part(self, name: str, part: Any) -> Any:
+        return part if name.startswith("eigenvalues-") else super().finish_part(name, part)
+
+    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+        bases = self._bases
+        assert bases is not None
+        examples = self._examples(statistic)
+        self._check(options)
+        blocks = range(len(model.layout().blocks))
+        sides = [(bases[f"inputs-{number}"], bases[f"errors-{number}"]) for number in blocks]
+        eigenvalues = [statistic[f"eigenvalues-{number}"] / examples for number in blocks]
+        return kronecker(model, self.name, examples, sides, eigenvalues, options.damping, self.damping_by, {"fisher": self.fisher})

@@ -1,0 +1,132 @@
+"""`kfac`: each layer's Fisher as a Kronecker product of the second moments of its inputs and errors.
+
+Martens & Grosse 2015 (1503.05671); over positions as in KFAC-expand (Eschenhagen et al. 2023, 2311.00636).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import tensorflow as tf
+
+from influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
+from influence_ops.curvature.kronecker import Side, decompose, kronecker
+from influence_ops.example_batch import ExampleBatch
+from influence_ops.fisher import FISHERS, Fisher, fisher_blocks
+from influence_ops.gradients import Block, BlockLayout, Factored, OneHot
+from influence_ops.model import InfluenceModel
+
+MAX_SIDE = 8192
+"""A side with more inputs or outputs keeps only its diagonal."""
+
+_POSITIONS = "positions"
+
+
+class Kfac(Curvature):
+    """A ⊗ S for each layer, A = Σ a aᵀ and S = Σ g gᵀ over examples and positions.
+
+    Weights that no factors are known for are a block with A = 1; an embedding's A is diagonal, the tokens' counts.
+
+    Args:
+      fisher, seed: see `fisher`.
+    """
+
+    name: ClassVar[str] = "kfac"
+    damping_by: ClassVar[Literal["layer", "whole"]] = "layer"
+    """What the rule `auto` takes the mean eigenvalue of; see `kronecker`."""
+    passes = 1
+
+    def __init__(self, fisher: Fisher = "true", seed: int = 0):
+        if fisher not in FISHERS:
+            raise ValueError(f"fisher={fisher!r} must be one of {', '.join(FISHERS)}")
+        self.fisher: Fisher = fisher
+        self.seed = seed
+
+    def create(self, model: InfluenceModel) -> Statistic:
+        return {COUNT: np.zeros(1, dtype=np.int64)}
+
+    def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
+        weights = tf.ones(len(batch), model.dtype) if batch.weights is None else tf.constant(batch.weights, model.dtype)
+        layout = model.layout(batch.inputs).blocks
+        for draw, blocks in enumerate(fisher_blocks(model, batch, self.fisher, self.seed)):
+            for number, (block_layout, block) in enumerate(zip(layout, blocks, strict=True)):
+                if draw == 0:  # the inputs are the same for every label
+                    accumulate(statistic, f"inputs-{number}", _input_moment(block_layout, block, weights))
+                    accumulate(statistic, f"{_POSITIONS}-{number}", np.array([float(tf.reduce_sum(weights)) * _positions(block)]))
+                accumulate(statistic, f"errors-{number}", _error_moment(block_layout, block, weights))
+        statistic[COUNT] += len(batch)
+        return statistic
+
+    def finish_part(self, name: str, part: Any) -> Any:
+        return decompose(part) if name.startswith(("inputs-", "errors-")) else part
+
+    def pack_part(self, name: str, part: Any) -> dict[str, np.ndarray]:
+        return part._asdict() if isinstance(part, Side) else super().pack_part(name, part)
+
+    def unpack_part(self, name: str, arrays: Mapping[str, np.ndarray]) -> Any:
+        return Side(arrays["values"], arrays["vectors"]) if "values" in arrays else super().unpack_part(name, arrays)
+
+    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+        examples = self._examples(statistic)
+        self._check(options)
+        sides, eigenvalues = [], []
+        for number in range(len(model.layout().blocks)):
+            inputs, errors = statistic[f"inputs-{number}"], statistic[f"errors-{number}"]
+            sides.append((inputs.vectors, errors.vectors))
+            # 1/n Σ_i w_i Σ_s a aᵀ ⊗ g gᵀ, its factors independent: the mean of each times the number of positions.
+            scale = 1 / (examples * max(float(statistic[f"{_POSITIONS}-{number}"][0]), np.finfo(float).tiny))
+            eigenvalues.append(np.outer(inputs.values, errors.values) * scale)
+        return kronecker(model, self.name, examples, sides, eigenvalues, options.damping, self.damping_by, {"fisher": self.fisher})
+
+    def _examples(self, statistic: Statistic) -> int:
+        examples = int(statistic[COUNT][0])
+        if examples == 0:
+            raise ValueError("no training example is left to make a curvature from")
+        return examples
+
+    def _check(self, options: FinishOptions) -> None:
+        if options.leave_one_out:
+            raise ValueError(f"removal='newton' needs the whole matrix; use curvature gauss_newton or exact, not {self.name}")
+        if options.rank is not None or options.rcond is not None:
+            raise ValueError(f"rank and rcond are of one matrix's eigenvalues; {self.name} takes only a damping")
+
+
+def accumulate(statistic: Statistic, name: str, value: np.ndarray) -> None:
+    """Adds to a part in place, or makes it."""
+    if name in statistic:
+        statistic[name] += value
+    else:
+        statistic[name] = value
+
+
+def _positions(block: Block) -> int:
+    return int(block[0].shape[1] or 1) if isinstance(block, (Factored, OneHot)) else 1
+
+
+def _input_moment(layout: BlockLayout, block: Block, weights: tf.Tensor) -> np.ndarray:
+    if isinstance(block, OneHot):
+        counts = tf.repeat(weights, tf.shape(block.ids)[1])
+        return _wide(tf.math.unsorted_segment_sum(counts, tf.reshape(block.ids, [-1]), layout.rows))
+    if isinstance(block, Factored):
+        return _moment(block.inputs, weights, layout.rows)
+    return np.array([float(tf.reduce_sum(weights))])
+
+
+def _error_moment(layout: BlockLayout, block: Block, weights: tf.Tensor) -> np.ndarray:
+    errors = block[-1]
+    return _moment(errors if errors.shape.rank == 3 else errors[:, None], weights, layout.columns)
+
+
+def _moment(x: tf.Tensor, weights: tf.Tensor, size: int) -> np.ndarray:
+    """Σ_i w_i Σ_s x xᵀ of x [B, S, d] in float64: [d, d], or its diagonal where that is too large."""
+    rows = tf.reshape(x, [-1, size])
+    weighted = tf.reshape(x * weights[:, None, None], [-1, size])
+    if size > MAX_SIDE:
+        return _wide(tf.reduce_sum(rows * weighted, axis=0))
+    return _wide(tf.matmul(rows, weighted, transpose_a=True))
+
+
+def _wide(tensor: tf.Tensor) -> np.ndarray:
+    return np.array(tensor, dtype=np.float64)

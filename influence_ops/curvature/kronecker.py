@@ -1,0 +1,202 @@
+"""(H + λI)⁻¹ block by block, each diagonal in the basis U_A ⊗ U_S of a layer's inputs and errors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from influence_ops.curvature.base import Preconditioner, register_preconditioner
+from influence_ops.gradients import Block, Factored, Gradients, Layout, OneHot
+from influence_ops.gradients.blocks import count_of, materialise
+from influence_ops.model import InfluenceModel
+
+_AUTO_FRACTION = 0.1
+_FLOOR = 1e-4  # of the whole mean: a layer without any curvature must still be invertible
+_ROTATED_AT_ONCE = 1 << 24  # numbers of rotated gradients in memory at once
+
+
+class Side(NamedTuple):
+    """One factor of a block, decomposed: values [d], ascending, and vectors [d, d]; vectors [0, 0] stand for the identity."""
+
+    values: np.ndarray
+    vectors: np.ndarray
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether the basis is that of the weights themselves."""
+        return not self.vectors.size
+
+
+def decompose(moment: np.ndarray) -> Side:
+    """The eigendecomposition of a second moment [d, d], or of a diagonal [d]."""
+    if moment.ndim == 1:
+        return Side(np.maximum(moment, 0), np.zeros((0, 0)))
+    values, vectors = np.linalg.eigh((moment + moment.T) / 2)
+    return Side(np.maximum(values, 0), vectors)
+
+
+def rotate(block: Block, inputs: np.ndarray, errors: np.ndarray) -> Block:
+    """The block in the basis of its sides' vectors ([0, 0]: as it is)."""
+    if errors.size:
+        block = block._make((*block[:-1], tf.matmul(block[-1], tf.constant(errors, block[-1].dtype))))
+    if isinstance(block, Factored) and inputs.size:
+        block = Factored(tf.matmul(block.inputs, tf.constant(inputs, block.inputs.dtype)), block.errors)
+    return block
+
+
+def squared_sum(layout: Any, block: Block, weights: tf.Tensor) -> tf.Tensor:
+    """Σ_i w_i G_i² elementwise, G_i [I, O] the gradient of example i in `block`."""
+    if isinstance(block, Factored) and block.inputs.shape[1] == 1:
+        a, g = block.inputs[:, 0], block.errors[:, 0]
+        return tf.matmul(tf.square(a), tf.square(g) * weights[:, None], transpose_a=True)
+    if isinstance(block, OneHot):
+        # Positions of one token add up before the square.
+        count = tf.cast(tf.shape(block.ids)[0], tf.int64)
+        keys = tf.cast(block.ids, tf.int64) + tf.range(count)[:, None] * layout.rows
+        unique, place = tf.unique(tf.reshape(keys, [-1]))
+        summed = tf.math.unsorted_segment_sum(tf.reshape(block.errors, [-1, layout.columns]), place, tf.size(unique))
+        squares = tf.square(summed) * tf.gather(weights, unique // layout.rows)[:, None]
+        return tf.math.unsorted_segment_sum(squares, unique % layout.rows, layout.rows)
+    total = tf.zeros([layout.rows, layout.columns], block[-1].dtype)
+    step = max(1, _ROTATED_AT_ONCE // layout.size)
+    for start in range(0, count_of(block), step):
+        part = block._make(tensor[start : start + step] for tensor in block)
+        total += tf.einsum("bio,b->io", tf.square(materialise(layout, part)), weights[start : start + step])
+    return total
+
+
+@register_preconditioner
+@dataclasses.dataclass(frozen=True)
+class KroneckerPreconditioner(Preconditioner):
+    """Σ over blocks of (U_A ⊗ U_S) diag(1/(Λ + s)) (U_A ⊗ U_S)ᵀ, s the block's shift.
+
+    Attributes:
+      arrays: for block b, `inputs-b` [I, I] and `errors-b` [O, O] ([0, 0]: the identity) and `eigenvalues-b` Λ [I, O] of
+        the data's curvature.
+      meta: besides the usual, for each block `shifts` s and `penalties` r, the regulariser's second derivative.
+      layout: of the bound model.
+    """
+
+    layout: Layout | None = None
+    kind: ClassVar[str] = "kronecker"
+
+    def bind(self, model: InfluenceModel) -> Preconditioner:
+        self.check(model)
+        layout = model.layout()
+        for number, block in enumerate(layout.blocks):
+            found = self.arrays[f"eigenvalues-{number}"].shape if f"eigenvalues-{number}" in self.arrays else None
+            if found != (block.rows, block.columns):
+                raise ValueError(f"the curvature's block {number} is {found}, the model's {block.name} is {(block.rows, block.columns)}")
+        return dataclasses.replace(self, layout=layout)
+
+    def with_damping(self, damping: float) -> Preconditioner:
+        if not np.isfinite(damping) or damping <= 0:
+            raise ValueError(f"damping={damping!r} must be a number above 0")
+        shifts = [penalty + damping for penalty in self.meta["penalties"]]
+        return dataclasses.replace(self, meta={**self.meta, "damping": float(damping), "damping_rule": "fixed", "shifts": shifts})
+
+    def damped(self, number: int) -> np.ndarray:
+        """Λ + s of a block: [I, O]."""
+        return self.arrays[f"eigenvalues-{number}"] + self.meta["shifts"][number]
+
+    def sides(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """U_A and U_S of a block; [0, 0] is the identity."""
+        return self.arrays[f"inputs-{number}"], self.arrays[f"errors-{number}"]
+
+    def apply(self, gradients: np.ndarray) -> np.ndarray:
+        gradients = np.asarray(gradients, dtype=np.float64)
+        solved = np.empty_like(gradients)
+        for number, block in enumerate(self._bound().blocks):
+            inputs, errors = self.sides(number)
+            divisor = self.damped(number)
+            step = max(1, _ROTATED_AT_ONCE // block.size)
+            for start in range(0, len(gradients), step):
+                rows = slice(start, start + step)
+                rotated = _turned(block.matrices(gradients[rows]), inputs, errors) / divisor
+                block.write(_turned(rotated, inputs.T, errors.T), solved[rows])
+        return solved
+
+    def self_influence(self, gradients: Gradients) -> np.ndarray:
+        if gradients.offset is not None:
+            return super().self_influence(gradients)
+        total = np.zeros(len(gradients))
+        for number, (layout, block) in enumerate(zip(self._bound().blocks, gradients.blocks, strict=True)):
+            inputs, errors = self.sides(number)
+            rotated = rotate(block, inputs, errors)
+            weights = tf.constant(1 / self.damped(number), rotated[-1].dtype)
+            if isinstance(rotated, Factored) and rotated.inputs.shape[1] == 1:
+                a, g = tf.square(rotated.inputs[:, 0]), tf.square(rotated.errors[:, 0])
+                total += tf.reduce_sum(tf.matmul(a, weights) * g, axis=1).numpy()
+                continue
+            step = max(1, _ROTATED_AT_ONCE // layout.size)
+            for start in range(0, len(gradients), step):
+                part = rotated._make(tensor[start : start + step] for tensor in rotated)
+                total[start : start + step] += tf.einsum("bio,io->b", tf.square(materialise(layout, part)), weights).numpy()
+        return total
+
+    def _bound(self) -> Layout:
+        if self.layout is None:
+            raise ValueError("a curvature by layers needs the model's layout; call bind(model) first")
+        return self.layout
+
+
+def _turned(matrices: np.ndarray, inputs: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """U_Aᵀ M U_S of each matrix [B, I, O]."""
+    if errors.size:
+        matrices = matrices @ errors
+    return inputs.T @ matrices if inputs.size else matrices
+
+
+def kronecker(
+    model: InfluenceModel,
+    name: str,
+    examples: int,
+    sides: list[tuple[np.ndarray, np.ndarray]],
+    eigenvalues: list[np.ndarray],
+    damping: float | str,
+    rule: Literal["layer", "whole"],
+    facts: Mapping[str, Any],
+) -> KroneckerPreconditioner:
+    """The operator from each block's vectors and eigenvalues, the data's, already divided by n.
+
+    A damping λ that is a number makes the shift r + λ. `auto` is 0.1 × a mean eigenvalue. By `layer` it is that of the
+    layer's own block and makes up the whole shift, as Grosse et al. 2023 (section 3.1) have it: a layer's block alone,
+    without its ties to other layers, is stiffer than the layer is within the network, so r is not added to it. By `whole`
+    it is that of the whole matrix, r included, and the shift is r + λ, as for `gauss_newton`.
+    """
+    penalties = model.block_penalties()
+    mean = sum(float(values.sum()) + penalty * values.size for values, penalty in zip(eigenvalues, penalties, strict=True)) / model.size
+    if not isinstance(damping, str):
+        shifts = [penalty + damping for penalty in penalties]
+    elif rule == "whole":
+        shifts = [penalty + _AUTO_FRACTION * mean for penalty in penalties]
+    else:
+        shifts = [_AUTO_FRACTION * max(float(values.mean()), _FLOOR * mean) for values in eigenvalues]
+    if min(float(values.min()) + shift for values, shift in zip(eigenvalues, shifts, strict=True)) <= 0:
+        raise ValueError(f"the {name} curvature has eigenvalues of 0, so damping={damping!r} gives no inverse; use one above 0, or auto")
+    arrays: dict[str, np.ndarray] = {}
+    for number, ((inputs, errors), values) in enumerate(zip(sides, eigenvalues, strict=True)):
+        arrays |= {f"inputs-{number}": inputs, f"errors-{number}": errors, f"eigenvalues-{number}": values}
+    sizes = [values.size for values in eigenvalues]
+    whole = _AUTO_FRACTION * mean if rule == "whole" else float(np.average(shifts, weights=sizes))
+    meta = {
+        "curvature": name,
+        "damping": whole if isinstance(damping, str) else float(damping),
+        "damping_rule": f"auto by {rule}" if isinstance(damping, str) else "fixed",
+        "leave_one_out": False,
+        "examples": examples,
+        "size": model.size,
+        "fingerprint": model.fingerprint(),
+        "penalties": penalties,
+        "shifts": shifts,
+        "blocks": [block.name for block in model.layout().blocks],
+        "smallest_eigenvalue": min(float(values.min()) for values in eigenvalues),
+        "largest_eigenvalue": max(float(values.max()) for values in eigenvalues),
+        "rank": model.size,
+        **facts,
+    }
+    return KroneckerPreconditioner(arrays, meta, model.layout())

@@ -1,0 +1,81 @@
+"""Directions along the outputs whose gradients have the Fisher information as their second moment.
+
+    true       one label drawn from the model's own prediction, by the example's id and a seed (Martens 2020, section 5)
+    expected   the expectation over all labels instead of a draw: as many backward passes as the model has outputs
+    empirical  the label that the data has
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+import numpy as np
+import tensorflow as tf
+
+from influence_ops.example_batch import ExampleBatch
+from influence_ops.gradients import Block
+from influence_ops.model import InfluenceModel
+
+Fisher = Literal["true", "expected", "empirical"]
+FISHERS: tuple[str, ...] = get_args(Fisher)
+
+MAX_OUTPUTS = 256
+"""The largest output for which ∂²ℓ/∂z² is decomposed, example by example."""
+
+
+def fisher_blocks(model: InfluenceModel, batch: ExampleBatch, fisher: Fisher, seed: int) -> Iterator[tuple[Block, ...]]:
+    """Gradients as blocks, without the examples' weights, whose outer products sum to a Fisher matrix of the batch.
+
+    Raises:
+      ValueError: the loss has no likelihood that is known and too many outputs for the general way.
+    """
+    if fisher == "empirical":
+        yield model.loss_blocks(batch)
+        return
+    outputs = model.packed_outputs(batch)
+    if fisher == "true" and model.likelihood is not None:
+        shape = outputs.numpy().shape
+        drawn = uniform(batch.ids, seed, math.prod(shape[1:-1] if model.likelihood == "categorical" else shape[1:]))
+        yield model.output_blocks(batch, _drawn_errors(model.likelihood, outputs, drawn))
+        return
+    size = math.prod(outputs.numpy().shape[1:])
+    if size > MAX_OUTPUTS:
+        raise ValueError(
+            f"the {fisher} Fisher of a loss without a known likelihood decomposes a matrix of {size} × {size} outputs for each example, "
+            f"more than {MAX_OUTPUTS}; use --fisher empirical, or --loss softmax_cross_entropy where that is the loss"
+        )
+    roots = model.output_curvature_root(batch)  # [B, C, C]
+    if fisher == "true":
+        # A sign for each column of the root: the second moment of R ξ is R Rᵀ = ∂²ℓ/∂z², that of drawn labels.
+        signs = np.where(uniform(batch.ids, seed, size) < 0.5, -1.0, 1.0)
+        yield model.output_blocks(batch, tf.reshape(tf.einsum("bij,bj->bi", roots, tf.constant(signs, roots.dtype)), tf.shape(outputs)))
+        return
+    for column in range(size):
+        yield model.output_blocks(batch, tf.reshape(roots[:, :, column], tf.shape(outputs)))
+
+
+def _drawn_errors(likelihood: str, outputs: tf.Tensor, drawn: np.ndarray) -> tf.Tensor:
+    """∂ℓ/∂z at labels drawn from the prediction: p − e_y, or p − y."""
+    numbers = tf.constant(drawn, outputs.dtype)
+    if likelihood == "bernoulli":
+        p = tf.sigmoid(outputs)
+        return p - tf.cast(tf.reshape(numbers, tf.shape(p)) < p, p.dtype)
+    p = tf.nn.softmax(outputs)
+    below = tf.cumsum(p, axis=-1) <= tf.reshape(numbers, [*tf.unstack(tf.shape(p))[:-1], 1])
+    labels = tf.minimum(tf.reduce_sum(tf.cast(below, tf.int32), axis=-1), tf.shape(p)[-1] - 1)
+    return p - tf.one_hot(labels, tf.shape(p)[-1], dtype=p.dtype)
+
+
+def uniform(ids: Any, seed: int, count: int) -> np.ndarray:
+    """[B, count] numbers in [0, 1), each row by its example's id and the seed alone."""
+    first = np.array(
+        [int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest(), "little") for name in ids], dtype=np.uint64
+    )
+    with np.errstate(over="ignore"):  # splitmix64 (Steele, Lea & Flood 2014) wraps around
+        x = first[:, None] + np.arange(1, count + 1, dtype=np.uint64)[None] * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -121,7 +121,8 @@ def _check(
                 found = outputs(inputs)
             directions = tf.constant(np.random.default_rng(0).standard_normal(found.numpy().shape), dtype=found.dtype)
             total = tf.reduce_sum(directions * found)
-        errors = tape.gradient(total, [call.outputs for call in calls], unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        sources = [call.outputs for call in calls]
+        errors = cast(list[tf.Tensor], tape.gradient(total, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO))
         values = [variable.value for variable in variables]
         found_gradients = cast(Any, tape.gradient(total, values, unconnected_gradients=tf.UnconnectedGradients.ZERO))
     except Exception as error:

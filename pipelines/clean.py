@@ -105,7 +105,7 @@ def build_cleaning(pipeline: beam.Pipeline, config: CleanConfig) -> None:
         | "Shards" >> beam.Create(scored, reshuffle=False).with_output_types(ScoredShard)
         | "Spread" >> beam.Reshuffle().with_output_types(ScoredShard)  # breaks fusion with Create, which one worker runs
     )
-    paths = shards_in | "Scores" >> beam.Map(lambda scored: scored.scores).with_output_types(str)
+    paths = shards_in | "Scores" >> beam.Map(_scores).with_output_types(str)
     threshold = paths | "SelectThreshold" >> SelectThreshold(count)
     cleaned = shards_in | "CleanShards" >> CleanShards(
         threshold,
@@ -124,6 +124,10 @@ def build_cleaning(pipeline: beam.Pipeline, config: CleanConfig) -> None:
     )
     facts = {"share": config.share, "weight": config.weight, "weight_feature": config.weight_feature, "scored": rows}
     _ = cleaned | "WriteFacts" >> WriteCleaningFacts(join(config.output, FACTS), facts, threshold, copied)
+
+
+def _scores(scored: ScoredShard) -> str:
+    return scored.scores
 
 
 def _copies(config: CleanConfig, source: str, shards: list[Shard]) -> list[CopiedFile]:

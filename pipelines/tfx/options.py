@@ -25,7 +25,10 @@ GIVEN = {
     "data_format": "the payload format of the Examples",
     "schema": "the input schema",
     "curvature_path": "the input saved_curvature",
-    "influence_vectors_path": "the input examples",
+    "influence_vectors_path": "the input examples, from which vectors are computed",
+    "index": "the input examples, which are scored themselves",
+    "update": "the input examples, which are scored themselves",
+    "search": "the input examples, which are scored themselves",
 }
 """Options of the command line that the pipeline gives instead."""
 

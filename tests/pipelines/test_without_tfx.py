@@ -14,7 +14,7 @@ NOT_THERE = {"matplotlib"}  # of the extra report
 
 CODE = """
 import sys
-for name in {missing}:
+for name in ("tfx", "ml_metadata"):
     sys.modules[name] = None  # as if it were not installed
 import benchmarks.scale, examples.digits, influence_ops, pipelines.clean, pipelines.cli, pipelines.launch, transforms
 assert not [name for name in sys.modules if name.split(".")[0] in ("tfx", "ml_metadata") and sys.modules[name]]
@@ -25,10 +25,9 @@ except ImportError as error:
 """
 
 
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("missing", [["tfx"], ["ml_metadata"]], ids=str)
-def test_says_what_to_install(missing: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-c", CODE.format(missing=missing)], capture_output=True, text=True, timeout=60)
+@pytest.mark.timeout(120)
+def test_says_what_to_install() -> None:
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr
     assert "pipelines.tfx needs the extra 'tfx'" in done.stdout
     assert "pip install -e '.[tfx]'" in done.stdout

@@ -18,6 +18,7 @@ from apache_beam.options.pipeline_options import DirectOptions
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.types.channel import Channel
 
+from influence_ops.curvature import load_preconditioner
 from influence_ops.network import load_keras_file
 from influence_ops.result_files import read_manifest
 from pipelines.cli import main
@@ -39,7 +40,9 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def execute(inputs: dict[str, Any], folder: pathlib.Path, arguments: tuple[str, ...] = (), **options: Any) -> dict[str, Any]:
+def execute(
+    inputs: dict[str, Any], folder: pathlib.Path, arguments: tuple[str, ...] = (), make_pipeline: Any = None, **options: Any
+) -> dict[str, Any]:
     """Runs the executor with the properties that the component has; returns its output artifacts."""
     channels = {name: Channel(type=type(artifact)) for name, artifact in inputs.items()}
     component = InfluenceCalculator(**channels, **options)
@@ -47,7 +50,7 @@ def execute(inputs: dict[str, Any], folder: pathlib.Path, arguments: tuple[str, 
     for name, artifact in outputs.items():
         artifact.uri = str(folder / name)
         (folder / name).mkdir(parents=True)  # as the orchestrator does
-    context = BaseBeamExecutor.Context(beam_pipeline_args=list(arguments))
+    context = BaseBeamExecutor.Context(beam_pipeline_args=list(arguments), make_beam_pipeline_fn=make_pipeline)
     InfluenceExecutor(context).Do(
         {name: [artifact] for name, artifact in inputs.items()},
         {name: [artifact] for name, artifact in outputs.items()},
@@ -130,6 +133,18 @@ def test_a_saved_curvature_is_used(first: dict[str, Any], tmp_path: pathlib.Path
     tables = ("top_k", "self_influence", "self_influence_top_k")
     assert_identical(pathlib.Path(again["scores"].uri), pathlib.Path(first["scores"].uri), tables)
     assert files_below(pathlib.Path(again["curvature"].uri)) == files_below(pathlib.Path(first["curvature"].uri))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("curvature", ["identity", "conjugate_gradient", "arnoldi"])
+def test_other_curvatures_tell_their_facts(first: dict[str, Any], tmp_path: pathlib.Path, curvature: str) -> None:
+    inputs = {name: first[name] for name in ("examples", "model")}
+    found = execute(inputs, tmp_path, curvature=curvature, input_features="image", outputs="top_k", damping=0.01)
+    for artifact in found.values():
+        assert artifact.get_string_custom_property("curvature") == curvature
+        assert artifact.get_int_custom_property("watched_weights") == 90
+    assert found["scores"].get_string_custom_property("mislabel_candidates") == "[]"
+    assert load_preconditioner(found["curvature"].uri).meta["curvature"] == curvature
 
 
 @pytest.mark.timeout(120)
@@ -241,3 +256,12 @@ def test_beam_arguments_reach_beam(first: dict[str, Any], tmp_path: pathlib.Path
     assert options.view_as(DirectOptions).direct_runner_bundle_repeat == 3
     # TFX would have added a package of itself.
     assert not options.get_all_options().get("extra_packages")
+
+
+@pytest.mark.timeout(60)
+def test_an_orchestrator_may_make_the_pipeline(first: dict[str, Any], tmp_path: pathlib.Path) -> None:
+    def make() -> beam.Pipeline:
+        raise _Made
+
+    with pytest.raises(_Made):
+        execute({name: first[name] for name in ("examples", "model")}, tmp_path, make_pipeline=make, input_features="image")

@@ -47,6 +47,10 @@ class Retrainer:
     beam_arguments: Sequence[str] = ()
     stream: TextIO | None = None
 
+    def __post_init__(self) -> None:
+        if not hasattr(self.data.model.model, "set_weights"):
+            raise ValueError("a SavedModel can't take retrained weights; evaluate the scores of the .keras file, or of module:function")
+
     def outcomes(self, masks: Iterable[np.ndarray], test_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The losses [M, R, T] and predicted classes [M, R, T] (−1: none) of the test points after M retrainings with R seeds.
 

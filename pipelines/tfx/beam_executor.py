@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import copy
-import logging
 from typing import Any
 
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
@@ -24,8 +23,6 @@ class BeamExecutor(BaseBeamExecutor, abc.ABC):
             context = copy.copy(context)
             context.beam_pipeline_args = None
         super().__init__(context)
-        # A step that fails is logged by Beam with the stack; the exception has its message for the user.
-        logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
 
     @property
     def make_pipeline(self) -> Any:

@@ -183,3 +183,14 @@ def test_the_scores_artifact_tells_of_the_run(job: DigitsJob, tmp_path: pathlib.
     assert len(candidates) == 20
     assert candidates[0]["self_influence"] == max(read(runs.last("InfluenceScores").uri, "self_influence")["influence"].to_pylist())
     assert runs.last("InfluenceCurvature").custom_properties["curvature"].string_value == "exact"
+
+
+@pytest.mark.timeout(300)
+def test_arguments_of_the_component_reach_beam(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    """Through the runner of the pipeline: Beam itself refuses this one, and the execution is marked as failed."""
+    runs = Runs(job, tmp_path)
+    with pytest.raises(Exception, match="NoSuchRunner"):
+        runs.run(arguments=("--runner=NoSuchRunner",))
+    found = runs.states()
+    assert found["InfluenceCalculator"] == "FAILED" and "ExampleCleaner" not in found
+    assert runs.run() == states("COMPLETE", "COMPLETE", "CACHED")

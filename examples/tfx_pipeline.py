@@ -21,6 +21,7 @@ influence_ops.device.configure_tensorflow()
 import keras  # noqa: E402  (after the log level is set)
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
+from absl import logging  # noqa: E402
 from ml_metadata import metadata_store  # noqa: E402
 from ml_metadata.proto import metadata_store_pb2  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
@@ -204,6 +205,7 @@ def main() -> int:
     parser.add_argument("--folder", type=pathlib.Path, default=default, help=f"where everything goes (default: {default})")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
+    logging.set_verbosity(logging.ERROR)
     LocalDagRunner().run(make_pipeline(folder))
     run = LastRun(folder)
     # The runner does not raise when an input can't be resolved.

@@ -30,8 +30,9 @@ WORKER_COMMAND = "beam-influence-worker"
 POOL_ADDRESS = "localhost:50000"
 DEFAULT_GPU = "nvidia-l4"
 
-# A worker process needs some ten seconds to import TensorFlow. Without this, Flink ends it after each stage.
-_KEEP_WORKERS_MILLISECONDS = 60_000
+# A worker process needs some ten seconds to import TensorFlow; without this, Flink would end it after each stage. It
+# can't be long: a worker that has died is kept as well, and what is tried on it fails, until the cluster gives up.
+_KEEP_WORKERS_MILLISECONDS = 30_000
 _CONNECT_SECONDS = 5.0
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "[local]", "[auto]", "")
 _SHOW_PROGRESS = ("FnApiRunner", "DirectRunner", "BundleBasedDirectRunner", "PrismRunner")

@@ -6,8 +6,8 @@
 #   flink.sh jars      only fetches the jars (152 MB, once)
 #   flink.sh stop      ends all that it started, by process id
 #
-# The last line it prints is the job endpoint, for `beam-influence run --runner flink --job_endpoint`. A cluster that
-# answers is left running. Maven's own settings (~/.m2/settings.xml, MAVEN_ARGS) say where the jars come from.
+# The last line it prints is the job endpoint, for `beam-influence run --runner flink --job_endpoint`. What runs already
+# is left running; task managers that have died are started again. Maven's own settings (~/.m2/settings.xml, MAVEN_ARGS) say where the jars come from.
 #
 # Settings, by environment variable:
 #   FLINK_CACHE     where the jars are kept              (~/.cache/beam-influence/flink)
@@ -146,12 +146,17 @@ io.tmp.dirs: $run/io
 parallelism.default: $((2 * workers))
 # Without this one task manager does all the work of a small job.
 cluster.evenly-spread-out-slots: true
-# A task manager that has died is noticed after 10 s; by then each attempt to restart on it has failed.
+# A task manager that has died is noticed after 10 s; attempts before fail.
 heartbeat.interval: 2000
 heartbeat.timeout: 10000
-restart-strategy.type: fixed-delay
-restart-strategy.fixed-delay.attempts: 10
-restart-strategy.fixed-delay.delay: 3 s
+# What fails is tried again after 2, 4, 8, 16 and 32 s. A Python worker that has died is replaced after at most 30 s
+# (--environment_cache_millis); attempts before fail.
+restart-strategy.type: exponential-delay
+restart-strategy.exponential-delay.initial-backoff: 2 s
+restart-strategy.exponential-delay.backoff-multiplier: 2.0
+restart-strategy.exponential-delay.max-backoff: 32 s
+restart-strategy.exponential-delay.jitter-factor: 0.0
+restart-strategy.exponential-delay.attempts-before-reset-backoff: 5
 classloader.resolve-order: parent-first
 YAML
   export FLINK_CONF_DIR=$run/conf
@@ -181,15 +186,26 @@ case $mode in
     ;;
 esac
 
+start_missing_task_managers() {
+  local number
+  for number in $(seq "$workers"); do
+    is_alive "task-manager-$number" || start_task_manager "task-manager-$number"
+  done
+}
+
 mkdir -p "$run"
+read -r -d '' -a options < <(java_options) || true
 if is_alive job-server && is_listening "$job_port"; then
-  say "already running"
+  if is_alive job-manager; then
+    start_missing_task_managers
+    wait_for "$workers task managers" has_task_managers
+  fi
+  say "running already"
   echo "localhost:$job_port"
   exit
 fi
 fetch_jars
 stop
-read -r -d '' -a options < <(java_options) || true
 driver=(org.apache.beam.runners.flink.FlinkJobServerDriver --job-host=localhost "--job-port=$job_port" --artifact-port=0
   --expansion-port=-1 "--artifacts-dir=$run/artifacts")
 if [[ $mode == local ]]; then
@@ -198,9 +214,7 @@ else
   write_configuration
   start job-manager java -Xmx512m "${options[@]}" -cp "$jars/lib/*" \
     org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint --configDir "$run/conf" --executionMode cluster
-  for number in $(seq "$workers"); do
-    start_task_manager "task-manager-$number"
-  done
+  start_missing_task_managers
   start worker-pool "$python" -m pipelines.worker --worker_pool --port "$pool_port"
   start job-server java -Xmx512m "${options[@]}" -Djava.system.class.loader=HiddenJars "-Dhidden.jars=$jars/lib" \
     -cp "$jars/hidden-jars.jar" "${driver[@]}" "--flink-master=localhost:$rest_port" "--flink-conf-dir=$run/conf"

@@ -3,10 +3,12 @@
 # minutes, once). `beam-influence run --runner prism` finds it there.
 #
 #   PRISM_CACHE    where programs are kept           (~/.cache/beam-influence/prism), a folder for each version
+#   PRISM_VERSION  of Beam, such as 2.77.0           (what is installed in PRISM_PYTHON)
 #   PRISM_PYTHON   the Python in which Beam is       (python3)
 set -euo pipefail
 cache=${PRISM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/beam-influence/prism}
-version=$("${PRISM_PYTHON:-python3}" -c 'import importlib.metadata; print(importlib.metadata.version("apache-beam"))')
+installed='import importlib.metadata; print(importlib.metadata.version("apache-beam"))'
+version=${PRISM_VERSION:-$("${PRISM_PYTHON:-python3}" -c "$installed")}
 folder=$cache/v$version
 mkdir -p "$folder"
 (

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import shutil
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -85,9 +87,19 @@ class FlinkCluster:
     rest: str
     pool: str
     folder: pathlib.Path
+    settings: dict[str, str]
 
     def pid(self, name: str) -> int:
         return int((self.folder / f"{name}.pid").read_text())
+
+    def mend(self) -> None:
+        """Starts task managers again that have died."""
+        _flink("cluster", self.settings)
+
+    def jobs(self) -> dict[str, str]:
+        """The state of every job by its id, as the job manager tells."""
+        with urllib.request.urlopen(f"{self.rest}/jobs", timeout=30) as answer:
+            return {job["id"]: job["status"] for job in json.load(answer)["jobs"]}
 
     def arguments(self, environment: str) -> list[str]:
         """The options of a run on this cluster; it may not last for ever."""
@@ -98,7 +110,9 @@ class FlinkCluster:
 @pytest.fixture(scope="session")
 def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
     need_tools("java", "javac", "jar", "mvn", "curl", "setsid", "flock")
-    with flink_cluster(tmp_path_factory.mktemp("flink")) as cluster:
+    # Whoever names the folder can stop the cluster, should these tests be killed.
+    given = os.environ.get("FLINK_RUN")
+    with flink_cluster(pathlib.Path(given) if given else tmp_path_factory.mktemp("flink")) as cluster:
         yield cluster
 
 
@@ -108,15 +122,21 @@ def flink_cluster(folder: pathlib.Path) -> Iterator[FlinkCluster]:
     ports = free_ports(4)
     search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # the pool imports what the tests import
     settings = {"FLINK_RUN": str(folder), "FLINK_PORTS": ",".join(map(str, ports)), "FLINK_PYTHON": sys.executable, "PYTHONPATH": search}
-    command, environment = str(ROOT / "engines" / "flink" / "flink.sh"), {**os.environ, **settings}
     try:
-        started = subprocess.run([command, "cluster"], env=environment, stdout=subprocess.PIPE, text=True, timeout=500)
-        assert started.returncode == 0
+        endpoint = _flink("cluster", settings)
         job_server, rest, _, pool = ports
-        assert started.stdout.strip() == f"localhost:{job_server}"
-        yield FlinkCluster(f"localhost:{job_server}", f"http://localhost:{rest}", f"localhost:{pool}", folder)
+        assert endpoint == f"localhost:{job_server}"
+        yield FlinkCluster(endpoint, f"http://localhost:{rest}", f"localhost:{pool}", folder, settings)
     finally:
-        subprocess.run([command, "stop"], env=environment, timeout=120)
+        _flink("stop", settings)
+
+
+def _flink(mode: str, settings: dict[str, str]) -> str:
+    """Runs the script; returns what it prints."""
+    command = [str(ROOT / "engines" / "flink" / "flink.sh"), mode]
+    done = subprocess.run(command, env={**os.environ, **settings}, stdout=subprocess.PIPE, text=True, timeout=500)
+    assert done.returncode == 0
+    return done.stdout.strip()
 
 
 def free_ports(count: int) -> list[int]:

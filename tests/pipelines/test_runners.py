@@ -104,7 +104,7 @@ def test_prism_is_found(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch)
         choose_engine(["--runner=prism", "--prism_location=/nowhere"], CONFIG)
 
 
-KEEP = "--environment_cache_millis=60000"
+KEEP = "--environment_cache_millis=30000"
 
 
 def test_flink_on_this_machine(address: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,195 @@
+"""Processes killed in the middle of a run: the result is complete and identical, or the run fails clearly without a manifest."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pipelines.launch import RunFailedError
+from tests.engines.conftest import OPTIONS, FlinkCluster, InMemory
+from tests.engines.equal_runs import assert_equal_runs, run_and_compare
+from tests.pipelines.digits_job import DigitsJob, run_quietly
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(400),
+    # The broken connections are noticed in threads of Beam's, too.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+]
+
+# A batch for each example: the stages last long enough to be hit inside.
+SLOW = {**OPTIONS, "batch_size": 1}
+
+
+class Killer(threading.Thread):
+    """Kills processes with -9 as soon as `moment` has come.
+
+    Args:
+      moment: whether it has come.
+      victims: their process ids, found at that moment.
+    """
+
+    def __init__(self, moment: Callable[[], bool], victims: Callable[[], list[int]]):
+        super().__init__(daemon=True)
+        self._moment = moment
+        self._victims = victims
+        self.killed: list[int] = []
+
+    def run(self) -> None:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            if self._moment():
+                victims = self._victims()
+                for pid in victims:
+                    os.kill(pid, signal.SIGKILL)
+                self.killed = victims
+                return
+            time.sleep(0.001)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, as /proc tells, the oldest first."""
+    found = []
+    for status in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended since
+        if int(fields[1]) == pid and fields[0] != "Z":
+            found.append(int(status.parent.name))
+    return sorted(found)
+
+
+def is_written(output: pathlib.Path, table: str) -> Callable[[], bool]:
+    """Whether a file of the table has been begun."""
+    return lambda: any((output / table).glob("*"))
+
+
+MOMENTS: dict[str, Callable[[pathlib.Path], Callable[[], bool]]] = {
+    "as-it-starts": lambda output: lambda: bool(children(os.getpid())),
+    "while-scoring": lambda output: is_written(output, "scores"),
+}
+
+
+@pytest.mark.parametrize("moment", sorted(MOMENTS))
+def test_a_worker_of_local_processes(job: DigitsJob, in_memory: InMemory, tmp_path: pathlib.Path, moment: str) -> None:
+    """The in-memory runner repeats nothing: the run fails at once and says why, and the next one is whole."""
+    output = tmp_path / "out"
+    before = set(children(os.getpid()))
+    killer = Killer(
+        lambda: bool(set(children(os.getpid())) - before) and MOMENTS[moment](output)(),
+        lambda: sorted(set(children(os.getpid())) - before)[:1],
+    )
+    killer.start()
+    with pytest.raises(RunFailedError) as caught:
+        run_quietly(job.config(output, **SLOW), "--runner=local", "--workers=2")
+    assert killer.killed
+    assert str(caught.value).startswith("a worker process was killed by signal 9; when that was for want of memory, use fewer --workers")
+    assert not (output / "manifest.json").exists()
+    assert set(children(os.getpid())) <= before  # the other worker has ended, too
+    if moment == "while-scoring":
+        assert is_written(output, "scores")(), "killed before it scored"
+        run_and_compare(job, in_memory, output, "--runner=local")
+
+
+def workers_of_pool(cluster: FlinkCluster) -> list[int]:
+    return children(cluster.pid("worker-pool"))
+
+
+def workers_of_task_manager(cluster: FlinkCluster) -> list[int]:
+    return children(cluster.pid("task-manager-1"))
+
+
+def task_manager(cluster: FlinkCluster) -> list[int]:
+    return [cluster.pid("task-manager-1")]
+
+
+@pytest.mark.flink
+@pytest.mark.parametrize(
+    ("environment", "victims", "stage"),
+    [
+        ("EXTERNAL", workers_of_pool, "scores"),
+        ("PROCESS", workers_of_task_manager, "scores"),
+        ("EXTERNAL", task_manager, "curvature"),
+        ("PROCESS", task_manager, "scores"),
+        ("EXTERNAL", task_manager, "group_influence"),
+    ],
+    ids=["worker-of-a-pool", "worker-of-a-task-manager", "task-manager-early", "task-manager-while-scoring", "task-manager-late"],
+)
+def test_on_flink(
+    job: DigitsJob,
+    in_memory: InMemory,
+    tmp_path: pathlib.Path,
+    flink: FlinkCluster,
+    environment: str,
+    victims: Callable[[FlinkCluster], list[int]],
+    stage: str,
+) -> None:
+    """Flink repeats what was lost; every table is complete and identical."""
+    output = tmp_path / "out"
+    killer = Killer(is_written(output, stage), lambda: victims(flink)[:1])
+    killer.start()
+    try:
+        run_quietly(job.config(output, **SLOW), *flink.arguments(environment))
+    finally:
+        flink.mend()
+    assert killer.killed
+    assert_equal_runs(output, in_memory.output)
+
+
+@pytest.mark.flink
+def test_a_job_on_flink_does_not_outlive_its_time(job: DigitsJob, tmp_path: pathlib.Path, flink: FlinkCluster) -> None:
+    arguments = [argument for argument in flink.arguments("EXTERNAL") if not argument.startswith("--time_limit")]
+    before = set(flink.jobs())
+    with pytest.raises(RunFailedError, match="the job had not finished after --time_limit 3 seconds and was cancelled"):
+        run_quietly(job.config(tmp_path / "out", **SLOW), *arguments, "--time_limit=3")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert_cancelled(flink, before)
+
+
+def assert_cancelled(flink: FlinkCluster, before: set[str]) -> None:
+    """The one job since then is cancelled; the cluster needs a moment for it."""
+    deadline = time.monotonic() + 60
+    states: dict[str, str] = {}
+    while time.monotonic() < deadline:
+        states = {name: state for name, state in flink.jobs().items() if name not in before}
+        if set(states.values()) <= {"CANCELED", "FINISHED"}:
+            break
+        time.sleep(0.5)
+    assert list(states.values()) == ["CANCELED"]
+
+
+@pytest.mark.flink
+def test_an_interrupt_cancels_the_job(job: DigitsJob, tmp_path: pathlib.Path, flink: FlinkCluster) -> None:
+    before = set(flink.jobs())
+
+    def interrupt() -> None:
+        while set(flink.jobs()) <= before:
+            time.sleep(0.1)
+        signal.raise_signal(signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_quietly(job.config(tmp_path / "out", **SLOW), *flink.arguments("EXTERNAL"))
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert_cancelled(flink, before)
+
+
+@pytest.mark.flink
+def test_a_failure_on_flink_is_one_message(job: DigitsJob, tmp_path: pathlib.Path, flink: FlinkCluster) -> None:
+    """The stages are tried again, then the run fails with the words of the step that failed."""
+    (tmp_path / "bad.tfrecord").write_bytes(b"not a TFRecord file at all")
+    options: dict[str, Any] = {**OPTIONS, "train": f"{job.shards('train', 7).pattern},{tmp_path}/bad.tfrecord"}
+    with pytest.raises(RunFailedError) as caught:
+        run_quietly(job.config(tmp_path / "out", **options), *flink.arguments("EXTERNAL"))
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("1 example was rejected, more than --max_rejected 0; mend them, or allow as many. All are in ")
+    assert "bad.tfrecord:0 (read, damaged_length): the checksum of this record's length does not match" in second
+    assert not (tmp_path / "out" / "manifest.json").exists()

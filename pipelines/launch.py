@@ -19,7 +19,7 @@ from influence_ops.result_files import MANIFEST, read_manifest
 from pipelines import local_workers
 from pipelines.build import STAGES, build
 from pipelines.config import InfluenceConfig
-from pipelines.prepare import clear_output, prepare
+from pipelines.prepare import clear_output, clear_unfinished, prepare
 from pipelines.progress_bar import ProgressBar
 from pipelines.runners import Engine, choose_engine
 from transforms.files import BeamFiles, join
@@ -119,6 +119,7 @@ def run(
     if not BeamFiles().exists(join(config.output, MANIFEST)):
         raise RunFailedError(f"the pipeline ended in the state {result.state} without a manifest in {config.output!r}")
     _delete_folder(config.work_folder)
+    clear_unfinished(config, tuple(schemas.TABLES))
     manifest = read_manifest(config.output, BeamFiles())
     return RunSummary(config.output, manifest, _milliseconds(result), time.monotonic() - started)
 

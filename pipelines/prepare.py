@@ -214,7 +214,7 @@ def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str
     if files.exists(path) and not config.overwrite:
         raise ValueError(f"{config.output!r} already holds a finished run; give another --output, or --overwrite")
     files.delete(path)  # first: from here on the folder holds no run
-    patterns = [f"{path}.*{TEMPORARY}"]
+    patterns = [join(config.output, f".{manifest}.*{TEMPORARY}")]
     folders = [join(config.output, table) for table in (*tables, INDEX)] + [config.work_folder]
     curvature = join(config.output, "curvature")
     if (config.curvature_path or "").rstrip("/") != curvature:  # else this run reads it
@@ -223,3 +223,15 @@ def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str
     for result in FileSystems.match(patterns):
         for match in result.metadata_list:
             files.delete(match.path)
+
+
+def clear_unfinished(config: InfluenceConfig, tables: tuple[str, ...]) -> None:
+    """Removes what workers that were killed in a finished run have left: their files were written again under other names."""
+    from apache_beam.io.filesystems import FileSystems
+
+    files = BeamFiles()
+    folders = [folder for folder in (join(config.output, name) for name in (*tables, INDEX, "curvature")) if files.exists(folder)]
+    for result in FileSystems.match([f"{folder}/**" for folder in folders]):
+        for match in result.metadata_list:
+            if match.path.endswith(TEMPORARY):
+                files.delete(match.path)

@@ -72,7 +72,9 @@ class BeamFiles:
     @contextlib.contextmanager
     def open_write(self, path: str) -> Iterator[BinaryIO]:
         """A file that appears under its name when the block ends without an error, and not at all otherwise."""
-        temporary = f"{path}.{uuid.uuid4().hex}{TEMPORARY}"
+        folder, separator, name = path.rpartition("/")
+        # Readers of a whole folder of Parquet leave out files whose names begin with a dot.
+        temporary = f"{folder}{separator}.{name}.{uuid.uuid4().hex}{TEMPORARY}"
         file = FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED)
         try:
             with file:

@@ -14,8 +14,9 @@ import pytest
 
 from influence_ops.array_folder import LocalFiles
 from pipelines.config import InfluenceConfig
-from pipelines.prepare import clear_output
-from tests.pipelines.digits_job import DigitsJob, assert_same_tables, files_below, run_quietly
+from pipelines.prepare import clear_output, clear_unfinished
+from tests.pipelines.digits_job import DigitsJob, assert_same_tables, files_below, read, run_quietly
+from transforms.files import BeamFiles
 
 # The stages write into these, in this order; the run is killed as soon as one holds a file, finished or not.
 MOMENTS: dict[str, Callable[[pathlib.Path], bool]] = {
@@ -76,13 +77,13 @@ def test_what_any_kill_can_leave_is_removed(job: DigitsJob, tmp_path: pathlib.Pa
     output = tmp_path / "out"
     config = job.config(output, outputs="top_k")
     strays = [
-        "manifest.json.0123abcd.tmp",
+        ".manifest.json.0123abcd.tmp",
         "top_k/block-00009-00000.parquet",
-        "scores/shard-00000.parquet.0123abcd.tmp",
-        "curvature/inverse.npy.0123abcd.tmp",
+        "scores/.shard-00000.parquet.0123abcd.tmp",
+        "curvature/.inverse.npy.0123abcd.tmp",
         "curvature/other.npy",
         ".work/queries/00000-00000/solved.npy",
-        ".work/statistic/block-0-0/part.npy.0123abcd.tmp",
+        ".work/statistic/block-0-0/.part.npy.0123abcd.tmp",
     ]
     for path in [*strays, "mine.txt", "manifest.json.txt"]:
         LocalFiles().write(str(output / path), b"")
@@ -92,6 +93,23 @@ def test_what_any_kill_can_leave_is_removed(job: DigitsJob, tmp_path: pathlib.Pa
     for path in ("mine.txt", "manifest.json.txt"):
         (output / path).unlink()
     assert_no_strays(output, summary.manifest)
+
+
+def test_unfinished_files_are_in_nobodys_way(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    """A worker that was killed leaves half a file; readers of the folder don't see it, and at the end it is removed."""
+    output = tmp_path / "out"
+    config = job.config(output, outputs="top_k")
+    with pytest.raises(OSError), BeamFiles().open_write(str(output / "top_k" / "block.parquet")) as file:
+        file.write(b"half")
+        (stray,) = files_below(output)
+        raise OSError
+    assert files_below(output) == set()
+    run_quietly(config)
+    expected = files_below(output)
+    LocalFiles().write(str(output / stray), b"half")
+    assert read(output, "top_k").num_rows > 0
+    clear_unfinished(config, ("top_k", "scores"))
+    assert files_below(output) == expected
 
 
 def test_the_manifest_comes_last(job: DigitsJob, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,12 @@ from typing import Any
 
 from apache_beam.portability import python_urns
 from apache_beam.portability.api import beam_fn_api_pb2
-from apache_beam.runners.portability.fn_api_runner.worker_handlers import ControlFuture, SubprocessSdkWorkerHandler, WorkerHandler
+from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
+    BeamFnControlServicer,
+    ControlFuture,
+    SubprocessSdkWorkerHandler,
+    WorkerHandler,
+)
 from apache_beam.runners.portability.local_job_service import SubprocessSdkWorker
 
 _Handler: Any = SubprocessSdkWorkerHandler  # Beam's decorator hides its type
@@ -70,4 +75,6 @@ class _WatchedWorkerHandler(_Handler):
 
     def close(self) -> None:
         self._is_closing = True
+        # For a process that has not connected yet: it ends when it does. Beam would wait for it for ever.
+        self.control_conn.push(BeamFnControlServicer._DONE_MARKER)
         super().close()

@@ -154,5 +154,5 @@ def clean(
     engine = choose_engine(beam_arguments)
     pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=pipeline_options(engine))
     build_cleaning(pipeline, config)
-    run_pipeline(pipeline, engine.time_limit)
+    run_pipeline(pipeline, engine)
     return json.loads(BeamFiles().read(join(config.output, FACTS)))

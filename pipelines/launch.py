@@ -19,6 +19,7 @@ from influence_ops.result_files import MANIFEST, read_manifest
 from pipelines import local_workers
 from pipelines.build import STAGES, build
 from pipelines.config import InfluenceConfig
+from pipelines.flink_jobs import cancel_job
 from pipelines.prepare import clear_output, clear_unfinished, prepare
 from pipelines.progress_bar import ProgressBar
 from pipelines.runners import Engine, choose_engine
@@ -53,12 +54,12 @@ def pipeline_options(engine: Engine) -> PipelineOptions:
     return PipelineOptions(engine.arguments, save_main_session=False)
 
 
-def run_pipeline(pipeline: beam.Pipeline, time_limit: float | None = None) -> Any:
+def run_pipeline(pipeline: beam.Pipeline, engine: Engine) -> Any:
     """Runs a built pipeline to its end; returns Beam's result.
 
     Args:
       pipeline: the pipeline.
-      time_limit: after how many seconds it is cancelled; None: never.
+      engine: where it runs, and for how long at most.
 
     Raises:
       RunFailedError: it failed; the message is the reason, without the runner's stack.
@@ -66,27 +67,37 @@ def run_pipeline(pipeline: beam.Pipeline, time_limit: float | None = None) -> An
     local_workers.expect_no_deaths()
     try:
         result = pipeline.run()
-        is_finished = _wait(result, time_limit)
+        _wait(result, engine)
+    except RunFailedError:
+        raise
     except Exception as error:
         raise RunFailedError(local_workers.death() or reason(error)) from error
-    if not is_finished:
-        raise RunFailedError(f"the job had not finished after --time_limit {time_limit:g} seconds and was cancelled")
     return result
 
 
-def _wait(result: Any, time_limit: float | None) -> bool:
-    """Until the job has ended, or the time; it does not outlive an interrupt, nor its time."""
+def _wait(result: Any, engine: Engine) -> None:
+    """Until the job has ended; it does not outlive an interrupt, nor its time."""
+    limit = engine.time_limit
     try:
-        result.wait_until_finish(round(1000 * time_limit) if time_limit else None)
+        result.wait_until_finish(round(1000 * limit) if limit else None)
     except Exception:
         raise
     except BaseException:  # an interrupt
-        result.cancel()
+        _cancel(result, engine)
         raise
-    if time_limit and not PipelineState.is_terminal(result.state):
-        result.cancel()
-        return False
-    return True
+    if limit and not PipelineState.is_terminal(result.state):
+        raise RunFailedError(f"the job had not finished after --time_limit {limit:g} seconds and was cancelled{_cancel(result, engine)}")
+
+
+def _cancel(result: Any, engine: Engine) -> str:
+    """Cancels a job; returns what the user must know besides."""
+    result.cancel()
+    if not any(argument.startswith("--job_endpoint") for argument in engine.arguments) and engine.flink is None:
+        return ""
+    if engine.flink is None:
+        return "; Beam's job server does not pass that on to a cluster: look there, and give --flink_master HOST:8081 next time"
+    master, name = engine.flink
+    return "" if cancel_job(master, name) else f"; the cluster at {master} did not confirm that: cancel the job {name} there"
 
 
 def run(
@@ -115,7 +126,7 @@ def run(
     with ProgressBar(shards, stream or sys.stderr) as bar:
         pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=pipeline_options(engine))
         build(pipeline, config, plan, bar.address if engine.is_local else None)
-        result = run_pipeline(pipeline, engine.time_limit)
+        result = run_pipeline(pipeline, engine)
     if not BeamFiles().exists(join(config.output, MANIFEST)):
         raise RunFailedError(f"the pipeline ended in the state {result.state} without a manifest in {config.output!r}")
     _delete_folder(config.work_folder)

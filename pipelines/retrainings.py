@@ -100,7 +100,7 @@ class Retrainer:
             elements = beam.Create(retrainings, reshuffle=False).with_output_types(Retraining)
             _ = pipeline | "Retrainings" >> elements | "RetrainModels" >> retrain
             try:
-                run_pipeline(pipeline, engine.time_limit)
+                run_pipeline(pipeline, engine)
             except RunFailedError as error:
                 raise RunFailedError(f"a retraining failed: {error}") from error.__cause__
 

@@ -19,6 +19,7 @@ import pathlib
 import shutil
 import socket
 import sys
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -48,12 +49,14 @@ class Engine:
       is_local: whether the workers are on this machine, so that they can report progress to the launcher.
       accelerator: the resource hint of the scoring step, or None.
       time_limit: after how many seconds the job is cancelled, or None.
+      flink: where a Flink cluster's REST interface is and the job's name on it, for cancelling; or None.
     """
 
     arguments: list[str]
     is_local: bool
     accelerator: str | None = None
     time_limit: float | None = None
+    flink: tuple[str, str] | None = None
 
 
 def add_options(parser: Any) -> None:
@@ -122,7 +125,13 @@ def choose_engine(arguments: Iterable[str], config: InfluenceConfig | None = Non
         return Engine([*beam_arguments, *more], True, time_limit=chosen.time_limit)
     if preset == "flink":
         more, is_local = _flink(chosen, beam)
-        return Engine([*beam_arguments, *more], is_local and chosen.environment == "LOOPBACK", time_limit=chosen.time_limit)
+        name = beam.get("job_name") or f"beam-influence-{uuid.uuid4().hex[:12]}"
+        if "job_name" not in beam:
+            more.append(f"--job_name={name}")
+        master = str(beam.get("flink_master") or "[auto]")
+        job = None if master.startswith("[") else (master, name)
+        shows_progress = is_local and chosen.environment == "LOOPBACK"
+        return Engine([*beam_arguments, *more], shows_progress, time_limit=chosen.time_limit, flink=job)
     if preset == "dataflow":
         accelerator = f"type:{chosen.gpu};count:1;install-nvidia-driver" if chosen.gpu else None
         return Engine([*beam_arguments, *_dataflow(chosen, beam, config)], False, accelerator, chosen.time_limit)

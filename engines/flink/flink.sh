@@ -37,7 +37,11 @@ start() {
   echo $! >"$run/$name.pid"
 }
 
-is_alive() { [[ -s $run/$1.pid ]] && kill -0 "$(cat "$run/$1.pid")" 2>/dev/null; }
+# A process that was killed stays in the table, as a zombie, until its parent asks for its status.
+is_alive() {
+  local state
+  [[ -s $run/$1.pid ]] && state=$(ps -o stat= -p "$(cat "$run/$1.pid")") && [[ $state != Z* ]]
+}
 
 is_listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 

@@ -97,19 +97,20 @@ class FlinkCluster:
         _flink("cluster", self.settings)
 
     def jobs(self) -> dict[str, str]:
-        """The state of every job by its id, as the job manager tells."""
-        with urllib.request.urlopen(f"{self.rest}/jobs", timeout=30) as answer:
-            return {job["id"]: job["status"] for job in json.load(answer)["jobs"]}
+        """The state of every job by its name, as the job manager tells."""
+        with urllib.request.urlopen(f"http://{self.rest}/jobs/overview", timeout=30) as answer:
+            return {job["name"]: job["state"] for job in json.load(answer)["jobs"]}
 
     def arguments(self, environment: str) -> list[str]:
         """The options of a run on this cluster; it may not last for ever."""
-        arguments = ["--runner=flink", f"--job_endpoint={self.endpoint}", f"--environment={environment}", "--time_limit=240"]
+        place = [f"--job_endpoint={self.endpoint}", f"--flink_master={self.rest}"]
+        arguments = ["--runner=flink", *place, f"--environment={environment}", "--time_limit=240"]
         return [*arguments, f"--environment_config={self.pool}"] if environment == "EXTERNAL" else arguments
 
 
 @pytest.fixture(scope="session")
 def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
-    need_tools("java", "javac", "jar", "mvn", "curl", "setsid", "flock")
+    need_tools("java", "javac", "jar", "mvn", "curl", "setsid", "flock", "ps")
     # Whoever names the folder can stop the cluster, should these tests be killed.
     given = os.environ.get("FLINK_RUN")
     with flink_cluster(pathlib.Path(given) if given else tmp_path_factory.mktemp("flink")) as cluster:
@@ -126,7 +127,7 @@ def flink_cluster(folder: pathlib.Path) -> Iterator[FlinkCluster]:
         endpoint = _flink("cluster", settings)
         job_server, rest, _, pool = ports
         assert endpoint == f"localhost:{job_server}"
-        yield FlinkCluster(endpoint, f"http://localhost:{rest}", f"localhost:{pool}", folder, settings)
+        yield FlinkCluster(endpoint, f"localhost:{rest}", f"localhost:{pool}", folder, settings)
     finally:
         _flink("stop", settings)
 

@@ -35,10 +35,12 @@ class Killer(threading.Thread):
     Args:
       moment: whether it has come.
       victims: their process ids, found at that moment.
+      then: what is done after it.
     """
 
-    def __init__(self, moment: Callable[[], bool], victims: Callable[[], list[int]]):
+    def __init__(self, moment: Callable[[], bool], victims: Callable[[], list[int]], then: Callable[[], None] = lambda: None):
         super().__init__(daemon=True)
+        self._then = then
         self._moment = moment
         self._victims = victims
         self.killed: list[int] = []
@@ -51,6 +53,7 @@ class Killer(threading.Thread):
                 for pid in victims:
                     os.kill(pid, signal.SIGKILL)
                 self.killed = victims
+                self._then()
                 return
             time.sleep(0.001)
 
@@ -117,75 +120,78 @@ def task_manager(cluster: FlinkCluster) -> list[int]:
     return [cluster.pid("task-manager-1")]
 
 
-@pytest.mark.flink
-@pytest.mark.parametrize(
-    ("environment", "victims", "stage"),
-    [
-        ("EXTERNAL", workers_of_pool, "scores"),
-        ("PROCESS", workers_of_task_manager, "scores"),
-        ("EXTERNAL", task_manager, "curvature"),
-        ("PROCESS", task_manager, "scores"),
-        ("EXTERNAL", task_manager, "group_influence"),
-    ],
-    ids=["worker-of-a-pool", "worker-of-a-task-manager", "task-manager-early", "task-manager-while-scoring", "task-manager-late"],
-)
-def test_on_flink(
+def run_with_a_kill(
     job: DigitsJob,
     in_memory: InMemory,
-    tmp_path: pathlib.Path,
+    output: pathlib.Path,
     flink: FlinkCluster,
-    environment: str,
-    victims: Callable[[FlinkCluster], list[int]],
+    arguments: list[str],
     stage: str,
+    victims: Callable[[FlinkCluster], list[int]],
+    then: Callable[[], None],
 ) -> None:
-    """Flink repeats what was lost; every table is complete and identical."""
-    output = tmp_path / "out"
-    killer = Killer(is_written(output, stage), lambda: victims(flink)[:1])
+    killer = Killer(lambda: any((output / stage).glob("*")), lambda: victims(flink)[:1], then)
     killer.start()
     try:
-        run_quietly(job.config(output, **SLOW), *flink.arguments(environment))
+        run_quietly(job.config(output, **SLOW), *arguments)
     finally:
+        killer.join(60)
         flink.mend()
     assert killer.killed
     assert_equal_runs(output, in_memory.output)
 
 
 @pytest.mark.flink
+@pytest.mark.parametrize(("environment", "victims"), [("EXTERNAL", workers_of_pool), ("PROCESS", workers_of_task_manager)])
+def test_a_worker_on_flink(
+    job: DigitsJob,
+    in_memory: InMemory,
+    tmp_path: pathlib.Path,
+    flink: FlinkCluster,
+    environment: str,
+    victims: Callable[[FlinkCluster], list[int]],
+) -> None:
+    """Flink repeats what was lost."""
+    run_with_a_kill(job, in_memory, tmp_path / "out", flink, flink.arguments(environment), "scores", victims, lambda: None)
+
+
+@pytest.mark.flink
+def test_a_task_manager_that_is_replaced(job: DigitsJob, in_memory: InMemory, tmp_path: pathlib.Path, flink: FlinkCluster) -> None:
+    """As Kubernetes does it; with it goes what it had from the stages before."""
+    run_with_a_kill(job, in_memory, tmp_path / "out", flink, flink.arguments("PROCESS"), "scores", task_manager, flink.mend)
+
+
+@pytest.mark.flink
+@pytest.mark.parametrize("stage", ["curvature", "group_influence"])
+def test_a_task_manager_that_stays_away(
+    job: DigitsJob, in_memory: InMemory, tmp_path: pathlib.Path, flink: FlinkCluster, stage: str
+) -> None:
+    """The other one has slots enough."""
+    arguments = [*flink.arguments("EXTERNAL"), "--parallelism=2"]
+    run_with_a_kill(job, in_memory, tmp_path / "out", flink, arguments, stage, task_manager, lambda: None)
+
+
+@pytest.mark.flink
 def test_a_job_on_flink_does_not_outlive_its_time(job: DigitsJob, tmp_path: pathlib.Path, flink: FlinkCluster) -> None:
     arguments = [argument for argument in flink.arguments("EXTERNAL") if not argument.startswith("--time_limit")]
-    before = set(flink.jobs())
-    with pytest.raises(RunFailedError, match="the job had not finished after --time_limit 3 seconds and was cancelled"):
-        run_quietly(job.config(tmp_path / "out", **SLOW), *arguments, "--time_limit=3")
+    with pytest.raises(RunFailedError, match="^the job had not finished after --time_limit 5 seconds and was cancelled$"):
+        run_quietly(job.config(tmp_path / "out", **SLOW), *arguments, "--time_limit=5", "--job_name=out-of-time")
     assert not (tmp_path / "out" / "manifest.json").exists()
-    assert_cancelled(flink, before)
-
-
-def assert_cancelled(flink: FlinkCluster, before: set[str]) -> None:
-    """The one job since then is cancelled; the cluster needs a moment for it."""
-    deadline = time.monotonic() + 60
-    states: dict[str, str] = {}
-    while time.monotonic() < deadline:
-        states = {name: state for name, state in flink.jobs().items() if name not in before}
-        if set(states.values()) <= {"CANCELED", "FINISHED"}:
-            break
-        time.sleep(0.5)
-    assert list(states.values()) == ["CANCELED"]
+    assert flink.jobs()["out-of-time"] == "CANCELED"
 
 
 @pytest.mark.flink
 def test_an_interrupt_cancels_the_job(job: DigitsJob, tmp_path: pathlib.Path, flink: FlinkCluster) -> None:
-    before = set(flink.jobs())
-
     def interrupt() -> None:
-        while set(flink.jobs()) <= before:
+        while flink.jobs().get("interrupted") != "RUNNING":
             time.sleep(0.1)
         signal.raise_signal(signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        run_quietly(job.config(tmp_path / "out", **SLOW), *flink.arguments("EXTERNAL"))
+        run_quietly(job.config(tmp_path / "out", **SLOW), *flink.arguments("EXTERNAL"), "--job_name=interrupted")
     assert not (tmp_path / "out" / "manifest.json").exists()
-    assert_cancelled(flink, before)
+    assert flink.jobs()["interrupted"] == "CANCELED"
 
 
 @pytest.mark.flink

@@ -42,7 +42,8 @@ def silent_address() -> str:
 
 
 def words(engine: Engine) -> set[str]:
-    return set(engine.arguments)
+    """Beam's options but for the name that a job on Flink is given."""
+    return {word for word in engine.arguments if not word.startswith("--job_name=beam-influence-")}
 
 
 def program(folder: pathlib.Path, name: str) -> pathlib.Path:
@@ -126,6 +127,17 @@ def test_flink_on_this_machine(address: str, tmp_path: pathlib.Path, monkeypatch
     # Beam's own words for the same.
     assert words(chosen("--environment_type=DOCKER")) == expected | {"--environment_type=DOCKER"}
     assert KEEP not in words(chosen("--environment_cache_millis=5"))
+
+
+def test_flink_jobs_can_be_cancelled(address: str) -> None:
+    """A job has a name of its own, by which the cluster that was named can be asked to cancel it."""
+    given = ["--runner=flink", f"--job_endpoint={address}"]
+    assert choose_engine(given, CONFIG).flink is None
+    one, other = (choose_engine([*given, "--flink_master=cluster:8081"], CONFIG) for _ in range(2))
+    assert one.flink and other.flink and one.flink[0] == "cluster:8081" and one.flink[1] != other.flink[1]
+    assert f"--job_name={one.flink[1]}" in one.arguments
+    named = choose_engine([*given, "--flink_master=cluster:8081", "--job_name=mine"], CONFIG)
+    assert named.flink == ("cluster:8081", "mine") and named.arguments.count("--job_name=mine") == 1
 
 
 def test_flink_by_its_master(address: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

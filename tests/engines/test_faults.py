@@ -53,9 +53,19 @@ class Killer(threading.Thread):
                 for pid in victims:
                     os.kill(pid, signal.SIGKILL)
                 self.killed = victims
+                while any(is_running(pid) for pid in victims):  # its memory is given back first
+                    time.sleep(0.01)
                 self._then()
                 return
             time.sleep(0.001)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def children(pid: int) -> list[int]:

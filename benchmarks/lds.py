@@ -4,7 +4,7 @@ An MLP 64-32-10 on 1,500 digits, all its 2,410 weights, with 50 retrainings on r
 (`tests/data/lds_digits.npz`). One damping rule for every curvature, fixed beforehand: the program's default. Options of the
 program follow a curvature's name after colons.
 
-    python -m benchmarks.lds [--curvatures gauss_newton,arnoldi:rank=100:passes=8] [--damping auto]
+    python -m benchmarks.lds [--curvatures gauss_newton,gauss_newton_cg:passes=5] [--damping auto]
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from influence_ops import ExampleBatch  # noqa: E402
 from influence_ops.curvature import CURVATURES  # noqa: E402
 from influence_ops.evaluation.lds import linear_datamodelling_score  # noqa: E402
 from influence_ops.evaluation.leave_one_out import leave_one_out  # noqa: E402
-from influence_ops.in_memory import fit_curvature  # noqa: E402
+from influence_ops.in_memory import fit_curvature, solve_over  # noqa: E402
 from influence_ops.model import InfluenceModel  # noqa: E402
 from influence_ops.scores import ScoreOptions, Scorer, concatenate_queries, embed_queries  # noqa: E402
 from influence_ops.tfrecord import write_records  # noqa: E402
+from pipelines.build import PASS_TOLERANCE  # noqa: E402
 from pipelines.config import InfluenceConfig, option_type  # noqa: E402
 
 DATA = pathlib.Path(__file__).parent.parent / "tests" / "data" / "lds_digits.npz"
@@ -42,6 +43,8 @@ BATCH = 250
 
 # conjugate_gradient and lissa solve with the raw Hessian, which is not positive definite here: they run to their caps.
 _LEFT_OUT = ("conjugate_gradient", "lissa")
+
+_VARIANTS = ("kfac:fisher=expected", "ekfac:fisher=expected", *(f"gauss_newton_cg:passes={passes}" for passes in (0, 1, 3, 5, 10)))
 
 PEERS = """\
 kronfluence EK-FAC, damping 1e-8 (its default) / 1e-3 / 0.1 × mean eigenvalue    6 CPU s   0.483 / 0.559 / 0.592
@@ -115,9 +118,14 @@ def batches(data: dict[str, np.ndarray], split: str) -> list[ExampleBatch]:
 def scores_of(model: InfluenceModel, data: dict[str, np.ndarray], config: InfluenceConfig) -> tuple[np.ndarray, float]:
     """The influence of every training example on every test point, [T, N], and λ."""
     train = batches(data, "train")
-    preconditioner = fit_curvature(model, config.make_curvature(), train, config.finish_options()).bind(model)
+    curvature = config.make_curvature()
+    preconditioner = fit_curvature(model, curvature, train, config.finish_options()).bind(model)
     blocks = [embed_queries(model, preconditioner, batch)[0] for batch in batches(data, "test")]
-    scorer = Scorer(model, preconditioner, concatenate_queries(blocks, len(data["X_test"])), ScoreOptions())
+    queries = concatenate_queries(blocks, len(data["X_test"]))
+    if config.solver_passes and curvature.systems is not None:
+        tolerance = config.tolerance or PASS_TOLERANCE
+        queries = [solve_over(train, model, preconditioner, curvature.systems, block, config.solver_passes, tolerance) for block in queries]
+    scorer = Scorer(model, preconditioner, queries, ScoreOptions())
     scores = np.concatenate([scorer.score(batch).scores[0] for batch in train], axis=1)
     return scores, float(preconditioner.meta["damping"])
 
@@ -157,7 +165,7 @@ def in_child(described: str, damping: str) -> Measured | str:
 def main() -> int:
     """Prints one row for each curvature."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    every = ",".join(name for name in CURVATURES if name not in _LEFT_OUT)
+    every = ",".join([*(name for name in CURVATURES if name not in _LEFT_OUT), *_VARIANTS])
     parser.add_argument("--curvatures", default=every, help=f"names, separated by commas (default: {every})")
     parser.add_argument("--damping", default="auto", help="λ for all of them, or auto, the program's own rule (default)")
     parser.add_argument("--write", type=pathlib.Path, help="only write the model and the data to this folder, for the commands")

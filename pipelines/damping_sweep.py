@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +14,13 @@ from influence_ops.evaluation.correlation import pearson, spearman
 from influence_ops.evaluation.damping_sweep import GRID, SweepPoint, summed_gradients, sweep
 from influence_ops.evaluation.ground_truth import GroundTruth
 from influence_ops.evaluation.score_table import ScoreTable
+from pipelines.config import InfluenceConfig
 from pipelines.evaluate_config import EvaluateConfig
 from pipelines.evaluation_result import Row
 from pipelines.scored_data import ScoredData
 from transforms.files import BeamFiles, join
+
+_PLAIN = {"normalize": "none", "removal": "first_order"}
 
 
 def sweep_runs(config: EvaluateConfig, runs: Sequence[ScoreTable], truth: GroundTruth) -> list[Row]:
@@ -51,12 +55,16 @@ def _sweep(config: EvaluateConfig, run: ScoreTable, truth: GroundTruth) -> list[
 
 def _check(run: ScoreTable) -> None:
     stored = run.manifest["config"]
-    for name, plain in (("normalize", "none"), ("removal", "first_order"), ("passes", 0)):
-        if stored.get(name, plain) != plain:
-            raise ValueError(
-                f"--damping_sweep is of plain first-order scores; the run in {run.folder!r} had --{name} {stored[name]}: leave the "
-                "sweep out, or make one run for each damping"
-            )
+    found = next((f"--{name} {stored[name]}" for name, plain in _PLAIN.items() if stored.get(name, plain) != plain), None)
+    known = {field.name for field in dataclasses.fields(InfluenceConfig)}
+    passes = InfluenceConfig(**{name: value for name, value in stored.items() if name in known}).solver_passes
+    if found is None and passes:
+        found = f"{passes} passes that solve the test points"
+    if found is not None:
+        raise ValueError(
+            f"--damping_sweep is of plain first-order scores by the saved curvature alone; the run in {run.folder!r} had {found}: "
+            "leave the sweep out, and make one run for each damping"
+        )
 
 
 def _gradients(data: ScoredData, test_ids: list[str]) -> np.ndarray:

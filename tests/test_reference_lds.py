@@ -12,6 +12,9 @@ from benchmarks.lds import load, make_model, measure
     [
         # Two systems that compute TracIn at one checkpoint agree on 0.222: there is nothing to choose in it.
         ("identity", 0.2215, 0.2225),
+        pytest.param("kfac", 0.59, 0.74, marks=pytest.mark.slow),
+        pytest.param("ekfac", 0.59, 0.74, marks=pytest.mark.slow),
+        pytest.param("gauss_newton_cg:passes=5", 0.72, 0.74, marks=pytest.mark.slow),
         pytest.param("arnoldi:rank=100", 0.68, 0.74, marks=pytest.mark.slow),
         pytest.param("gauss_newton", 0.72, 0.74, marks=pytest.mark.slow),
     ],

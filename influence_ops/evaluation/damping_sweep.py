@@ -94,7 +94,9 @@ def sweep(
         raise ValueError("a damping sweep needs at least 2 test points: some choose, the others report")
     found = []
     for damping in dampings:
-        predicted = gradients @ preconditioner.with_damping(damping).apply(queries).T
+        # The operator's own rule may be more than one λ, such as one for each layer: it is left as it is.
+        own = damping == preconditioner.meta["damping"]
+        predicted = gradients @ (preconditioner if own else preconditioner.with_damping(damping)).apply(queries).T
         found.append((predicted, mean_over_columns(correlation(predicted[:, 0::2], actual[:, 0::2]))))
     best = int(np.argmax([choosing for _, choosing in found]))
     points = []

@@ -99,6 +99,7 @@ def test_lds_retrains_once_and_goes_on_where_it_stopped(
     assert len(np.unique(truth.subset_masks, axis=0)) == 20
 
 
+@pytest.mark.slow
 def test_repeats_are_averaged(runs: dict[str, str], tmp_path: pathlib.Path) -> None:
     """Training that ends anywhere near the optimum: four seeds, whose mean is not the first."""
     found = []
@@ -175,16 +176,38 @@ def test_the_references_retrainings_against_the_whole_matrix(tmp_path: pathlib.P
     assert loo["pearson"] == pytest.approx(np.mean(each))
 
 
-@pytest.fixture(scope="module")
-def arnoldi(convex: ConvexJob, runs: dict[str, str]) -> str:
-    """All 51 eigenpairs: the Gauss-Newton matrix itself."""
-    output = str(convex.folder / "arnoldi")
+def other_run(convex: ConvexJob, curvature: str, **options: Any) -> str:
+    output = str(convex.folder / curvature)
     config = InfluenceConfig(
         model=str(convex.model), train=str(convex.folder / "train-*"), test=str(convex.folder / "test-*"), output=output,
-        weights="all", curvature="arnoldi", rank=51, n_samples=120, damping="0.003", outputs="scores,top_k", batch_size=32, threads=1,
+        weights="all", curvature=curvature, outputs="scores,top_k", batch_size=32, threads=1, **options,
     )  # fmt: skip
     run_quietly(config)
     return output
+
+
+@pytest.fixture(scope="module")
+def arnoldi(convex: ConvexJob) -> str:
+    """All 51 eigenpairs: the Gauss-Newton matrix itself."""
+    return other_run(convex, "arnoldi", rank=51, n_samples=120, damping="0.003")
+
+
+@pytest.mark.slow
+def test_a_rule_by_layer_is_swept_as_it_is(convex: ConvexJob, tmp_path: pathlib.Path) -> None:
+    """K-FAC's auto is no λ for all: its own row is its scores; the others are."""
+    config = EvaluateConfig("lds", other_run(convex, "kfac"), str(tmp_path), train_fn=TRAIN_FN, retrainings=8)
+    each = list(evaluate(config, FN_API).rows[0].each.values())
+    swept = evaluate(dataclasses.replace(config, damping_sweep="auto", overwrite=True), FN_API).rows
+    (own,) = [row.figures for row in swept if "the run's own" in row.figures["note"]]
+    assert own["lds (even, choosing)"] == pytest.approx(np.mean(each[0::2]), abs=1e-9)  # the same products in another order
+    assert len(swept) == 9
+
+
+@pytest.mark.slow
+def test_passes_that_solve_the_test_points_are_not_swept(convex: ConvexJob, tmp_path: pathlib.Path) -> None:
+    config = EvaluateConfig("lds", other_run(convex, "gauss_newton_cg"), str(tmp_path), train_fn=TRAIN_FN, retrainings=3)
+    with pytest.raises(ValueError, match="had 5 passes that solve the test points"):
+        evaluate(dataclasses.replace(config, damping_sweep="auto"), FN_API)
 
 
 @pytest.mark.parametrize("measure", ["lds", "leave_one_out"])
@@ -207,6 +230,7 @@ def test_a_damping_sweep_is_the_scores_of_many_runs(runs: dict[str, str], arnold
     assert len(grid) == 9 and grid[0].figures["damping"] == pytest.approx(3e-5)
 
 
+@pytest.mark.slow
 def test_sweeps_that_can_not_be(runs: dict[str, str], arnoldi: str, convex: ConvexJob, tmp_path: pathlib.Path) -> None:
     options: dict[str, Any] = {"train_fn": TRAIN_FN, "retrainings": 3, "output": str(tmp_path)}
     with pytest.raises(ValueError, match="'auto', or numbers above 0"):
@@ -217,6 +241,7 @@ def test_sweeps_that_can_not_be(runs: dict[str, str], arnoldi: str, convex: Conv
         evaluate(EvaluateConfig("lds", runs["identity"], damping_sweep="1", **options), FN_API)
 
 
+@pytest.mark.slow
 def test_runs_beside_each_other_have_an_error_of_their_difference(runs: dict[str, str], arnoldi: str, tmp_path: pathlib.Path) -> None:
     scores = f"{runs['identity']},{arnoldi},{runs['exact']}"
     rows = evaluate(EvaluateConfig("lds", scores, str(tmp_path), train_fn=TRAIN_FN, retrainings=12), FN_API).rows

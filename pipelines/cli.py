@@ -12,7 +12,7 @@ from pipelines import runners
 from pipelines.config import ONLY_CURVATURE, ONLY_INDEX, InfluenceConfig, option_type
 from pipelines.evaluate_config import MEASURES, EvaluateConfig
 
-_GROUP_HELP = {
+GROUP_HELP = {
     "data": "what is read",
     "model": "what is explained",
     "method": "how influence is computed",
@@ -132,7 +132,7 @@ def _add_options(command: argparse.ArgumentParser, fields: list[dataclasses.Fiel
     for field in fields:
         name = field.metadata["group"]
         if name not in groups:
-            groups[name] = command.add_argument_group(f"{name}: {_GROUP_HELP[name]}")
+            groups[name] = command.add_argument_group(f"{name}: {GROUP_HELP[name]}")
         required = field.default is dataclasses.MISSING
         kind = option_type(field, config)
         text = field.metadata["help"].replace("%", "%%")

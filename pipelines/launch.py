@@ -125,7 +125,7 @@ def run(
     shards = {stage: len(plan.test if stage == "embed" else plan.train) for stage in STAGES}
     with ProgressBar(shards, stream or sys.stderr) as bar:
         pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=pipeline_options(engine))
-        build(pipeline, config, plan, bar.address if engine.is_local else None)
+        build(pipeline, config, plan, bar.address if engine.is_local else None, engine.accelerator)
         result = run_pipeline(pipeline, engine)
     if not BeamFiles().exists(join(config.output, MANIFEST)):
         raise RunFailedError(f"the pipeline ended in the state {result.state} without a manifest in {config.output!r}")
@@ -133,6 +133,24 @@ def run(
     clear_unfinished(config, tuple(schemas.TABLES))
     manifest = read_manifest(config.output, BeamFiles())
     return RunSummary(config.output, manifest, _milliseconds(result), time.monotonic() - started)
+
+
+def submit(config: InfluenceConfig, beam_arguments: Iterable[str] = ()) -> Any:
+    """Starts the job and returns Beam's result without waiting for its end; for the Flex Template, whose launcher must not wait.
+
+    Raises:
+      ValueError: as of `run`.
+      RunFailedError: the engine did not take the job.
+    """
+    engine = choose_engine(beam_arguments, config)
+    plan = prepare(config)
+    clear_output(config, tuple(schemas.TABLES), MANIFEST)
+    pipeline = beam.Pipeline(options=pipeline_options(engine))
+    build(pipeline, config, plan, accelerator=engine.accelerator)
+    try:
+        return pipeline.run()
+    except Exception as error:
+        raise RunFailedError(reason(error)) from error
 
 
 _STACK = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*")

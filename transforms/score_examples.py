@@ -155,6 +155,7 @@ class ScoreExamples(beam.PTransform):
       outputs: names of `schemas.OUTPUTS`.
       top_k, order: the size of the tables, and from which end.
       output: the folder of the results; tables with a row for each training example are written here, a file a shard.
+      accelerator: Beam's resource hint for this step alone, or None.
 
     In: `Shard`. Out: a dictionary of PCollections: `top_k` ((block key, `TopKPart`)), `groups` ((block key,
     `GroupPart`)), `files` (`WrittenFile`), `rejected`, `counts`.
@@ -170,6 +171,7 @@ class ScoreExamples(beam.PTransform):
     top_k: int
     order: Order
     output: str
+    accelerator: str | None = None
 
     def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
         score = beam.ParDo(
@@ -178,6 +180,8 @@ class ScoreExamples(beam.PTransform):
             pvalue.AsIter(self.queries),
             pvalue.AsIter(self.gate),
         )
+        if self.accelerator:
+            score = score.with_resource_hints(accelerator=self.accelerator)
         types = {TOP_K: tuple[str, TopKPart], GROUPS: tuple[str, GroupPart], FILES: WrittenFile, **REPORT_TYPES}
         scored = outputs(shards | "Score" >> score.with_output_types(type(None), **types).with_outputs(*types))
         return {tag: scored[tag] for tag in types}

@@ -1,0 +1,1 @@
+"""The Flex Template of Google Cloud Dataflow: see docs/dataflow.md."""

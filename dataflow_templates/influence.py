@@ -1,0 +1,8 @@
+"""What the Flex Template's launcher runs."""
+
+import sys
+
+from pipelines.template import main
+
+if __name__ == "__main__":
+    sys.exit(main())

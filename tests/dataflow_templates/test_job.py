@@ -1,0 +1,217 @@
+"""The graph as a Dataflow job, translated here without credentials or network; and the template's program on the local runner."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipelines import template
+from pipelines.build import build
+from pipelines.runners import choose_engine
+from tests.pipelines.digits_job import DigitsJob, assert_same_tables
+from transforms.files import BeamFiles
+
+ROOT = pathlib.Path(__file__).parents[2]
+ON_DATAFLOW = ("--runner=dataflow", "--project=project-a", "--region=us-central1", "--temp_location=gs://bucket-a/temp")
+IMAGE = "--sdk_container_image=us-docker.pkg.dev/project-a/r/beam-influence:1"
+ACCELERATOR = "beam:resources:accelerator:v1"
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="session")
+def job(tmp_path_factory: pytest.TempPathFactory) -> DigitsJob:
+    return DigitsJob(tmp_path_factory.mktemp("digits"))
+
+
+def translated(job: DigitsJob, output: pathlib.Path, *arguments: str, **options: Any) -> Any:
+    """The job that Dataflow would get; no request is made."""
+    pytest.importorskip("google.cloud.storage")
+    engine = choose_engine([*ON_DATAFLOW, IMAGE, *arguments])
+    pipeline = beam.Pipeline(options=PipelineOptions([*engine.arguments, "--dry_run=True"], save_main_session=False))
+    build(pipeline, job.config(output, **options), accelerator=engine.accelerator)
+    return pipeline.run().job
+
+
+def hinted(proto: Any) -> dict[str, bytes]:
+    """The steps, without those that only contain others, that ask for an accelerator."""
+    environments = proto.components.environments
+    found = {}
+    for step in proto.components.transforms.values():
+        hints = environments[step.environment_id].resource_hints if step.environment_id else {}
+        if ACCELERATOR in hints and not step.subtransforms:
+            found[step.unique_name] = hints[ACCELERATOR]
+    return found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"outputs": "top_k", "group_feature": None, "curvature": "arnoldi", "passes": 3},
+        {"outputs": "top_k,group_influence", "second_order_groups": True},
+    ],
+    ids=["all-outputs", "passes", "second-order"],
+)
+def test_the_graph_translates_and_only_scoring_has_a_gpu(job: DigitsJob, tmp_path: pathlib.Path, options: dict[str, Any]) -> None:
+    found = translated(job, tmp_path / "out", "--gpu=nvidia-l4", **options)
+    steps = hinted(found.proto_pipeline)
+    assert set(steps.values()) == {b"type:nvidia-l4;count:1;install-nvidia-driver"}
+    assert {name.split("/")[0] for name in steps} == {"ScoreExamples"} and any("/Score/" in name for name in steps)
+    assert not any(tmp_path.rglob("out/*"))  # nothing was run
+
+
+def test_the_whole_job(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    """The job file that the launcher hands to Dataflow: runner v2, the image for every worker, one process for each GPU."""
+    pytest.importorskip("google.cloud.storage")
+    from apache_beam.runners.dataflow.dataflow_runner import DataflowRunner
+
+    engine = choose_engine([*ON_DATAFLOW, IMAGE, "--gpu=nvidia-l4"])
+    kept = [argument for argument in engine.arguments if not argument.startswith(("--runner", "--temp_location"))]
+    folders = {name: tmp_path / name for name in ("temp", "staging")}
+    for folder in folders.values():
+        folder.mkdir()
+    places = [f"--temp_location={folders['temp']}", f"--staging_location={folders['staging']}", f"--template_location={tmp_path}/job"]
+    options = PipelineOptions([*kept, *places, "--no_auth"], save_main_session=False)
+    pipeline = beam.Pipeline(options=options)  # with the runner among its options it would look for the folders on the network
+    build(pipeline, job.config(tmp_path / "out"), accelerator=engine.accelerator)
+    DataflowRunner().run_pipeline(pipeline, options)
+    environment = json.loads((tmp_path / "job").read_text())["environment"]
+    assert {"use_unified_worker", "use_runner_v2", "no_use_multiple_sdk_containers"} <= set(environment["experiments"])
+    images = [image["containerImage"] for pool in environment["workerPools"] for image in pool["sdkHarnessContainerImages"]]
+    assert images and set(images) == {IMAGE.split("=")[1]}
+
+
+def test_without_gpu_no_step_asks_for_one(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    found = translated(job, tmp_path / "out")
+    assert not hinted(found.proto_pipeline)
+    images = {environment.payload for environment in found.proto_pipeline.components.environments.values()}
+    assert all(b"beam-influence:1" in payload for payload in images)
+
+
+def parameters(job: DigitsJob, output: pathlib.Path) -> list[str]:
+    names = ("model", "train", "test", "output", "top_k", "batch_size", "threads")
+    config = job.config(output)
+    return [*(f"--{name}={getattr(config, name)}" for name in names), "--outputs=top_k", "--overwrite=false", "--schema="]
+
+
+def test_the_main_is_three_lines() -> None:
+    """The template's file only calls: `main` → `template.main` → `launch.submit` → `build`."""
+    tree = ast.parse((ROOT / "dataflow_templates" / "influence.py").read_text())
+    statements = [node for node in tree.body if not isinstance(node, (ast.Import, ast.ImportFrom, ast.Expr))]
+    assert [type(node) for node in statements] == [ast.If]
+
+
+def test_the_program_on_the_local_runner(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    output = tmp_path / "out"
+    assert template.main([*parameters(job, output), "--runner=local"]) == 0
+    config = job.config(output, outputs="top_k", group_feature=None)
+    assert_same_tables(output, job.oracle(config, job.shards("train", 3).ids(), job.shards("test", 1).ids()))
+
+
+def test_wrong_parameters_end_the_launch(job: DigitsJob, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    given = parameters(job, tmp_path / "out")
+    assert template.main([*given, "--damping=none", "--runner=local"]) == 2
+    assert "damping" in capsys.readouterr().err
+    # As the launcher calls it, with a path of this machine.
+    launched = ["--runner=DataflowRunner", *ON_DATAFLOW[1:], IMAGE, "--job_name=a", "--template_location=gs://bucket-a/job"]
+    if importlib.util.find_spec("google.cloud.storage"):
+        assert template.main([*given, *launched]) == 2
+        assert "where Dataflow's workers can't reach it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_launcher_gets_a_job_and_does_not_wait(job: DigitsJob, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the launcher calls the program, but with a result that would hang when it is waited for."""
+    pytest.importorskip("google.cloud.storage")
+    submitted = []
+
+    class _Result:
+        def wait_until_finish(self, duration: int | None = None) -> None:
+            raise AssertionError("the launcher must not wait")
+
+    def run(pipeline: beam.Pipeline) -> _Result:
+        submitted.append(pipeline)
+        return _Result()
+
+    remote = {f"gs://bucket-a/{name}": getattr(job.config(tmp_path), name) for name in ("model", "train", "test")}
+    _map_paths(monkeypatch, {**remote, "gs://bucket-a/out": str(tmp_path / "out")})
+    monkeypatch.setattr(beam.Pipeline, "run", run)
+    given = [f"--{name}=gs://bucket-a/{name}" for name in ("model", "train", "test")]
+    launched = ["--runner=DataflowRunner", *ON_DATAFLOW[1:], IMAGE, "--job_name=a", "--template_location=gs://bucket-a/job"]
+    assert template.main([*given, "--output=gs://bucket-a/out", *launched]) == 0
+    (pipeline,) = submitted
+    options = pipeline._options.get_all_options()
+    assert options["template_location"] == "gs://bucket-a/job" and options["sdk_container_image"] == IMAGE.split("=")[1]
+    assert not options["save_main_session"]
+
+
+def _map_paths(monkeypatch: pytest.MonkeyPatch, local: dict[str, str]) -> None:
+    """What is planned is read from this machine; the addresses stay in the job."""
+    from pipelines import launch, prepare
+
+    real = prepare.prepare
+
+    def prepared(config: Any) -> Any:
+        here = {name: local.get(getattr(config, name), getattr(config, name)) for name in ("model", "train", "test", "output")}
+        return real(type(config)(**{**config.as_json(), **here}))
+
+    monkeypatch.setattr(launch, "prepare", prepared)
+    monkeypatch.setattr(launch, "clear_output", lambda *args: None)
+    monkeypatch.setattr(BeamFiles, "exists", lambda self, path: os.path.exists(local.get(path, path)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_sdist_in_an_empty_environment(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    """`setup.py sdist`, then the images' own steps: hashed requirements, the package, `pip check`, the template's program."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+
+    def run(*command: object, cwd: pathlib.Path = tmp_path) -> str:
+        done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True, env=environment, timeout=1200)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return done.stdout
+
+    source = tmp_path / "source"
+    names = ("influence_ops", "transforms", "pipelines", "dataflow_templates")
+    for name in names:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    run(sys.executable, "setup.py", "-q", "sdist", "--dist-dir", tmp_path / "dist", cwd=source)
+    (sdist,) = (tmp_path / "dist").iterdir()
+    run("tar", "xzf", sdist)
+    (unpacked,) = tmp_path.glob("beam_influence-*")
+    assert (unpacked / "dataflow_templates" / "metadata.json").exists() and (unpacked / "dataflow_templates" / "Dockerfile").exists()
+
+    python = tmp_path / "venv" / "bin" / "python"
+    requirements = unpacked / "dataflow_templates" / "requirements.txt"
+    uv = shutil.which("uv")
+    if uv:
+        run(uv, "venv", "-q", "--python", sys.executable, tmp_path / "venv")
+        install = [uv, "pip", "install", "-q", "--python", python]
+        run(*install, "--require-hashes", "-r", requirements)
+        run(*install, "--no-deps", "--no-build-isolation", sdist)
+        run(uv, "pip", "check", "--python", python)
+    else:
+        run(sys.executable, "-m", "venv", tmp_path / "venv")
+        run(python, "-m", "pip", "install", "-q", "--require-hashes", "-r", requirements)
+        run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", sdist)
+        run(python, "-m", "pip", "check")
+    output = tmp_path / "out"
+    main = tmp_path / "influence.py"
+    shutil.copy(unpacked / "dataflow_templates" / "influence.py", main)
+    run(python, main, *parameters(job, output), "--runner=local")
+    config = job.config(output, outputs="top_k", group_feature=None)
+    assert_same_tables(output, job.oracle(config, job.shards("train", 3).ids(), job.shards("test", 1).ids()))

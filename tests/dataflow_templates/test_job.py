@@ -41,7 +41,8 @@ def translated(job: DigitsJob, output: pathlib.Path, *arguments: str, **options:
     engine = choose_engine([*ON_DATAFLOW, IMAGE, *arguments])
     pipeline = beam.Pipeline(options=PipelineOptions([*engine.arguments, "--dry_run=True"], save_main_session=False))
     build(pipeline, job.config(output, **options), accelerator=engine.accelerator)
-    return pipeline.run().job
+    result: Any = pipeline.run()
+    return result.job
 
 
 def hinted(proto: Any) -> dict[str, bytes]:
@@ -145,7 +146,7 @@ def test_the_launcher_gets_a_job_and_does_not_wait(job: DigitsJob, tmp_path: pat
         submitted.append(pipeline)
         return _Result()
 
-    remote = {f"gs://bucket-a/{name}": getattr(job.config(tmp_path), name) for name in ("model", "train", "test")}
+    remote: dict[str, str] = {f"gs://bucket-a/{name}": str(getattr(job.config(tmp_path), name)) for name in ("model", "train", "test")}
     _map_paths(monkeypatch, {**remote, "gs://bucket-a/out": str(tmp_path / "out")})
     monkeypatch.setattr(beam.Pipeline, "run", run)
     given = [f"--{name}=gs://bucket-a/{name}" for name in ("model", "train", "test")]
@@ -169,7 +170,7 @@ def _map_paths(monkeypatch: pytest.MonkeyPatch, local: dict[str, str]) -> None:
 
     monkeypatch.setattr(launch, "prepare", prepared)
     monkeypatch.setattr(launch, "clear_output", lambda *args: None)
-    monkeypatch.setattr(BeamFiles, "exists", lambda self, path: os.path.exists(local.get(path, path)))
+    monkeypatch.setattr(BeamFiles, "exists", lambda self, path: os.path.exists(local[path] if path in local else path))
 
 
 @pytest.mark.slow

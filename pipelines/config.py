@@ -107,6 +107,18 @@ class InfluenceConfig:
     max_rejected: int = _option(0, "How many examples may be unusable (damaged, incomplete, not finite) before the run fails.", _DATA)
 
     model_weights: str | None = _option(None, "With --model module:function: a .weights.h5 file that is loaded into the model.", _MODEL)
+    checkpoints: str | None = _option(
+        None,
+        "Checkpoints of the training run in place of the model's own weights, separated by commas: .keras files, SavedModel folders, or "
+        ".weights.h5 files for the network of --model. Influence is summed over them (TracIn, with any --curvature).",
+        _MODEL,
+    )
+    checkpoint_weights: str | None = _option(
+        None,
+        "With --checkpoints: what each one's influence is multiplied by, such as its learning rate, separated by commas. Default: 1/C each, "
+        "their mean.",
+        _MODEL,
+    )
     loss: str = _option(
         "compiled",
         "The loss that the model was trained with: 'compiled' (stored in the model), softmax_cross_entropy (from logits), "
@@ -285,6 +297,7 @@ class InfluenceConfig:
             )
         if self.second_order_groups and self.curvature == "identity":
             raise ValueError("--second_order_groups needs a curvature of the data; use --curvature exact, not identity")
+        self._check_checkpoints()
         if not self.weight_decay >= 0:
             raise ValueError(f"--weight_decay {self.weight_decay} must be at least 0")
         if not self.label_features:
@@ -371,6 +384,34 @@ class InfluenceConfig:
             raise ValueError(
                 "there is no curvature to fit: leave --curvature_path and --influence_vectors_path out, and name a --curvature"
             )
+
+    def _check_checkpoints(self) -> None:
+        """Whether the options of checkpoints fit each other."""
+        rates = self.checkpoint_rates
+        if rates is not None and len(rates) != len(self.checkpoint_paths):
+            raise ValueError(
+                f"--checkpoint_weights {self.checkpoint_weights!r} must be {len(self.checkpoint_paths)} numbers, one for each of --checkpoints"
+            )
+        if self.checkpoint_paths and (self.removal != "first_order" or self.second_order_groups):
+            raise ValueError("--checkpoints sums influence of first order; leave --removal and --second_order_groups out")
+
+    @property
+    def checkpoint_paths(self) -> tuple[str, ...]:
+        """The names in `checkpoints`."""
+        return tuple(path.strip() for path in (self.checkpoints or "").split(",") if path.strip())
+
+    @property
+    def checkpoint_rates(self) -> tuple[float, ...] | None:
+        """The numbers in `checkpoint_weights`."""
+        if self.checkpoint_weights is None:
+            return None
+        try:
+            rates = tuple(float(rate) for rate in self.checkpoint_weights.split(","))
+        except ValueError:
+            rates = ()
+        if not rates or not all(0 < rate < float("inf") for rate in rates):
+            raise ValueError(f"--checkpoint_weights {self.checkpoint_weights!r} must be numbers above 0, separated by commas")
+        return rates
 
     def _check_index(self) -> None:
         """Whether the options of an index fit each other."""

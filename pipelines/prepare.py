@@ -86,6 +86,8 @@ def prepare(config: InfluenceConfig) -> Plan:
         config.threads,
         config.model_weights,
         (config.curvature.partition(":")[0],) if ":" in config.curvature else (),
+        config.checkpoint_paths,
+        config.checkpoint_rates,
     )
     model, spec = spec.open_first()
     if config.second_order_groups or ((config.curvature in _NEED_HESSIAN or config.matrix == "hessian") and not curvature_path):

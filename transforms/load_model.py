@@ -52,6 +52,42 @@ def load_model(path: str, weights: str | None = None, digest: str = "") -> tuple
     )
 
 
+def load_checkpoint(checkpoint: str, path: str, weights: str | None = None, digest: str = "") -> tuple[Any, str]:
+    """A checkpoint of the model at `path`, and the SHA-256 of the checkpoint.
+
+    Args:
+      checkpoint: a model as of `load_model`, or a `.weights.h5` file that is loaded into the one at `path`.
+      path, weights: as of `load_model`.
+      digest: as of `load_model`.
+
+    Raises:
+      ValueError: there is none, it does not fit, or it is another one.
+    """
+    if not checkpoint.endswith(".weights.h5"):
+        return load_model(checkpoint, None, digest)
+    model, _ = load_model(path, weights)
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"the checkpoint {checkpoint!r} can't be loaded into the SavedModel {path!r}; give --model as a .keras file")
+    found = _load_weights(model, checkpoint, path)
+    _check_digest(checkpoint, found, digest)
+    return model, found
+
+
+def _load_weights(model: keras.Model, weights: str, path: str) -> str:
+    """Loads a `.weights.h5` file; returns its SHA-256."""
+    if not BeamFiles().exists(weights):
+        raise ValueError(f"there are no weights at {weights!r}")
+    with tempfile.TemporaryDirectory() as folder:
+        local = os.path.join(folder, "model.weights.h5")
+        digest = _copy(weights, local)
+        try:
+            model.load_weights(local)
+        except Exception as error:
+            reason = str(error).replace(local, weights)
+            raise ValueError(f"the weights {weights!r} do not fit the model of {path!r}: {reason}") from error
+    return digest
+
+
 def _check_digest(path: str, found: str, digest: str) -> None:
     if digest and found != digest:
         raise ValueError(f"the model {path!r} has changed since the run began; start the run again")
@@ -97,16 +133,7 @@ def _from_function(path: str, weights: str | None, wanted: str) -> tuple[Any, st
     if weights is not None:
         if not weights.endswith(".weights.h5"):
             raise ValueError(f"--model_weights {weights!r} must be a .weights.h5 file, as model.save_weights writes it")
-        if not BeamFiles().exists(weights):
-            raise ValueError(f"there are no weights at {weights!r}")
-        with tempfile.TemporaryDirectory() as folder:
-            local = os.path.join(folder, "model.weights.h5")
-            _copy(weights, local)
-            try:
-                model.load_weights(local)
-            except Exception as error:
-                reason = str(error).replace(local, weights)
-                raise ValueError(f"--model_weights {weights!r} does not fit the model of {path!r}: {reason}") from error
+        _load_weights(model, weights, path)
     digest = hashlib.sha256()
     for weight in model.get_weights():
         digest.update(f"{weight.shape}|{weight.dtype}|".encode() + np.ascontiguousarray(weight).tobytes())

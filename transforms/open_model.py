@@ -6,10 +6,11 @@ import dataclasses
 import importlib
 from typing import Any
 
+from influence_ops.checkpoints import Checkpoints
 from influence_ops.device import configure_tensorflow
 from influence_ops.model import InfluenceModel, Regularizer
 from influence_ops.network import Precision
-from transforms.load_model import load_model
+from transforms.load_model import load_checkpoint, load_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,9 @@ class ModelSpec:
       threads: CPU threads of TensorFlow in each process (0: all).
       model_weights: with a function: a `.weights.h5` file.
       modules: the user's own modules, imported with the model: their curvatures make themselves known.
+      checkpoints: where the weights are in place of the model's own; see `Checkpoints`.
+      checkpoint_weights: η of each; None: their mean.
+      checkpoint_digests: SHA-256 of each, as `digest`.
     """
 
     path: str
@@ -36,6 +40,9 @@ class ModelSpec:
     threads: int
     model_weights: str | None = None
     modules: tuple[str, ...] = ()
+    checkpoints: tuple[str, ...] = ()
+    checkpoint_weights: tuple[float, ...] | None = None
+    checkpoint_digests: tuple[str, ...] = ()
 
     def open(self) -> InfluenceModel:
         """Loads the model.
@@ -44,13 +51,27 @@ class ModelSpec:
           ValueError: it is not what it was, can't be loaded, or an option does not fit it.
         """
         self._set_up()
+        if self.checkpoints:
+            return self._open_checkpoints()[0]
         return self._with_options(load_model(self.path, self.model_weights, self.digest)[0])
 
     def open_first(self) -> tuple[InfluenceModel, ModelSpec]:
         """The model as it is now, and the recipe for just that one."""
         self._set_up()
+        if self.checkpoints:
+            model, digests = self._open_checkpoints()
+            return model, dataclasses.replace(self, checkpoint_digests=digests)
         model, digest = load_model(self.path, self.model_weights)
         return self._with_options(model), dataclasses.replace(self, digest=digest)
+
+    def _open_checkpoints(self) -> tuple[InfluenceModel, tuple[str, ...]]:
+        wanted = self.checkpoint_digests or ("",) * len(self.checkpoints)
+        loaded = [
+            load_checkpoint(checkpoint, self.path, self.model_weights, digest)
+            for checkpoint, digest in zip(self.checkpoints, wanted, strict=True)
+        ]
+        parts = [self._with_options(model) for model, _ in loaded]
+        return Checkpoints(parts, self.checkpoint_weights), tuple(digest for _, digest in loaded)
 
     def _set_up(self) -> None:
         configure_tensorflow(self.threads)

@@ -46,10 +46,8 @@ class Checkpoints(InfluenceModel):
         for number, part in enumerate(parts):
             for name in ("size", "dtype", "loss_name", "regularizer", "weight_decay"):
                 if getattr(part, name) != getattr(first, name):
-                    raise ValueError(
-                        f"checkpoint {number} has {name} {getattr(part, name)!r}, the first has {getattr(first, name)!r}: checkpoints are of "
-                        "one network"
-                    )
+                    found, wanted = getattr(part, name), getattr(first, name)
+                    raise ValueError(f"checkpoint {number} has {name} {found!r}, the first has {wanted!r}: checkpoints are of one network")
         self.model = parts[-1].model
         self.loss_name, self.dtype = first.loss_name, first.dtype
         self.weight_decay, self.regularizer = first.weight_decay, first.regularizer
@@ -130,7 +128,8 @@ class Checkpoints(InfluenceModel):
         return sum(values) / sum(self.part_weights)
 
     def regularizer_gradient(self) -> np.ndarray:
-        return np.concatenate([part.regularizer_gradient() * weight**0.5 for part, weight in zip(self.parts, self.part_weights, strict=True)])
+        weighted = zip(self.parts, self.part_weights, strict=True)
+        return np.concatenate([part.regularizer_gradient() * weight**0.5 for part, weight in weighted])
 
     def regularizer_products(self, vectors: np.ndarray) -> np.ndarray:
         return self._by_part(vectors, lambda part, own: part.regularizer_products(own))

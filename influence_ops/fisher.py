@@ -32,6 +32,10 @@ def fisher_blocks(model: InfluenceModel, batch: ExampleBatch, fisher: Fisher, se
     Raises:
       ValueError: the loss has no likelihood that is known and too many outputs for the general way.
     """
+    if model.parts:  # checkpoints: their blocks stand side by side
+        for draws in zip(*(fisher_blocks(part, batch, fisher, seed) for part in model.parts), strict=True):
+            yield tuple(block for draw in draws for block in draw)
+        return
     if fisher == "empirical":
         yield model.loss_blocks(batch)
         return

@@ -71,7 +71,7 @@ def stored_vectors(rows: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
 def embed_for_index(model: InfluenceModel, preconditioner: Preconditioner, batch: ExampleBatch) -> tuple[QueryBlock, list[Rejected]]:
     """The batch's test points as a query block in the index's r numbers, in place of gradients and solutions."""
     kept, _, gradients, rejected = evaluate(model, batch)
-    embedded = preconditioner.embed(np.asarray(gradients, dtype=np.float64))
+    embedded = preconditioner.embed(gradients)
     return QueryBlock(kept.ids, embedded, embedded, kept.groups), rejected
 
 

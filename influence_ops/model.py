@@ -51,6 +51,9 @@ class InfluenceModel:
       ValueError: an option is wrong or nothing is watched; the message names the value and the mend.
     """
 
+    parts: tuple[InfluenceModel, ...] = ()
+    """The models that this one is made of, where it is several (`Checkpoints`)."""
+
     def __init__(
         self,
         model: Any,

@@ -10,10 +10,11 @@ about it follows from (P, k, seed): the same on every worker. With k ≥ P it is
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import numpy as np
+
+from influence_ops.gradients import Factored, Gradients, Layout, OneHot
 
 ProjectionKind = Literal["hadamard", "two_sided"]
 
@@ -41,14 +42,18 @@ class Projection(Protocol):
         """Sᵀ y for each row y: [B, dim] -> [B, P]."""
         ...
 
+    def of_gradients(self, gradients: Gradients) -> np.ndarray:
+        """S g for each example's gradient: [B, dim] float64."""
+        ...
 
-def make_projection(kind: ProjectionKind, shapes: Sequence[Sequence[int]], dim: int, seed: int) -> Projection:
+
+def make_projection(kind: ProjectionKind, layout: Layout, dim: int, seed: int) -> Projection:
     """The projection of all watched weights.
 
     Args:
-      kind: `hadamard`: of θ as one vector; `two_sided`: of each variable's matrix from both sides, as of LoGra.
-      shapes: of the watched variables, in the order of θ.
-      dim: k; of `two_sided`, what the variables share.
+      kind: `hadamard`: of θ as one vector; `two_sided`: of each layer's matrix from both sides, as of LoGra.
+      layout: of the model.
+      dim: k; of `two_sided`, what the layers share.
 
     Raises:
       ValueError: an option is wrong.
@@ -56,9 +61,9 @@ def make_projection(kind: ProjectionKind, shapes: Sequence[Sequence[int]], dim: 
     if dim < 1:
         raise ValueError(f"projection_dim={dim} must be at least 1")
     if kind == "hadamard":
-        return HadamardProjection(sum(int(np.prod(shape)) for shape in shapes), dim, seed)
+        return HadamardProjection(layout.size, dim, seed)
     if kind == "two_sided":
-        return TwoSidedProjection(shapes, dim, seed)
+        return TwoSidedProjection(layout, dim, seed)
     raise ValueError(f"projection={kind!r} must be 'hadamard' or 'two_sided'")
 
 
@@ -98,57 +103,82 @@ class HadamardProjection:
         found *= self.dim**-0.5
         return found
 
+    def of_gradients(self, gradients: Gradients) -> np.ndarray:
+        return self.apply(np.asarray(gradients, dtype=np.float64))
+
+    def of_units(self, places: np.ndarray) -> np.ndarray:
+        """S e for the unit vectors at `places`, of any shape: [..., dim]. Entry (i, j) of the Hadamard matrix is −1 to the bits of i&j."""
+        if self.exact:
+            return np.eye(self.size)[places]
+        odd = np.bitwise_count(places[..., None] & self._sampled) & 1
+        return np.where(odd, -1.0, 1.0) * self._signs[places][..., None] * self.dim**-0.5
+
     def _parts(self, rows: np.ndarray) -> list[slice]:
         step = max(1, _BYTES_AT_ONCE // (self._padded * rows.itemsize))
         return [slice(start, min(start + step, len(rows))) for start in range(0, len(rows), step)]
 
 
 class TwoSidedProjection:
-    """S_inᵀ M S_out for each variable's matrix M (LoGra, Choe et al. 2024, 2405.13954), biases from one side; all side by side.
+    """S_inᵀ M S_out for each layer's matrix M (LoGra, Choe et al. 2024, 2405.13954), one after the other.
 
-    A per-example gradient of a layer is Σ a ⊗ g: its projection is Σ (S_in a) ⊗ (S_out g), which needs no gradient at all.
-    The variables share `dim` in proportion to their sizes, each at least 1; a side that is short enough is left whole.
+    A layer's gradient is Σ a ⊗ g: its projection is Σ (S_in a) ⊗ (S_out g), and the gradient itself is never built.
+    The layers share `dim` in proportion to their sizes, each at least 1; a side that is short enough is left whole.
     """
 
-    def __init__(self, shapes: Sequence[Sequence[int]], dim: int, seed: int):
-        sizes = [int(np.prod(shape)) for shape in shapes]
-        self.size = sum(sizes)
+    def __init__(self, layout: Layout, dim: int, seed: int):
+        self.size = layout.size
+        self._layout = layout
         self._sides: list[tuple[HadamardProjection, HadamardProjection]] = []
-        for number, (shape, size) in enumerate(zip(shapes, sizes, strict=True)):
-            columns = int(shape[-1]) if len(shape) > 1 else 1
-            inner, outer = _sides(size // columns, columns, max(1, round(dim * size / self.size)))
+        for number, block in enumerate(layout.blocks):
+            inner, outer = _sides(block.rows, block.columns, max(1, round(dim * block.size / self.size)))
             self._sides.append(
                 (
-                    HadamardProjection(size // columns, inner, _sub_seed(seed, number, 0)),
-                    HadamardProjection(columns, outer, _sub_seed(seed, number, 1)),
+                    HadamardProjection(block.rows, inner, _sub_seed(seed, number, 0)),
+                    HadamardProjection(block.columns, outer, _sub_seed(seed, number, 1)),
                 )
             )
         self.dim = sum(inner.dim * outer.dim for inner, outer in self._sides)
         self.exact = all(inner.exact and outer.exact for inner, outer in self._sides)
 
     def apply(self, rows: np.ndarray) -> np.ndarray:
-        parts, start = [], 0
-        for inner, outer in self._sides:
-            block = rows[:, start : start + inner.size * outer.size].reshape(-1, outer.size)
-            start += inner.size * outer.size
-            halved = outer.apply(block).reshape(len(rows), inner.size, outer.dim)
+        parts = []
+        for block, (inner, outer) in zip(self._layout.blocks, self._sides, strict=True):
+            halved = outer.apply(block.matrices(rows).reshape(-1, outer.size)).reshape(len(rows), inner.size, outer.dim)
             turned = np.swapaxes(halved, 1, 2).reshape(-1, inner.size)
             parts.append(inner.apply(turned).reshape(len(rows), outer.dim * inner.dim))
         return np.concatenate(parts, axis=1)
 
     def transpose(self, rows: np.ndarray) -> np.ndarray:
-        parts, start = [], 0
-        for inner, outer in self._sides:
-            block = rows[:, start : start + inner.dim * outer.dim].reshape(-1, inner.dim)
+        found = np.empty((len(rows), self.size), dtype=rows.dtype)
+        start = 0
+        for block, (inner, outer) in zip(self._layout.blocks, self._sides, strict=True):
+            part = rows[:, start : start + inner.dim * outer.dim].reshape(-1, inner.dim)
             start += inner.dim * outer.dim
-            halved = inner.transpose(block).reshape(len(rows), outer.dim, inner.size)
+            halved = inner.transpose(part).reshape(len(rows), outer.dim, inner.size)
             turned = np.swapaxes(halved, 1, 2).reshape(-1, outer.dim)
-            parts.append(outer.transpose(turned).reshape(len(rows), inner.size * outer.size))
+            block.write(outer.transpose(turned).reshape(len(rows), inner.size, outer.size), found)
+        return found
+
+    def of_gradients(self, gradients: Gradients) -> np.ndarray:
+        if gradients.offset is not None:
+            return self.apply(np.asarray(gradients, dtype=np.float64))
+        parts = []
+        for block, (inner, outer) in zip(gradients.blocks, self._sides, strict=True):
+            errors = np.asarray(block[-1], dtype=np.float64)
+            shape = (len(errors), -1)
+            right = outer.apply(errors.reshape(-1, outer.size)).reshape(*shape, outer.dim)
+            if isinstance(block, Factored):
+                left = inner.apply(np.asarray(block.inputs, dtype=np.float64).reshape(-1, inner.size)).reshape(*shape, inner.dim)
+            elif isinstance(block, OneHot):
+                left = inner.of_units(np.asarray(block.ids))
+            else:
+                left = np.broadcast_to(inner.of_units(np.zeros(1, dtype=np.int64)), (len(errors), 1, inner.dim))
+            parts.append(np.matmul(np.swapaxes(right, 1, 2), left).reshape(len(errors), outer.dim * inner.dim))
         return np.concatenate(parts, axis=1)
 
 
-def _sub_seed(seed: int, variable: int, side: int) -> int:
-    return int(np.random.default_rng([seed, variable, side]).integers(1 << 62))
+def _sub_seed(seed: int, layer: int, side: int) -> int:
+    return int(np.random.default_rng([seed, layer, side]).integers(1 << 62))
 
 
 def _sides(rows: int, columns: int, dim: int) -> tuple[int, int]:

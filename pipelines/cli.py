@@ -77,7 +77,8 @@ Retraining runs on Beam (any other option goes to it); what each measure means i
 
 _FIT_OPTIONS = (
     "model", "train", "output", "schema", "input_features", "data_format", "preprocess", "label_feature", "id_feature",
-    "weight_feature", "max_rejected", "model_weights", "checkpoints", "checkpoint_weights", "loss", "weights", "start_layer", "last_layer", "weight_decay",
+    "weight_feature", "max_rejected", "model_weights", "checkpoints",
+    "checkpoint_weights", "loss", "weights", "start_layer", "last_layer", "weight_decay",
     "regularizer", "precision", "curvature", "n_samples", "seed", "damping", "rcond", "rank", "matrix", "block_size", "passes",
     "projection_dim", "projection",
     "tolerance", "max_iterations", "removal", "overwrite", "batch_size", "threads", "work_dir",
@@ -86,7 +87,8 @@ _FIT_OPTIONS = (
 
 _MODEL_AND_RUN = (
     "model", "output", "schema", "input_features", "data_format", "preprocess", "label_feature", "id_feature", "weight_feature",
-    "max_rejected", "model_weights", "checkpoints", "checkpoint_weights", "loss", "weights", "start_layer", "last_layer", "weight_decay", "regularizer", "precision",
+    "max_rejected", "model_weights", "checkpoints",
+    "checkpoint_weights", "loss", "weights", "start_layer", "last_layer", "weight_decay", "regularizer", "precision",
     "overwrite", "batch_size", "threads", "work_dir",
 )  # fmt: skip
 

@@ -115,8 +115,8 @@ class InfluenceConfig:
     )
     checkpoint_weights: str | None = _option(
         None,
-        "With --checkpoints: what each one's influence is multiplied by, such as its learning rate, separated by commas. Default: 1/C each, "
-        "their mean.",
+        "With --checkpoints: what each one's influence is multiplied by, such as its learning rate, separated by commas. Default: 1/C "
+        "each, their mean.",
         _MODEL,
     )
     loss: str = _option(
@@ -168,10 +168,11 @@ class InfluenceConfig:
         "find the eigenpairs over the whole training set in exactly this many, 2 or more (default: over a sample).",
         _METHOD,
     )
-    fisher: str = _option(
-        "true",
-        "Of kfac, ekfac and gauss_newton_cg: gradients at one label drawn from the model's prediction by the example's id and --seed "
-        "(true), at all labels (expected: as many backward passes as the model has outputs), or at the data's (empirical).",
+    fisher: str | None = _option(
+        None,
+        "Of kfac, ekfac, gauss_newton_cg and random_projection: gradients at one label drawn from the model's prediction by the example's "
+        "id and --seed (true), at all labels (expected: as many backward passes as the model has outputs), or at the data's (empirical). "
+        "Default: true; of random_projection, expected.",
         _METHOD,
         ("true", "expected", "empirical"),
     )
@@ -279,7 +280,7 @@ class InfluenceConfig:
                 raise ValueError(f"--{name} {value!r} must not be empty")
         for field in dataclasses.fields(self):
             choices, value = field.metadata["choices"], getattr(self, field.name)
-            if choices and value not in choices:
+            if choices and value is not None and value not in choices:
                 raise ValueError(f"--{field.name} {value!r} must be one of {', '.join(choices)}")
         for name, least in (("top_k", 1), ("batch_size", 1), ("query_block_size", 1), ("max_rejected", 0), ("threads", 0), ("passes", 0)):
             if (getattr(self, name) or 0) < least:
@@ -327,8 +328,8 @@ class InfluenceConfig:
             raise ValueError(f"--tolerance {self.tolerance} must be between 0 and 1")
         if self.max_iterations is not None and self.max_iterations < 1:
             raise ValueError(f"--max_iterations {self.max_iterations} must be at least 1")
-        if self.fisher != "true" and self.curvature not in _BY_LAYER:
-            raise ValueError(f"--fisher is of --curvature {', '.join(_BY_LAYER)}, not {self.curvature}")
+        if self.fisher is not None and self.curvature not in (*_BY_LAYER, "random_projection"):
+            raise ValueError(f"--fisher is of --curvature {', '.join(_BY_LAYER)} or random_projection, not {self.curvature}")
         if self.rank is not None and self.curvature == "random_projection":
             raise ValueError(f"--rank {self.rank}: of random_projection it is --projection_dim that decides")
         if self.rank is not None and self.curvature in ("identity", *_ITERATIVE, *_BY_LAYER):
@@ -387,11 +388,9 @@ class InfluenceConfig:
 
     def _check_checkpoints(self) -> None:
         """Whether the options of checkpoints fit each other."""
-        rates = self.checkpoint_rates
-        if rates is not None and len(rates) != len(self.checkpoint_paths):
-            raise ValueError(
-                f"--checkpoint_weights {self.checkpoint_weights!r} must be {len(self.checkpoint_paths)} numbers, one for each of --checkpoints"
-            )
+        rates, count = self.checkpoint_rates, len(self.checkpoint_paths)
+        if rates is not None and len(rates) != count:
+            raise ValueError(f"--checkpoint_weights {self.checkpoint_weights!r} must be {count} numbers, one for each of --checkpoints")
         if self.checkpoint_paths and (self.removal != "first_order" or self.second_order_groups):
             raise ValueError("--checkpoints sums influence of first order; leave --removal and --second_order_groups out")
 
@@ -475,13 +474,14 @@ class InfluenceConfig:
         from influence_ops.curvature.conjugate_gradient import ConjugateGradient
         from influence_ops.curvature.random_projection import DEFAULT_DIM, ProjectionOptions, RandomProjection
 
-        settings: dict[str, Any] = {"fisher": self.fisher, "seed": self.seed} if self.curvature in _BY_LAYER else {}
+        settings: dict[str, Any] = {"fisher": self.fisher or "true", "seed": self.seed} if self.curvature in _BY_LAYER else {}
         curvature = curvature_by_name(self.curvature, self.n_samples, self.seed, settings)
         of_sample = curvature.inner if isinstance(curvature, FittedOnSample) else curvature
         if isinstance(of_sample, RandomProjection):
             dim = DEFAULT_DIM if self.projection_dim is None else self.projection_dim
             try:
-                of_sample.options = ProjectionOptions(dim, typing.cast(Any, self.projection), seed=self.seed)
+                kind, fisher = typing.cast(Any, self.projection), typing.cast(Any, self.fisher or "expected")
+                of_sample.options = ProjectionOptions(dim, kind, fisher, self.seed)
             except ValueError as error:
                 raise ValueError(f"--{error}") from error
         if isinstance(curvature, ConjugateGradient):

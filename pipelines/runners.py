@@ -38,7 +38,8 @@ _CONNECT_SECONDS = 5.0
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1", "[local]", "[auto]", "")
 _SHOW_PROGRESS = ("FnApiRunner", "DirectRunner", "BundleBasedDirectRunner", "PrismRunner")
 _PATHS = (
-    "model", "model_weights", "checkpoints", "train", "test", "schema", "curvature_path", "influence_vectors_path", "index", "output", "work_dir",
+    "model", "model_weights", "checkpoints", "train", "test", "schema", "curvature_path", "influence_vectors_path", "index", "output",
+    "work_dir",
 )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ class _IndexDoFn(ShardDoFn):
         assert self._file is not None
         kept, _, gradients, rejected = evaluate(self._embedder.model, batch)
         if len(kept):
-            embedded = self._embedder.preconditioner.embed(np.asarray(gradients, dtype=np.float64))
+            embedded = self._embedder.preconditioner.embed(gradients)
             self._file.write(index_table(kept.ids, embedded, self._dtype))
         return rejected
 

@@ -84,8 +84,8 @@ class Preconditioner(abc.ABC):
         """
         raise ValueError(f"a {self.meta['curvature']} curvature keeps no spectrum; fit it again with the other damping")
 
-    def embed(self, gradients: np.ndarray) -> np.ndarray:
-        """r numbers for each row g, whose inner products are influence, or nearly: [B, P] -> [B, r] float64.
+    def embed(self, gradients: np.ndarray | Gradients) -> np.ndarray:
+        """r numbers for each example's gradient, or each row [B, P], whose inner products are influence, or nearly: [B, r] float64.
 
         Raises:
           ValueError: this kind of operator has none.

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from influence_ops.curvature.base import Preconditioner, register_preconditioner
+from influence_ops.gradients import Gradients
 
 
 @register_preconditioner
@@ -31,7 +32,7 @@ class LowRankPreconditioner(Preconditioner):
             raise ValueError(f"damping={damping!r} must be a number above 0")
         return dataclasses.replace(self, meta={**self.meta, "damping": float(damping), "damping_rule": "fixed"})
 
-    def embed(self, gradients: np.ndarray) -> np.ndarray:
+    def embed(self, gradients: np.ndarray | Gradients) -> np.ndarray:
         """(s + λ)^-½ V g for each row g: [B, P] -> [B, r]. The residual term, which needs g·g, is left out."""
         return (np.asarray(gradients, dtype=np.float64) @ self.arrays["vectors"].T) * np.sqrt(self._inverses())
 

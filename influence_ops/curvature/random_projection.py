@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import numpy as np
+import tensorflow as tf
 
 from influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic, register_preconditioner
 from influence_ops.curvature.dense import upper_blocks
+from influence_ops.curvature.kfac import accumulate
 from influence_ops.example_batch import ExampleBatch
+from influence_ops.fisher import FISHERS, Fisher, fisher_blocks
+from influence_ops.gradients import Block, Gradients, Layout
+from influence_ops.gradients.blocks import scaled
 from influence_ops.model import InfluenceModel
 from influence_ops.projections import Projection, ProjectionKind, make_projection
-
-Fisher = Literal["expected", "empirical"]
 
 DEFAULT_DIM = 512
 MAX_DIM = 16_384  # 2 GB for the matrix, as much again for its eigenvectors
 _AUTO_FRACTION = 0.1
-_FACTOR_BYTES = 256 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +32,9 @@ class ProjectionOptions:
     Attributes:
       dim: k, the numbers that are left of each gradient; from P on, nothing is projected.
       kind: see `make_projection`.
-      fisher: `expected`: the Gauss–Newton matrix, which for a softmax is the Fisher matrix over all labels by the model's own
-        prediction, at the cost of one projected gradient for each output; `empirical`: Σ g gᵀ of the examples' own gradients, as TRAK.
-      seed: of the projection.
+      fisher: see `fisher`: `expected` is the Gauss–Newton matrix, at the cost of one projected gradient for each output; `true` one
+        draw of it; `empirical` Σ g gᵀ of the examples' own gradients, as TRAK.
+      seed: of the projection, and of the draws.
     """
 
     dim: int = DEFAULT_DIM
@@ -44,28 +47,40 @@ class ProjectionOptions:
             raise ValueError(f"projection_dim={self.dim} must be at least 1 and at most {MAX_DIM:,}")
         if self.kind not in ("hadamard", "two_sided"):
             raise ValueError(f"projection={self.kind!r} must be 'hadamard' or 'two_sided'")
-        if self.fisher not in ("expected", "empirical"):
-            raise ValueError(f"fisher={self.fisher!r} must be 'expected' or 'empirical'")
+        if self.fisher not in FISHERS:
+            raise ValueError(f"fisher={self.fisher!r} must be one of {', '.join(FISHERS)}")
 
 
 @register_preconditioner
+@dataclasses.dataclass(frozen=True)
 class ProjectedPreconditioner(Preconditioner):
     """Sᵀ (K + λI)⁻¹ S, K = V diag(s) Vᵀ; with λ = 0 a pseudo-inverse.
 
-    Arrays: `eigenvectors` V [k, k], `eigenvalues` s [k]. S follows from `meta["projection"]`.
+    Attributes:
+      arrays: `eigenvectors` V [k, k], `eigenvalues` s [k].
+      meta: S follows from its `projection`.
+      layout: of the bound model.
     """
 
+    layout: Layout | None = None
     kind: ClassVar[str] = "projected"
+
+    def bind(self, model: InfluenceModel) -> Preconditioner:
+        self.check(model)
+        return dataclasses.replace(self, layout=model.layout())
 
     def apply(self, gradients: np.ndarray) -> np.ndarray:
         vectors = self.arrays["eigenvectors"]
         along = self._projection.apply(np.asarray(gradients, dtype=np.float64)) @ vectors
         return self._projection.transpose((along * self._inverses()) @ vectors.T)
 
-    def embed(self, gradients: np.ndarray) -> np.ndarray:
+    def embed(self, gradients: np.ndarray | Gradients) -> np.ndarray:
         """(s + λ)^-½ Vᵀ S g: inner products are exactly the influence that `apply` gives."""
-        along = self._projection.apply(np.asarray(gradients, dtype=np.float64)) @ self.arrays["eigenvectors"]
-        return along * np.sqrt(self._inverses())
+        if isinstance(gradients, Gradients):
+            projected = self._projection.of_gradients(gradients)
+        else:
+            projected = self._projection.apply(np.asarray(gradients, dtype=np.float64))
+        return projected @ self.arrays["eigenvectors"] * np.sqrt(self._inverses())
 
     def with_damping(self, damping: float) -> Preconditioner:
         if not np.isfinite(damping) or damping <= 0:
@@ -79,8 +94,10 @@ class ProjectedPreconditioner(Preconditioner):
 
     @functools.cached_property
     def _projection(self) -> Projection:
+        if self.layout is None:
+            raise ValueError("a projected curvature needs the model's layout; call bind(model) first")
         described = self.meta["projection"]
-        return make_projection(described["kind"], described["shapes"], described["dim"], described["seed"])
+        return make_projection(described["kind"], self.layout, described["dim"], described["seed"])
 
 
 class RandomProjection(Curvature):
@@ -95,40 +112,28 @@ class RandomProjection(Curvature):
 
     def __init__(self, options: ProjectionOptions | None = None):
         self.options = options or ProjectionOptions()
-        self._made: tuple[tuple[tuple[int, ...], ...], Projection] | None = None
+        self._made: tuple[Layout, Projection] | None = None
 
-    def projection(self, model: InfluenceModel) -> Projection:
-        """S."""
-        shapes = _shapes(model)
-        if self._made is None or self._made[0] != shapes:
-            self._made = shapes, make_projection(self.options.kind, shapes, self.options.dim, self.options.seed)
+    def projection(self, model: InfluenceModel, batch: ExampleBatch | None = None) -> Projection:
+        """S; a model without declared inputs needs a batch for it, the first time."""
+        layout = model.layout(None if batch is None else batch.inputs)
+        if self._made is None or self._made[0] != layout:
+            self._made = layout, make_projection(self.options.kind, layout, self.options.dim, self.options.seed)
         return self._made[1]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_made": None}
 
     def create(self, model: InfluenceModel) -> Statistic:
-        parts = {
-            name: np.zeros((rows.stop - rows.start, columns.stop - columns.start))
-            for name, rows, columns in upper_blocks(self.projection(model).dim)
-        }
-        return {COUNT: np.zeros(1, dtype=np.int64), **parts}
+        return {COUNT: np.zeros(1, dtype=np.int64)}
 
     def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
-        projection = self.projection(model)
-        start, step = 0, len(batch) if self.options.fisher == "empirical" else 1
-        while start < len(batch):
-            part = batch.select(np.arange(start, min(start + step, len(batch))))
-            start += step
-            if self.options.fisher == "empirical":
-                factors = np.asarray(model.losses_and_gradients(part)[1], dtype=np.float64)
-            else:
-                factors = np.asarray(model.gauss_newton_factors(part), dtype=np.float64)
-                step = max(1, _FACTOR_BYTES // factors[0].nbytes)  # the first call has told how many outputs there are
-                factors = factors.reshape(-1, model.size)
-            projected = projection.apply(factors)
+        projection, layout = self.projection(model, batch), model.layout()
+        roots = None if batch.weights is None else tf.constant(np.sqrt(batch.weights), dtype=model.dtype)
+        for blocks in _apart(model, fisher_blocks(model, batch, self.options.fisher, self.options.seed)):
+            projected = projection.of_gradients(Gradients(layout, blocks if roots is None else scaled(blocks, roots)))
             for name, rows, columns in upper_blocks(projection.dim):
-                statistic[name] += projected[:, rows].T @ projected[:, columns]
+                accumulate(statistic, name, projected[:, rows].T @ projected[:, columns])
         statistic[COUNT] += len(batch)
         return statistic
 
@@ -169,7 +174,6 @@ class RandomProjection(Curvature):
                 "rcond": options.rcond if options.rcond is not None else model.size * float(np.finfo(np.float64).eps),
                 "projection": {
                     "kind": self.options.kind,
-                    "shapes": [list(shape) for shape in _shapes(model)],
                     "dim": self.options.dim,
                     "seed": self.options.seed,
                 },
@@ -180,5 +184,15 @@ class RandomProjection(Curvature):
         )
 
 
-def _shapes(model: InfluenceModel) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(int(side) for side in variable.shape) for variable in model.variables)
+def _apart(model: InfluenceModel, draws: Iterator[tuple[Block, ...]]) -> Iterator[tuple[Block, ...]]:
+    """The same; of checkpoints one after the other, zeros in place of the others': H is block diagonal."""
+    if not model.parts:
+        yield from draws
+        return
+    ends = np.cumsum([len(part.layout().blocks) for part in model.parts])
+    for blocks in draws:
+        for end, part in zip(ends, model.parts, strict=True):
+            own = range(end - len(part.layout().blocks), end)
+            yield tuple(
+                block if number in own else block._make((*block[:-1], tf.zeros_like(block[-1]))) for number, block in enumerate(blocks)
+            )

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks.lds import load, make_model, scores_of
+from benchmarks.lds import configuration, load, make_model, scores_of
 from influence_ops import ExampleBatch, FinishOptions, InfluenceModel, Preconditioner, load_preconditioner
 from influence_ops.block_krylov import advance, eigenpairs, start
 from influence_ops.curvature.arnoldi import Arnoldi, ArnoldiOptions, StreamedArnoldi
@@ -205,5 +205,5 @@ def test_files_that_change_between_passes_are_noticed() -> None:
 def test_it_predicts_retraining() -> None:
     """Rank 100 of 2,410 with its residual term on real retrainings: LDS at least 0.68 (seen: 0.715; the whole matrix: 0.731)."""
     data = load()
-    scores, _ = scores_of(make_model(data), data, "arnoldi", FinishOptions())
+    scores, _ = scores_of(make_model(data), data, configuration("arnoldi", "auto"))
     assert linear_datamodelling_score(data["subset_masks"] @ scores.T, data["subset_test_loss"]).mean >= 0.68

@@ -18,7 +18,7 @@ from influence_ops.in_memory import fit_curvature
 from influence_ops.scores import embed_queries
 
 RATES = (0.3, 1.7)
-DAMPING = 0.2
+DAMPING = 2.0  # above the most negative eigenvalue of the exact Hessians
 SUMS = 1e-9  # float64 in another order
 ITERATED = {"conjugate_gradient": 1e-6, "lissa": 2e-2}  # their tolerances: 1e-8 and 1e-3
 
@@ -58,11 +58,12 @@ def scores(model: InfluenceModel, name: str, options: ScoreOptions) -> tuple[np.
     return np.concatenate([one.scores[0] for one in found], axis=1), np.concatenate([one.self_influence for one in found])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("regularizer", ["curvature", "loss"])
-@pytest.mark.parametrize("name", CURVATURES)
+# With the regulariser in the loss, gradients differ by a constant, whatever the curvature: two of them show it.
+CASES = [*((name, "curvature") for name in CURVATURES), ("identity", "loss"), ("gauss_newton", "loss")]
+
+
+@pytest.mark.parametrize(("name", "regularizer"), CASES)
 def test_influence_is_the_sum_over_checkpoints(name: str, regularizer: str) -> None:
-    if regularizer == "loss" and name not in ("identity", "gauss_newton"):
-        pytest.skip("gradients differ by a constant, whatever the curvature")
     parts = [part(seed, weight_decay=1e-2, regularizer=regularizer) for seed in (1, 2)]
     options = ScoreOptions(self_influence=True)
     found = scores(Checkpoints(parts, RATES), name, options)

@@ -10,18 +10,26 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from benchmarks.lds import load, make_model, scores_of
+from benchmarks.lds import configuration, load, make_model, scores_of
 from influence_ops import ExampleBatch, FinishOptions, InfluenceModel, Preconditioner, load_preconditioner
 from influence_ops.curvature.base import fit
 from influence_ops.curvature.random_projection import ProjectionOptions, RandomProjection
 from influence_ops.evaluation.lds import linear_datamodelling_score
-from influence_ops.projections import HadamardProjection, TwoSidedProjection, hadamard_transform, make_projection
+from influence_ops.gradients import Block, BlockLayout, Factored, Gradients, Layout, Materialised, OneHot, Piece
+from influence_ops.projections import HadamardProjection, hadamard_transform, make_projection
 
-SHAPES = ((3, 3, 2, 8), (8,), (50, 6), (6,))
 SIZE = 144 + 8 + 300 + 6
 ROUNDING = 1e-12  # sums of a few hundred products in float64
 KINDS = ("hadamard", "two_sided")
+
+
+def layout(convolution: str = "factored") -> Layout:
+    """A convolution's kernel [3, 3, 2, 8] with its bias as the last row, and a matrix of 51 × 6 with its own."""
+    one = (Piece(0, (3, 3, 2, 8), (0, 1, 2, 3), 0, 18), Piece(144, (8,), (0,), 18, 1))
+    two = (Piece(152, (50, 6), (0, 1), 0, 50), Piece(452, (6,), (0,), 50, 1))
+    return Layout((BlockLayout("conv", convolution, 19, 8, one), BlockLayout("dense", "factored", 51, 6, two)), SIZE)
 
 
 @pytest.mark.parametrize("bits", [0, 1, 5, 6, 7, 12, 13])
@@ -41,7 +49,7 @@ def test_a_transform_of_another_length_is_refused() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dim", [1, 20, 200])
 def test_transpose_is_the_transpose(kind, dim: int) -> None:
-    projection = make_projection(kind, SHAPES, dim, 7)
+    projection = make_projection(kind, layout(), dim, 7)
     forward, back = projection.apply(np.eye(SIZE)), projection.transpose(np.eye(projection.dim))
     assert forward.shape == (SIZE, projection.dim) and not projection.exact
     np.testing.assert_allclose(back, forward.T, rtol=0, atol=ROUNDING)
@@ -57,7 +65,7 @@ def test_inner_products_are_kept_within_the_bound(kind, dim: int, spread: float)
     y += 0.5 * x
     found = []
     for seed in range(400):
-        px, py = make_projection(kind, SHAPES, dim, seed).apply(np.stack([x, y]))
+        px, py = make_projection(kind, layout(), dim, seed).apply(np.stack([x, y]))
         found.append(px @ py)
     bound = np.sqrt((x @ x * (y @ y) + (x @ y) ** 2) / dim)
     assert abs(np.mean(found) - x @ y) < 4 * np.std(found) / np.sqrt(len(found))
@@ -73,7 +81,7 @@ def test_all_sampled_rows_are_an_isometry() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_the_full_size_on_nothing_is_projected(kind) -> None:
-    projection = make_projection(kind, SHAPES, 2 * SIZE, 0)
+    projection = make_projection(kind, layout(), 2 * SIZE, 0)
     rows = np.random.default_rng(0).standard_normal((2, SIZE))
     assert projection.exact and projection.dim == SIZE
     # From two sides the numbers of a matrix are in another order.
@@ -81,28 +89,49 @@ def test_from_the_full_size_on_nothing_is_projected(kind) -> None:
     assert np.array_equal(projection.transpose(projection.apply(rows)), rows)
 
 
-def test_two_sides_of_a_factored_gradient_need_no_gradient() -> None:
-    """S_inᵀ (Σ a gᵀ) S_out = Σ (S_in a)(S_out g)ᵀ."""
-    projection = TwoSidedProjection([(50, 6)], 30, 0)
-    a, g = np.random.default_rng(0).standard_normal((4, 50)), np.random.default_rng(1).standard_normal((4, 6))
-    ((inner, outer),) = projection._sides
-    wanted = np.einsum("so,si->oi", outer.apply(g), inner.apply(a))
-    np.testing.assert_allclose(projection.apply((a.T @ g).reshape(1, -1))[0], wanted.ravel(), rtol=0, atol=ROUNDING)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("offset", [False, True])
+def test_factored_gradients_are_projected_as_they_are(kind, offset: bool) -> None:
+    """S_inᵀ (Σ a gᵀ) S_out = Σ (S_in a)(S_out g)ᵀ, over several positions, for tokens, and for what is materialised."""
+    rng = np.random.default_rng(0)
+    blocks: dict[str, Block] = {
+        "factored": Factored(tf.constant(rng.standard_normal((4, 5, 19))), tf.constant(rng.standard_normal((4, 5, 8)))),
+        "one_hot": OneHot(tf.constant(rng.integers(0, 19, (4, 5)), tf.int32), tf.constant(rng.standard_normal((4, 5, 8)))),
+    }
+    dense = Factored(tf.constant(rng.standard_normal((4, 1, 51))), tf.constant(rng.standard_normal((4, 1, 6))))
+    for name, block in blocks.items():
+        constant = tf.constant(rng.standard_normal(SIZE)) if offset else None
+        gradients = Gradients(layout(name), (block, dense), constant)
+        projection = make_projection(kind, layout(name), 30, 0)
+        assert not projection.exact
+        wanted = projection.apply(np.asarray(gradients))
+        np.testing.assert_allclose(projection.of_gradients(gradients), wanted, rtol=0, atol=ROUNDING * np.abs(wanted).max())
+    bare = Layout((BlockLayout("scale", "materialised", 1, 40, (Piece(0, (40,), (0,), 0, 1),)),), 40)
+    gradients = Gradients(bare, (Materialised(tf.constant(rng.standard_normal((4, 40)))),), None)
+    projection = make_projection(kind, bare, 10, 0)
+    np.testing.assert_allclose(projection.of_gradients(gradients), projection.apply(np.asarray(gradients)), rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("dim", [1, 7, 100])
+def test_unit_vectors_need_no_transform(dim: int) -> None:
+    projection = HadamardProjection(20, dim, 3)
+    np.testing.assert_allclose(projection.of_units(np.arange(20)), projection.apply(np.eye(20)), rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_process_and_batch_has_the_same(kind) -> None:
     rows = np.arange(2.0 * SIZE).reshape(2, SIZE)
-    here = make_projection(kind, SHAPES, 20, 3).apply(rows)
+    here = make_projection(kind, layout(), 20, 3).apply(rows)
     program = (
         "import numpy as np, pickle, sys; from influence_ops.projections import make_projection; "
-        f"rows = np.arange(2.0 * {SIZE}).reshape(2, {SIZE}); "
-        f"sys.stdout.buffer.write(pickle.dumps(make_projection({kind!r}, {SHAPES!r}, 20, 3).apply(rows)))"
+        "from tests.influence_ops.test_random_projection import SIZE, layout; "
+        "rows = np.arange(2.0 * SIZE).reshape(2, SIZE); "
+        f"sys.stdout.buffer.write(pickle.dumps(make_projection({kind!r}, layout(), 20, 3).apply(rows)))"
     )
     there = pickle.loads(subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, timeout=120).stdout)
     assert np.array_equal(here, there)
-    assert not np.allclose(here, make_projection(kind, SHAPES, 20, 4).apply(rows))
-    alone = np.concatenate([make_projection(kind, SHAPES, 20, 3).apply(row[None]) for row in rows])
+    assert not np.allclose(here, make_projection(kind, layout(), 20, 4).apply(rows))
+    alone = np.concatenate([make_projection(kind, layout(), 20, 3).apply(row[None]) for row in rows])
     np.testing.assert_allclose(alone, here, rtol=0, atol=ROUNDING * np.abs(here).max())
 
 
@@ -125,6 +154,11 @@ def gradients() -> np.ndarray:
     return np.concatenate([np.asarray(model().losses_and_gradients(batch)[1]) for batch in batches()])
 
 
+def of_labels(g: np.ndarray) -> np.ndarray:
+    """Gradients whose outer products the empirical Fisher sums: an example's weight is in it once, not squared."""
+    return g / np.sqrt(np.concatenate([np.asarray(batch.weights) for batch in batches()]))[:, None]
+
+
 def fitted(options: ProjectionOptions, **finish) -> Preconditioner:
     return fit(model(), RandomProjection(options), lambda: list(batches()), FinishOptions(**finish)).bind(model())
 
@@ -132,7 +166,7 @@ def fitted(options: ProjectionOptions, **finish) -> Preconditioner:
 def test_the_full_size_gives_the_empirical_fisher_exactly() -> None:
     g = gradients()
     found = fitted(ProjectionOptions(1000, fisher="empirical"), damping=0.03)
-    matrix = g.T @ g / 60 + (1e-2 + 0.03) * np.eye(model().size)
+    matrix = of_labels(g).T @ of_labels(g) / 60 + (1e-2 + 0.03) * np.eye(model().size)
     wanted = g @ np.linalg.solve(matrix, g.T)
     np.testing.assert_allclose(g @ found.apply(g).T, wanted, rtol=0, atol=1e-9 * np.abs(wanted).max())  # condition 1e3
 
@@ -151,9 +185,9 @@ def test_the_full_size_gives_the_gauss_newton_matrix_exactly() -> None:
 def test_influence_is_that_of_the_projected_gradients(kind, fisher) -> None:
     options = ProjectionOptions(24, kind, fisher, seed=4)
     found = fitted(options)
-    projection = make_projection(kind, [variable.shape for variable in model().variables], 24, 4)
+    projection = make_projection(kind, model().layout(), 24, 4)
     g = gradients()
-    factors = g
+    factors = of_labels(g)
     if fisher == "expected":
         factors = np.concatenate([np.asarray(model().gauss_newton_factors(batch)).reshape(-1, model().size) for batch in batches()])
     phi, of_factors = projection.apply(g), projection.apply(factors)
@@ -194,5 +228,5 @@ def test_refusals(make, message: str) -> None:
 def test_it_predicts_retraining() -> None:
     """512 numbers of 2,410 on real retrainings: LDS at least 0.62 (seen with three seeds: 0.659 to 0.669; TRAK's one model: 0.115)."""
     data = load()
-    scores, _ = scores_of(make_model(data), data, "random_projection", FinishOptions())
+    scores, _ = scores_of(make_model(data), data, configuration("random_projection", "auto"))
     assert linear_datamodelling_score(data["subset_masks"] @ scores.T, data["subset_test_loss"]).mean >= 0.62

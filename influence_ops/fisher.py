@@ -1,8 +1,15 @@
 """Directions along the outputs whose gradients have the Fisher information as their second moment.
 
-    true       one label drawn from the model's own prediction, by the example's id and a seed (Martens 2020, section 5)
-    expected   the expectation over all labels instead of a draw: as many backward passes as the model has outputs
-    empirical  the label that the data has
+The Fisher information of an example is Jᵀ R Rᵀ J with R Rᵀ = ∂²ℓ/∂z², the covariance of ∂ℓ/∂z over the labels that the model
+predicts (Martens 2020, section 9.2). Four ways to take the expectation:
+
+    signed     J ᵀ R ξ with a random sign ξ for each column of R: every label takes part, weighed by its probability
+    true       one label drawn from the model's own prediction; where a model is sure, nearly all draws are the same label, and the
+               estimate is noisy
+    expected   each column of R by itself: no noise, and as many backward passes as the model has outputs
+    empirical  the label that the data has: not the Fisher information, but its usual stand-in
+
+Signs and labels depend on the example's id and a seed alone.
 """
 
 from __future__ import annotations
@@ -19,18 +26,18 @@ from influence_ops.example_batch import ExampleBatch
 from influence_ops.gradients import Block
 from influence_ops.model import InfluenceModel
 
-Fisher = Literal["true", "expected", "empirical"]
+Fisher = Literal["signed", "true", "expected", "empirical"]
 FISHERS: tuple[str, ...] = get_args(Fisher)
 
 MAX_OUTPUTS = 256
-"""The largest output for which ∂²ℓ/∂z² is decomposed, example by example."""
+"""The largest output for which ∂²ℓ/∂z² of a loss without a known likelihood is decomposed, example by example."""
 
 
 def fisher_blocks(model: InfluenceModel, batch: ExampleBatch, fisher: Fisher, seed: int) -> Iterator[tuple[Block, ...]]:
     """Gradients as blocks, without the examples' weights, whose outer products sum to a Fisher matrix of the batch.
 
     Raises:
-      ValueError: the loss has no likelihood that is known and too many outputs for the general way.
+      ValueError: the loss has no known likelihood, and too many outputs for the general way.
     """
     if model.parts:  # checkpoints: their blocks stand side by side
         for draws in zip(*(fisher_blocks(part, batch, fisher, seed) for part in model.parts), strict=True):
@@ -40,25 +47,48 @@ def fisher_blocks(model: InfluenceModel, batch: ExampleBatch, fisher: Fisher, se
         yield model.loss_blocks(batch)
         return
     outputs = model.packed_outputs(batch)
-    if fisher == "true" and model.likelihood is not None:
-        shape = outputs.numpy().shape
+    shape = outputs.numpy().shape
+    size = math.prod(shape[1:])
+    root = _Root(model, batch, outputs, fisher)
+    if fisher == "expected":
+        for column in range(size):
+            yield model.output_blocks(batch, root.times(tf.one_hot(tf.fill([len(batch)], column), size, dtype=outputs.dtype)))
+    elif fisher == "true" and model.likelihood is not None:
         drawn = uniform(batch.ids, seed, math.prod(shape[1:-1] if model.likelihood == "categorical" else shape[1:]))
         yield model.output_blocks(batch, _drawn_errors(model.likelihood, outputs, drawn))
-        return
-    size = math.prod(outputs.numpy().shape[1:])
-    if size > MAX_OUTPUTS:
-        raise ValueError(
-            f"the {fisher} Fisher of a loss without a known likelihood decomposes a matrix of {size} × {size} outputs for each example, "
-            f"more than {MAX_OUTPUTS}; use --fisher empirical, or --loss softmax_cross_entropy where that is the loss"
-        )
-    roots = model.output_curvature_root(batch)  # [B, C, C]
-    if fisher == "true":
-        # A sign for each column of the root: the second moment of R ξ is R Rᵀ = ∂²ℓ/∂z², that of drawn labels.
+    else:
         signs = np.where(uniform(batch.ids, seed, size) < 0.5, -1.0, 1.0)
-        yield model.output_blocks(batch, tf.reshape(tf.einsum("bij,bj->bi", roots, tf.constant(signs, roots.dtype)), tf.shape(outputs)))
-        return
-    for column in range(size):
-        yield model.output_blocks(batch, tf.reshape(roots[:, :, column], tf.shape(outputs)))
+        yield model.output_blocks(batch, root.times(tf.constant(signs, outputs.dtype)))
+
+
+class _Root:
+    """R of a batch: in closed form for a known likelihood, else by an eigendecomposition for each example."""
+
+    def __init__(self, model: InfluenceModel, batch: ExampleBatch, outputs: tf.Tensor, fisher: str):
+        self._outputs = outputs
+        self._likelihood = model.likelihood
+        self._roots = None
+        size = math.prod(outputs.numpy().shape[1:])
+        if self._likelihood is None and size > MAX_OUTPUTS:
+            raise ValueError(
+                f"the {fisher} Fisher of a loss without a known likelihood decomposes a matrix of {size} × {size} outputs for each "
+                f"example, more than {MAX_OUTPUTS}; use --fisher empirical, or --loss softmax_cross_entropy where that is the loss"
+            )
+        if self._likelihood is None:
+            self._roots = model.output_curvature_root(batch)
+
+    def times(self, vectors: tf.Tensor) -> tf.Tensor:
+        """R v for v [B, C], in the shape of the outputs."""
+        if self._roots is not None:
+            return tf.reshape(tf.einsum("bij,bj->bi", self._roots, vectors), tf.shape(self._outputs))
+        vectors = tf.reshape(vectors, tf.shape(self._outputs))
+        if self._likelihood == "bernoulli":
+            p = tf.sigmoid(self._outputs)
+            return vectors * tf.sqrt(p * (1 - p))
+        # (diag(√p) − p √pᵀ)(diag(√p) − p √pᵀ)ᵀ = diag(p) − p pᵀ, the Hessian of the softmax cross-entropy.
+        p = tf.nn.softmax(self._outputs)
+        weighted = tf.sqrt(p) * vectors
+        return weighted - p * tf.reduce_sum(weighted, axis=-1, keepdims=True)
 
 
 def _drawn_errors(likelihood: str, outputs: tf.Tensor, drawn: np.ndarray) -> tf.Tensor:

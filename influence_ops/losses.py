@@ -58,16 +58,17 @@ BUILT_IN: dict[str, PerExampleLoss] = {
 }
 
 
-def likelihood(per_example_loss: PerExampleLoss, loss: Any) -> Literal["categorical", "bernoulli"] | None:
+def likelihood(per_example_loss: PerExampleLoss, loss: Any, activation: str) -> Literal["categorical", "bernoulli"] | None:
     """The distribution of labels that a loss is the negative log-likelihood of, where it is a known one.
 
     Args:
       per_example_loss: what `per_example` made of the loss.
-      loss: what `resolve_loss` returned.
+      loss, activation: what it was made of.
     """
-    if per_example_loss is softmax_cross_entropy:
+    own = loss if activation == "linear" else None  # a built-in loss is of the outputs themselves
+    if softmax_cross_entropy in (per_example_loss, own):
         return "categorical"
-    return "bernoulli" if loss is sigmoid_cross_entropy else None
+    return "bernoulli" if own is sigmoid_cross_entropy else None
 
 
 def resolve_loss(loss: Any, model: Any = None) -> tuple[Any, str]:

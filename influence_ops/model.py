@@ -84,7 +84,7 @@ class InfluenceModel:
         self.total_size = sum(int(np.prod(variable.shape)) for variable in self.model.trainable_variables)
         self._activation = network.activation
         loss_of_outputs = per_example(loss, network.activation)
-        self.likelihood = likelihood(loss_of_outputs, loss)
+        self.likelihood = likelihood(loss_of_outputs, loss, network.activation)
         self.is_linear = is_linear_head(self.model, self.variables)
         self._derivatives: LinearHeadDerivatives | AutodiffDerivatives = (
             LinearHeadDerivatives(self.model, loss_of_outputs)

@@ -181,7 +181,8 @@ def build(
     manifest = (
         written
         | "FlattenFiles" >> beam.Flatten()
-        | "WriteManifest" >> WriteManifest(config.output, config.as_json(), preconditioner, all_counts, reports, plan.indexed)
+        | "WriteManifest"
+        >> WriteManifest(config.output, config.as_json(), plan.model_facts, preconditioner, all_counts, reports, plan.indexed)
     )
     return Job(plan, manifest)
 

@@ -30,6 +30,7 @@ _INDEX_RANK = 256  # an index has no residual term, so it needs more eigenpairs:
 _EMBEDDING = ("arnoldi", "random_projection")
 _BY_PASSES = ("gauss_newton_cg", "conjugate_gradient", "cgd")
 _BY_LAYER = ("kfac", "ekfac", "gauss_newton_cg")
+_INDEXED = (*_EMBEDDING, "kfac", "ekfac")
 _NOT_WHOLE = ("identity", *_ITERATIVE, *_BY_LAYER, *_EMBEDDING)
 _DEFAULT_PASSES = 5  # where gauss_newton_cg is as good as the whole matrix; see benchmarks/README.md
 
@@ -170,11 +171,11 @@ class InfluenceConfig:
     )
     fisher: str | None = _option(
         None,
-        "Of kfac, ekfac, gauss_newton_cg and random_projection: gradients at one label drawn from the model's prediction by the example's "
-        "id and --seed (true), at all labels (expected: as many backward passes as the model has outputs), or at the data's (empirical). "
-        "Default: true; of random_projection, expected.",
+        "Of kfac, ekfac, gauss_newton_cg and random_projection: which labels the Fisher information is taken over. signed: all, with "
+        "random signs by the example's id and --seed, in one backward pass; true: one label drawn from the prediction; expected: all, in "
+        "as many backward passes as the model has outputs; empirical: the data's own. Default: signed; of random_projection, expected.",
         _METHOD,
-        ("true", "expected", "empirical"),
+        ("signed", "true", "expected", "empirical"),
     )
     tolerance: float | None = _option(
         None,
@@ -266,6 +267,12 @@ class InfluenceConfig:
     )
     overwrite: bool = _option(False, "Replace the finished run that OUTPUT holds.", _RESULT)
 
+    score_tolerance: float = _option(
+        1e-7,
+        "Take test points' solutions as sums of few products where that is cheaper and the relative error is at most this; 0: never.",
+        _RUN,
+    )
+    verbose: bool = _option(False, "Tell on stderr how each layer is computed and what it is estimated to cost.", _RUN)
     batch_size: int = _option(256, "Examples evaluated at once; does not change the result.", _RUN)
     query_block_size: int = _option(1024, "Test points in a block (one row group of top_k); does not change the result.", _RUN)
     threads: int = _option(0, "CPU threads of TensorFlow in each worker process; 0: all cores.", _RUN)
@@ -332,9 +339,12 @@ class InfluenceConfig:
             raise ValueError(f"--fisher is of --curvature {', '.join(_BY_LAYER)} or random_projection, not {self.curvature}")
         if self.rank is not None and self.curvature == "random_projection":
             raise ValueError(f"--rank {self.rank}: of random_projection it is --projection_dim that decides")
-        if self.rank is not None and self.curvature in ("identity", *_ITERATIVE, *_BY_LAYER):
+        if self.rank is not None and (
+            self.curvature in ("identity", *_ITERATIVE) or (self.curvature in _BY_LAYER and not self.only_index)
+        ):
             raise ValueError(
-                f"--rank is of a matrix's eigenvalues; use it with --curvature gauss_newton, exact or arnoldi, not {self.curvature}"
+                f"--rank is of a matrix's eigenvalues; use it with --curvature gauss_newton, exact or arnoldi, not {self.curvature} "
+                "(which takes it for an index alone)"
             )
         if self.removal == "newton" and self.curvature in _NOT_WHOLE:
             raise ValueError(f"--removal newton needs the whole matrix; use --curvature gauss_newton or exact, not {self.curvature}")
@@ -424,9 +434,9 @@ class InfluenceConfig:
             if self.normalize != "none" or self.removal != "first_order":
                 raise ValueError("an index holds plain influence, first order; leave --normalize and --removal out")
             saved = self.update or self.curvature_path is not None
-            if not saved and self.curvature not in _EMBEDDING and ":" not in self.curvature:
+            if not saved and self.curvature not in _INDEXED and ":" not in self.curvature:
                 raise ValueError(
-                    f"--curvature {self.curvature} gives no embedding of r numbers for an index; use {' or '.join(_EMBEDDING)}"
+                    f"--curvature {self.curvature} gives no embedding of r numbers for an index; use {', '.join(_INDEXED)}"
                 )
         if self.index is not None and self.normalize != "none":
             raise ValueError("an index holds plain influence; leave --normalize out")
@@ -474,7 +484,7 @@ class InfluenceConfig:
         from influence_ops.curvature.conjugate_gradient import ConjugateGradient
         from influence_ops.curvature.random_projection import DEFAULT_DIM, ProjectionOptions, RandomProjection
 
-        settings: dict[str, Any] = {"fisher": self.fisher or "true", "seed": self.seed} if self.curvature in _BY_LAYER else {}
+        settings: dict[str, Any] = {"fisher": self.fisher or "signed", "seed": self.seed} if self.curvature in _BY_LAYER else {}
         curvature = curvature_by_name(self.curvature, self.n_samples, self.seed, settings)
         of_sample = curvature.inner if isinstance(curvature, FittedOnSample) else curvature
         if isinstance(of_sample, RandomProjection):
@@ -516,7 +526,10 @@ class InfluenceConfig:
         from influence_ops.in_memory import complete_options
         from influence_ops.scores import ScoreOptions
 
-        options = ScoreOptions(typing.cast(Any, self.normalize), typing.cast(Any, self.removal))
+        try:
+            options = ScoreOptions(typing.cast(Any, self.normalize), typing.cast(Any, self.removal), tolerance=self.score_tolerance)
+        except ValueError as error:
+            raise ValueError(f"--{error}") from error
         return complete_options(options, frozenset(self.output_tables), self.second_order_groups)
 
     def input_mapping(self) -> dict[str, str]:

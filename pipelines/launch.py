@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
 import apache_beam as beam
@@ -118,6 +120,16 @@ def run(
       ValueError: wrong options or input, found before anything was started or written.
       RunFailedError: the pipeline failed; the message is the reason, without the runner's stack.
     """
+    with _told(stream or sys.stderr) if config.verbose else contextlib.nullcontext():
+        return _run(config, beam_arguments, stream, make_pipeline)
+
+
+def _run(
+    config: InfluenceConfig,
+    beam_arguments: Iterable[str],
+    stream: TextIO | None,
+    make_pipeline: Callable[[], beam.Pipeline] | None,
+) -> RunSummary:
     started = time.monotonic()
     engine = choose_engine(beam_arguments, config)
     plan = prepare(config)
@@ -151,6 +163,24 @@ def submit(config: InfluenceConfig, beam_arguments: Iterable[str] = ()) -> Any:
         return pipeline.run()
     except Exception as error:
         raise RunFailedError(reason(error)) from error
+
+
+@contextlib.contextmanager
+def _told(stream: TextIO) -> Iterator[None]:
+    """What the packages tell at level INFO, on `stream`."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    loggers = [logging.getLogger(name) for name in ("influence_ops", "transforms", "pipelines")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
 
 
 _STACK = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*")
@@ -220,6 +250,15 @@ def summary_text(summary: RunSummary) -> str:
         )
     lines.append("")
     lines.append(f"curvature   {curvature['curvature']}, damping {curvature['damping']:.4g}{spectrum}")
+    if "solver" in summary.manifest:
+        solver = summary.manifest["solver"]
+        lines.append(
+            f"solver      relative residuals {solver['mean_residual']:.2g} in the mean, {solver['largest_residual']:.2g} at most; "
+            f"{solver['unsolved']:,} test points above the tolerance"
+        )
+    model = summary.manifest["model"]
+    names = ", ".join(model["weights"][:4]) + (", …" if len(model["weights"]) > 4 else "")
+    lines.append(f"weights     {model['watched']:,} of {model['total']:,} watched, in {model['dtype']}: {names}")
     tables: dict[str, tuple[int, int, int]] = {}
     for file in summary.manifest["files"]:
         files, rows, size = tables.get(file["table"], (0, 0, 0))

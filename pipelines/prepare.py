@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from transforms.open_model import ModelSpec
 from transforms.progress import Progress
 from transforms.read_shards import ShardReader, list_shards
 
+_LOG = logging.getLogger(__name__)
 _EXAMPLES_TRIED = 100
 _NEED_HESSIAN = ("exact", "conjugate_gradient", "cgd", "lissa")
 
@@ -51,6 +53,11 @@ class Plan:
     watched: int
     total: int
     dtype: str
+
+    @property
+    def model_facts(self) -> dict[str, Any]:
+        """Which weights the result covers, for the manifest."""
+        return {"weights": self.weights, "watched": self.watched, "total": self.total, "dtype": self.dtype}
 
 
 def prepare(config: InfluenceConfig) -> Plan:
@@ -184,6 +191,8 @@ def _try_evaluation(model: InfluenceModel, spec: FeatureSpec, shards: list[Shard
         return  # all of them are bad: the run will say so, example by example
     try:
         model.losses_and_gradients(batch)
+        for block in model.layout().blocks:
+            _LOG.info("gradients of %s: [%d, %d], %s", block.name, block.rows, block.columns, block.kind)
     except Exception as error:
         # TensorFlow puts the reason last, before the names of nodes.
         lines = [line.strip() for line in str(error).splitlines()]

@@ -20,9 +20,10 @@ _VERSIONED = ("apache-beam", "keras", "numpy", "pyarrow", "tensorflow", "tfx-bsl
 
 
 class _WriteManifestDoFn(beam.DoFn):
-    def __init__(self, output: str, config: Mapping[str, Any], base: Mapping[str, Any] | None):
+    def __init__(self, output: str, config: Mapping[str, Any], model: Mapping[str, Any], base: Mapping[str, Any] | None):
         self._output = output
         self._config = dict(config)
+        self._model = dict(model)
         self._base = base
 
     def process(
@@ -54,6 +55,7 @@ class _WriteManifestDoFn(beam.DoFn):
         content: dict[str, Any] = {
             "counts": by_stage,
             "config": self._config,
+            "model": self._model,
             "curvature": {key: value for key, value in preconditioner.description.items() if key != "kind"},
             "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _VERSIONED}},
         }
@@ -69,6 +71,7 @@ class WriteManifest(beam.PTransform):
     Args:
       output: the folder of the results.
       config: the run's options, as JSON.
+      model: facts about the model, as JSON.
       preconditioner: the operator.
       counts: `ShardCount`s of every stage.
       reports: of an iterative solver, at most one.
@@ -79,6 +82,7 @@ class WriteManifest(beam.PTransform):
 
     output: str
     config: Mapping[str, Any]
+    model: Mapping[str, Any]
     preconditioner: pvalue.PCollection[Broadcast]
     counts: pvalue.PCollection[ShardCount]
     reports: pvalue.PCollection[SolverReport]
@@ -90,7 +94,7 @@ class WriteManifest(beam.PTransform):
             | "Once" >> beam.Create([None], reshuffle=False)
             | "Write"
             >> beam.ParDo(
-                _WriteManifestDoFn(self.output, self.config, self.base),
+                _WriteManifestDoFn(self.output, self.config, self.model, self.base),
                 pvalue.AsSingleton(self.preconditioner),
                 pvalue.AsIter(files),
                 pvalue.AsIter(self.counts),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic, register_preconditioner
 from influence_ops.example_batch import ExampleBatch
+from influence_ops.gradients import Gradients
 from influence_ops.model import InfluenceModel
 
 BLOCK = 2048  # 32 MB of float64: far below Beam's limit of 2 GB for one element
@@ -20,12 +22,32 @@ _AUTO_FRACTION = 0.1
 
 @register_preconditioner
 class DensePreconditioner(Preconditioner):
-    """V diag(1/(s + λ)) Vᵀ; with λ = 0 a pseudo-inverse. Arrays: `inverse` [P, P] and `eigenvalues` [P]."""
+    """V diag(1/(s + λ)) Vᵀ; with λ = 0 a pseudo-inverse.
+
+    Arrays: `vectors` V [P, P], `eigenvalues` s [P] (clipped to the rank), and `kept` [P], 0 where a direction is dropped.
+    """
 
     kind: ClassVar[str] = "dense"
 
     def apply(self, gradients: np.ndarray) -> np.ndarray:
-        return np.asarray(gradients, dtype=np.float64) @ self.arrays["inverse"]
+        vectors = self.arrays["vectors"]
+        return ((np.asarray(gradients, dtype=np.float64) @ vectors) * self._inverses()) @ vectors.T
+
+    def self_influence(self, gradients: Gradients) -> np.ndarray:
+        return np.square(np.asarray(gradients, dtype=np.float64) @ self.arrays["vectors"]) @ self._inverses()
+
+    def with_damping(self, damping: float) -> Preconditioner:
+        if not np.isfinite(damping) or damping <= 0:
+            raise ValueError(f"damping={damping!r} must be a number above 0")
+        smallest = float(self.arrays["eigenvalues"].min())
+        if damping + smallest <= 0:
+            raise ValueError(f"damping={damping!r} must be above {-smallest:.3g}: the curvature has an eigenvalue of {smallest:.3g}")
+        arrays = {**self.arrays, "kept": np.ones_like(self.arrays["kept"])}
+        return dataclasses.replace(self, arrays=arrays, meta={**self.meta, "damping": float(damping), "damping_rule": "fixed"})
+
+    def _inverses(self) -> np.ndarray:
+        kept = self.arrays["kept"] > 0
+        return np.divide(1.0, self.arrays["eigenvalues"] + float(self.meta["damping"]), out=np.zeros(len(kept)), where=kept)
 
 
 class DenseCurvature(Curvature):
@@ -97,9 +119,8 @@ class DenseCurvature(Curvature):
                 f"{-damping:.3g}, so H + λI is not positive definite; use --damping above {-eigenvalues[0]:.3g} "
                 "or --curvature gauss_newton"
             )
-        scaled = eigenvectors * np.where(kept, 1 / damped, 0.0)
         return DensePreconditioner(
-            {"inverse": scaled @ eigenvectors.T, "eigenvalues": eigenvalues},
+            {"vectors": eigenvectors, "eigenvalues": eigenvalues, "kept": kept.astype(np.float64)},
             {
                 "curvature": self.name,
                 "damping": damping,

@@ -31,7 +31,7 @@ class Ekfac(Kfac):
     name: ClassVar[str] = "ekfac"
     passes = 2
 
-    def __init__(self, fisher: Fisher = "true", seed: int = 0):
+    def __init__(self, fisher: Fisher = "signed", seed: int = 0):
         super().__init__(fisher, seed)
         self._bases: Mapping[str, np.ndarray] | None = None
 
@@ -70,4 +70,4 @@ class Ekfac(Kfac):
         blocks = range(len(model.layout().blocks))
         sides = [(bases[f"inputs-{number}"], bases[f"errors-{number}"]) for number in blocks]
         eigenvalues = [statistic[f"eigenvalues-{number}"] / examples for number in blocks]
-        return kronecker(model, self.name, examples, sides, eigenvalues, options.damping, self.damping_by, {"fisher": self.fisher})
+        return kronecker(model, self.name, examples, sides, eigenvalues, options, self.systems is not None, {"fisher": self.fisher})

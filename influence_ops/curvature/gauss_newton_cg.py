@@ -12,12 +12,11 @@ from influence_ops.curvature.ekfac import Ekfac
 
 
 class GaussNewtonCg(Ekfac):
-    """EK-FAC with the whole matrix's damping and regulariser, for the system (H + λI) v = g with H the Gauss–Newton matrix.
+    """EK-FAC, for the system (H + λI) v = g with H the Gauss–Newton matrix over all data and the regulariser's part.
 
     Args:
       fisher, seed: of the preconditioner; see `fisher`. They change how fast the solution is reached, not the solution.
     """
 
     name: ClassVar[str] = "gauss_newton_cg"
-    damping_by: ClassVar[Literal["layer", "whole"]] = "whole"
     systems: ClassVar[Literal["hessian", "gauss_newton"] | None] = "gauss_newton"

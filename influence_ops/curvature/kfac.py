@@ -6,7 +6,7 @@ Martens & Grosse 2015 (1503.05671); over positions as in KFAC-expand (Eschenhage
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -34,11 +34,9 @@ class Kfac(Curvature):
     """
 
     name: ClassVar[str] = "kfac"
-    damping_by: ClassVar[Literal["layer", "whole"]] = "layer"
-    """What the rule `auto` takes the mean eigenvalue of; see `kronecker`."""
     passes = 1
 
-    def __init__(self, fisher: Fisher = "true", seed: int = 0):
+    def __init__(self, fisher: Fisher = "signed", seed: int = 0):
         if fisher not in FISHERS:
             raise ValueError(f"fisher={fisher!r} must be one of {', '.join(FISHERS)}")
         self.fisher: Fisher = fisher
@@ -78,7 +76,7 @@ class Kfac(Curvature):
             # 1/n Σ_i w_i Σ_s a aᵀ ⊗ g gᵀ, its factors independent: the mean of each times the number of positions.
             scale = 1 / (examples * max(float(statistic[f"{_POSITIONS}-{number}"][0]), np.finfo(float).tiny))
             eigenvalues.append(np.outer(inputs.values, errors.values) * scale)
-        return kronecker(model, self.name, examples, sides, eigenvalues, options.damping, self.damping_by, {"fisher": self.fisher})
+        return kronecker(model, self.name, examples, sides, eigenvalues, options, self.systems is not None, {"fisher": self.fisher})
 
     def _examples(self, statistic: Statistic) -> int:
         examples = int(statistic[COUNT][0])
@@ -89,8 +87,8 @@ class Kfac(Curvature):
     def _check(self, options: FinishOptions) -> None:
         if options.leave_one_out:
             raise ValueError(f"removal='newton' needs the whole matrix; use curvature gauss_newton or exact, not {self.name}")
-        if options.rank is not None or options.rcond is not None:
-            raise ValueError(f"rank and rcond are of one matrix's eigenvalues; {self.name} takes only a damping")
+        if options.rcond is not None:
+            raise ValueError(f"rcond is of one matrix's eigenvalues; {self.name} takes only a damping")
 
 
 def accumulate(statistic: Statistic, name: str, value: np.ndarray) -> None:

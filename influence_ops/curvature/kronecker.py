@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from influence_ops.curvature.base import Preconditioner, register_preconditioner
+from influence_ops.curvature.base import FinishOptions, Preconditioner, register_preconditioner
 from influence_ops.gradients import Block, Factored, Gradients, Layout, OneHot
 from influence_ops.gradients.blocks import count_of, materialise
 from influence_ops.model import InfluenceModel
+
+DEFAULT_RANK = 1024
+"""How many numbers `embed` gives when no rank is named."""
 
 _AUTO_FRACTION = 0.1
 _FLOOR = 1e-4  # of the whole mean: a layer without any curvature must still be invertible
@@ -76,7 +79,7 @@ class KroneckerPreconditioner(Preconditioner):
 
     Attributes:
       arrays: for block b, `inputs-b` [I, I] and `errors-b` [O, O] ([0, 0]: the identity) and `eigenvalues-b` Λ [I, O] of
-        the data's curvature.
+        the data's curvature; `embedding` [r], the directions of `embed`, numbered through all blocks.
       meta: besides the usual, for each block `shifts` s and `penalties` r, the regulariser's second derivative.
       layout: of the bound model.
     """
@@ -120,6 +123,18 @@ class KroneckerPreconditioner(Preconditioner):
                 block.write(_turned(rotated, inputs.T, errors.T), solved[rows])
         return solved
 
+    def embed(self, gradients: np.ndarray) -> np.ndarray:
+        """g in the r directions of the eigenbasis that carry most of the influence, scaled: [B, P] -> [B, r]."""
+        chosen = self.arrays["embedding"]
+        embedded = np.empty((len(gradients), len(chosen)))
+        first = 0
+        for number, block in enumerate(self._bound().blocks):
+            inside = np.flatnonzero((chosen >= first) & (chosen < first + block.size))
+            rotated = _turned(block.matrices(np.asarray(gradients, dtype=np.float64)), *self.sides(number)) / np.sqrt(self.damped(number))
+            embedded[:, inside] = rotated.reshape(len(gradients), -1)[:, chosen[inside] - first]
+            first += block.size
+        return embedded
+
     def self_influence(self, gradients: Gradients) -> np.ndarray:
         if gradients.offset is not None:
             return super().self_influence(gradients)
@@ -157,23 +172,24 @@ def kronecker(
     examples: int,
     sides: list[tuple[np.ndarray, np.ndarray]],
     eigenvalues: list[np.ndarray],
-    damping: float | str,
-    rule: Literal["layer", "whole"],
+    options: FinishOptions,
+    system: bool,
     facts: Mapping[str, Any],
 ) -> KroneckerPreconditioner:
     """The operator from each block's vectors and eigenvalues, the data's, already divided by n.
 
-    A damping λ that is a number makes the shift r + λ. `auto` is 0.1 × a mean eigenvalue. By `layer` it is that of the
-    layer's own block and makes up the whole shift, as Grosse et al. 2023 (section 3.1) have it: a layer's block alone,
-    without its ties to other layers, is stiffer than the layer is within the network, so r is not added to it. By `whole`
-    it is that of the whole matrix, r included, and the shift is r + λ, as for `gauss_newton`.
+    A damping λ that is a number makes the shift r + λ. `auto` is 0.1 × the mean eigenvalue of the layer's own block, which
+    makes up the whole shift, as Grosse et al. 2023 (section 3.1) have it: a layer's block alone, without its ties to other
+    layers, is stiffer than the layer is within the network, so r is not added to it.
+
+    Args:
+      system: whether the operator is the preconditioner of the whole matrix's system, whose own λ by `auto` is 0.1 × the mean
+        eigenvalue of the whole matrix, r included, as for `gauss_newton`. The shifts stay: they make the faster preconditioner.
     """
-    penalties = model.block_penalties()
+    penalties, damping = model.block_penalties(), options.damping
     mean = sum(float(values.sum()) + penalty * values.size for values, penalty in zip(eigenvalues, penalties, strict=True)) / model.size
     if not isinstance(damping, str):
         shifts = [penalty + damping for penalty in penalties]
-    elif rule == "whole":
-        shifts = [penalty + _AUTO_FRACTION * mean for penalty in penalties]
     else:
         shifts = [_AUTO_FRACTION * max(float(values.mean()), _FLOOR * mean) for values in eigenvalues]
     if min(float(values.min()) + shift for values, shift in zip(eigenvalues, shifts, strict=True)) <= 0:
@@ -181,12 +197,15 @@ def kronecker(
     arrays: dict[str, np.ndarray] = {}
     for number, ((inputs, errors), values) in enumerate(zip(sides, eigenvalues, strict=True)):
         arrays |= {f"inputs-{number}": inputs, f"errors-{number}": errors, f"eigenvalues-{number}": values}
+    # A direction's part of the mean self-influence is Λ / (Λ + s).
+    parts = np.concatenate([(values / (values + shift)).ravel() for values, shift in zip(eigenvalues, shifts, strict=True)])
+    arrays["embedding"] = np.sort(np.argsort(-parts, kind="stable")[: options.rank or DEFAULT_RANK])
     sizes = [values.size for values in eigenvalues]
-    whole = _AUTO_FRACTION * mean if rule == "whole" else float(np.average(shifts, weights=sizes))
+    automatic = _AUTO_FRACTION * mean if system else float(np.average(shifts, weights=sizes))
     meta = {
         "curvature": name,
-        "damping": whole if isinstance(damping, str) else float(damping),
-        "damping_rule": f"auto by {rule}" if isinstance(damping, str) else "fixed",
+        "damping": automatic if isinstance(damping, str) else float(damping),
+        "damping_rule": ("auto" if system else "auto by layer") if isinstance(damping, str) else "fixed",
         "leave_one_out": False,
         "examples": examples,
         "size": model.size,

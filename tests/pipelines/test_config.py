@@ -70,7 +70,8 @@ def test_a_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
 
 
 # Options of one method only.
-GOES_WITH: dict[str, dict[str, Any]] = {"fisher": {"curvature": "ekfac"}, 
+GOES_WITH: dict[str, dict[str, Any]] = {
+    "fisher": {"curvature": "ekfac"},
     "matrix": {"curvature": "arnoldi"},
     "projection": {"curvature": "random_projection"},
     "search": {"index": "indexed", "train": None},

@@ -7,7 +7,8 @@
 #   flink.sh stop      ends all that it started, by process id
 #
 # The last line it prints is the job endpoint, for `beam-influence run --runner flink --job_endpoint`. What runs already
-# is left running; task managers that have died are started again. Maven's own settings (~/.m2/settings.xml, MAVEN_ARGS) say where the jars come from.
+# is left running; task managers that have died are started again. Maven's own settings (~/.m2/settings.xml, MAVEN_ARGS)
+# say where the jars come from.
 #
 # Settings, by environment variable:
 #   FLINK_CACHE     where the jars are kept              (~/.cache/beam-influence/flink)

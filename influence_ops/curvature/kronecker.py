@@ -123,16 +123,22 @@ class KroneckerPreconditioner(Preconditioner):
                 block.write(_turned(rotated, inputs.T, errors.T), solved[rows])
         return solved
 
-    def embed(self, gradients: np.ndarray) -> np.ndarray:
-        """g in the r directions of the eigenbasis that carry most of the influence, scaled: [B, P] -> [B, r]."""
+    def embed(self, gradients: np.ndarray | Gradients) -> np.ndarray:
+        """g in the r directions of the eigenbasis that carry most of the influence, scaled: [B, r]. Of factors, no gradient is built."""
+        if not isinstance(gradients, Gradients) or gradients.offset is not None:
+            gradients = np.asarray(gradients, dtype=np.float64)
         chosen = self.arrays["embedding"]
         embedded = np.empty((len(gradients), len(chosen)))
         first = 0
-        for number, block in enumerate(self._bound().blocks):
-            inside = np.flatnonzero((chosen >= first) & (chosen < first + block.size))
-            rotated = _turned(block.matrices(np.asarray(gradients, dtype=np.float64)), *self.sides(number)) / np.sqrt(self.damped(number))
-            embedded[:, inside] = rotated.reshape(len(gradients), -1)[:, chosen[inside] - first]
-            first += block.size
+        for number, layout in enumerate(self._bound().blocks):
+            inside = np.flatnonzero((chosen >= first) & (chosen < first + layout.size))
+            rows, columns = np.unravel_index(chosen[inside] - first, (layout.rows, layout.columns))
+            first += layout.size
+            if isinstance(gradients, Gradients):
+                found = _entries(rotate(gradients.blocks[number], *self.sides(number)), rows, columns)
+            else:
+                found = _turned(layout.matrices(gradients), *self.sides(number))[:, rows, columns]
+            embedded[:, inside] = found / np.sqrt(self.damped(number)[rows, columns])
         return embedded
 
     def self_influence(self, gradients: Gradients) -> np.ndarray:
@@ -157,6 +163,17 @@ class KroneckerPreconditioner(Preconditioner):
         if self.layout is None:
             raise ValueError("a curvature by layers needs the model's layout; call bind(model) first")
         return self.layout
+
+
+def _entries(block: Block, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Some entries of each example's gradient in `block`: [B, r]."""
+    if isinstance(block, Factored):
+        left, right = tf.gather(block.inputs, rows, axis=2), tf.gather(block.errors, columns, axis=2)
+        return np.asarray(tf.einsum("bsr,bsr->br", left, right), dtype=np.float64)
+    if isinstance(block, OneHot):
+        here = tf.cast(tf.equal(block.ids[:, :, None], tf.constant(rows, tf.int32)), block.errors.dtype)
+        return np.asarray(tf.einsum("bsr,bsr->br", here, tf.gather(block.errors, columns, axis=2)), dtype=np.float64)
+    return np.asarray(tf.gather(block.values, columns, axis=1), dtype=np.float64)
 
 
 def _turned(matrices: np.ndarray, inputs: np.ndarray, errors: np.ndarray) -> np.ndarray:

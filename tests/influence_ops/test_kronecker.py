@@ -186,6 +186,23 @@ def test_batches_and_merging_do_not_matter() -> None:
     np.testing.assert_allclose(many.apply(gradients), one.apply(gradients), rtol=0, atol=1e-8 * np.abs(one.apply(gradients)).max())
 
 
+@pytest.mark.parametrize("kind", NETWORK_KINDS)
+def test_embeddings_are_the_largest_coordinates(kind: str) -> None:
+    """All of them give influence itself; r of them, from factors or from whole gradients, are those of the largest eigenvalues."""
+    model = make(kind)
+    batch = data(model, kind, weighted=False)
+    _, gradients = model.losses_and_gradients(batch)
+    whole = fit(model, Ekfac(), lambda: batches(batch, 17), FinishOptions(DAMPING, rank=model.size)).bind(model)
+    embedded = whole.embed(gradients)
+    wanted = np.asarray(gradients, np.float64) @ whole.apply(np.asarray(gradients, np.float64)).T
+    np.testing.assert_allclose(embedded @ embedded.T, wanted, rtol=0, atol=1e-9 * np.abs(wanted).max())  # sums in another order
+    some = fit(model, Ekfac(), lambda: batches(batch, 17), FinishOptions(DAMPING, rank=7)).bind(model)
+    short = some.embed(gradients)
+    assert short.shape == (len(batch), 7)
+    np.testing.assert_allclose(some.embed(np.asarray(gradients)), short, rtol=0, atol=1e-9 * np.abs(short).max())
+    np.testing.assert_allclose(short, embedded[:, some.arrays["embedding"]], rtol=0, atol=1e-9 * np.abs(short).max())
+
+
 def test_what_can_not_be_inverted_or_asked_is_refused() -> None:
     model = make("dense", 0.0)
     train = data(model, "dense")

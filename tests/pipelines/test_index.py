@@ -104,6 +104,14 @@ def test_arnoldis_index_is_its_low_rank_part(job: DigitsJob, tmp_path: pathlib.P
     assert_close(scores(tmp_path / "query"), low_rank, PRECISION["float32"])
 
 
+def test_ekfacs_index_with_all_its_coordinates_is_the_run(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    options: dict[str, Any] = {"curvature": "ekfac", "projection_dim": None, "seed": 2}
+    indexed(job, tmp_path / "index", rank=90, **options)
+    queried(job, tmp_path / "query", tmp_path / "index")
+    run_quietly(job.config(tmp_path / "run", outputs="scores", group_feature=None, **options))
+    assert_close(scores(tmp_path / "query"), scores(tmp_path / "run"), PRECISION["float32"])
+
+
 def test_in_one_process_it_is_the_same(job: DigitsJob, index: pathlib.Path, tmp_path: pathlib.Path) -> None:
     queried(job, tmp_path / "query", index, outputs="top_k", order="ascending")
     split = job.splits["test"]

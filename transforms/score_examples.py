@@ -181,7 +181,7 @@ class ScoreExamples(beam.PTransform):
             pvalue.AsIter(self.gate),
         )
         if self.accelerator:
-            score = score.with_resource_hints(accelerator=self.accelerator)
+            score.with_resource_hints(accelerator=self.accelerator)  # it changes `score` and returns it
         types = {TOP_K: tuple[str, TopKPart], GROUPS: tuple[str, GroupPart], FILES: WrittenFile, **REPORT_TYPES}
         scored = outputs(shards | "Score" >> score.with_output_types(type(None), **types).with_outputs(*types))
         return {tag: scored[tag] for tag in types}

@@ -27,6 +27,8 @@ TOLERANCE = 1e-7
 """The default of the largest relative error ‖V − Σ_r l ⊗ r‖ / ‖V‖ in a block."""
 
 _AT_ONCE = 1 << 25  # numbers in memory at once: 256 MB of float64
+_TRIED = 4  # queries whose rank is looked for first
+_GRAM = 256  # up to this many rows or columns a full decomposition is cheap
 _OVERSAMPLED = 8  # columns of the range finder beyond the rank (Halko, Martinsson & Tropp 2011)
 
 Way = Literal["gemm", "low_rank", "lookup"]
@@ -110,14 +112,21 @@ class Contraction:
         if isinstance(block, Factored) and self._tolerance > 0 and queries:
             of_rank_one = 2.0 * positions * queries * (layout.rows + layout.columns + 1)
             most = min(int(gemm / of_rank_one), layout.rows, layout.columns)
-            search = 8.0 * queries * layout.size * (most + _OVERSAMPLED)
-            if most and search < 0.5 * self._examples * gemm:
+            if most and _search_flops(layout, queries, most) < 0.5 * self._examples * gemm:
                 factors = low_rank(matrices, most, self._tolerance)
                 if factors is not None:
                     rank = factors[0].shape[1]
                     cost = Cost(layout.name, shape, "low_rank", rank, rank * of_rank_one, gemm)
                     return _LowRank(cost, factors, self._dtype)
         return _Gemm(Cost(layout.name, shape, "gemm", 0, gemm, gemm), layout, matrices, self._dtype)
+
+
+def _search_flops(layout: BlockLayout, queries: int, most: int) -> float:
+    """What `low_rank` takes, in flops at the speed of a large matrix product; decompositions of small matrices run at a tenth of it."""
+    small = min(layout.rows, layout.columns)
+    if small <= _GRAM:
+        return queries * (4.0 * layout.size * small + 250.0 * small**3)
+    return 80.0 * queries * layout.size * (most + _OVERSAMPLED)
 
 
 class _Gemm:
@@ -175,25 +184,43 @@ class _Lookup:
 def low_rank(matrices: np.ndarray, most: int, tolerance: float) -> tuple[np.ndarray, np.ndarray] | None:
     """l [T, r, I] and r [T, r, O] with ‖V_t − Σ_r l_tr ⊗ r_tr‖ ≤ tolerance · ‖V_t‖ for each matrix V [T, I, O]; None: r > `most`.
 
-    By a randomised range finder with one power iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4), whose error is
-    computed, not estimated.
+    A few of the matrices are tried first.
     """
-    count, rows, columns = matrices.shape
-    width = min(most + _OVERSAMPLED, rows, columns)
-    start = np.random.default_rng(0).standard_normal((columns, width))
-    basis = np.linalg.qr(matrices @ start)[0]
-    basis = np.linalg.qr(matrices @ (matrices.transpose(0, 2, 1) @ basis))[0]
-    inner = basis.transpose(0, 2, 1) @ matrices
-    u, s, vt = np.linalg.svd(inner, full_matrices=False)
-    outside = np.linalg.norm(matrices - basis @ inner, axis=(1, 2)) ** 2
-    allowed = (tolerance * np.linalg.norm(matrices, axis=(1, 2))) ** 2
-    # tail[:, r]: what is left out when r terms are kept.
-    tail = np.concatenate([np.cumsum((s**2)[:, ::-1], axis=1)[:, ::-1], np.zeros((count, 1))], axis=1) + outside[:, None]
-    fits = tail <= allowed[:, None]
-    if not fits.any(axis=1).all():
+    few = matrices[:: max(1, len(matrices) // _TRIED)]
+    if len(few) < len(matrices) and _factors(few, most, tolerance) is None:
         return None
-    rank = max(int(fits.argmax(axis=1).max(initial=0)), 1)
+    return _factors(matrices, most, tolerance)
+
+
+def _factors(matrices: np.ndarray, most: int, tolerance: float) -> tuple[np.ndarray, np.ndarray] | None:
+    count, rows, columns = matrices.shape
+    squared = np.linalg.norm(matrices, axis=(1, 2)) ** 2
+    if min(rows, columns) <= _GRAM:
+        # Right singular vectors of V, or of its transpose, from the smaller Gram matrix: squared errors to float64's rounding.
+        turned = columns > rows
+        tall = matrices.transpose(0, 2, 1) if turned else matrices
+        values, vectors = np.linalg.eigh(tall.transpose(0, 2, 1) @ tall)
+        basis = vectors[:, :, ::-1]
+        tail = np.maximum(np.cumsum(np.maximum(values, 0), axis=1)[:, ::-1], 0)
+    else:
+        # A randomised range finder with one power iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4); its error is computed.
+        turned, tall = False, matrices
+        start = np.random.default_rng(0).standard_normal((rows, min(most + _OVERSAMPLED, rows, columns)))
+        range_of = np.linalg.qr(matrices.transpose(0, 2, 1) @ start)[0]
+        range_of = np.linalg.qr(matrices.transpose(0, 2, 1) @ (matrices @ range_of))[0]
+        inside = matrices @ range_of
+        values, vectors = np.linalg.eigh(inside.transpose(0, 2, 1) @ inside)
+        basis = range_of @ vectors[:, :, ::-1]
+        outside = np.maximum(squared - np.linalg.norm(inside, axis=(1, 2)) ** 2, 0)
+        tail = np.cumsum(np.maximum(values, 0), axis=1)[:, ::-1] + outside[:, None]
+    # tail[:, r]: what is left out, squared, when r terms are kept.
+    fits = tail <= (tolerance**2 * squared)[:, None]
+    if not (fits.any(axis=1) | (tail.shape[1] <= most)).all():
+        return None
+    needed = np.where(fits.any(axis=1), fits.argmax(axis=1), tail.shape[1])
+    rank = max(int(needed.max(initial=0)), 1)
     if rank > most:
         return None
-    left = (basis @ u[:, :, :rank]) * s[:, None, :rank]
-    return left.transpose(0, 2, 1), vt[:, :rank]
+    right = basis[:, :, :rank].transpose(0, 2, 1)
+    left = (tall @ basis[:, :, :rank]).transpose(0, 2, 1)
+    return (right, left) if turned else (left, right)

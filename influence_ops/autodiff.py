@@ -46,6 +46,11 @@ class AutodiffDerivatives:
         self._plan = discover(self._model, self._keras_variables, lambda examples: pack(self.outputs(examples)), inputs, penalty)
         return self._plan.layout
 
+    @property
+    def without_factors(self) -> list[str]:
+        """The weights that no rule covers, by path; known after `discover`."""
+        return [variable.path for variable in self._plan.rest]
+
     def losses_and_blocks(self, inputs: Any, labels: tf.Tensor) -> tuple[tf.Tensor, tuple[Block, ...]]:
         """ℓ(z_i) [B] and ∇ℓ(z_i) as blocks."""
 

@@ -74,6 +74,11 @@ class LinearHeadDerivatives:
         rows = shape[0] + len(pieces) - 1
         return Layout((BlockLayout(name, "factored", rows, shape[1], tuple(pieces)),), rows * shape[1])
 
+    @property
+    def without_factors(self) -> list[str]:
+        """None: the layer is covered."""
+        return []
+
     def losses_and_blocks(self, inputs: Any, labels: tf.Tensor) -> tuple[tf.Tensor, tuple[Block, ...]]:
         """ℓ(z_i) [B] and ∇ℓ(z_i) = a_i ⊗ ∂ℓ/∂z_i as one block."""
         features = self._features(inputs)

@@ -157,6 +157,12 @@ class InfluenceModel:
             self._layout = self._derivatives.discover(feed(self.model, examples, self.dtype), self._penalty)
         return self._layout
 
+    @property
+    def weights_without_factors(self) -> list[str]:
+        """The watched weights whose per-example gradients are built one by one, since no rule knows how their layer uses them."""
+        self.layout()
+        return self._derivatives.without_factors
+
     def losses_and_gradients(self, batch: ExampleBatch) -> tuple[np.ndarray, Gradients]:
         """ℓ(z_i): [B] float64, and ∇ℓ(z_i) as blocks on the device, in the computation's dtype."""
         layout = self.layout(batch.inputs)

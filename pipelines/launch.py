@@ -227,6 +227,10 @@ def _milliseconds(result: Any) -> dict[str, int]:
     return found
 
 
+def _first_names(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4:,} more" if len(names) > 4 else "")
+
+
 def summary_text(summary: RunSummary) -> str:
     """The closing table of a run."""
     counts = summary.manifest["counts"]
@@ -257,8 +261,9 @@ def summary_text(summary: RunSummary) -> str:
             f"{solver['unsolved']:,} test points above the tolerance"
         )
     model = summary.manifest["model"]
-    names = ", ".join(model["weights"][:4]) + (", …" if len(model["weights"]) > 4 else "")
-    lines.append(f"weights     {model['watched']:,} of {model['total']:,} watched, in {model['dtype']}: {names}")
+    lines.append(f"weights     {model['watched']:,} of {model['total']:,} watched, in {model['dtype']}: {_first_names(model['weights'])}")
+    if model["without_factors"]:
+        lines.append(f"            gradients built example by example: {_first_names(model['without_factors'])}")
     tables: dict[str, tuple[int, int, int]] = {}
     for file in summary.manifest["files"]:
         files, rows, size = tables.get(file["table"], (0, 0, 0))

@@ -40,6 +40,7 @@ class Plan:
       weights: the names of the watched weights.
       watched, total: how many weights are watched, of how many trainable ones.
       dtype: what is computed in.
+      without_factors: those of the watched weights whose gradients are built example by example.
     """
 
     train: list[Shard]
@@ -53,11 +54,18 @@ class Plan:
     watched: int
     total: int
     dtype: str
+    without_factors: list[str]
 
     @property
     def model_facts(self) -> dict[str, Any]:
         """Which weights the result covers, for the manifest."""
-        return {"weights": self.weights, "watched": self.watched, "total": self.total, "dtype": self.dtype}
+        return {
+            "weights": self.weights,
+            "watched": self.watched,
+            "total": self.total,
+            "dtype": self.dtype,
+            "without_factors": self.without_factors,
+        }
 
 
 def prepare(config: InfluenceConfig) -> Plan:
@@ -136,6 +144,7 @@ def prepare(config: InfluenceConfig) -> Plan:
         model.size,
         model.total_size,
         model.dtype,
+        model.weights_without_factors,
     )
 
 

@@ -96,8 +96,6 @@ def discover(
         size = int(np.prod(shape))
         piece = Piece(starts[id(variable)], shape, tuple(range(len(shape))), 0, 1)
         blocks.append((piece.start, BlockLayout(variable.path, "materialised", 1, size, (piece,)), None))
-    if rest:
-        logging.getLogger(__name__).info("no factored gradient for %s: materialised", ", ".join(variable.path for variable in rest))
     blocks.sort(key=lambda block: block[0])
     size = sum(layout.size for _, layout, _ in blocks)
     return Plan(Layout(tuple(layout for _, layout, _ in blocks), size), [known for _, _, known in blocks], rest)

@@ -77,10 +77,12 @@ def add_hessian_products(model: InfluenceModel, sums: GroupSums, batch: ExampleB
     if batch.groups is None:
         return
     row_of = {name: row for row, name in enumerate(names)}
+    products = {}
     for name in sorted(set(batch.groups)):
         members = np.flatnonzero(batch.groups == name)
         row = row_of[str(name)]
-        product = model.hessian_vector_products(batch.select(members), steps[row : row + 1])
+        products[name] = model.hessian_vector_products(batch.select(members), steps[row : row + 1])
+    for name, product in products.items():  # after all of them: a batch that is too large for the device leaves no trace
         sums.add(product.T, np.array([name], dtype=object))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import re
 import sys
 import time
@@ -17,6 +18,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
 
 from influence_ops import schemas
+from influence_ops.device import count_gpus, release_gpu
 from influence_ops.result_files import MANIFEST, read_manifest
 from pipelines import local_workers
 from pipelines.build import STAGES, build
@@ -132,8 +134,11 @@ def _run(
 ) -> RunSummary:
     started = time.monotonic()
     engine = choose_engine(beam_arguments, config)
+    _check_gpus(engine)
     plan = prepare(config)
     clear_output(config, tuple(schemas.TABLES), MANIFEST)
+    if _processes(engine) != 1:
+        release_gpu()  # the workers are other processes
     shards = {stage: len(plan.test if stage == "embed" else plan.train) for stage in STAGES}
     with ProgressBar(shards, stream or sys.stderr) as bar:
         pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=pipeline_options(engine))
@@ -145,6 +150,23 @@ def _run(
     clear_unfinished(config, tuple(schemas.TABLES))
     manifest = read_manifest(config.output, BeamFiles())
     return RunSummary(config.output, manifest, _milliseconds(result), time.monotonic() - started)
+
+
+def _processes(engine: Engine) -> int:
+    """How many processes of this machine Beam's in-memory runner starts, or 1; 0: one for each core."""
+    beam_options = PipelineOptions(engine.arguments).get_all_options()
+    return int(beam_options["direct_num_workers"]) if beam_options["direct_running_mode"] == "multi_processing" else 1
+
+
+def _check_gpus(engine: Engine) -> None:
+    """Refuses more processes than GPUs on a machine that has some."""
+    processes, gpus = _processes(engine), count_gpus()
+    processes = processes or os.cpu_count() or 1
+    if 0 < gpus < processes:
+        raise ValueError(
+            f"--workers {processes}: a GPU is used by one process, and this machine has {gpus}; use --workers {gpus}, or hide "
+            "the GPUs (CUDA_VISIBLE_DEVICES= in the environment) to compute on the CPU"
+        )
 
 
 def submit(config: InfluenceConfig, beam_arguments: Iterable[str] = ()) -> Any:

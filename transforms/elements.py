@@ -90,13 +90,14 @@ class SolverReport:
 
 @dataclasses.dataclass(frozen=True)
 class ShardCount:
-    """How many examples of one shard were used and how many rejected, in one stage."""
+    """How many examples of one shard were used and how many rejected, in one stage; how often a batch was halved to fit the device."""
 
     stage: str
     split: str
     shard: str
     examples: int
     rejected: int
+    halved: int = 0
 
 
 def at_end_of_bundle(value: Any) -> WindowedValue:

@@ -15,6 +15,7 @@ from apache_beam.typehints.decorators import IOTypeHints
 from influence_ops.decode import RowDecoder
 from influence_ops.example_batch import ExampleBatch, Rejected
 from influence_ops.features import FeatureSpec
+from influence_ops.halving import Halving
 from influence_ops.readers import READERS, Reader
 from transforms.elements import RejectedExample, Shard, ShardCount
 from transforms.files import BeamFiles, common_folder, match_files
@@ -68,6 +69,7 @@ class ShardReader:
         self._decoder: RowDecoder | None = None
         self._examples = Metrics.counter(NAMESPACE, f"{stage}_examples")
         self._rejected = Metrics.counter(NAMESPACE, f"{stage}_rejected")
+        self._halved = Metrics.counter(NAMESPACE, f"{stage}_halved_batches")
         self._milliseconds = Metrics.counter(NAMESPACE, f"{stage}_milliseconds")
 
     def __getstate__(self) -> dict:
@@ -88,10 +90,11 @@ class ShardReader:
         except OSError as error:
             raise OSError(f"can't read {shard.split} file {shard.path}: {error}") from error
 
-    def count(self, started: float, examples: int, rejected: int, shards: int = 0) -> None:
+    def count(self, started: float, examples: int, rejected: int, shards: int = 0, halved: int = 0) -> None:
         """Adds a batch, or the end of a shard, that began at `started` (`time.monotonic`)."""
         self._examples.inc(examples)
         self._rejected.inc(rejected)
+        self._halved.inc(halved)
         self._milliseconds.inc(round(1000 * (time.monotonic() - started)))
         self._progress.report(self.stage, examples, shards)
 
@@ -104,12 +107,13 @@ REPORT_TYPES = {REJECTED: RejectedExample, COUNTS: ShardCount}
 class ShardDoFn(beam.DoFn):
     """The loop that every stage shares: read a shard, use each batch, give what was rejected and the counts.
 
-    A subclass defines `open` (once per bundle's first shard), `use` (one batch; returns how many examples were used
-    and those rejected) and, when it writes files, `begin_shard` and `end_shard`.
+    A subclass defines `open` (once per bundle's first shard), `use` (one batch; returns those that were rejected) and,
+    when it writes files, `begin_shard` and `end_shard`. A batch that is too large for the device is used in halves.
     """
 
     def __init__(self, reader: ShardReader):
         self._reader = reader
+        self._halving = Halving()
 
     def open(self, sides: tuple) -> None:
         """Makes the worker's state; `sides` are the side inputs."""
@@ -118,7 +122,7 @@ class ShardDoFn(beam.DoFn):
         """Before a shard's first batch."""
 
     def use(self, batch: ExampleBatch) -> list[Rejected]:
-        """Uses a batch; returns those of its examples that could not be evaluated."""
+        """Uses a batch; returns those of its examples that could not be evaluated. One that does not fit the device leaves no trace."""
         raise NotImplementedError
 
     def end_shard(self, shard: Shard) -> Iterator[object]:
@@ -134,24 +138,25 @@ class ShardDoFn(beam.DoFn):
 
     def process(self, shard: Shard, *sides: Any) -> Iterator[object]:
         self.open(sides)
-        used = left_out = 0
+        used = left_out = halved = 0
         started = time.monotonic()
         self.begin_shard(shard)
         try:
             for batch, rejected in self._reader.read(shard):
-                bad = self.use(batch) if len(batch) else []
+                bad, times = self._halving.use(batch, self.use) if len(batch) else ([], 0)
                 rejected = rejected + bad
                 used += len(batch) - len(bad)
                 left_out += len(rejected)
+                halved += times
                 for r in rejected:
                     element = RejectedExample(shard.split, r.file, r.index, r.stage, r.error, r.message)
                     yield pvalue.TaggedOutput(REJECTED, element)
-                self._reader.count(started, len(batch) - len(bad), len(rejected))
+                self._reader.count(started, len(batch) - len(bad), len(rejected), halved=times)
                 started = time.monotonic()
         except BaseException:
             self.abandon_shard()
             raise
         yield from self.end_shard(shard)
         self._reader.count(started, 0, 0, shards=1)
-        count = ShardCount(self._reader.stage, shard.split, shard.name, used, left_out)
+        count = ShardCount(self._reader.stage, shard.split, shard.name, used, left_out, halved)
         yield pvalue.TaggedOutput(COUNTS, count)

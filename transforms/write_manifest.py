@@ -34,13 +34,20 @@ class _WriteManifestDoFn(beam.DoFn):
         counts: Iterable[ShardCount],
         reports: Iterable[SolverReport],
     ) -> Iterator[str]:
-        # A bundle that was run twice counts its shards and files twice: they are the same, so sets.
+        # A bundle that was run twice counts its shards and files twice; only how often batches were halved may differ.
+        by_shard: dict[tuple[str, str, str], ShardCount] = {}
+        for count in counts:
+            known = by_shard.setdefault((count.stage, count.split, count.shard), count)
+            if count.halved > known.halved:
+                by_shard[count.stage, count.split, count.shard] = count
         by_stage: dict[str, dict[str, int]] = {}
-        for count in set(counts):
+        for count in by_shard.values():
             total = by_stage.setdefault(count.stage, {"shards": 0, "examples": 0, "rejected": 0})
             total["shards"] += 1
             total["examples"] += count.examples
             total["rejected"] += count.rejected
+            if count.halved:
+                total["halved_batches"] = total.get("halved_batches", 0) + count.halved
         read = {stage: total["examples"] + total["rejected"] for stage, total in by_stage.items()}
         for stage, what in (("score", "scores"), ("index", "index")):
             if "curvature" in read and stage in read and read["curvature"] != read[stage]:
@@ -51,7 +58,7 @@ class _WriteManifestDoFn(beam.DoFn):
         kept = [] if self._base is None else written_files(self._base)
         for stage, before in {} if self._base is None else self._base["counts"].items():
             total = by_stage.setdefault(stage, dict.fromkeys(before, 0))
-            by_stage[stage] = {name: count + before[name] for name, count in total.items()}
+            by_stage[stage] = {name: total.get(name, 0) + before.get(name, 0) for name in {**before, **total}}
         content: dict[str, Any] = {
             "counts": by_stage,
             "config": self._config,

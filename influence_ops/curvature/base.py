@@ -145,7 +145,8 @@ class Curvature(abc.ABC):
 
     @abc.abstractmethod
     def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
-        """The statistic with a batch added; `statistic` may be changed in place."""
+        """The statistic with a batch added; `statistic` may be changed in place, but not by a batch that is too large for the device:
+        what can raise `ResourceExhaustedError` comes before the first change."""
 
     def merge_part(self, name: str, a: Any, b: Any) -> Any:
         """Two parts of one name as one; `a` may be changed in place. Parts are sums unless overridden."""

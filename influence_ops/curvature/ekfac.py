@@ -41,11 +41,14 @@ class Ekfac(Kfac):
             return super().add(model, statistic, batch)
         weights = tf.ones(len(batch), model.dtype) if batch.weights is None else tf.constant(batch.weights, model.dtype)
         layout = model.layout(batch.inputs).blocks
+        of_batch: Statistic = {}
         for blocks in fisher_blocks(model, batch, self.fisher, self.seed):
             for number, (block_layout, block) in enumerate(zip(layout, blocks, strict=True)):
                 rotated = rotate(block, bases[f"inputs-{number}"], bases[f"errors-{number}"])
                 total = np.array(squared_sum(block_layout, rotated, weights), dtype=np.float64)
-                accumulate(statistic, f"eigenvalues-{number}", total)
+                accumulate(of_batch, f"eigenvalues-{number}", total)
+        for name, total in of_batch.items():
+            accumulate(statistic, name, total)
         statistic[COUNT] += len(batch)
         return statistic
 

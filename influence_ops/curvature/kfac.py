@@ -48,12 +48,15 @@ class Kfac(Curvature):
     def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
         weights = tf.ones(len(batch), model.dtype) if batch.weights is None else tf.constant(batch.weights, model.dtype)
         layout = model.layout(batch.inputs).blocks
+        of_batch: Statistic = {}
         for draw, blocks in enumerate(fisher_blocks(model, batch, self.fisher, self.seed)):
             for number, (block_layout, block) in enumerate(zip(layout, blocks, strict=True)):
                 if draw == 0:  # the inputs are the same for every label
-                    accumulate(statistic, f"inputs-{number}", _input_moment(block_layout, block, weights))
-                    accumulate(statistic, f"{_POSITIONS}-{number}", np.array([float(tf.reduce_sum(weights)) * _positions(block)]))
-                accumulate(statistic, f"errors-{number}", _error_moment(block_layout, block, weights))
+                    accumulate(of_batch, f"inputs-{number}", _input_moment(block_layout, block, weights))
+                    accumulate(of_batch, f"{_POSITIONS}-{number}", np.array([float(tf.reduce_sum(weights)) * _positions(block)]))
+                accumulate(of_batch, f"errors-{number}", _error_moment(block_layout, block, weights))
+        for name, total in of_batch.items():
+            accumulate(statistic, name, total)
         statistic[COUNT] += len(batch)
         return statistic
 

@@ -130,10 +130,13 @@ class RandomProjection(Curvature):
     def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
         projection, layout = self.projection(model, batch), model.layout()
         roots = None if batch.weights is None else tf.constant(np.sqrt(batch.weights), dtype=model.dtype)
+        of_batch: Statistic = {}
         for blocks in _apart(model, fisher_blocks(model, batch, self.options.fisher, self.options.seed)):
             projected = projection.of_gradients(Gradients(layout, blocks if roots is None else scaled(blocks, roots)))
             for name, rows, columns in upper_blocks(projection.dim):
-                accumulate(statistic, name, projected[:, rows].T @ projected[:, columns])
+                accumulate(of_batch, name, projected[:, rows].T @ projected[:, columns])
+        for name, total in of_batch.items():
+            accumulate(statistic, name, total)
         statistic[COUNT] += len(batch)
         return statistic
 

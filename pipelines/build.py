@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import apache_beam as beam
 from apache_beam import pvalue
@@ -14,6 +15,7 @@ from influence_ops.result_files import written_files
 from influence_ops.top_k import Order
 from pipelines.config import InfluenceConfig
 from pipelines.prepare import Plan, prepare
+from pipelines.resume import EMBED, OPERATOR, stage_of_pass
 from transforms import (
     AccumulateCurvature,
     AdvanceCurvature,
@@ -34,10 +36,11 @@ from transforms import (
     WriteTopK,
 )
 from transforms.broadcast import Broadcast
-from transforms.elements import QueryReference, SolverReport, StatisticPart, WrittenFile
+from transforms.elements import QueryReference, RejectedExample, ShardCount, SolverReport, StatisticPart, WrittenFile
 from transforms.files import join
 from transforms.progress import Progress
 from transforms.read_shards import COUNTS, REJECTED, ShardReader
+from transforms.record_stage import RecordStage, StageRecord
 from transforms.score_examples import FILES, GROUPS, TOP_K
 from transforms.typed import collection
 
@@ -91,13 +94,18 @@ def build(
     counts: list[pvalue.PCollection] = []
     rejected: list[pvalue.PCollection] = []
     written: list[pvalue.PCollection] = []
+    resumed = plan.resumed
+    finished = {} if resumed is None else resumed.finished
     has_pass = plan.curvature_path is None and curvature.passes > 0
     if plan.curvature_path is not None:
         preconditioner = pipeline | "LoadCurvature" >> LoadCurvature(plan.model, plan.curvature_path, curvature_folder)
+    elif OPERATOR in finished:
+        preconditioner = _take(pipeline, OPERATOR, finished, counts, rejected)
     else:
-        state = None
+        passed = max((number for number in range(1, curvature.passes) if stage_of_pass(number) in finished), default=0)
+        state = _take(pipeline, stage_of_pass(passed), finished, counts, rejected) if passed else None
         parts = pipeline | "NoStatistic" >> beam.Create([], reshuffle=False).with_output_types(tuple[str, StatisticPart])
-        for number in range(1, curvature.passes + 1):
+        for number in range(passed + 1, curvature.passes + 1):
             stage, label = ("curvature", "") if number == 1 else (f"curvature_{number}", f"[{number}]")
             accumulate = AccumulateCurvature(reader(stage), plan.model, curvature, state)
             accumulated = train | f"AccumulateCurvature{label}" >> accumulate
@@ -108,14 +116,18 @@ def build(
             if number < curvature.passes:
                 advance = AdvanceCurvature(plan.model, curvature, state, join(config.work_folder, stage))
                 state = parts | f"AdvanceCurvature{label}" >> advance
+                state = _record(state, stage_of_pass(number), plan, config, counts[:1], rejected[:1])
         finish = FinishCurvature(plan.model, curvature, config.finish_options(), curvature_folder, config.work_folder, state)
         preconditioner = parts | "FinishCurvature" >> finish
-    if plan.test:
+        preconditioner = _record(preconditioner, OPERATOR, plan, config, counts[:1], rejected[:1])
+    if plan.test and EMBED in finished:
+        queries = _take(pipeline, EMBED, finished, counts, rejected)
+    elif plan.test:
         test = pipeline | "ReadShards[test]" >> ReadShards(plan.test)
         embedded = test | "EmbedQueries" >> EmbedQueries(
             reader("embed"), plan.model, preconditioner, config.query_block_size, config.work_folder, config.index is not None
         )
-        queries = embedded["queries"]
+        queries = _record(embedded["queries"], EMBED, plan, config, [embedded[COUNTS]], [embedded[REJECTED]])
         counts.append(embedded[COUNTS])
         rejected.append(embedded[REJECTED])
     else:
@@ -182,9 +194,49 @@ def build(
         written
         | "FlattenFiles" >> beam.Flatten()
         | "WriteManifest"
-        >> WriteManifest(config.output, config.as_json(), plan.model_facts, preconditioner, all_counts, reports, plan.indexed)
+        >> WriteManifest(
+            config.output, config.as_json(), plan.model_facts, preconditioner, all_counts, reports, plan.indexed, tuple(finished)
+        )
     )
     return Job(plan, manifest)
+
+
+def _record(
+    results: pvalue.PCollection,
+    stage: str,
+    plan: Plan,
+    config: InfluenceConfig,
+    counts: list[pvalue.PCollection],
+    rejected: list[pvalue.PCollection],
+) -> pvalue.PCollection:
+    """The results, recorded for a run that has to start again."""
+    if plan.resumed is None:
+        return results
+    digest = plan.resumed.embed if stage == EMBED else plan.resumed.curvature
+    all_counts = counts | f"FlattenCounts[{stage}]" >> beam.Flatten(pipeline=results.pipeline)
+    all_rejected = rejected | f"FlattenRejected[{stage}]" >> beam.Flatten(pipeline=results.pipeline)
+    return collection(results | f"RecordStage[{stage}]" >> RecordStage(stage, digest, config.work_folder, all_counts, all_rejected))
+
+
+def _take(
+    pipeline: beam.Pipeline,
+    stage: str,
+    finished: dict[str, StageRecord],
+    counts: list[pvalue.PCollection],
+    rejected: list[pvalue.PCollection],
+) -> pvalue.PCollection:
+    """What an earlier run recorded, in place of the stage."""
+    record = finished[stage]
+
+    def create(name: str, elements: Iterable[Any], kind: type) -> pvalue.PCollection:
+        created = beam.Create(list(elements), reshuffle=False).with_output_types(kind)
+        return collection(pipeline | f"{name}[{stage}]" >> created)
+
+    counts.append(create("KnownCounts", record.counts, ShardCount))
+    rejected.append(create("KnownRejected", record.rejected, RejectedExample))
+    if stage == EMBED:
+        return create("Known", (QueryReference(*result) for result in record.results), QueryReference)
+    return create("Known", (broadcast for _, broadcast in record.results), Broadcast)
 
 
 def _write_rejected(

@@ -81,7 +81,7 @@ _FIT_OPTIONS = (
     "checkpoint_weights", "loss", "weights", "start_layer", "last_layer", "weight_decay",
     "regularizer", "precision", "curvature", "n_samples", "seed", "damping", "rcond", "rank", "matrix", "block_size", "passes",
     "projection_dim", "projection",
-    "tolerance", "max_iterations", "removal", "overwrite", "batch_size", "threads", "work_dir",
+    "tolerance", "max_iterations", "removal", "overwrite", "resume", "batch_size", "threads", "work_dir",
 )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ _MODEL_AND_RUN = (
     "model", "output", "schema", "input_features", "data_format", "preprocess", "label_feature", "id_feature", "weight_feature",
     "max_rejected", "model_weights", "checkpoints",
     "checkpoint_weights", "loss", "weights", "start_layer", "last_layer", "weight_decay", "regularizer", "precision",
-    "overwrite", "batch_size", "threads", "work_dir",
+    "overwrite", "resume", "batch_size", "threads", "work_dir",
 )  # fmt: skip
 
 _OPTIONS_OF = {

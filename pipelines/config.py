@@ -273,6 +273,12 @@ class InfluenceConfig:
         _RUN,
     )
     verbose: bool = _option(False, "Tell on stderr how each layer is computed and what it is estimated to cost.", _RUN)
+    resume: bool = _option(
+        True,
+        "Go on where a run into the same OUTPUT was ended: what it finished from the same model, files and options (each pass of the "
+        "curvature, the embedded test points) is not computed again.",
+        _RUN,
+    )
     batch_size: int = _option(256, "Examples evaluated at once; does not change the result.", _RUN)
     query_block_size: int = _option(1024, "Test points in a block (one row group of top_k); does not change the result.", _RUN)
     threads: int = _option(0, "CPU threads of TensorFlow in each worker process; 0: all cores.", _RUN)

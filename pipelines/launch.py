@@ -26,6 +26,7 @@ from pipelines.config import InfluenceConfig
 from pipelines.flink_jobs import cancel_job
 from pipelines.prepare import clear_output, clear_unfinished, prepare
 from pipelines.progress_bar import ProgressBar
+from pipelines.resume import OPERATOR
 from pipelines.runners import Engine, choose_engine
 from transforms.files import BeamFiles, join
 from transforms.read_shards import NAMESPACE
@@ -136,10 +137,12 @@ def _run(
     engine = choose_engine(beam_arguments, config)
     _check_gpus(engine)
     plan = prepare(config)
-    clear_output(config, tuple(schemas.TABLES), MANIFEST)
+    clear_output(config, tuple(schemas.TABLES), MANIFEST, plan.resumed)
     if _processes(engine) != 1:
         release_gpu()  # the workers are other processes
-    shards = {stage: len(plan.test if stage == "embed" else plan.train) for stage in STAGES}
+    known = set() if plan.resumed is None else set(plan.resumed.finished)
+    known |= {"curvature"} if OPERATOR in known else set()
+    shards = {stage: len(plan.test if stage == "embed" else plan.train) for stage in STAGES if stage not in known}
     with ProgressBar(shards, stream or sys.stderr) as bar:
         pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=pipeline_options(engine))
         build(pipeline, config, plan, bar.address if engine.is_local else None, engine.accelerator)
@@ -178,7 +181,7 @@ def submit(config: InfluenceConfig, beam_arguments: Iterable[str] = ()) -> Any:
     """
     engine = choose_engine(beam_arguments, config)
     plan = prepare(config)
-    clear_output(config, tuple(schemas.TABLES), MANIFEST)
+    clear_output(config, tuple(schemas.TABLES), MANIFEST, plan.resumed)
     pipeline = beam.Pipeline(options=pipeline_options(engine))
     build(pipeline, config, plan, accelerator=engine.accelerator)
     try:

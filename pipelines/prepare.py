@@ -16,6 +16,7 @@ from influence_ops.model import InfluenceModel
 from influence_ops.result_files import read_facts, read_manifest, table_files, written_files
 from pipelines.config import InfluenceConfig
 from pipelines.find_features import find_features
+from pipelines.resume import Resumed, find_finished
 from transforms.elements import Shard
 from transforms.files import TEMPORARY, BeamFiles, join, match_files
 from transforms.open_model import ModelSpec
@@ -41,6 +42,7 @@ class Plan:
       watched, total: how many weights are watched, of how many trainable ones.
       dtype: what is computed in.
       without_factors: those of the watched weights whose gradients are built example by example.
+      resumed: what an earlier run has finished; None: this run records nothing.
     """
 
     train: list[Shard]
@@ -55,6 +57,7 @@ class Plan:
     total: int
     dtype: str
     without_factors: list[str]
+    resumed: Resumed | None = None
 
     @property
     def model_facts(self) -> dict[str, Any]:
@@ -145,6 +148,9 @@ def prepare(config: InfluenceConfig) -> Plan:
         model.total_size,
         model.dtype,
         model.weights_without_factors,
+        find_finished(config, spec, train or vectors, test, specs.get("train"), specs.get("test"), curvature_path)
+        if config.resume
+        else None,
     )
 
 
@@ -185,7 +191,8 @@ def _index_to_grow(config: InfluenceConfig, train: list[Shard]) -> tuple[dict[st
 
 def _result_shards(paths: list[str]) -> list[Shard]:
     files = match_files(paths)
-    return [Shard("train", ordinal, file.path, file.path.rsplit("/", 1)[-1], file.size) for ordinal, file in enumerate(files)]
+    named = [(file.path.rsplit("/", 1)[-1], file) for file in files]
+    return [Shard("train", ordinal, file.path, name, file.size, file.modified) for ordinal, (name, file) in enumerate(named)]
 
 
 def _patterns(text: str) -> list[str]:
@@ -213,8 +220,9 @@ def _try_evaluation(model: InfluenceModel, spec: FeatureSpec, shards: list[Shard
         ) from error
 
 
-def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str) -> None:
-    """Makes the output folder ready: a finished run is kept unless `overwrite`; what a killed run left is removed.
+def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str, resumed: Resumed | None = None) -> None:
+    """Makes the output folder ready: a finished run is kept unless `overwrite`; what a killed run left is removed, but for what
+    `resumed` uses.
 
     An index that is added to stays as it is, but for files that its manifest does not list.
 
@@ -240,9 +248,11 @@ def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str
     if (config.curvature_path or "").rstrip("/") != curvature:  # else this run reads it
         folders.append(curvature)
     patterns += [f"{folder}/**" for folder in folders if files.exists(folder)]
+    kept = () if resumed is None else resumed.kept(config)
     for result in FileSystems.match(patterns):
         for match in result.metadata_list:
-            files.delete(match.path)
+            if match.path not in kept and not match.path.startswith(tuple(f"{folder}/" for folder in kept)):
+                files.delete(match.path)
 
 
 def clear_unfinished(config: InfluenceConfig, tables: tuple[str, ...]) -> None:

@@ -28,6 +28,7 @@ class Shard:
       path: where it is.
       name: its path below the files' common folder, the first half of its examples' ids.
       size: its bytes.
+      modified: when it was changed last, in seconds; 0: not known.
     """
 
     split: str
@@ -35,6 +36,7 @@ class Shard:
     path: str
     name: str
     size: int
+    modified: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,10 +16,11 @@ TEMPORARY = ".tmp"
 
 @dataclasses.dataclass(frozen=True)
 class FoundFile:
-    """A file that exists, and its size in bytes."""
+    """A file that exists, its size in bytes, and when it was changed last (seconds; 0: not known)."""
 
     path: str
     size: int
+    modified: float = 0.0
 
 
 def match_files(patterns: list[str]) -> list[FoundFile]:
@@ -37,7 +38,7 @@ def match_files(patterns: list[str]) -> list[FoundFile]:
         matches = [match for match in matches if not match.path.endswith(TEMPORARY)]
         if not matches:
             raise ValueError(f"no file matches {pattern!r}; check the path, and quote patterns so that the shell leaves them alone")
-        found.update({match.path: FoundFile(match.path, match.size_in_bytes) for match in matches})
+        found.update({match.path: FoundFile(match.path, match.size_in_bytes, match.last_updated_in_seconds or 0.0) for match in matches})
     return [found[path] for path in sorted(found)]
 
 

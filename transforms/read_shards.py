@@ -33,7 +33,7 @@ def list_shards(split: str, patterns: list[str]) -> list[Shard]:
     """
     files = match_files(patterns)
     base = common_folder([file.path for file in files])
-    return [Shard(split, ordinal, file.path, file.path[len(base) :], file.size) for ordinal, file in enumerate(files)]
+    return [Shard(split, ordinal, file.path, file.path[len(base) :], file.size, file.modified) for ordinal, file in enumerate(files)]
 
 
 @dataclasses.dataclass

@@ -20,11 +20,19 @@ _VERSIONED = ("apache-beam", "keras", "numpy", "pyarrow", "tensorflow", "tfx-bsl
 
 
 class _WriteManifestDoFn(beam.DoFn):
-    def __init__(self, output: str, config: Mapping[str, Any], model: Mapping[str, Any], base: Mapping[str, Any] | None):
+    def __init__(
+        self,
+        output: str,
+        config: Mapping[str, Any],
+        model: Mapping[str, Any],
+        base: Mapping[str, Any] | None,
+        resumed: tuple[str, ...],
+    ):
         self._output = output
         self._config = dict(config)
         self._model = dict(model)
         self._base = base
+        self._resumed = resumed
 
     def process(
         self,
@@ -66,6 +74,8 @@ class _WriteManifestDoFn(beam.DoFn):
             "curvature": {key: value for key, value in preconditioner.description.items() if key != "kind"},
             "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _VERSIONED}},
         }
+        if self._resumed:
+            content["resumed"] = sorted(self._resumed)
         for report in reports:
             content["solver"] = dataclasses.asdict(report)
         yield write_manifest(self._output, list({*kept, *files}), content, BeamFiles())
@@ -82,6 +92,7 @@ class WriteManifest(beam.PTransform):
       preconditioner: the operator.
       counts: `ShardCount`s of every stage.
       reports: of an iterative solver, at most one.
+      resumed: the stages that an earlier run had finished.
       base: a manifest that this one extends: its files stay, its counts are added.
 
     In: `WrittenFile`s, all of them. Out: the manifest's path.
@@ -94,6 +105,7 @@ class WriteManifest(beam.PTransform):
     counts: pvalue.PCollection[ShardCount]
     reports: pvalue.PCollection[SolverReport]
     base: Mapping[str, Any] | None = None
+    resumed: tuple[str, ...] = ()
 
     def expand(self, files: pvalue.PCollection[WrittenFile]) -> pvalue.PCollection[str]:
         return (
@@ -101,7 +113,7 @@ class WriteManifest(beam.PTransform):
             | "Once" >> beam.Create([None], reshuffle=False)
             | "Write"
             >> beam.ParDo(
-                _WriteManifestDoFn(self.output, self.config, self.model, self.base),
+                _WriteManifestDoFn(self.output, self.config, self.model, self.base, self.resumed),
                 pvalue.AsSingleton(self.preconditioner),
                 pvalue.AsIter(files),
                 pvalue.AsIter(self.counts),

@@ -20,6 +20,7 @@ GIVEN = {
     "model_weights": "the input model",
     "output": "the artifact scores",
     "overwrite": "each execution, which has a folder of its own",
+    "resume": "each execution, which has a folder of its own",
     "train": "the inputs examples and train_splits",
     "test": "the inputs test_examples and test_splits",
     "data_format": "the payload format of the Examples",

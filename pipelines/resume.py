@@ -1,0 +1,125 @@
+"""Which stages of an earlier, unfinished run into the same folder need not be computed again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable
+from importlib import metadata
+from typing import Any
+
+from influence_ops.features import FeatureSpec
+from pipelines.config import InfluenceConfig
+from transforms.elements import Shard
+from transforms.files import BeamFiles, join
+from transforms.open_model import ModelSpec
+from transforms.record_stage import StageRecord, read_record, record_path
+
+OPERATOR = "operator"
+EMBED = "embed"
+
+# What decides the curvature; beside them the model's and the data's own options, which `ModelSpec` and `FeatureSpec` hold.
+_OF_CURVATURE = (
+    "curvature", "n_samples", "seed", "passes", "fisher", "tolerance", "max_iterations", "curvature_path", "damping", "rcond", "rank",
+    "matrix", "projection_dim", "projection", "block_size", "removal", "preprocess", "input_features", "index", "influence_vectors_path",
+)  # fmt: skip
+_VERSIONED = ("beam-influence", "tensorflow", "keras", "numpy")
+
+
+def stage_of_pass(number: int) -> str:
+    """The name of a curvature's pass over the data, from 1."""
+    return f"pass_{number:03d}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Resumed:
+    """What stages would be made from, and those that are finished.
+
+    Attributes:
+      curvature, embed: digests of all that these stages are made from.
+      finished: the records of finished stages, by name.
+    """
+
+    curvature: str
+    embed: str
+    finished: dict[str, StageRecord]
+
+    def kept(self, config: InfluenceConfig) -> tuple[str, ...]:
+        """The files and folders of the earlier run that this one uses."""
+        found = [record_path(config.work_folder, stage) for stage in self.finished]
+        for record in self.finished.values():
+            found += record.folders
+        return (*found, join(config.output, "curvature")) if OPERATOR in self.finished else tuple(found)
+
+
+def find_finished(
+    config: InfluenceConfig,
+    model: ModelSpec,
+    train: list[Shard],
+    test: list[Shard],
+    train_features: FeatureSpec | None,
+    test_features: FeatureSpec | None,
+    curvature_path: str | None,
+) -> Resumed:
+    """The stages that an earlier run finished from the same model, files and options.
+
+    A file is the same when its path, size and time of change are; a function of the user's when its module's file is, whatever
+    that imports.
+    """
+    own = [getattr(config, name) for name in ("model", "loss", "preprocess", "curvature")]
+    saved = "" if curvature_path is None else hashlib.sha256(BeamFiles().read(join(curvature_path, "meta.json"))).hexdigest()
+    common: dict[str, Any] = {
+        "versions": {name: metadata.version(name) for name in _VERSIONED},
+        "model": dataclasses.asdict(dataclasses.replace(model, threads=0)),
+        "modules": _modules(own),
+        "train": _files(train),
+        "train_features": repr(train_features),
+        "options": {name: getattr(config, name) for name in _OF_CURVATURE},
+        "only_index": config.only_index,  # has another default rank
+        "saved": saved,
+    }
+    curvature = _digest(common)
+    embed = _digest(
+        {"of": curvature, "test": _files(test), "test_features": repr(test_features), "query_block_size": config.query_block_size}
+    )
+    work = config.work_folder
+    finished = {}
+    if config.resume and curvature_path is None:
+        for stage in [OPERATOR, *(stage_of_pass(number) for number in range(1, config.make_curvature().passes))]:
+            record = read_record(work, stage, curvature)
+            if record is not None:
+                finished[stage] = record
+        if OPERATOR in finished and not BeamFiles().exists(join(config.output, "curvature", "meta.json")):
+            del finished[OPERATOR]
+    if config.resume and test and (curvature_path is not None or OPERATOR in finished):
+        record = read_record(work, EMBED, embed)
+        if record is not None:
+            finished[EMBED] = record
+    return Resumed(curvature, embed, finished)
+
+
+def _files(shards: list[Shard]) -> list[list[Any]]:
+    return [[shard.path, shard.name, shard.size, shard.modified] for shard in shards]
+
+
+def _modules(paths: Iterable[str | None]) -> dict[str, str]:
+    """The SHA-256 of the file of each module that `module:function` names."""
+    found = {}
+    for path in paths:
+        module, separator, _ = (path or "").partition(":")
+        if not separator or "/" in module:
+            continue
+        try:
+            spec = importlib.util.find_spec(module)
+        except (ImportError, ValueError):
+            continue
+        if spec is not None and spec.origin is not None and spec.has_location:
+            with open(spec.origin, "rb") as file:
+                found[module] = hashlib.sha256(file.read()).hexdigest()
+    return found
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

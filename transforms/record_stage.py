@@ -1,0 +1,119 @@
+"""What a finished stage gave, kept in the work folder: a run that is started again takes it from there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam import pvalue
+
+from influence_ops.array_folder import load_meta, save_arrays
+from transforms.broadcast import Broadcast
+from transforms.elements import QueryReference, RejectedExample, ShardCount
+from transforms.files import BeamFiles, join
+from transforms.typed import collection
+
+RECORD_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRecord:
+    """A finished stage.
+
+    Attributes:
+      results: each result's key (empty where there is but one), and where it can be had.
+      counts, rejected: of the pass over the data that the stage made.
+    """
+
+    results: tuple[tuple[str, Broadcast], ...]
+    counts: tuple[ShardCount, ...]
+    rejected: tuple[RejectedExample, ...]
+
+    @property
+    def folders(self) -> list[str]:
+        """Where its arrays are."""
+        return [broadcast.folder for _, broadcast in self.results if broadcast.folder is not None]
+
+
+def record_path(work: str, stage: str) -> str:
+    """The file of a stage's record."""
+    return join(work, "finished", f"{stage}.json")
+
+
+def read_record(work: str, stage: str, digest: str) -> StageRecord | None:
+    """The record of a stage that was made from just what `digest` stands for; None: there is none, or it can't be used."""
+    files = BeamFiles()
+    path = record_path(work, stage)
+    if not files.exists(path):
+        return None
+    try:
+        content = json.loads(files.read(path))
+        if content["version"] != RECORD_VERSION or content["digest"] != digest:
+            return None
+        results = []
+        for key, found, meta, folder in content["results"]:
+            load_meta(folder, files)  # written last, so the arrays are complete
+            results.append((str(key), Broadcast(str(found), str(meta), None, str(folder))))
+        counts = tuple(ShardCount(**count) for count in content["counts"])
+        return StageRecord(tuple(results), counts, tuple(RejectedExample(**one) for one in content["rejected"]))
+    except (ValueError, KeyError, TypeError, OSError):
+        return None  # what is damaged is computed again
+
+
+class _RecordDoFn(beam.DoFn):
+    def __init__(self, stage: str, digest: str, work: str):
+        self._stage = stage
+        self._digest = digest
+        self._work = work
+
+    def process(
+        self, _: None, results: Iterable[Any], counts: Iterable[ShardCount], rejected: Iterable[RejectedExample]
+    ) -> Iterator[Any]:
+        files = BeamFiles()
+        listed = []
+        for result in results:
+            key, broadcast = (result.key, result.broadcast) if isinstance(result, QueryReference) else ("", result)
+            folder = broadcast.folder
+            if folder is None:
+                folder = join(self._work, "finished", self._stage, key or "result")
+                arrays, meta = broadcast.open()
+                save_arrays(folder, arrays, meta, files)
+            listed.append([key, broadcast.digest, broadcast.meta, folder])
+        content = {
+            "version": RECORD_VERSION,
+            "digest": self._digest,
+            "results": sorted(listed),
+            "counts": [dataclasses.asdict(count) for count in sorted(set(counts), key=repr)],
+            "rejected": [dataclasses.asdict(one) for one in sorted(set(rejected), key=repr)],
+        }
+        files.write(record_path(self._work, self._stage), json.dumps(content).encode())
+        yield from results
+
+
+@dataclasses.dataclass
+class RecordStage(beam.PTransform):
+    """Passes a stage's results on once they are recorded, so that nothing is built on what is not.
+
+    Args:
+      stage: the stage's name.
+      digest: stands for all that the results are made from.
+      work: the run's work folder.
+      counts, rejected: of the stage's pass over the data.
+
+    In and out: `Broadcast`, or `QueryReference`.
+    """
+
+    stage: str
+    digest: str
+    work: str
+    counts: pvalue.PCollection[ShardCount]
+    rejected: pvalue.PCollection[RejectedExample]
+
+    def expand(self, results: pvalue.PCollection[Any]) -> pvalue.PCollection[Any]:
+        sides = [pvalue.AsIter(side) for side in (results, self.counts, self.rejected)]
+        record = beam.ParDo(_RecordDoFn(self.stage, self.digest, self.work), *sides)
+        once = results.pipeline | "Once" >> beam.Create([None], reshuffle=False)
+        return collection(once | "Record" >> record.with_output_types(results.element_type))

@@ -115,7 +115,9 @@ def load_meta(folder: str, files: FileStore | None = None) -> dict[str, Any]:
         meta = json.loads(data)
         version, described = meta["format_version"], meta["arrays"]
         names_are_plain = all(_NAME.fullmatch(name) and not name.startswith(".") for name in described)
-    except (ValueError, KeyError, TypeError) as error:
+        if not all(isinstance(each["sha256"], str) for each in described.values()):
+            raise ValueError("an array's SHA-256 is no text")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path!r} is damaged: {error!r}") from error
     if version != FORMAT_VERSION:
         raise ValueError(f"{path!r} has format version {version!r}; this program reads {FORMAT_VERSION}")

@@ -148,9 +148,11 @@ def read_manifest(output: str, files: FileStore | None = None) -> dict[str, Any]
         data = file.read()
     try:
         manifest = json.loads(data)
-        version, listed = manifest["manifest_version"], [(entry["table"], entry["path"]) for entry in manifest["files"]]
-        plain = all(path.startswith(f"{table}/") and ".." not in path.split("/") for table, path in listed)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        version = manifest["manifest_version"]
+        plain = all(_is_below(file.table, file.path) for file in written_files(manifest))
+        if not all(isinstance(manifest.get(part, {}), dict) for part in ("config", "counts", "curvature")):
+            raise ValueError("its parts are no dictionaries")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path!r} is damaged: {error!r}") from error
     if version != MANIFEST_VERSION:
         raise ValueError(f"{path!r} has version {version!r}; this program reads {MANIFEST_VERSION}")
@@ -159,12 +161,27 @@ def read_manifest(output: str, files: FileStore | None = None) -> dict[str, Any]
     return manifest
 
 
+def _is_below(table: str, path: str) -> bool:
+    """Whether a path is that of a file in the table's folder, below the output folder."""
+    parts = path.split("/")
+    return len(parts) > 1 and parts[0] == table and not {"", ".", ".."} & set(parts) and "\\" not in path and "\0" not in path
+
+
 def written_files(manifest: Mapping[str, Any]) -> list[WrittenFile]:
-    """The files that a manifest lists."""
+    """The files that a manifest lists.
+
+    Raises:
+      TypeError, KeyError: it lists something else; `read_manifest` has seen that it does not.
+    """
     found = []
     for entry in manifest["files"]:
         source = SourceFile(**entry["source"]) if "source" in entry else None
-        found.append(WrittenFile(entry["table"], entry["path"], entry["rows"], entry["bytes"], source))
+        file = WrittenFile(entry["table"], entry["path"], entry["rows"], entry["bytes"], source)
+        texts = [file.table, file.path, *(() if source is None else (source.name, source.sha256))]
+        numbers = [file.rows, file.size, *(() if source is None else (source.size,))]
+        if not all(isinstance(text, str) for text in texts) or not all(type(number) is int and number >= 0 for number in numbers):
+            raise TypeError(f"{entry!r} is no file's entry")
+        found.append(file)
     return found
 
 

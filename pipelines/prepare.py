@@ -171,8 +171,9 @@ def _index_to_grow(config: InfluenceConfig, train: list[Shard]) -> tuple[dict[st
     manifest = read_manifest(config.output, files)
     before = manifest["config"]
     for name in ("id_feature", "index_dtype"):
-        if before[name] != getattr(config, name):
-            raise ValueError(f"--{name} {getattr(config, name)}: the index in {config.output!r} was made with {before[name]}; use the same")
+        if before.get(name) != getattr(config, name):
+            made = before.get(name)
+            raise ValueError(f"--{name} {getattr(config, name)}: the index in {config.output!r} was made with {made}; use the same")
     known = {file.source.name: file.source for file in written_files(manifest) if file.source is not None}
     added = itertools.count(len(known))
     shards = []

@@ -241,9 +241,16 @@ def preconditioner_from(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any
       ValueError: the description is of no known kind, or lacks something.
     """
     kind = meta.get("kind")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"its kind is {kind!r}, not one of {', '.join(sorted(_KINDS))}")
     missing = {"curvature", "damping", "examples", "size", "fingerprint"} - set(meta)
     if missing:
         raise ValueError(f"its description lacks {', '.join(sorted(missing))}")
+    for name, types, least in (("damping", (int, float), 0.0), ("examples", (int,), 0), ("size", (int,), 1)):
+        value = meta[name]
+        if not isinstance(value, types) or isinstance(value, bool) or not least <= value < float("inf"):
+            raise ValueError(f"its {name} is {value!r}")
+    for name in ("curvature", "fingerprint"):
+        if not isinstance(meta[name], str):
+            raise ValueError(f"its {name} is {meta[name]!r}, which is no text")
     return _KINDS[kind](arrays, {key: value for key, value in meta.items() if key not in ("kind", "arrays", "format_version")})

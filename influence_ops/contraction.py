@@ -89,6 +89,8 @@ class Contraction:
 
     def scores(self, gradients: Gradients) -> np.ndarray:
         """Σ_p V_tp G_ip: [T, B] float64."""
+        if not len(gradients):  # each example of the batch was rejected
+            return np.zeros((len(self._solved), 0))
         if not self._ways:
             self._ways = [self._choose(layout, block) for layout, block in zip(self._layout.blocks, gradients.blocks, strict=True)]
         total = np.zeros((len(self._solved), len(gradients)))

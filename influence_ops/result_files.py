@@ -67,13 +67,14 @@ class ParquetFile:
         self.path = f"{table}/{name}.parquet"
         self._source = source
         self._schema = schemas.with_facts(schemas.TABLES[table] if schema is None else schema, facts)
-        self._stack = contextlib.ExitStack()
         self._waiting: list[pa.Table] = []
         self._rows_waiting = 0
         self._rows = 0
-        file = self._stack.enter_context((files or LocalFiles()).open_write(f"{output.rstrip('/')}/{self.path}"))
-        self._sink = pa.PythonFile(file, mode="w")
-        self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
+        with contextlib.ExitStack() as stack:  # an error here, such as a full disk, leaves nothing behind
+            file = stack.enter_context((files or LocalFiles()).open_write(f"{output.rstrip('/')}/{self.path}"))
+            self._sink = pa.PythonFile(file, mode="w")
+            self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
+            self._stack = stack.pop_all()
 
     def write(self, table: pa.Table) -> None:
         """Adds rows."""
@@ -93,7 +94,7 @@ class ParquetFile:
     def abandon(self) -> None:
         """Leaves nothing behind."""
         self._writer.is_open = False  # else its destructor writes a footer to the closed file
-        with contextlib.suppress(_Abandoned):
+        with contextlib.suppress(_Abandoned, OSError):  # a full disk says so once more when the file is closed
             with self._stack:
                 raise _Abandoned
 

@@ -140,8 +140,8 @@ class ShardDoFn(beam.DoFn):
         self.open(sides)
         used = left_out = halved = 0
         started = time.monotonic()
-        self.begin_shard(shard)
         try:
+            self.begin_shard(shard)
             for batch, rejected in self._reader.read(shard):
                 bad, times = self._halving.use(batch, self.use) if len(batch) else ([], 0)
                 rejected = rejected + bad
@@ -153,10 +153,10 @@ class ShardDoFn(beam.DoFn):
                     yield pvalue.TaggedOutput(REJECTED, element)
                 self._reader.count(started, len(batch) - len(bad), len(rejected), halved=times)
                 started = time.monotonic()
+            yield from self.end_shard(shard)
         except BaseException:
             self.abandon_shard()
             raise
-        yield from self.end_shard(shard)
         self._reader.count(started, 0, 0, shards=1)
         count = ShardCount(self._reader.stage, shard.split, shard.name, used, left_out, halved)
         yield pvalue.TaggedOutput(COUNTS, count)

@@ -80,13 +80,15 @@ def write(job: DigitsJob, folder: pathlib.Path) -> Bulk:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("batch_size", [17, 256])
-def test_each_bad_record_is_told_and_no_good_score_moves(job: DigitsJob, tmp_path: pathlib.Path, batch_size: int) -> None:
+@pytest.mark.parametrize(("batch_size", "curvature"), [(1, "gauss_newton"), (17, "ekfac"), (256, "gauss_newton")])
+def test_each_bad_record_is_told_and_no_good_score_moves(
+    job: DigitsJob, tmp_path: pathlib.Path, batch_size: int, curvature: str
+) -> None:
     (tmp_path / "data").mkdir()
     bulk = write(job, tmp_path / "data")
     assert bulk.rejected.total() == BAD >= 1_000 and len(bulk.kinds) == len(KINDS) >= 12
     assert min(bulk.kinds.values()) > 20 and len({file for file, *_ in bulk.rejected}) == SHARDS
-    config = job.config(tmp_path / "out", train=bulk.pattern, max_rejected=BAD, batch_size=batch_size)
+    config = job.config(tmp_path / "out", train=bulk.pattern, max_rejected=BAD, batch_size=batch_size, curvature=curvature)
     summary = run_quietly(config)
     rows = read(tmp_path / "out", "rejected").to_pylist()
     assert {row["split"] for row in rows} == {"train"} and all(row["message"] for row in rows)

@@ -67,8 +67,8 @@ def stored_vectors(rows: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
     """
     columns = {name: rows.schema.field(name).type for name in rows.schema.names}
     numbers = columns.get("vector", columns.get("embedding"))
-    is_list = numbers is not None and (pa.types.is_fixed_size_list(numbers) or pa.types.is_list(numbers) or pa.types.is_large_list(numbers))
-    if not is_list or not pa.types.is_floating(numbers.value_type) or not pa.types.is_string(columns.get("train_id", pa.null())):
+    leaf = numbers.value_type if isinstance(numbers, (pa.FixedSizeListType, pa.ListType, pa.LargeListType)) else pa.null()
+    if not pa.types.is_floating(leaf) or not pa.types.is_string(columns.get("train_id", pa.null())):
         raise ValueError(f"these are no rows of an index or of influence vectors, but of {', '.join(columns) or 'nothing'}")
     if "vector" not in columns and not pa.types.is_floating(columns.get("scale", pa.null())):
         raise ValueError("the rows of an index have a number named scale")

@@ -15,7 +15,7 @@ from influence_ops.result_files import read_manifest, table_files
 from pipelines.launch import pipeline_options, run_pipeline
 from pipelines.runners import choose_engine
 from transforms import CleanShards, CopyFiles, SelectThreshold, WriteCleaningFacts
-from transforms.clean_shards import CopiedFile, ScoredShard
+from transforms.clean_shards import CopiedFile, ScoredShard, below_of
 from transforms.elements import Shard
 from transforms.files import BeamFiles, join, match_files
 from transforms.read_shards import list_shards
@@ -134,7 +134,7 @@ def _copies(config: CleanConfig, source: str, shards: list[Shard]) -> list[Copie
     cleaned = {shard.path for shard in shards}
     found = match_files(list(config.others)) if config.others else []
     target = config.output.rstrip("/") + "/"
-    return [CopiedFile(file.path, target + file.path[len(source) :]) for file in found if file.path not in cleaned]
+    return [CopiedFile(file.path, target + below_of(file.path, source)) for file in found if file.path not in cleaned]
 
 
 def clean(

@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from influence_ops.redact import without_secrets
 from pipelines import runners
 from pipelines.config import ONLY_CURVATURE, ONLY_INDEX, InfluenceConfig, option_type
 from pipelines.evaluate_config import MEASURES, EvaluateConfig
@@ -172,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         summary = run(InfluenceConfig(**options), [*runners.as_arguments(known), *beam_arguments])
     except ValueError as error:
-        print(f"beam-influence: {error}", file=sys.stderr)
+        print(f"beam-influence: {without_secrets(str(error))}", file=sys.stderr)
         return 2
     except RunFailedError as error:
         print(f"beam-influence: the run failed: {error}", file=sys.stderr)
@@ -193,10 +194,10 @@ def _evaluate(known: argparse.Namespace, beam_arguments: list[str]) -> int:
         try:
             evaluation = evaluate(config, [*runners.as_arguments(known), *beam_arguments])
         except RunFailedError as error:
-            print(f"beam-influence: {error}", file=sys.stderr)
+            print(f"beam-influence: {without_secrets(str(error))}", file=sys.stderr)
             return 1
     except ValueError as error:
-        print(f"beam-influence: {error}", file=sys.stderr)
+        print(f"beam-influence: {without_secrets(str(error))}", file=sys.stderr)
         return 2
     print(evaluation_text(evaluation))
     return 0

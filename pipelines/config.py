@@ -560,8 +560,10 @@ class InfluenceConfig:
         return tuple(name.strip() for name in self.label_feature.split(",") if name.strip())
 
     def as_json(self) -> dict[str, Any]:
-        """All options, for the manifest."""
-        return dataclasses.asdict(self)
+        """All options, for the manifest; without passwords and tokens in addresses."""
+        from influence_ops.redact import without_secrets
+
+        return {name: without_secrets(value) if isinstance(value, str) else value for name, value in dataclasses.asdict(self).items()}
 
 
 def option_type(field: dataclasses.Field, config: type = InfluenceConfig) -> type:

@@ -19,6 +19,7 @@ from apache_beam.runners.runner import PipelineState
 
 from influence_ops import schemas
 from influence_ops.device import count_gpus, release_gpu
+from influence_ops.redact import without_secrets
 from influence_ops.result_files import MANIFEST, read_manifest
 from pipelines import local_workers
 from pipelines.build import STAGES, build
@@ -228,7 +229,7 @@ def reason(error: BaseException) -> str:
         lines = [line for line in text.splitlines() if line.strip() and not line.startswith("  ")]
         text = "\n".join(line for line in lines if not line.strip().startswith(noise))
     text = text.strip()
-    return text if name in _TELL_NOTHING and text else f"{name}: {text}"
+    return without_secrets(text if name in _TELL_NOTHING and text else f"{name}: {text}")
 
 
 def _delete_folder(folder: str) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
+from influence_ops.redact import without_secrets
 from pipelines import runners
 from pipelines.cli import parser
 from pipelines.config import InfluenceConfig, option_type
@@ -44,7 +45,7 @@ def main(parameters: Sequence[str] | None = None) -> int:
         config = InfluenceConfig(**{field.name: getattr(known, field.name) for field in dataclasses.fields(InfluenceConfig)})
         submit(config, [*runners.as_arguments(known), *beam_arguments])
     except ValueError as error:
-        print(f"beam-influence: {error}", file=sys.stderr)
+        print(f"beam-influence: {without_secrets(str(error))}", file=sys.stderr)
         return 2
     except RunFailedError as error:
         print(f"beam-influence: the run failed: {error}", file=sys.stderr)

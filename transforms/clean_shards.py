@@ -40,6 +40,18 @@ class CopiedFile:
     damaged: int = 0
 
 
+def below_of(path: str, folder: str) -> str:
+    """A path below `folder`, as it is written below another one.
+
+    Raises:
+      ValueError: it would leave that folder: an object store's names may have `..`.
+    """
+    below = path[len(folder) :]
+    if ".." in below.split("/"):
+        raise ValueError(f"{path!r} has '..' in its name: its copy would be outside of the output folder")
+    return below
+
+
 class _CleanDoFn(beam.DoFn):
     def __init__(self, wanted: CleanShards):
         self._rejected = wanted.rejected
@@ -50,7 +62,7 @@ class _CleanDoFn(beam.DoFn):
 
     def process(self, scored: ScoredShard, threshold: float) -> Iterator[CopiedFile]:
         shard = scored.shard
-        target = self._target + shard.path[len(self._source) :]
+        target = self._target + below_of(shard.path, self._source)
         try:
             suspicious = self._suspicious(scored, threshold)
             with BeamFiles().open_read(shard.path) as source, BeamFiles().open_write(target) as file:

@@ -110,6 +110,8 @@ def _from_folder(path: str, wanted: str) -> tuple[Any, str]:
     with tempfile.TemporaryDirectory() as folder:
         for file in found:
             name = file.path[len(path.rstrip("/")) + 1 :]
+            if ".." in name.split("/") or name.startswith("/"):  # an object store's names may have it
+                raise ValueError(f"the SavedModel {path!r} has a file {name!r}, which would be outside of its folder")
             local = os.path.join(folder, name)
             os.makedirs(os.path.dirname(local), exist_ok=True)
             digest.update(f"{name}|{_copy(file.path, local)}|".encode())

@@ -39,7 +39,8 @@ from influence_ops.result_files import (
 from influence_ops.tfrecord import DamagedRecord, read_records, write_records
 
 pytestmark = pytest.mark.timeout(240)
-FUZZ = settings(max_examples=150, deadline=5_000, derandomize=True, suppress_health_check=(HealthCheck.too_slow, HealthCheck.function_scoped_fixture), database=None)
+_SLOW = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)
+FUZZ = settings(max_examples=150, deadline=5_000, derandomize=True, suppress_health_check=_SLOW, database=None)
 
 SPEC = FeatureSpec((("x", Feature("x", "float", (2,))),), (Feature("y", "int", ()),), id=Feature("name", "bytes", ()))
 

@@ -143,7 +143,7 @@ def test_names_of_files_come_from_numbers(tmp_path: pathlib.Path) -> None:
         changes = {"name": strings(["../../../evil"]), "digit": strings(["/etc/../evil"])}
         records = [data.example(row, {**changes, "name": strings([f"../../../evil-{row}"])}) for row in range(20)]
         (tmp_path / f"{split}.tfrecord").write_bytes(framed(records))
-    paths = {split: str(tmp_path / f"{split}.tfrecord") for split in ("train", "test")}
+    paths: dict[str, Any] = {split: str(tmp_path / f"{split}.tfrecord") for split in ("train", "test")}
     config = job.config(tmp_path / "deep" / "out", **paths, id_feature="name")
     before = files_below(tmp_path)
     run_quietly(config)

@@ -69,7 +69,7 @@ def test_a_killed_run_and_the_next(job: DigitsJob, tmp_path: pathlib.Path, momen
 def assert_no_strays(output: pathlib.Path, manifest: dict) -> None:
     listed = {file["path"] for file in manifest["files"]} | {"manifest.json"}
     assert {path for path in files_below(output) if not path.startswith("curvature/")} == listed
-    assert files_below(output / "curvature") == {"meta.json", "inverse.npy", "eigenvalues.npy"}
+    assert files_below(output / "curvature") == {"meta.json", "eigenvalues.npy", "kept.npy", "vectors.npy"}
 
 
 def test_what_any_kill_can_leave_is_removed(job: DigitsJob, tmp_path: pathlib.Path) -> None:

@@ -66,7 +66,7 @@ def stored_vectors(rows: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
       ValueError: they are of neither.
     """
     columns: dict[str, Any] = {name: rows.schema.field(name).type for name in rows.schema.names}
-    numbers = columns.get("vector", columns.get("embedding"))
+    numbers: Any = columns.get("vector", columns.get("embedding"))
     leaf = numbers.value_type if isinstance(numbers, (pa.FixedSizeListType, pa.ListType, pa.LargeListType)) else pa.null()
     if not pa.types.is_floating(leaf) or not pa.types.is_string(columns.get("train_id", pa.null())):
         raise ValueError(f"these are no rows of an index or of influence vectors, but of {', '.join(columns) or 'nothing'}")

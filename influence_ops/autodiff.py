@@ -103,7 +103,7 @@ class AutodiffDerivatives:
             found, total = value(calls, outputs)
         sources = [call.outputs for call in calls]
         errors = tape.gradient(total, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO) if sources else []
-        rest = self._map(one, elements) if plan.rest else []
+        rest = self._map_examples(one, elements) if plan.rest else []
         return found, plan.blocks(calls, [tf.convert_to_tensor(error) for error in errors], rest)
 
     @contextlib.contextmanager
@@ -130,7 +130,7 @@ class AutodiffDerivatives:
                 rows = [tf.reduce_sum(root[:, c] * z) for c in range(z.shape.num_elements() or 0)]
             return tf.stack([self._flatten(tape.gradient(row, self._variables)) for row in rows])
 
-        return self._map(one, (inputs, roots))
+        return self._map_examples(one, (inputs, roots))
 
     def gauss_newton_sum(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         """Σ_i w_i J_iᵀ H_out,i J_i: [P, P]."""
@@ -206,6 +206,11 @@ class AutodiffDerivatives:
         ]
         return tf.concat([tf.reshape(part, [-1]) for part in dense], axis=0)
 
+    def _map_examples(self, function: Callable[[Any], Any], elements: Any) -> Any:
+        # One example more: recurrent layers can't be vectorised over a batch of one.
+        padded = tf.nest.map_structure(lambda tensor: tf.concat([tensor, tensor[:1]], axis=0), elements)
+        return tf.nest.map_structure(lambda tensor: tensor[:-1], self._map(function, padded))
+
     def _map(self, function: Callable[[Any], Any], elements: Any) -> Any:
         if not self._fallback:
             try:
@@ -217,7 +222,12 @@ class AutodiffDerivatives:
                     str(error).splitlines()[0],
                 )
                 self._fallback = True
-        return tf.vectorized_map(function, elements, fallback_to_while_loop=True)
+        try:
+            return tf.vectorized_map(function, elements, fallback_to_while_loop=True)
+        except (ValueError, TypeError):  # a loop within (a recurrent layer) whose derivative can't be vectorised even in part
+            first = function(tf.nest.map_structure(lambda leaf: leaf[0], elements))
+            signature = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), first)
+            return tf.map_fn(function, elements, fn_output_signature=signature)
 
 
 def pack(outputs: Any) -> tf.Tensor:

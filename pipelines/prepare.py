@@ -135,6 +135,8 @@ def prepare(config: InfluenceConfig) -> Plan:
         split = shards[0].split
         specs[split] = find_features(config, shards, model.inputs, schema)
         _try_evaluation(model, specs[split], shards, config)
+    for block in model.layout().blocks:
+        _LOG.info("gradients of %s: [%d, %d], %s", block.name, block.rows, block.columns, block.kind)
     return Plan(
         train or vectors,
         test,
@@ -208,8 +210,6 @@ def _try_evaluation(model: InfluenceModel, spec: FeatureSpec, shards: list[Shard
         return  # all of them are bad: the run will say so, example by example
     try:
         model.losses_and_gradients(batch)
-        for block in model.layout().blocks:
-            _LOG.info("gradients of %s: [%d, %d], %s", block.name, block.rows, block.columns, block.kind)
     except Exception as error:
         # TensorFlow puts the reason last, before the names of nodes.
         lines = [line.strip() for line in str(error).splitlines()]

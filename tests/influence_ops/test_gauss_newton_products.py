@@ -23,6 +23,7 @@ def _network(kind: str) -> keras.Model:
             keras.layers.Dense(3),
         ],
         "norm": [keras.layers.Dense(4), keras.layers.LayerNormalization(), keras.layers.Activation("gelu"), keras.layers.Dense(3)],
+        "lstm": [keras.layers.Reshape((4, 4)), keras.layers.LSTM(3), keras.layers.Dense(3)],
         "embedding": [keras.layers.Embedding(5, 3), keras.layers.Flatten(), keras.layers.Dense(3)],
     }
     keras.utils.set_random_seed(1)
@@ -30,7 +31,7 @@ def _network(kind: str) -> keras.Model:
     return keras.Sequential([keras.Input(shape, dtype="int32" if kind == "embedding" else "float32"), *layers[kind]])
 
 
-@pytest.mark.parametrize("kind", ["dense", "conv", "norm", "embedding"])
+@pytest.mark.parametrize("kind", ["dense", "conv", "norm", "embedding", "lstm"])
 @pytest.mark.parametrize("loss", ["softmax_cross_entropy", "squared_error"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_products_equal_the_matrix(kind: str, loss: str, weighted: bool) -> None:
@@ -43,3 +44,13 @@ def test_products_equal_the_matrix(kind: str, loss: str, weighted: bool) -> None
     expected = vectors @ model.gauss_newton_sum(batch)
     # Both in float64: they differ by rounding alone.
     np.testing.assert_allclose(model.gauss_newton_products(batch, vectors), expected, rtol=1e-9, atol=1e-10 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", ["dense", "lstm"])
+def test_one_example_and_one_vector(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    model = InfluenceModel(_network(kind), loss_function="softmax_cross_entropy", weights="all")
+    batch = ExampleBatch(np.array(["a"], dtype=object), rng.standard_normal((1, 16)), np.array([1]))
+    vector = rng.standard_normal((1, model.size))
+    expected = vector @ model.gauss_newton_sum(batch)
+    np.testing.assert_allclose(model.gauss_newton_products(batch, vector), expected, rtol=1e-9, atol=1e-10 * np.abs(expected).max())

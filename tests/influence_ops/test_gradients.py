@@ -70,6 +70,21 @@ def test_equal_the_tape(kind: str) -> None:
     assert len(losses) == _SIZE and sum(layout.size for layout in gradients.layout.blocks) == explained.size
 
 
+@pytest.mark.parametrize("kind", ["lstm", "separable", "conv2d", "embedding"])
+def test_a_batch_of_one(kind: str) -> None:
+    model = network(kind)
+    batch = examples(model, kind)
+    explained = InfluenceModel(model, loss_function="softmax_cross_entropy", weights="all")
+    whole = np.asarray(explained.losses_and_gradients(batch)[1])
+    last = np.asarray(explained.losses_and_gradients(batch.select(np.array([_SIZE - 1])))[1])
+    np.testing.assert_allclose(last[0], whole[-1], rtol=1e-9, atol=1e-11 * np.abs(whole).max())
+    directions = tf.ones_like(explained.packed_outputs(batch))
+    along = [np.asarray(part) for block in explained.output_blocks(batch, directions) for part in block]
+    alone = explained.output_blocks(batch.select(np.array([_SIZE - 1])), directions[-1:])
+    for part, wanted in zip([np.asarray(part) for block in alone for part in block], along, strict=True):
+        np.testing.assert_allclose(part[0], wanted[-1], rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize("kind", ["dense", "attention", "einsum-swapped", "conv2d", "embedding"])
 def test_matrices_and_back(kind: str) -> None:
     model = network(kind)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ DAMPING = 0.01
 NETWORK_KINDS = ["dense", "dense-no-bias", "dense-over-sequence", "conv2d-strided-same", "embedding", "layer-norm", "shared", "lstm"]
 
 
+@functools.cache  # tracing is most of the time, and no test changes a model
 def make(kind: str, weight_decay: float = 1e-3) -> InfluenceModel:
     keras.utils.set_random_seed(3)
     return InfluenceModel(NETWORKS[kind](), loss_function="softmax_cross_entropy", weights="all", weight_decay=weight_decay)

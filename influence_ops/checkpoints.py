@@ -67,6 +67,10 @@ class Checkpoints(InfluenceModel):
     def weight_names(self) -> list[str]:
         return [f"checkpoint-{number}/{name}" for number, part in enumerate(self.parts) for name in part.weight_names]
 
+    @property
+    def weights_without_factors(self) -> list[str]:
+        return [f"checkpoint-{number}/{name}" for number, part in enumerate(self.parts) for name in part.weights_without_factors]
+
     def parameters(self) -> np.ndarray:
         return np.concatenate([part.parameters() for part in self.parts])
 

@@ -122,7 +122,7 @@ def test_passes_reach_the_exact_answer(job: DigitsJob, tmp_path: pathlib.Path) -
         ({"influence_vectors_path": "v"}, "takes the place of --train"),
         ({"influence_vectors_path": "v", "train": None, "outputs": "self_influence", "group_feature": None}, "gives top_k and scores"),
         ({"outputs": "curvature", "curvature": "identity"}, "there is no curvature to fit"),
-        ({"passes": 3}, "--passes goes with --curvature conjugate_gradient"),
+        ({"passes": 3}, "passes over the data solve test points, with --curvature gauss_newton_cg or conjugate_gradient"),
         ({"removal": "newton", "n_samples": 50}, "leave out --n_samples"),
         ({"removal": "newton", "outputs": "group_vectors"}, "is of single examples"),
         ({"tolerance": 0.1}, "--tolerance is of iterative solvers"),

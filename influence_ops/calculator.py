@@ -120,6 +120,11 @@ class FirstOrderInfluenceCalculator:
                 curvature = curvature_by_name(ihvp_calculator, n_samples_for_hessian, seed)
             else:
                 curvature = ihvp_calculator
+            if curvature.systems == "gauss_newton":
+                raise ValueError(
+                    f"{curvature.name} solves test points by passes over the data, which the Beam job and compute_in_memory(passes=) "
+                    "make; here use 'ekfac', its preconditioner, or 'gauss_newton'"
+                )
             if isinstance(curvature, Arnoldi) and n_samples_for_hessian is None:
                 curvature.options = dataclasses.replace(curvature.options, rank=rank or curvature.options.rank)
                 curvature = curvature.over_all(_ARNOLDI_PASSES if passes is None else passes)

@@ -319,6 +319,8 @@ def test_what_it_can_not_do_is_refused_with_the_mend():
         FirstOrderInfluenceCalculator(model, case.train)
     with pytest.raises(ValueError, match="no curvature is called 'nope'"):
         FirstOrderInfluenceCalculator(case.model, case.train, "nope")
+    with pytest.raises(ValueError, match="gauss_newton_cg solves test points by passes .* here use 'ekfac'"):
+        FirstOrderInfluenceCalculator(case.model, case.train, "gauss_newton_cg")
     with pytest.raises(ValueError, match="n_samples=0"):
         FirstOrderInfluenceCalculator(case.model, case.train, n_samples_for_hessian=0)
     bad = tf.data.Dataset.from_tensor_slices((np.full((2, 5), np.nan, np.float32), np.zeros((2, 1), np.float32))).batch(2)

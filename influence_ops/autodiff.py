@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from influence_ops.gradients.blocks import Block, Layout
 from influence_ops.gradients.discover import discover
-from influence_ops.gradients.recorded import Call, recorded
+from influence_ops.gradients.recorded import recorded
 from influence_ops.losses import PerExampleLoss
 
 _ROWS_AT_ONCE = 64  # Hessian rows in one vectorised pass: bounds memory to 64 copies of the activations
@@ -54,7 +54,7 @@ class AutodiffDerivatives:
     def losses_and_blocks(self, inputs: Any, labels: tf.Tensor) -> tuple[tf.Tensor, tuple[Block, ...]]:
         """ℓ(z_i) [B] and ∇ℓ(z_i) as blocks."""
 
-        def losses(calls: list[Call], outputs: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        def losses(outputs: Any) -> tuple[tf.Tensor, tf.Tensor]:
             found = self._loss(labels, outputs)
             return found, tf.reduce_sum(found)
 
@@ -69,7 +69,7 @@ class AutodiffDerivatives:
     def output_blocks(self, inputs: Any, directions: tf.Tensor) -> tuple[Block, ...]:
         """J_iᵀ u_i as blocks, for u [B, C] along the packed outputs."""
 
-        def along(calls: list[Call], outputs: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        def along(outputs: Any) -> tuple[tf.Tensor, tf.Tensor]:
             return directions, tf.reduce_sum(directions * pack(outputs))
 
         def one(example: Any) -> list[tf.Tensor]:
@@ -86,21 +86,22 @@ class AutodiffDerivatives:
 
     def output_curvature_root(self, inputs: Any, labels: tf.Tensor) -> tf.Tensor:
         """R [B, C, C] with R Rᵀ the positive part of H_out = ∂²ℓ/∂z²."""
-        structured = self.outputs(inputs)
+        return self._output_root(labels, self.outputs(inputs))
 
+    def _output_root(self, labels: tf.Tensor, structured: Any) -> tf.Tensor:
         def loss_of_packed(labels: Any, packed: tf.Tensor) -> tf.Tensor:
             return self._loss(labels, unpack(packed, structured))
 
         return matrix_root(output_hessian(loss_of_packed, labels, tf.stop_gradient(pack(structured))))
 
     def _blocks(
-        self, inputs: Any, value: Callable[[list[Call], Any], tuple[tf.Tensor, tf.Tensor]], one: Callable[[Any], Any], elements: Any
+        self, inputs: Any, value: Callable[[Any], tuple[tf.Tensor, tf.Tensor]], one: Callable[[Any], Any], elements: Any
     ) -> tuple[tf.Tensor, tuple[Block, ...]]:
         plan = self._plan
         with tf.GradientTape(persistent=False, watch_accessed_variables=False) as tape:
             with recorded(plan.layers, tape) as calls:
                 outputs = self.outputs(inputs)
-            found, total = value(calls, outputs)
+            found, total = value(outputs)
         sources = [call.outputs for call in calls]
         errors = tape.gradient(total, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO) if sources else []
         rest = self._map_examples(one, elements) if plan.rest else []
@@ -168,10 +169,7 @@ class AutodiffDerivatives:
             outer.watch(any_rows)
             pulled = self._flatten(inner.gradient([packed], self._variables, output_gradients=[any_rows]))
 
-        def loss_of_packed(labels: Any, packed: tf.Tensor) -> tf.Tensor:
-            return self._loss(labels, unpack(packed, structured))
-
-        roots = matrix_root(output_hessian(loss_of_packed, labels, outputs)) * tf.sqrt(weights)[:, None, None]
+        roots = self._output_root(labels, structured) * tf.sqrt(weights)[:, None, None]
         curvatures = tf.matmul(roots, roots, transpose_b=True)
 
         def one(vector: tf.Tensor) -> tf.Tensor:

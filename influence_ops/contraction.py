@@ -15,13 +15,14 @@ any curvature.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Literal
 
 import numpy as np
 import tensorflow as tf
 
 from influence_ops.gradients import Block, BlockLayout, Factored, Gradients, Layout, OneHot
-from influence_ops.gradients.blocks import count_of, materialise
+from influence_ops.gradients.blocks import materialise, parts_of, positions_of
 
 TOLERANCE = 1e-7
 """The default of the largest relative error ‖V − Σ_r l ⊗ r‖ / ‖V‖ in a block."""
@@ -93,6 +94,8 @@ class Contraction:
             return np.zeros((len(self._solved), 0))
         if not self._ways:
             self._ways = [self._choose(layout, block) for layout, block in zip(self._layout.blocks, gradients.blocks, strict=True)]
+            for cost in self.costs:
+                logging.getLogger(__name__).info("scores of %s", cost)
         total = np.zeros((len(self._solved), len(gradients)))
         for way, block in zip(self._ways, gradients.blocks, strict=True):
             total += np.asarray(way.scores(block), dtype=np.float64).T
@@ -102,7 +105,7 @@ class Contraction:
 
     def _choose(self, layout: BlockLayout, block: Block) -> _Gemm | _LowRank | _Lookup:
         queries = len(self._solved)
-        positions = int(block[0].shape[1] or 1) if isinstance(block, (Factored, OneHot)) else 1
+        positions = positions_of(block)
         shape = (layout.rows, layout.columns, positions, queries)
         matrices = layout.matrices(self._solved)
         build = 0 if layout.kind == "materialised" else 2 * positions * (layout.size if isinstance(block, Factored) else layout.columns)
@@ -138,11 +141,10 @@ class _Gemm:
         self._queries = tf.constant(matrices.reshape(len(matrices), -1).T, dtype)
 
     def scores(self, block: Block) -> tf.Tensor:
-        step = max(1, _AT_ONCE // self._layout.size)
-        parts = []
-        for start in range(0, count_of(block), step):
-            part = block._make(tensor[start : start + step] for tensor in block)
-            parts.append(tf.matmul(tf.reshape(materialise(self._layout, part), [-1, self._layout.size]), self._queries))
+        parts = [
+            tf.matmul(tf.reshape(materialise(self._layout, part), [-1, self._layout.size]), self._queries)
+            for _, part in parts_of(block, max(1, _AT_ONCE // self._layout.size))
+        ]
         return parts[0] if len(parts) == 1 else tf.concat(parts, axis=0)
 
 
@@ -156,11 +158,9 @@ class _LowRank:
 
     def scores(self, block: Block) -> tf.Tensor:
         assert isinstance(block, Factored)
-        count, positions = count_of(block), int(block.inputs.shape[1] or 1)
-        step = max(1, _AT_ONCE // (positions * self._queries * self._rank))
+        positions = positions_of(block)
         parts = []
-        for start in range(0, count, step):
-            a, g = block.inputs[start : start + step], block.errors[start : start + step]
+        for _, (a, g) in parts_of(block, max(1, _AT_ONCE // (positions * self._queries * self._rank))):
             left = tf.matmul(tf.reshape(a, [-1, a.shape[2]]), self._left)
             right = tf.matmul(tf.reshape(g, [-1, g.shape[2]]), self._right)
             parts.append(tf.reduce_sum(tf.reshape(left * right, [-1, positions, self._queries, self._rank]), axis=[1, 3]))
@@ -175,11 +175,10 @@ class _Lookup:
     def scores(self, block: Block) -> tf.Tensor:
         assert isinstance(block, OneHot)
         _, queries, columns = self._rows.shape
-        step = max(1, _AT_ONCE // (int(block.ids.shape[1] or 1) * int(queries or 1) * int(columns or 1)))
         parts = []
-        for start in range(0, count_of(block), step):
-            rows = tf.gather(self._rows, block.ids[start : start + step])  # [b, S, T, O]
-            parts.append(tf.einsum("bsto,bso->bt", rows, block.errors[start : start + step]))
+        for _, (ids, errors) in parts_of(block, max(1, _AT_ONCE // (positions_of(block) * int(queries or 1) * int(columns or 1)))):
+            rows = tf.gather(self._rows, ids)  # [b, S, T, O]
+            parts.append(tf.einsum("bsto,bso->bt", rows, errors))
         return tf.concat(parts, axis=0)
 
 

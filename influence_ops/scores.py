@@ -9,8 +9,6 @@ predicted change of the loss at t (Koh & Liang 2017, equation 2, whose I_up,loss
 from __future__ import annotations
 
 import dataclasses
-import functools
-import logging
 from typing import Literal
 
 import numpy as np
@@ -186,13 +184,9 @@ class Scorer:
     def _contract(self, gradients: Gradients) -> list[Contraction]:
         if self._contractions is None:
             examples, tolerance = self._preconditioner.examples, self._options.tolerance
-            make = functools.partial(Contraction, gradients.layout, dtype=self._model.dtype, examples=examples, tolerance=tolerance)
-            contractions = [make(solved=solved) for solved in self._solved]
-            for contraction in contractions:
-                contraction.scores(gradients)
-                for cost in contraction.costs:
-                    logging.getLogger(__name__).info("scores of %s", cost)
-            self._contractions = contractions
+            self._contractions = [
+                Contraction(gradients.layout, solved, self._model.dtype, examples, tolerance) for solved in self._solved
+            ]
         return self._contractions
 
     def _score_newton(self, batch: ExampleBatch, gradients: Gradients, rejected: list[Rejected]) -> BatchScores:

@@ -14,6 +14,8 @@ from influence_ops.example_batch import ExampleBatch
 from influence_ops.gradients import Gradients
 from influence_ops.model import InfluenceModel
 
+_P = TypeVar("_P", bound="Preconditioner")
+
 Statistic = dict[str, Any]
 """Named parts, arrays or objects that pickle; parts of one name are merged with each other, so in parallel."""
 
@@ -83,6 +85,12 @@ class Preconditioner(abc.ABC):
           ValueError: this kind of operator does not keep its spectrum, or λ is not above 0.
         """
         raise ValueError(f"a {self.meta['curvature']} curvature keeps no spectrum; fit it again with the other damping")
+
+    def _redamped(self: _P, damping: float, **changed: Any) -> _P:
+        """`with_damping` of an operator that keeps its spectrum; `changed` is further meta."""
+        if not np.isfinite(damping) or damping <= 0:
+            raise ValueError(f"damping={damping!r} must be a number above 0")
+        return dataclasses.replace(self, meta={**self.meta, "damping": float(damping), "damping_rule": "fixed", **changed})
 
     def embed(self, gradients: np.ndarray | Gradients) -> np.ndarray:
         """r numbers for each example's gradient, or each row [B, P], whose inner products are influence, or nearly: [B, r] float64.
@@ -212,7 +220,6 @@ def fit(
 
 
 _KINDS: dict[str, type[Preconditioner]] = {}
-_P = TypeVar("_P", bound=Preconditioner)
 
 
 def register_preconditioner(kind: type[_P]) -> type[_P]:

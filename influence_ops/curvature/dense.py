@@ -37,13 +37,11 @@ class DensePreconditioner(Preconditioner):
         return np.square(np.asarray(gradients, dtype=np.float64) @ self.arrays["vectors"]) @ self._inverses()
 
     def with_damping(self, damping: float) -> Preconditioner:
-        if not np.isfinite(damping) or damping <= 0:
-            raise ValueError(f"damping={damping!r} must be a number above 0")
+        redamped = self._redamped(damping)
         smallest = float(self.arrays["eigenvalues"].min())
         if damping + smallest <= 0:
             raise ValueError(f"damping={damping!r} must be above {-smallest:.3g}: the curvature has an eigenvalue of {smallest:.3g}")
-        arrays = {**self.arrays, "kept": np.ones_like(self.arrays["kept"])}
-        return dataclasses.replace(self, arrays=arrays, meta={**self.meta, "damping": float(damping), "damping_rule": "fixed"})
+        return dataclasses.replace(redamped, arrays={**self.arrays, "kept": np.ones_like(self.arrays["kept"])})
 
     def _inverses(self) -> np.ndarray:
         kept = self.arrays["kept"] > 0

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import tensorflow as tf
 
-from influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
+from influence_ops.curvature.base import Curvature, FinishOptions, Preconditioner, Statistic
 from influence_ops.curvature.kfac import Kfac, accumulate
 from influence_ops.curvature.kronecker import kronecker, rotate, squared_sum
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.fisher import Fisher, fisher_blocks
+from influence_ops.fisher import Fisher
+from influence_ops.gradients import Block, BlockLayout
 from influence_ops.model import InfluenceModel
 
 
@@ -35,22 +35,14 @@ class Ekfac(Kfac):
         super().__init__(fisher, seed)
         self._bases: Mapping[str, np.ndarray] | None = None
 
-    def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
-        bases = self._bases
-        if bases is None:
-            return super().add(model, statistic, batch)
-        weights = tf.ones(len(batch), model.dtype) if batch.weights is None else tf.constant(batch.weights, model.dtype)
-        layout = model.layout(batch.inputs).blocks
-        of_batch: Statistic = {}
-        for blocks in fisher_blocks(model, batch, self.fisher, self.seed):
-            for number, (block_layout, block) in enumerate(zip(layout, blocks, strict=True)):
-                rotated = rotate(block, bases[f"inputs-{number}"], bases[f"errors-{number}"])
-                total = np.array(squared_sum(block_layout, rotated, weights), dtype=np.float64)
-                accumulate(of_batch, f"eigenvalues-{number}", total)
-        for name, total in of_batch.items():
-            accumulate(statistic, name, total)
-        statistic[COUNT] += len(batch)
-        return statistic
+    def _add_block(
+        self, statistic: Statistic, number: int, layout: BlockLayout, block: Block, weights: tf.Tensor, first: bool
+    ) -> None:
+        if self._bases is None:
+            super()._add_block(statistic, number, layout, block, weights, first)
+            return
+        rotated = rotate(block, self._bases[f"inputs-{number}"], self._bases[f"errors-{number}"])
+        accumulate(statistic, f"eigenvalues-{number}", np.array(squared_sum(layout, rotated, weights), dtype=np.float64))
 
     def advance(self, model: InfluenceModel, statistic: Statistic) -> dict[str, np.ndarray]:
         self._examples(statistic)
@@ -61,9 +53,6 @@ class Ekfac(Kfac):
         later._bases = {name: np.asarray(array) for name, array in arrays.items()}
         later.passes = 1
         return later
-
-    def finish_part(self, name: str, part: Any) -> Any:
-        return part if name.startswith("eigenvalues-") else super().finish_part(name, part)
 
     def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         bases = self._bases

@@ -16,6 +16,7 @@ from influence_ops.curvature.kronecker import Side, decompose, kronecker
 from influence_ops.example_batch import ExampleBatch
 from influence_ops.fisher import FISHERS, Fisher, fisher_blocks
 from influence_ops.gradients import Block, BlockLayout, Factored, OneHot
+from influence_ops.gradients.blocks import positions_of
 from influence_ops.model import InfluenceModel
 
 MAX_SIDE = 8192
@@ -51,14 +52,20 @@ class Kfac(Curvature):
         of_batch: Statistic = {}
         for draw, blocks in enumerate(fisher_blocks(model, batch, self.fisher, self.seed)):
             for number, (block_layout, block) in enumerate(zip(layout, blocks, strict=True)):
-                if draw == 0:  # the inputs are the same for every label
-                    accumulate(of_batch, f"inputs-{number}", _input_moment(block_layout, block, weights))
-                    accumulate(of_batch, f"{_POSITIONS}-{number}", np.array([float(tf.reduce_sum(weights)) * _positions(block)]))
-                accumulate(of_batch, f"errors-{number}", _error_moment(block_layout, block, weights))
+                self._add_block(of_batch, number, block_layout, block, weights, first=draw == 0)
         for name, total in of_batch.items():
             accumulate(statistic, name, total)
         statistic[COUNT] += len(batch)
         return statistic
+
+    def _add_block(
+        self, statistic: Statistic, number: int, layout: BlockLayout, block: Block, weights: tf.Tensor, first: bool
+    ) -> None:
+        """Adds a batch's gradients in one block; `first`: at the first of the draws."""
+        if first:  # the inputs are the same for every label
+            accumulate(statistic, f"inputs-{number}", _input_moment(layout, block, weights))
+            accumulate(statistic, f"{_POSITIONS}-{number}", np.array([float(tf.reduce_sum(weights)) * positions_of(block)]))
+        accumulate(statistic, f"errors-{number}", _error_moment(layout, block, weights))
 
     def finish_part(self, name: str, part: Any) -> Any:
         return decompose(part) if name.startswith(("inputs-", "errors-")) else part
@@ -100,10 +107,6 @@ def accumulate(statistic: Statistic, name: str, value: np.ndarray) -> None:
         statistic[name] += value
     else:
         statistic[name] = value
-
-
-def _positions(block: Block) -> int:
-    return int(block[0].shape[1] or 1) if isinstance(block, (Factored, OneHot)) else 1
 
 
 def _input_moment(layout: BlockLayout, block: Block, weights: tf.Tensor) -> np.ndarray:

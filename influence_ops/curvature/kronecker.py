@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from influence_ops.curvature.base import FinishOptions, Preconditioner, register_preconditioner
 from influence_ops.gradients import Block, Factored, Gradients, Layout, OneHot
-from influence_ops.gradients.blocks import count_of, materialise
+from influence_ops.gradients.blocks import materialise, parts_of
 from influence_ops.model import InfluenceModel
 
 DEFAULT_RANK = 1024
@@ -27,11 +27,6 @@ class Side(NamedTuple):
 
     values: np.ndarray
     vectors: np.ndarray
-
-    @property
-    def diagonal(self) -> bool:
-        """Whether the basis is that of the weights themselves."""
-        return not self.vectors.size
 
 
 def decompose(moment: np.ndarray) -> Side:
@@ -65,10 +60,8 @@ def squared_sum(layout: Any, block: Block, weights: tf.Tensor) -> tf.Tensor:
         squares = tf.square(summed) * tf.gather(weights, unique // layout.rows)[:, None]
         return tf.math.unsorted_segment_sum(squares, unique % layout.rows, layout.rows)
     total = tf.zeros([layout.rows, layout.columns], block[-1].dtype)
-    step = max(1, _ROTATED_AT_ONCE // layout.size)
-    for start in range(0, count_of(block), step):
-        part = block._make(tensor[start : start + step] for tensor in block)
-        total += tf.einsum("bio,b->io", tf.square(materialise(layout, part)), weights[start : start + step])
+    for rows, part in parts_of(block, max(1, _ROTATED_AT_ONCE // layout.size)):
+        total += tf.einsum("bio,b->io", tf.square(materialise(layout, part)), weights[rows])
     return total
 
 
@@ -97,10 +90,7 @@ class KroneckerPreconditioner(Preconditioner):
         return dataclasses.replace(self, layout=layout)
 
     def with_damping(self, damping: float) -> Preconditioner:
-        if not np.isfinite(damping) or damping <= 0:
-            raise ValueError(f"damping={damping!r} must be a number above 0")
-        shifts = [penalty + damping for penalty in self.meta["penalties"]]
-        return dataclasses.replace(self, meta={**self.meta, "damping": float(damping), "damping_rule": "fixed", "shifts": shifts})
+        return self._redamped(damping, shifts=[penalty + damping for penalty in self.meta["penalties"]])
 
     def damped(self, number: int) -> np.ndarray:
         """Λ + s of a block: [I, O]."""
@@ -153,10 +143,8 @@ class KroneckerPreconditioner(Preconditioner):
                 a, g = tf.square(rotated.inputs[:, 0]), tf.square(rotated.errors[:, 0])
                 total += tf.reduce_sum(tf.matmul(a, weights) * g, axis=1).numpy()
                 continue
-            step = max(1, _ROTATED_AT_ONCE // layout.size)
-            for start in range(0, len(gradients), step):
-                part = rotated._make(tensor[start : start + step] for tensor in rotated)
-                total[start : start + step] += tf.einsum("bio,io->b", tf.square(materialise(layout, part)), weights).numpy()
+            for rows, part in parts_of(rotated, max(1, _ROTATED_AT_ONCE // layout.size)):
+                total[rows] += tf.einsum("bio,io->b", tf.square(materialise(layout, part)), weights).numpy()
         return total
 
     def _bound(self) -> Layout:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import ClassVar
 
 import numpy as np
@@ -28,9 +27,7 @@ class LowRankPreconditioner(Preconditioner):
         return residual * gradients + (along * (self._inverses() - residual)) @ vectors
 
     def with_damping(self, damping: float) -> Preconditioner:
-        if not np.isfinite(damping) or damping <= 0:
-            raise ValueError(f"damping={damping!r} must be a number above 0")
-        return dataclasses.replace(self, meta={**self.meta, "damping": float(damping), "damping_rule": "fixed"})
+        return self._redamped(damping)
 
     def embed(self, gradients: np.ndarray | Gradients) -> np.ndarray:
         """(s + λ)^-½ V g for each row g: [B, P] -> [B, r]. The residual term, which needs g·g, is left out."""

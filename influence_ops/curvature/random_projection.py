@@ -83,9 +83,7 @@ class ProjectedPreconditioner(Preconditioner):
         return projected @ self.arrays["eigenvectors"] * np.sqrt(self._inverses())
 
     def with_damping(self, damping: float) -> Preconditioner:
-        if not np.isfinite(damping) or damping <= 0:
-            raise ValueError(f"damping={damping!r} must be a number above 0")
-        return dataclasses.replace(self, meta={**self.meta, "damping": float(damping), "damping_rule": "fixed"})
+        return self._redamped(damping)
 
     def _inverses(self) -> np.ndarray:
         damped = np.maximum(self.arrays["eigenvalues"], 0) + float(self.meta["damping"])

@@ -8,8 +8,8 @@ where that is cheaper.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -50,6 +50,7 @@ class Materialised(NamedTuple):
 
 
 Block = Factored | OneHot | Materialised
+_B = TypeVar("_B", bound=Block)
 KINDS: dict[str, type[Factored] | type[OneHot] | type[Materialised]] = {
     "factored": Factored,
     "one_hot": OneHot,
@@ -208,6 +209,18 @@ def count_of(block: Block) -> int:
     count = block[0].shape[0]
     assert count is not None
     return count
+
+
+def positions_of(block: Block) -> int:
+    """S, of tensors outside a graph; 1 where a block has none."""
+    return int(block[0].shape[1] or 1) if isinstance(block, (Factored, OneHot)) else 1
+
+
+def parts_of(block: _B, size: int) -> Iterator[tuple[slice, _B]]:
+    """The block in parts of at most `size` examples: which ones, and their part."""
+    for start in range(0, count_of(block), size):
+        rows = slice(start, start + size)
+        yield rows, block._make(tensor[rows] for tensor in block)
 
 
 def materialise(layout: BlockLayout, block: Block) -> tf.Tensor:

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from influence_ops.redact import without_secrets
 from pipelines import runners
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known, beam_arguments = parser().parse_known_args(arguments)
     if known.command == "evaluate":
         return _evaluate(known, beam_arguments)
-    from pipelines.launch import RunFailedError, run, summary_text  # TensorFlow and Beam: seconds that --help need not wait
+    from pipelines.launch import run, summary_text  # TensorFlow and Beam: seconds that --help need not wait
 
     # A step that fails is logged by Beam with the stack; `reason` has its message for the user.
     logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
@@ -170,37 +170,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if known.command == "query" and known.index is None:
         print("beam-influence: --index is needed: the OUTPUT of the command index", file=sys.stderr)
         return 2
+    return exit_status(
+        lambda: print(summary_text(run(InfluenceConfig(**options), [*runners.as_arguments(known), *beam_arguments])))
+    )
+
+
+def exit_status(program: Callable[[], object], failed: str = "the run failed: ") -> int:
+    """Runs a program and tells on stderr why it ended, if not well: 0 done, 1 the run failed, 2 wrong options or input."""
     try:
-        summary = run(InfluenceConfig(**options), [*runners.as_arguments(known), *beam_arguments])
+        program()
     except ValueError as error:
         print(f"beam-influence: {without_secrets(str(error))}", file=sys.stderr)
         return 2
-    except RunFailedError as error:
-        print(f"beam-influence: the run failed: {error}", file=sys.stderr)
+    except Exception as error:
+        from pipelines.launch import RunFailedError  # TensorFlow and Beam: seconds that wrong options need not wait
+
+        if not isinstance(error, RunFailedError):
+            raise
+        print(f"beam-influence: {failed}{without_secrets(str(error))}", file=sys.stderr)
         return 1
-    print(summary_text(summary))
     return 0
 
 
 def _evaluate(known: argparse.Namespace, beam_arguments: list[str]) -> int:
     options = {field.name: getattr(known, field.name) for field in dataclasses.fields(EvaluateConfig) if hasattr(known, field.name)}
-    try:
+
+    def program() -> None:
         config = EvaluateConfig(**options)  # before the imports that take seconds
         from pipelines.evaluate import evaluate
         from pipelines.evaluation_result import evaluation_text
-        from pipelines.launch import RunFailedError
 
         logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
-        try:
-            evaluation = evaluate(config, [*runners.as_arguments(known), *beam_arguments])
-        except RunFailedError as error:
-            print(f"beam-influence: {without_secrets(str(error))}", file=sys.stderr)
-            return 1
-    except ValueError as error:
-        print(f"beam-influence: {without_secrets(str(error))}", file=sys.stderr)
-        return 2
-    print(evaluation_text(evaluation))
-    return 0
+        print(evaluation_text(evaluate(config, [*runners.as_arguments(known), *beam_arguments])))
+
+    return exit_status(program, failed="")  # its message says what failed
 
 
 if __name__ == "__main__":

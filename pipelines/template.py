@@ -6,9 +6,8 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from influence_ops.redact import without_secrets
 from pipelines import runners
-from pipelines.cli import parser
+from pipelines.cli import exit_status, parser
 from pipelines.config import InfluenceConfig, option_type
 
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
@@ -37,17 +36,12 @@ def as_options(parameters: Iterable[str]) -> Iterator[str]:
 
 def main(parameters: Sequence[str] | None = None) -> int:
     """Submits the job and returns without waiting for it: 0 submitted, 1 refused by the engine, 2 wrong parameters."""
-    from pipelines.launch import RunFailedError, submit  # TensorFlow and Beam
+    from pipelines.launch import submit  # TensorFlow and Beam
 
-    try:
+    def start() -> None:
         options = list(as_options(sys.argv[1:] if parameters is None else parameters))
         known, beam_arguments = parser().parse_known_args(["run", *options])
         config = InfluenceConfig(**{field.name: getattr(known, field.name) for field in dataclasses.fields(InfluenceConfig)})
         submit(config, [*runners.as_arguments(known), *beam_arguments])
-    except ValueError as error:
-        print(f"beam-influence: {without_secrets(str(error))}", file=sys.stderr)
-        return 2
-    except RunFailedError as error:
-        print(f"beam-influence: the run failed: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return exit_status(start)

@@ -24,8 +24,8 @@ influence_ops.device.configure_tensorflow()
 
 import keras  # noqa: E402  (after the log level is set)
 import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
 
+from benchmarks.scale import write_examples  # noqa: E402
 from influence_ops import ExampleBatch  # noqa: E402
 from influence_ops.curvature import CURVATURES  # noqa: E402
 from influence_ops.evaluation.lds import linear_datamodelling_score  # noqa: E402
@@ -33,7 +33,6 @@ from influence_ops.evaluation.leave_one_out import leave_one_out  # noqa: E402
 from influence_ops.in_memory import fit_curvature, solve_over  # noqa: E402
 from influence_ops.model import InfluenceModel  # noqa: E402
 from influence_ops.scores import ScoreOptions, Scorer, concatenate_queries, embed_queries  # noqa: E402
-from influence_ops.tfrecord import write_records  # noqa: E402
 from pipelines.build import PASS_TOLERANCE  # noqa: E402
 from pipelines.config import InfluenceConfig, option_type  # noqa: E402
 
@@ -89,23 +88,10 @@ def write_files(data: dict[str, np.ndarray], folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     make_model(data).model.save(folder / "model.keras")
     make_model(data, "flip").model.save(folder / "flipped.keras")
-    write_split(folder / "train.tfrecord", data["X_train"], data["y_train"])
-    write_split(folder / "test.tfrecord", data["X_test"], data["y_test"])
-    write_split(folder / "flipped.tfrecord", data["X_train"], data["y_train_flipped"])
+    write_examples(folder / "train.tfrecord", data["X_train"], data["y_train"])
+    write_examples(folder / "test.tfrecord", data["X_test"], data["y_test"])
+    write_examples(folder / "flipped.tfrecord", data["X_train"], data["y_train_flipped"])
     (folder / "flipped.txt").write_text("".join(f"flipped.tfrecord:{row}\n" for row in np.flatnonzero(data["flip_mask"])))
-
-
-def write_split(path: pathlib.Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """One TFRecord file of tf.Example."""
-    records = []
-    for x, y in zip(images, labels, strict=True):
-        # Pixels are sixteenths: exact in the file's float32.
-        pixels = tf.train.Feature(float_list=tf.train.FloatList(value=x))
-        label = tf.train.Feature(int64_list=tf.train.Int64List(value=[y]))
-        features = tf.train.Features(feature={"x": pixels, "label": label})
-        records.append(tf.train.Example(features=features).SerializeToString())
-    with open(path, "wb") as file:
-        write_records(file, records)
 
 
 def batches(data: dict[str, np.ndarray], split: str) -> list[ExampleBatch]:

@@ -18,7 +18,7 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.scale import Usage, median
+from benchmarks.scale import Usage, median, write_examples
 
 TEST, TOP_K, SHARD = 100, 10, 2_500
 TRAIN = {"mlp": 20_000, "cnn": 10_000, "transformer": 10_000}
@@ -86,8 +86,8 @@ def make(network: str, folder: pathlib.Path) -> dict[str, Any]:
     rng = np.random.default_rng(5)
     x, y = (draw_sequences if network == "transformer" else draw_images)(rng, TRAIN[network] + TEST)
     for shard, start in enumerate(range(0, TRAIN[network], SHARD)):
-        write(folder / f"train-{shard:05d}.tfrecord", x[start : start + SHARD], y[start : start + SHARD])
-    write(folder / "test.tfrecord", x[-TEST:], y[-TEST:])
+        write_examples(folder / f"train-{shard:05d}.tfrecord", x[start : start + SHARD], y[start : start + SHARD])
+    write_examples(folder / "test.tfrecord", x[-TEST:], y[-TEST:])
     keras.utils.set_random_seed(1)
     model = {"mlp": make_mlp, "cnn": make_cnn, "transformer": make_transformer}[network]()
     model.compile(keras.optimizers.Adam(2e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
@@ -163,21 +163,6 @@ def make_transformer() -> Any:
         x = layers.LayerNormalization()(x + layers.MultiHeadAttention(4, WIDTH // 4)(x, x))
         x = layers.LayerNormalization()(x + layers.Dense(WIDTH)(layers.Dense(4 * WIDTH, "gelu")(x)))
     return keras.Model(tokens, layers.Dense(CLASSES)(layers.GlobalAveragePooling1D()(x)))
-
-
-def write(path: pathlib.Path, inputs: Any, labels: Any) -> None:
-    """One TFRecord file of tf.Example."""
-    import tensorflow as tf
-
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for row, label in zip(inputs, labels, strict=True):
-            flat = row.ravel()
-            if flat.dtype.kind == "f":
-                x = tf.train.Feature(float_list=tf.train.FloatList(value=flat))
-            else:
-                x = tf.train.Feature(int64_list=tf.train.Int64List(value=flat))
-            feature = {"x": x, "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label]))}
-            writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
 
 
 def run_job(network: str, folder: pathlib.Path, way: dict[str, Any]) -> dict[str, Any]:

@@ -106,7 +106,6 @@ def make(folder: pathlib.Path, size: int) -> dict[str, Any]:
     influence_ops.device.configure_tensorflow()
     import keras
     import numpy as np
-    import tensorflow as tf
 
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(11)
@@ -117,22 +116,13 @@ def make(folder: pathlib.Path, size: int) -> dict[str, Any]:
         features = 0.2 * centres[labels] + rng.normal(0, 0.3, (count, FEATURES))
         return features.astype(np.float32), labels
 
-    def write(name: str, features: np.ndarray, labels: np.ndarray) -> None:
-        with tf.io.TFRecordWriter(str(folder / f"{name}.tfrecord")) as writer:
-            for row, label in zip(features, labels, strict=True):
-                feature = {
-                    "x": tf.train.Feature(float_list=tf.train.FloatList(value=row)),
-                    "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
-                }
-                writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
-
     features, labels = draw(size)
     for shard in range(size // SHARD):
         rows = slice(shard * SHARD, (shard + 1) * SHARD)
-        write(f"train-{shard:05d}", features[rows], labels[rows])
+        write_examples(folder / f"train-{shard:05d}.tfrecord", features[rows], labels[rows])
         np.savez(folder / f"train-{shard:05d}.npz", features=features[rows], labels=labels[rows])
     test_features, test_labels = draw(TEST)
-    write("test", test_features, test_labels)
+    write_examples(folder / "test.tfrecord", test_features, test_labels)
     np.savez(folder / "test.npz", features=test_features, labels=test_labels)
     keras.utils.set_random_seed(1)
     layers = [keras.Input((FEATURES,), name="x"), keras.layers.Dense(HIDDEN, "relu"), keras.layers.Dense(CLASSES, "softmax")]
@@ -144,6 +134,21 @@ def make(folder: pathlib.Path, size: int) -> dict[str, Any]:
     np.savez(folder / "weights.npz", *[np.asarray(weight) for weight in model.get_weights()])
     done.touch()
     return {}
+
+
+def write_examples(path: pathlib.Path, inputs: Any, labels: Any) -> None:
+    """One TFRecord file of tf.Example: `x`, floats or integers, and an integer `label`."""
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for row, label in zip(inputs, labels, strict=True):
+            flat = row.ravel()
+            if flat.dtype.kind == "f":
+                x = tf.train.Feature(float_list=tf.train.FloatList(value=flat))
+            else:
+                x = tf.train.Feature(int64_list=tf.train.Int64List(value=flat))
+            feature = {"x": x, "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label]))}
+            writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
 
 
 def run_job(folder: pathlib.Path, size: int) -> dict[str, Any]:

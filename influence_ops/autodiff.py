@@ -14,10 +14,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from influence_ops.additional_losses import AdditionalLosses
+from influence_ops.example_loss import ExampleLoss, Targets
 from influence_ops.gradients.blocks import Block, Layout
 from influence_ops.gradients.discover import discover
 from influence_ops.gradients.recorded import recorded
-from influence_ops.losses import PerExampleLoss
+from influence_ops.heads import Outputs
 
 _ROWS_AT_ONCE = 64  # Hessian rows in one vectorised pass: bounds memory to 64 copies of the activations
 
@@ -25,25 +27,37 @@ _ROWS_AT_ONCE = 64  # Hessian rows in one vectorised pass: bounds memory to 64 c
 class AutodiffDerivatives:
     """Derivatives of a model's per-example loss with respect to its watched variables."""
 
-    def __init__(self, model: keras.Model, loss: PerExampleLoss, variables: list[Any]):
+    def __init__(self, model: keras.Model, loss: ExampleLoss, variables: list[Any]):
         self._model = model
-        self._loss = loss
+        self.loss = loss
+        self._additional = AdditionalLosses(model)
         self._keras_variables = variables
         self._variables = [variable.value for variable in variables]
         self._size = sum(int(tf.size(variable)) for variable in self._variables)
         self._fallback = False
 
-    def outputs(self, inputs: Any) -> tf.Tensor:
-        """The model's (pre-activation) outputs in inference mode."""
-        return self._model(inputs, training=False)
+    def outputs(self, inputs: Any) -> Outputs:
+        """The model's outputs before their activation, in inference mode."""
+        return self.loss.heads.split(self._model(inputs, training=False), self._variables[0].dtype)
 
-    def losses(self, inputs: Any, labels: tf.Tensor) -> tf.Tensor:
-        """ℓ(z_i): [B]."""
-        return self._loss(labels, self.outputs(inputs))
+    def losses(self, inputs: Any, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
+        """w_i ℓ(z_i): [B]."""
+        found = weights * self.loss(targets, self.outputs(inputs))
+        return found + self._additional_of_each(inputs) if self._additional.kinds else found
+
+    def _additional_of_each(self, inputs: Any) -> tf.Tensor:
+        """What layers add to each example's loss (`add_loss`, activity regularisers): [B]; the examples' weights are not on it."""
+        return self._map_examples(lambda x: self._additional.alone(tf.nest.map_structure(lambda leaf: leaf[None], x)), inputs)
 
     def discover(self, inputs: Any, penalty: Callable[[Any], float | None]) -> Layout:
         """Finds the factored blocks of the watched weights; see `gradients.discover`. Once, before the methods with blocks."""
-        self._plan = discover(self._model, self._keras_variables, lambda examples: pack(self.outputs(examples)), inputs, penalty)
+        if self.loss.heads.additional:
+            self._additional.find(inputs)
+
+        def packed(examples: Any) -> tf.Tensor:
+            return pack(self.outputs(examples).values)
+
+        self._plan = discover(self._model, self._keras_variables, packed, inputs, penalty)
         return self._plan.layout
 
     @property
@@ -51,51 +65,59 @@ class AutodiffDerivatives:
         """The weights that no rule covers, by path; known after `discover`."""
         return [variable.path for variable in self._plan.rest]
 
-    def losses_and_blocks(self, inputs: Any, labels: tf.Tensor) -> tuple[tf.Tensor, tuple[Block, ...]]:
-        """ℓ(z_i) [B] and ∇ℓ(z_i) as blocks."""
+    def losses_and_blocks(self, inputs: Any, targets: Targets, weights: tf.Tensor) -> tuple[tf.Tensor, tuple[Block, ...]]:
+        """w_i ℓ(z_i) [B] and its gradients as blocks."""
 
-        def losses(outputs: Any) -> tuple[tf.Tensor, tf.Tensor]:
-            found = self._loss(labels, outputs)
-            return found, tf.reduce_sum(found)
+        def losses(outputs: Outputs) -> tuple[tf.Tensor, tf.Tensor]:
+            found = weights * self.loss(targets, outputs)
+            total = tf.reduce_sum(found)
+            return found, total + self._additional.total(tf.shape(weights)[0]) if self._additional.kinds else total
 
         def one(example: Any) -> list[tf.Tensor]:
-            x, y = tf.nest.map_structure(lambda leaf: leaf[None], example)
+            x, y, weight = tf.nest.map_structure(lambda leaf: leaf[None], example)
             with self._rest_tape() as tape:
-                loss = self._loss(y, self.outputs(x))
+                loss = tf.reduce_sum(weight * self.loss(y, self.outputs(x)))
+                if self._additional.kinds:
+                    loss += self._additional.total(1)
             return self._rest_gradients(tape, loss)
 
-        return self._blocks(inputs, losses, one, (inputs, labels))
+        found, blocks = self._blocks(inputs, losses, one, (inputs, targets, weights))
+        return found + self._additional_of_each(inputs) if self._additional.kinds else found, blocks
 
     def output_blocks(self, inputs: Any, directions: tf.Tensor) -> tuple[Block, ...]:
         """J_iᵀ u_i as blocks, for u [B, C] along the packed outputs."""
 
-        def along(outputs: Any) -> tuple[tf.Tensor, tf.Tensor]:
-            return directions, tf.reduce_sum(directions * pack(outputs))
+        def along(outputs: Outputs) -> tuple[tf.Tensor, tf.Tensor]:
+            return directions, tf.reduce_sum(directions * pack(outputs.values))
 
         def one(example: Any) -> list[tf.Tensor]:
             x, direction = tf.nest.map_structure(lambda leaf: leaf[None], example)
             with self._rest_tape() as tape:
-                total = tf.reduce_sum(direction * pack(self.outputs(x)))
+                total = tf.reduce_sum(direction * pack(self.outputs(x).values))
             return self._rest_gradients(tape, total)
 
         return self._blocks(inputs, along, one, (inputs, directions))[1]
 
     def packed_outputs(self, inputs: Any) -> tf.Tensor:
         """All outputs, before their activation: [B, C]."""
-        return pack(self.outputs(inputs))
+        return pack(self.outputs(inputs).values)
 
-    def output_curvature_root(self, inputs: Any, labels: tf.Tensor) -> tf.Tensor:
+    def position_weights(self, inputs: Any, targets: Targets) -> tf.Tensor:
+        """What each position's loss is multiplied by: [B, ...]; see `ExampleLoss`."""
+        return self.loss.position_weights(targets, self.outputs(inputs))
+
+    def output_curvature_root(self, inputs: Any, targets: Targets) -> tf.Tensor:
         """R [B, C, C] with R Rᵀ the positive part of H_out = ∂²ℓ/∂z²."""
-        return self._output_root(labels, self.outputs(inputs))
+        return self._output_root(targets, self.outputs(inputs))
 
-    def _output_root(self, labels: tf.Tensor, structured: Any) -> tf.Tensor:
-        def loss_of_packed(labels: Any, packed: tf.Tensor) -> tf.Tensor:
-            return self._loss(labels, unpack(packed, structured))
+    def _output_root(self, targets: Targets, outputs: Outputs) -> tf.Tensor:
+        def loss_of_packed(packed: tf.Tensor) -> tf.Tensor:
+            return self.loss(targets, outputs._replace(values=unpack(packed, outputs.values)))
 
-        return matrix_root(output_hessian(loss_of_packed, labels, tf.stop_gradient(pack(structured))))
+        return matrix_root(output_hessian(loss_of_packed, tf.stop_gradient(pack(outputs.values))))
 
     def _blocks(
-        self, inputs: Any, value: Callable[[Any], tuple[tf.Tensor, tf.Tensor]], one: Callable[[Any], Any], elements: Any
+        self, inputs: Any, value: Callable[[Outputs], tuple[tf.Tensor, tf.Tensor]], one: Callable[[Any], Any], elements: Any
     ) -> tuple[tf.Tensor, tuple[Block, ...]]:
         plan = self._plan
         with tf.GradientTape(persistent=False, watch_accessed_variables=False) as tape:
@@ -119,33 +141,36 @@ class AutodiffDerivatives:
         gradients = tape.gradient(target, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return [tf.reshape(tf.convert_to_tensor(gradient), [-1]) for gradient in gradients]
 
-    def gauss_newton_factors(self, inputs: Any, labels: tf.Tensor) -> tf.Tensor:
-        """F [B, C, P] with Σ_c F_icᵀ F_ic = J_iᵀ H_out,i J_i: the positive part of each example's curvature."""
-        roots = self.output_curvature_root(inputs, labels)
+    def gauss_newton_factors(self, inputs: Any, targets: Targets) -> tf.Tensor:
+        """F [B, C, P] with Σ_c F_icᵀ F_ic = J_iᵀ H_out,i J_i: the positive part of each example's curvature.
+
+        What layers add to the loss is not in it: it is no function of the outputs.
+        """
+        roots = self.output_curvature_root(inputs, targets)
 
         def one(example: Any) -> tf.Tensor:
             (x, root) = example
             with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
                 self._watch(tape)
-                z = tf.reshape(pack(self.outputs(tf.nest.map_structure(lambda leaf: leaf[None], x)))[0], [-1])
+                z = tf.reshape(pack(self.outputs(tf.nest.map_structure(lambda leaf: leaf[None], x)).values)[0], [-1])
                 rows = [tf.reduce_sum(root[:, c] * z) for c in range(z.shape.num_elements() or 0)]
             return tf.stack([self._flatten(tape.gradient(row, self._variables)) for row in rows])
 
         return self._map_examples(one, (inputs, roots))
 
-    def gauss_newton_sum(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    def gauss_newton_sum(self, inputs: Any, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
         """Σ_i w_i J_iᵀ H_out,i J_i: [P, P]."""
-        factors = self.gauss_newton_factors(inputs, labels)
+        factors = self.gauss_newton_factors(inputs, targets)
         rows = tf.reshape(factors * tf.sqrt(weights)[:, None, None], [-1, self._size])
         return tf.matmul(rows, rows, transpose_a=True)
 
-    def hessian_vector_products(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+    def hessian_vector_products(self, inputs: Any, targets: Targets, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
         """(Σ_i w_i ∇²ℓ(z_i)) v for each row v of `vectors` [R, P]: [R, P]."""
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
             self._watch(outer)
             with tf.GradientTape(watch_accessed_variables=False) as inner:
                 self._watch(inner)
-                total = tf.reduce_sum(weights * self.losses(inputs, labels))
+                total = tf.reduce_sum(self.losses(inputs, targets, weights))
             gradient = self._flatten(inner.gradient(total, self._variables))
 
         def one(vector: tf.Tensor) -> tf.Tensor:
@@ -153,7 +178,7 @@ class AutodiffDerivatives:
 
         return self._map(one, vectors)
 
-    def gauss_newton_products(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+    def gauss_newton_products(self, inputs: Any, targets: Targets, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
         """(Σ_i w_i J_iᵀ H_out,i J_i) v for each row v of `vectors` [R, P]: [R, P].
 
         J v is the derivative of the product u ↦ Jᵀu, which is linear in u (Townsend 2017), so that no forward mode is needed.
@@ -163,13 +188,13 @@ class AutodiffDerivatives:
             with tf.GradientTape(persistent=True, watch_accessed_variables=False) as inner:
                 self._watch(inner)
                 structured = self.outputs(inputs)
-                packed = pack(structured)
+                packed = pack(structured.values)
             outputs = tf.stop_gradient(packed)
             any_rows = tf.zeros_like(outputs)
             outer.watch(any_rows)
             pulled = self._flatten(inner.gradient([packed], self._variables, output_gradients=[any_rows]))
 
-        roots = self._output_root(labels, structured) * tf.sqrt(weights)[:, None, None]
+        roots = self._output_root(targets, structured) * tf.sqrt(weights)[:, None, None]
         curvatures = tf.matmul(roots, roots, transpose_b=True)
 
         def one(vector: tf.Tensor) -> tf.Tensor:
@@ -180,7 +205,7 @@ class AutodiffDerivatives:
 
         return self._map(one, vectors)
 
-    def hessian_sum(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    def hessian_sum(self, inputs: Any, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
         """Σ_i w_i ∇²ℓ(z_i): [P, P], a block of rows at a time."""
         starts = tf.range(0, self._size, _ROWS_AT_ONCE)
         dtype = self._variables[0].dtype
@@ -188,7 +213,7 @@ class AutodiffDerivatives:
         def block(start: tf.Tensor) -> tf.Tensor:
             # Rows past the end are zeros, so that every block has one shape.
             rows = tf.one_hot(start + tf.range(_ROWS_AT_ONCE), self._size, dtype=dtype)
-            return self.hessian_vector_products(inputs, labels, weights, rows)
+            return self.hessian_vector_products(inputs, targets, weights, rows)
 
         blocks = tf.map_fn(block, starts, fn_output_signature=dtype, parallel_iterations=1)
         return tf.reshape(blocks, [-1, self._size])[: self._size]
@@ -246,13 +271,13 @@ def unpack(packed: tf.Tensor, like: Any) -> Any:
     return tf.nest.pack_sequence_as(like, shaped)
 
 
-def output_hessian(loss: PerExampleLoss, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-    """∂²ℓ_i/∂z_i²: [B, C, C], C the size of one example's output."""
+def output_hessian(loss: Callable[[tf.Tensor], tf.Tensor], outputs: tf.Tensor) -> tf.Tensor:
+    """∂²ℓ_i/∂z_i²: [B, C, C], C the size of one example's output, of `loss`: outputs -> [B]."""
     with tf.GradientTape() as outer:
         outer.watch(outputs)
         with tf.GradientTape() as inner:
             inner.watch(outputs)
-            losses = loss(labels, outputs)
+            losses = loss(outputs)
         gradient = inner.gradient(losses, outputs)
     hessian = outer.batch_jacobian(gradient, outputs)
     size = outputs.shape[1:].num_elements() or tf.reduce_prod(tf.shape(outputs)[1:])
@@ -265,5 +290,3 @@ def matrix_root(matrices: tf.Tensor) -> tf.Tensor:
     finite = tf.reduce_all(tf.math.is_finite(matrices), axis=[1, 2], keepdims=True)
     values, vectors = tf.linalg.eigh(tf.where(finite, matrices, tf.zeros_like(matrices)))
     return vectors * tf.sqrt(tf.maximum(values, 0))[:, None, :]
-
-

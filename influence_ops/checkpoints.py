@@ -20,6 +20,7 @@ import tensorflow as tf
 from influence_ops.example_batch import ExampleBatch
 from influence_ops.gradients import Gradients, Layout
 from influence_ops.gradients.blocks import scaled
+from influence_ops.guard import Agreement
 from influence_ops.model import InfluenceModel
 
 
@@ -49,19 +50,23 @@ class Checkpoints(InfluenceModel):
                     found, wanted = getattr(part, name), getattr(first, name)
                     raise ValueError(f"checkpoint {number} has {name} {found!r}, the first has {wanted!r}: checkpoints are of one network")
         self.model = parts[-1].model
-        self.loss_name, self.dtype = first.loss_name, first.dtype
+        self.loss_name, self.dtype, self.training_loss = first.loss_name, first.dtype, first.training_loss
         self.weight_decay, self.regularizer = first.weight_decay, first.regularizer
-        self.likelihood = first.likelihood
-        self.is_linear = False
         self.variables = [variable for part in parts for variable in part.variables]
         self.size = sum(part.size for part in parts)
         self.total_size = sum(part.total_size for part in parts)
-        self._inputs = parts[-1]._inputs
+        self.network = parts[-1].network
         self._starts = np.cumsum([0, *(part.size for part in parts)]).tolist()
         self._layout = None
 
     def with_weight_decay(self, weight_decay: float) -> InfluenceModel:
         return Checkpoints([part.with_weight_decay(weight_decay) for part in self.parts], self.part_weights)
+
+    def check(self, batch: ExampleBatch) -> Agreement:
+        """See `InfluenceModel`; the largest difference of any checkpoint."""
+        found = [part.check(batch) for part in self.parts]
+        self.agreement = Agreement(*(max(values) for values in zip(*map(dataclasses.astuple, found), strict=True)))
+        return self.agreement
 
     @property
     def weight_names(self) -> list[str]:

@@ -19,7 +19,7 @@ class ExampleBatch:
       ids: (B,) array of str, unique over the whole data set.
       inputs: one array [B, ...], or a mapping from the model's input names to such arrays.
       labels: [B] or [B, ...], or a mapping from names to such arrays.
-      weights: optional [B] sample weights; the loss of each example is multiplied by its own.
+      weights: optional sample weights: [B], one by which each example's loss is multiplied, or [B, ...], one for each position.
       groups: optional (B,) array of str, the group each example belongs to.
       positions: (B,) int64, the index of each example in its file; None: its row.
       file: the file that all of them come from; empty when there is none.

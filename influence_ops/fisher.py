@@ -55,14 +55,18 @@ def fisher_blocks(model: InfluenceModel, batch: ExampleBatch, fisher: Fisher, se
             yield model.output_blocks(batch, root.times(tf.one_hot(tf.fill([len(batch)], column), size, dtype=outputs.dtype)))
     elif fisher == "true" and model.likelihood is not None:
         drawn = uniform(batch.ids, seed, math.prod(shape[1:-1] if model.likelihood == "categorical" else shape[1:]))
-        yield model.output_blocks(batch, _drawn_errors(model.likelihood, outputs, drawn))
+        yield model.output_blocks(batch, _drawn_errors(model.likelihood, outputs, drawn) * root.scale)
     else:
         signs = np.where(uniform(batch.ids, seed, size) < 0.5, -1.0, 1.0)
         yield model.output_blocks(batch, root.times(tf.constant(signs, outputs.dtype)))
 
 
 class _Root:
-    """R of a batch: in closed form for a known likelihood, else by an eigendecomposition for each example."""
+    """R of a batch: in closed form for a known likelihood, else by an eigendecomposition for each example.
+
+    Attributes:
+      scale: with a likelihood: the root of each position's weight in the example's loss.
+    """
 
     def __init__(self, model: InfluenceModel, batch: ExampleBatch, outputs: tf.Tensor, fisher: str):
         self._outputs = outputs
@@ -76,6 +80,9 @@ class _Root:
             )
         if self._likelihood is None:
             self._roots = model.output_curvature_root(batch)
+        else:
+            scale = tf.sqrt(tf.maximum(model.position_weights(batch), 0))
+            self.scale = tf.reshape(scale, [*tf.unstack(tf.shape(scale)), *[1] * (outputs.shape.rank - scale.shape.rank)])
 
     def times(self, vectors: tf.Tensor) -> tf.Tensor:
         """R v for v [B, C], in the shape of the outputs."""
@@ -84,11 +91,11 @@ class _Root:
         vectors = tf.reshape(vectors, tf.shape(self._outputs))
         if self._likelihood == "bernoulli":
             p = tf.sigmoid(self._outputs)
-            return vectors * tf.sqrt(p * (1 - p))
+            return self.scale * vectors * tf.sqrt(p * (1 - p))
         # (diag(√p) − p √pᵀ)(diag(√p) − p √pᵀ)ᵀ = diag(p) − p pᵀ, the Hessian of the softmax cross-entropy.
         p = tf.nn.softmax(self._outputs)
         weighted = tf.sqrt(p) * vectors
-        return weighted - p * tf.reduce_sum(weighted, axis=-1, keepdims=True)
+        return self.scale * (weighted - p * tf.reduce_sum(weighted, axis=-1, keepdims=True))
 
 
 def _drawn_errors(likelihood: str, outputs: tf.Tensor, drawn: np.ndarray) -> tf.Tensor:

@@ -8,23 +8,29 @@ the weights, so ∇ℓ_i = a_i ⊗ ∂ℓ/∂z_i and the Hessian equals the Gaus
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import keras
 import tensorflow as tf
 from keras.src.models import Functional
 
 from influence_ops.autodiff import matrix_root, output_hessian
+from influence_ops.example_loss import ExampleLoss, Targets
 from influence_ops.gradients.blocks import Block, BlockLayout, Factored, Layout, Piece
-from influence_ops.losses import PerExampleLoss
+from influence_ops.heads import Heads, Outputs
 
 
-def is_linear_head(model: keras.Model, variables: list[Any]) -> bool:
-    """Whether `variables` are all the weights of a final, linear Dense layer on a vector of features."""
+def is_linear_head(model: keras.Model, variables: list[Any], heads: Heads) -> bool:
+    """Whether `variables` are all the weights of a final Dense layer on a vector of features, and its outputs, before its
+    activation, are all that the loss sees of it."""
     if not isinstance(model, (keras.Sequential, Functional)) or len(model.outputs) != 1:
         return False
     last = model.layers[-1]
-    if not isinstance(last, keras.layers.Dense) or last.activation is not keras.activations.linear:
+    if type(last) is not keras.layers.Dense or last.activation is not keras.activations.get(heads.activations[0]):
+        return False
+    if heads.masked or heads.additional:
+        return False
+    if model.outputs[0]._keras_history.operation is not last:  # an operation that is no layer comes after it
         return False
     # Called twice, or fed by a shared tensor of several inputs, `input` does not exist.
     if len(last._inbound_nodes) != 1 or getattr(last, "lora_enabled", False):
@@ -38,13 +44,13 @@ def is_linear_head(model: keras.Model, variables: list[Any]) -> bool:
 class LinearHeadDerivatives:
     """The methods of `AutodiffDerivatives` in closed form: D = features (+ 1), C outputs, P = D·C."""
 
-    def __init__(self, model: keras.Model, loss: PerExampleLoss):
-        self._head = model.layers[-1]
+    def __init__(self, model: keras.Model, loss: ExampleLoss):
+        self._head: Any = model.layers[-1]
         self._trunk = keras.Model(model.inputs, self._head.input)
-        self._loss = loss
+        self.loss = loss
 
     def _features(self, inputs: Any) -> tf.Tensor:
-        features = self._trunk(inputs, training=False)
+        features = tf.cast(self._trunk(inputs, training=False), self._head.kernel.dtype)  # integers may go straight in
         if self._head.use_bias:
             features = tf.concat([features, tf.ones_like(features[:, :1])], axis=1)
         return features
@@ -59,9 +65,12 @@ class LinearHeadDerivatives:
         """z [B, C]."""
         return self._outputs(self._features(inputs))
 
-    def losses(self, inputs: Any, labels: tf.Tensor) -> tf.Tensor:
-        """ℓ(z_i): [B]."""
-        return self._loss(labels, self.outputs(inputs))
+    def losses(self, inputs: Any, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
+        """w_i ℓ(z_i): [B]."""
+        return weights * self._losses(targets)(self.outputs(inputs))
+
+    def _losses(self, targets: Targets) -> Callable[[tf.Tensor], tf.Tensor]:
+        return lambda outputs: self.loss(targets, Outputs(outputs, (None,)))
 
     def discover(self, inputs: Any, penalty: Callable[[Any], float | None]) -> Layout:
         """Kernel and bias as one block."""
@@ -79,14 +88,14 @@ class LinearHeadDerivatives:
         """None: the layer is covered."""
         return []
 
-    def losses_and_blocks(self, inputs: Any, labels: tf.Tensor) -> tuple[tf.Tensor, tuple[Block, ...]]:
-        """ℓ(z_i) [B] and ∇ℓ(z_i) = a_i ⊗ ∂ℓ/∂z_i as one block."""
+    def losses_and_blocks(self, inputs: Any, targets: Targets, weights: tf.Tensor) -> tuple[tf.Tensor, tuple[Block, ...]]:
+        """w_i ℓ(z_i) [B] and its gradients a_i ⊗ w_i ∂ℓ/∂z_i as one block."""
         features = self._features(inputs)
         outputs = self._outputs(features)
         with tf.GradientTape() as tape:
             tape.watch(outputs)
-            losses = self._loss(labels, outputs)
-        errors = cast(tf.Tensor, tape.gradient(losses, outputs))  # sparse ones come of lookups only
+            losses = weights * self._losses(targets)(outputs)
+        errors = tf.convert_to_tensor(tape.gradient(losses, outputs))  # sparse where the loss looks something up
         return losses, (Factored(features[:, None], errors[:, None]),)
 
     def output_blocks(self, inputs: Any, directions: tf.Tensor) -> tuple[Block, ...]:
@@ -95,21 +104,25 @@ class LinearHeadDerivatives:
 
     packed_outputs = outputs
 
-    def output_curvature_root(self, inputs: Any, labels: tf.Tensor) -> tf.Tensor:
-        """R [B, C, C] with R Rᵀ the positive part of H_out = ∂²ℓ/∂z²."""
-        return matrix_root(output_hessian(self._loss, labels, self.outputs(inputs)))
+    def position_weights(self, inputs: Any, targets: Targets) -> tf.Tensor:
+        """What each position's loss is multiplied by; see `ExampleLoss`."""
+        return self.loss.position_weights(targets, Outputs(self.outputs(inputs), (None,)))
 
-    def gauss_newton_factors(self, inputs: Any, labels: tf.Tensor) -> tf.Tensor:
+    def output_curvature_root(self, inputs: Any, targets: Targets) -> tf.Tensor:
+        """R [B, C, C] with R Rᵀ the positive part of H_out = ∂²ℓ/∂z²."""
+        return matrix_root(output_hessian(self._losses(targets), self.outputs(inputs)))
+
+    def gauss_newton_factors(self, inputs: Any, targets: Targets) -> tf.Tensor:
         """F [B, C, P], F_ic = a_i ⊗ R_i[:, c] with R Rᵀ = H_out."""
         features = self._features(inputs)
-        roots = matrix_root(output_hessian(self._loss, labels, self._outputs(features)))
+        roots = matrix_root(output_hessian(self._losses(targets), self._outputs(features)))
         factors = features[:, None, :, None] * tf.transpose(roots, [0, 2, 1])[:, :, None, :]
         return tf.reshape(factors, [tf.shape(factors)[0], _size(factors, 1), _size(factors, 2) * _size(factors, 3)])
 
-    def hessian_sum(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    def hessian_sum(self, inputs: Any, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
         """Σ_i w_i H_out,i ⊗ a_i a_iᵀ: [P, P], by C products of [D, B] with [B, C·D]."""
         features = self._features(inputs)
-        hessians = output_hessian(self._loss, labels, self._outputs(features)) * weights[:, None, None]
+        hessians = output_hessian(self._losses(targets), self._outputs(features)) * weights[:, None, None]
         size, outputs = _size(features, 1), _size(hessians, 1)
 
         def rows_of(output: tf.Tensor) -> tf.Tensor:
@@ -122,10 +135,10 @@ class LinearHeadDerivatives:
 
     gauss_newton_sum = hessian_sum
 
-    def hessian_vector_products(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+    def hessian_vector_products(self, inputs: Any, targets: Targets, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
         """(Σ_i w_i ∇²ℓ(z_i)) v for each row v of `vectors` [R, P]: [R, P], with no P × P matrix."""
         features = self._features(inputs)
-        hessians = output_hessian(self._loss, labels, self._outputs(features)) * weights[:, None, None]
+        hessians = output_hessian(self._losses(targets), self._outputs(features)) * weights[:, None, None]
         directions = tf.reshape(vectors, [-1, features.shape[1], hessians.shape[1]])
         moved = tf.einsum("bd,rdc->brc", features, directions)
         return _rows(tf.einsum("bd,brk->rdk", features, tf.einsum("brc,bck->brk", moved, hessians)))

@@ -1,23 +1,25 @@
-"""Per-example losses: one number for each example, from labels and the model's outputs."""
+"""Which loss a model was trained with, and the losses that are named here."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from influence_ops.import_path import load_object
 
-PerExampleLoss = Callable[[Any, Any], Any]
-"""(labels [B, ...], outputs [B, ...]) -> losses [B]; labels and outputs may be dictionaries or lists of such tensors."""
+NamedLoss = Callable[[Any, Any], tf.Tensor]
+"""(labels, logits or outputs [B, ..., C]) -> losses [B, ...], one for each position."""
 
 
 def softmax_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """-log softmax(logits)[label], summed over positions; labels [B] or [B, 1] of integers, or [B, C] of probabilities.
+    """-log softmax(logits)[label] for logits [B, ..., C]: [B, ...].
 
-    For logits [B, S, C] (a sequence of tokens), labels are [B, S].
+    Args:
+      labels: [B, ...] or [B, ..., 1] of classes, or [B, ..., C] of probabilities.
     """
     if labels.shape.rank == logits.shape.rank and labels.shape[-1] != 1:
         return tf.nn.softmax_cross_entropy_with_logits(tf.cast(labels, logits.dtype), logits)
@@ -29,135 +31,127 @@ def softmax_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     losses = tf.nn.softmax_cross_entropy_with_logits(tf.one_hot(labels, tf.cast(classes, tf.int32), dtype=logits.dtype), logits)
     # A label that is no class would have loss 0: as NaN the example is rejected.
     nan = tf.constant(float("nan"), dtype=logits.dtype)
-    losses = tf.where((labels >= 0) & (labels < classes), losses, nan)
-    return tf.reduce_sum(losses, axis=list(range(1, losses.shape.rank))) if (losses.shape.rank or 1) > 1 else losses
+    return tf.where((labels >= 0) & (labels < classes), losses, nan)
 
 
 def sigmoid_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Binary cross-entropy from logits [B] or [B, K], summed over the K outputs."""
-    logits = _as_matrix(logits)
-    labels = tf.reshape(tf.cast(labels, logits.dtype), tf.shape(logits))
+    """Binary cross-entropy from logits [B] or [B, ..., K], summed over the K outputs."""
+    labels, logits = _matched(labels, logits)
     return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits), axis=-1)
 
 
 def squared_error(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-    """sum over the outputs of (label - output)²; not halved, as Keras has it."""
-    outputs = _as_matrix(outputs)
-    labels = tf.reshape(tf.cast(labels, outputs.dtype), tf.shape(outputs))
+    """The sum over the last axis of (label - output)²; not halved, as Keras has it."""
+    labels, outputs = _matched(labels, outputs)
     return tf.reduce_sum(tf.square(labels - outputs), axis=-1)
 
 
-def _as_matrix(outputs: tf.Tensor) -> tf.Tensor:
-    return outputs[:, None] if outputs.shape.rank == 1 else outputs
+def _matched(labels: tf.Tensor, outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    if outputs.shape.rank == 1:
+        outputs = outputs[:, None]
+    return tf.reshape(tf.cast(labels, outputs.dtype), tf.shape(outputs)), outputs
 
 
-BUILT_IN: dict[str, PerExampleLoss] = {
+BUILT_IN: dict[str, NamedLoss] = {
     "softmax_cross_entropy": softmax_cross_entropy,
     "sigmoid_cross_entropy": sigmoid_cross_entropy,
     "squared_error": squared_error,
 }
 
 
-def likelihood(per_example_loss: PerExampleLoss, loss: Any, activation: str) -> Literal["categorical", "bernoulli"] | None:
-    """The distribution of labels that a loss is the negative log-likelihood of, where it is a known one.
+@dataclasses.dataclass(frozen=True)
+class TrainingLoss:
+    """The loss that a model was trained with.
 
-    Args:
-      per_example_loss: what `per_example` made of the loss.
-      loss, activation: what it was made of.
+    Attributes:
+      losses: a function of `BUILT_IN`, a `keras.losses.Loss`, a Keras name, an own function, or, of a model compiled so, a list or a
+        dictionary of these, one for each output.
+      name: the same from run to run.
+      weights: Keras's `loss_weights`, or None.
+      compiled: whether it is the one in the model, so that `model.compute_loss` tells its value.
     """
-    own = loss if activation == "linear" else None  # a built-in loss is of the outputs themselves
-    if softmax_cross_entropy in (per_example_loss, own):
-        return "categorical"
-    return "bernoulli" if own is sigmoid_cross_entropy else None
+
+    losses: Any
+    name: str
+    weights: Any = None
+    compiled: bool = False
+
+    @property
+    def own_function(self) -> Any:
+        """The user's function, where the loss is one that was given beside the model; else None."""
+        given = self.losses
+        known = self.compiled or isinstance(given, (str, list, tuple, dict, keras.losses.Loss)) or given in BUILT_IN.values()
+        return None if known or getattr(given, "__module__", "").startswith("keras.") else given
 
 
-def resolve_loss(loss: Any, model: Any = None) -> tuple[Any, str]:
-    """The loss and a name for it that is stable from run to run.
+def resolve_loss(loss: Any, model: Any = None) -> TrainingLoss:
+    """The loss that `loss` names.
 
     Args:
-      loss: `compiled` (the loss the model was compiled with), a built-in name of this module, a
-        Keras identifier such as `mse`, an import path `module:function`, a `keras.losses.Loss` or
-        a callable (labels, outputs) -> [B].
+      loss: `compiled` or None (the loss the model was compiled with), a built-in name of this module, a Keras identifier such as
+        `mse`, an import path `module:function`, a `keras.losses.Loss` or a callable (labels, outputs) -> [B].
       model: the Keras model, for `compiled`.
 
     Raises:
       ValueError: no such loss; the message lists what can be named.
     """
     if loss is None or loss == "compiled":
-        compiled = getattr(model, "loss", None)
-        if compiled is None or compiled == "compiled":
-            raise ValueError(
-                "the model carries no compiled loss; name one: --loss softmax_cross_entropy (from "
-                "logits), squared_error, sigmoid_cross_entropy, or your own as module:function"
-            )
-        return resolve_loss(compiled, model)
-    if isinstance(loss, (list, dict)):
-        raise ValueError(
-            "the model was compiled with one loss for each output; give one function of all "
-            "outputs as --loss module:function"
-        )
+        return _compiled(model)
     if not isinstance(loss, str):
-        if isinstance(loss, type) and issubclass(loss, keras.losses.Loss):
-            loss = loss()
-        return loss, _loss_name(loss)
+        return TrainingLoss(*_named(loss))
     if loss in BUILT_IN:
-        return BUILT_IN[loss], loss
+        return TrainingLoss(BUILT_IN[loss], loss)
     if ":" in loss:
-        found, _ = resolve_loss(load_object(loss))
-        return found, loss
+        return TrainingLoss(_named(load_object(loss))[0], loss)
+    return TrainingLoss(*_named(_by_keras_name(loss)))
+
+
+def _compiled(model: Any) -> TrainingLoss:
+    losses = getattr(model, "loss", None)
+    if losses is None or losses == "compiled":
+        raise ValueError(
+            "the model carries no compiled loss; name one: --loss softmax_cross_entropy (from "
+            "logits), squared_error, sigmoid_cross_entropy, or your own as module:function"
+        )
+    for method in ("compute_loss", "train_step"):
+        if getattr(type(model), method) is not getattr(keras.Model, method):
+            raise ValueError(
+                f"{type(model).__name__} has a {method} of its own, so what it was compiled with need not be what trained it; name the "
+                "loss of an example: --loss, a Keras loss or your own as module:function"
+            )
+    # Keras keeps them beside the compiled loss.
+    weights = getattr(getattr(model, "_compile_loss", None), "_user_loss_weights", None)
+    names = [_named(leaf)[1] for leaf in keras.tree.flatten(losses) if leaf is not None]
+    name = names[0] if not keras.tree.is_nested(losses) else f"[{', '.join(names)}]"
+    return TrainingLoss(losses, name if weights is None else f"{name}×{weights}", weights, compiled=True)
+
+
+def _by_keras_name(name: str) -> Any:
     try:
-        return resolve_loss(keras.losses.get(loss))
+        return keras.losses.get(name)
     except ValueError as error:
         raise ValueError(
-            f"no loss is called {loss!r}; use one of {', '.join(sorted(BUILT_IN))}, a Keras loss "
-            "name, or module:function"
+            f"no loss is called {name!r}; use one of {', '.join(sorted(BUILT_IN))}, a Keras loss name, or module:function"
         ) from error
 
 
-def _loss_name(loss: Any) -> str:
+def _named(loss: Any) -> tuple[Any, str]:
+    if isinstance(loss, type) and issubclass(loss, keras.losses.Loss):
+        loss = loss()
+    if isinstance(loss, str):
+        loss = loss if loss.lower() in ("crossentropy", "ce") else _by_keras_name(loss)  # these two depend on the labels
     if isinstance(loss, keras.losses.Loss):
         # Huber's get_config leaves its delta out.
-        settings = {**getattr(loss, "_fn_kwargs", {}), **loss.get_config()}
-        config = {key: value for key, value in settings.items() if key not in ("name", "reduction")}
-        return f"keras:{type(loss).__name__}({', '.join(f'{k}={v}' for k, v in sorted(config.items()))})"
-    return f"{getattr(loss, '__module__', '')}:{getattr(loss, '__qualname__', repr(loss))}"
+        settings = {**getattr(loss, "_fn_kwargs", {}), **_config(loss)}
+        config = {key: value for key, value in settings.items() if key not in ("name", "fn")}
+        return loss, f"keras:{type(loss).__name__}({', '.join(f'{k}={v}' for k, v in sorted(config.items()))})"
+    if isinstance(loss, str):
+        return loss, loss
+    return loss, f"{getattr(loss, '__module__', '')}:{getattr(loss, '__qualname__', repr(loss))}"
 
 
-def per_example(loss: Any, activation: str) -> PerExampleLoss:
-    """`loss` as a function of the model's pre-activation outputs.
-
-    Args:
-      loss: what `resolve_loss` returned.
-      activation: the name of the activation that was taken off the model's last layer (`linear`,
-        `softmax` or `sigmoid`). A Keras cross-entropy of probabilities after it is computed from
-        the logits instead: the same function without Keras's clipping at 1e-7, whose derivative is 0.
-    """
-    losses = keras.losses
-    sparse = (losses.SparseCategoricalCrossentropy, losses.sparse_categorical_crossentropy)
-    categorical = (losses.CategoricalCrossentropy, losses.categorical_crossentropy)
-    smoothing = getattr(loss, "label_smoothing", 0) or 0
-    from_logits = bool(getattr(loss, "from_logits", False)) or getattr(loss, "_fn_kwargs", {}).get("from_logits", False)
-    is_cross_entropy = isinstance(loss, (sparse[0], categorical[0])) or loss in (sparse[1], categorical[1])
-    ignores = getattr(loss, "_fn_kwargs", {}).get("ignore_class") is not None
-    if is_cross_entropy and not smoothing and not ignores and from_logits != (activation == "softmax"):
-        return softmax_cross_entropy
-    apply = keras.activations.get(activation)
-    function = loss.call if isinstance(loss, losses.Loss) else loss
-
-    def from_pre_activation(labels: Any, outputs: Any) -> tf.Tensor:
-        predictions: Any = apply(outputs) if activation != "linear" else outputs
-        dtype = tf.nest.flatten(predictions)[0].dtype
-        labels = tf.nest.map_structure(lambda label: tf.cast(label, dtype) if label.dtype.is_floating else label, labels)
-        if isinstance(loss, losses.Loss) and labels.shape.rank == 1 and predictions.shape.rank == 2:
-            labels = labels[:, None]
-        value = tf.convert_to_tensor(function(labels, predictions))
-        if isinstance(loss, losses.Loss) and (value.shape.rank or 0) > 1:
-            value = tf.reduce_mean(value, axis=list(range(1, value.shape.rank)))
-        if value.shape.rank != 1:
-            raise ValueError(
-                f"the loss returned the shape {value.shape} for a batch; it must return one number "
-                "for each example, [B] (a Keras loss: reduction='none')"
-            )
-        return value
-
-    return from_pre_activation
+def _config(loss: keras.losses.Loss) -> dict[str, Any]:
+    try:
+        return loss.get_config()
+    except NotImplementedError:  # of the user's own, without one
+        return {}

@@ -15,15 +15,20 @@ import tensorflow as tf
 from influence_ops.autodiff import AutodiffDerivatives
 from influence_ops.exact_moments import exact_moments
 from influence_ops.example_batch import ExampleBatch
+from influence_ops.example_loss import ExampleLoss, Targets
 from influence_ops.features import ModelInput
-from influence_ops.gradients.blocks import Block, Gradients, Layout, scaled
+from influence_ops.gradients.blocks import Block, Gradients, Layout
 from influence_ops.gradients.discover import declared_examples
+from influence_ops.guard import Agreement, check_agreement
+from influence_ops.heads import Heads
 from influence_ops.linear_head import LinearHeadDerivatives, is_linear_head
-from influence_ops.losses import likelihood, per_example, resolve_loss
-from influence_ops.network import Precision, copy_network, feed, to_numpy
+from influence_ops.losses import resolve_loss
+from influence_ops.network import Precision, declared_specs, feed, open_network, to_numpy
+from influence_ops.position_losses import takes_weights
 from influence_ops.weights import watched_variables
 
 Regularizer = Literal["curvature", "loss"]
+Derivatives = LinearHeadDerivatives | AutodiffDerivatives
 
 _VECTORS_AT_ONCE = 32  # products in one vectorised pass: bounds memory to as many copies of the activations
 _SECOND_DERIVATIVES = ("hessian_sum", "hessian_vector_products")
@@ -32,8 +37,10 @@ _SECOND_DERIVATIVES = ("hessian_sum", "hessian_vector_products")
 class InfluenceModel:
     """A Keras model, the part of it whose weights are watched, and a per-example loss.
 
-    The weights are copied when this is made; the model is evaluated in inference mode (Dropout off,
-    BatchNorm with its moving statistics). With sample weights, ℓ(z_i) stands for w_i ℓ(z_i) everywhere.
+    In float64 the model is copied when this is made; in its own precision it is used as it is, and must not be trained on meanwhile.
+    It is evaluated in inference mode (Dropout off, BatchNorm with its moving statistics). ℓ(z_i) is what Keras's `compute_loss` gives
+    for a batch of that example alone, with its sample weight where there are any, and without the weights' regularisers
+    (docs/quantities.md); `check` compares the two on examples at hand.
 
     Args:
       model: a built Keras model: Sequential, functional, or subclassed; or a `SavedModelNetwork`.
@@ -72,28 +79,63 @@ class InfluenceModel:
             raise ValueError(f"regularizer={regularizer!r} must be 'curvature' or 'loss'")
         if precision not in ("auto", "float64", "native"):
             raise ValueError(f"precision={precision!r} must be 'auto', 'float64' or 'native'")
-        loss, self.loss_name = resolve_loss(loss_function, model)
-        network = copy_network(model, precision)
-        self.model = network.model
-        self.dtype = network.dtype
-        self._inputs = network.inputs
+        self.training_loss = resolve_loss(loss_function, model)
+        self.loss_name = self.training_loss.name
+        self.network = open_network(model, precision)
+        self.model = self.network.model
+        self.dtype = self.network.dtype
         self.weight_decay = float(weight_decay)
         self.regularizer: Regularizer = regularizer
         self.variables = watched_variables(self.model, weights, start_layer, last_layer)
         self.size = sum(int(np.prod(variable.shape)) for variable in self.variables)
         self.total_size = sum(int(np.prod(variable.shape)) for variable in self.model.trainable_variables)
-        self._activation = network.activation
-        loss_of_outputs = per_example(loss, network.activation)
-        self.likelihood = likelihood(loss_of_outputs, loss, network.activation)
-        self.is_linear = is_linear_head(self.model, self.variables)
-        self._derivatives: LinearHeadDerivatives | AutodiffDerivatives = (
-            LinearHeadDerivatives(self.model, loss_of_outputs)
-            if self.is_linear
-            else AutodiffDerivatives(self.model, loss_of_outputs, self.variables)
-        )
+        self.agreement: Agreement | None = None
         self._functions: dict[str, Any] = {}
         self._layout: Layout | None = None
         self._regularizer_gradient: np.ndarray | None = None
+        self._made: Derivatives | None = None
+        if self.network.inputs:
+            self._derive(declared_specs(self.model, self.dtype))
+
+    def _derive(self, specs: Any) -> Derivatives:
+        """The derivatives, made once: the network is traced on inputs of `specs` to see how it ends."""
+        if self._made is None:
+            heads = Heads.find(self.model, specs)
+            self._loss = ExampleLoss(self.training_loss, heads, tuple(getattr(self.model, "output_names", None) or ()))
+            linear = is_linear_head(self.model, self.variables, heads)
+            kind = LinearHeadDerivatives(self.model, self._loss) if linear else None
+            self._made = kind or AutodiffDerivatives(self.model, self._loss, self.variables)
+        return self._made
+
+    @property
+    def _derivatives(self) -> Derivatives:
+        if self._made is None:
+            raise ValueError("the model declares no inputs and has seen no example yet; evaluate a batch first")
+        return self._made
+
+    @property
+    def loss(self) -> ExampleLoss:
+        """What the loss of an example is; known once the model declares its inputs or has seen an example."""
+        return self._derivatives.loss
+
+    @property
+    def likelihood(self) -> Literal["categorical", "bernoulli"] | None:
+        """See `ExampleLoss`."""
+        return self.loss.likelihood
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the watched weights are a final Dense layer, whose derivatives have a closed form."""
+        return isinstance(self._made, LinearHeadDerivatives)
+
+    def check(self, batch: ExampleBatch) -> Agreement:
+        """Compares everything that is computed here with the user's own model and loss, on the first examples of `batch`; see `guard`.
+
+        Raises:
+          ValueError: something differs; the message says what, by how much, and the mend.
+        """
+        self.agreement = check_agreement(self, batch)
+        return self.agreement
 
     def with_weight_decay(self, weight_decay: float) -> InfluenceModel:
         """The same model under another `weight_decay`."""
@@ -111,12 +153,12 @@ class InfluenceModel:
         Raises:
           ValueError: it declares none.
         """
-        if not self._inputs:
+        if not self.network.inputs:
             raise ValueError(
                 "the model declares no inputs (a subclassed model); wrap it: keras.Model(inputs, model(inputs)) with "
                 "inputs = keras.Input(shape, name=...)"
             )
-        return self._inputs
+        return self.network.inputs
 
     @property
     def weight_names(self) -> list[str]:
@@ -129,7 +171,7 @@ class InfluenceModel:
 
     def fingerprint(self) -> str:
         """SHA-256 over the loss, the regulariser, the layers and all weights (watched ones marked): what a curvature fits."""
-        digest = hashlib.sha256(f"{self.loss_name}|{self.weight_decay!r}|{self.regularizer}|{self._activation}".encode())
+        digest = hashlib.sha256(f"{self.loss_name}|{self.weight_decay!r}|{self.regularizer}".encode())
         digest.update(json.dumps(_layers(self.model), sort_keys=True).encode())
         watched = {id(variable) for variable in self.variables}
         for variable in self.model.variables:
@@ -154,7 +196,8 @@ class InfluenceModel:
             examples = declared if declared is not None else inputs
             if examples is None:
                 raise ValueError("the model declares no inputs and has seen no example yet; evaluate a batch first")
-            self._layout = self._derivatives.discover(feed(self.model, examples, self.dtype), self._penalty)
+            examples = feed(self.model, examples, self.dtype)
+            self._layout = self._derive(tf.nest.map_structure(any_batch, examples)).discover(examples, self._penalty)
         return self._layout
 
     @property
@@ -165,21 +208,21 @@ class InfluenceModel:
 
     def losses_and_gradients(self, batch: ExampleBatch) -> tuple[np.ndarray, Gradients]:
         """ℓ(z_i): [B] float64, and ∇ℓ(z_i) as blocks on the device, in the computation's dtype."""
+        losses, blocks, layout = self.plain_losses_and_blocks(batch)
+        if self.regularizer == "curvature":
+            return losses, Gradients(layout, blocks)
+        return losses + self.regularizer_value(), Gradients(layout, blocks, tf.constant(self.regularizer_gradient(), dtype=self.dtype))
+
+    def plain_losses_and_blocks(self, batch: ExampleBatch) -> tuple[np.ndarray, tuple[Block, ...], Layout]:
+        """ℓ(z_i) [B] and ∇ℓ(z_i) as blocks, whatever `regularizer` says."""
         layout = self.layout(batch.inputs)
-        losses, blocks = self._call("losses_and_blocks", batch)
-        if batch.weights is not None:
-            weights = self._weights(batch)
-            losses, blocks = losses * weights, scaled(blocks, weights)
-        offset = None
-        if self.regularizer == "loss":
-            losses = losses + self.regularizer_value()
-            offset = tf.constant(self.regularizer_gradient(), dtype=self.dtype)
-        return to_numpy(losses), Gradients(layout, tuple(blocks), offset)
+        losses, blocks = self._call("losses_and_blocks", batch, self.example_weights(batch))
+        return to_numpy(losses), tuple(blocks), layout
 
     def loss_blocks(self, batch: ExampleBatch) -> tuple[Block, ...]:
         """∇ℓ(z_i) without the examples' weights and the regulariser, as blocks."""
         self.layout(batch.inputs)
-        return tuple(self._call("losses_and_blocks", batch)[1])
+        return tuple(self._call("losses_and_blocks", batch, tf.ones(len(batch), dtype=self.dtype))[1])
 
     def output_blocks(self, batch: ExampleBatch, directions: tf.Tensor) -> tuple[Block, ...]:
         """J_iᵀ u_i as blocks, for `directions` u [B, C] along the outputs before their activation."""
@@ -190,20 +233,25 @@ class InfluenceModel:
         """The outputs before their activation, all in one tensor: [B, C], or the only output's shape."""
         return self._call_inputs("packed_outputs", batch)
 
+    def position_weights(self, batch: ExampleBatch) -> tf.Tensor:
+        """What each position's loss is multiplied by in its example's, without the example's weight: [B, ...]; where `likelihood` is."""
+        return self._call("position_weights", batch)
+
     def output_curvature_root(self, batch: ExampleBatch) -> tf.Tensor:
         """R: [B, C, C] with R Rᵀ the positive part of ∂²ℓ/∂z²."""
         return self._call("output_curvature_root", batch)
 
     def losses(self, batch: ExampleBatch) -> np.ndarray:
         """ℓ(z_i): [B] float64."""
-        losses = self._call("losses", batch) * self._weights(batch)
+        self.layout(batch.inputs)
+        losses = self._call("losses", batch, self.example_weights(batch))
         offset = self.regularizer_value() if self.regularizer == "loss" else 0.0
         return to_numpy(losses) + offset
 
     def gauss_newton_factors(self, batch: ExampleBatch) -> tf.Tensor:
         """F: [B, C, P] with F_iᵀ F_i the Gauss–Newton matrix of example i."""
         factors = self._call("gauss_newton_factors", batch)
-        return factors * tf.sqrt(self._weights(batch))[:, None, None] if batch.weights is not None else factors
+        return factors * tf.sqrt(self.example_weights(batch))[:, None, None]
 
     # Sums over the batch, without the regulariser.
 
@@ -223,11 +271,11 @@ class InfluenceModel:
     def hessian_sum(self, batch: ExampleBatch) -> np.ndarray:
         """Σ_i ∇²ℓ(z_i): [P, P] float64."""
         self.check_second_derivatives()
-        return to_numpy(self._call("hessian_sum", batch, self._weights(batch)))
+        return to_numpy(self._call("hessian_sum", batch, self.example_weights(batch)))
 
     def gauss_newton_sum(self, batch: ExampleBatch) -> np.ndarray:
         """Σ_i J_iᵀ (∂²ℓ/∂z²) J_i: [P, P] float64."""
-        return to_numpy(self._call("gauss_newton_sum", batch, self._weights(batch)))
+        return to_numpy(self._call("gauss_newton_sum", batch, self.example_weights(batch)))
 
     def hessian_vector_products(self, batch: ExampleBatch, vectors: np.ndarray) -> np.ndarray:
         """(Σ_i ∇²ℓ(z_i)) v for each row v of `vectors` [R, P]: [R, P] float64."""
@@ -243,7 +291,7 @@ class InfluenceModel:
         for start in range(0, len(vectors), _VECTORS_AT_ONCE):
             rows = slice(start, start + _VECTORS_AT_ONCE)
             directions = tf.constant(vectors[rows], dtype=self.dtype)
-            products[rows] = to_numpy(self._call(name, batch, self._weights(batch), directions))
+            products[rows] = to_numpy(self._call(name, batch, self.example_weights(batch), directions))
         return products
 
     # The regulariser R(θ): the watched variables' own Keras regularisers and weight_decay.
@@ -311,28 +359,34 @@ class InfluenceModel:
             start += count
         matrix[np.arange(self.size), np.arange(self.size)] += self.weight_decay
 
-    def _weights(self, batch: ExampleBatch) -> tf.Tensor:
-        if batch.weights is None:
+    def example_weights(self, batch: ExampleBatch) -> tf.Tensor:
+        """The weight of each example: [B], 1 where there are none."""
+        if batch.weights is None or batch.weights.ndim > 1 or takes_weights(self.training_loss.own_function):
             return tf.ones(len(batch), dtype=self.dtype)
         return tf.constant(batch.weights, dtype=self.dtype)
 
     def _call(self, name: str, batch: ExampleBatch, *extra: tf.Tensor) -> Any:
-        """A method of the derivatives, of inputs and labels."""
-        labels = tf.nest.map_structure(tf.convert_to_tensor, batch.labels)
-        return self._call_inputs(name, batch, labels, *extra)
+        """A method of the derivatives, of inputs and targets."""
+        targets: Targets = {"labels": tf.nest.map_structure(tf.convert_to_tensor, batch.labels)}
+        if batch.weights is not None and (batch.weights.ndim > 1 or takes_weights(self.training_loss.own_function)):
+            targets["weights"] = tf.constant(batch.weights, dtype=self.dtype)
+        return self._call_inputs(name, batch, targets, *extra)
 
     def _call_inputs(self, name: str, batch: ExampleBatch, *extra: Any) -> Any:
         """A method of the derivatives as one `tf.function`, traced once for any batch size."""
         arguments = (feed(self.model, batch.inputs, self.dtype), *extra)
         if name not in self._functions:
-            signature = tf.nest.map_structure(
-                lambda tensor: tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype), arguments
-            )
-            function = tf.function(getattr(self._derivatives, name), input_signature=signature)
+            signature = tf.nest.map_structure(any_batch, arguments)
+            function = tf.function(getattr(self._derive(signature[0]), name), input_signature=signature)
             # The concrete function: a tf.function that is called with a wrong shape never releases its lock.
             with exact_moments() if name in _SECOND_DERIVATIVES else contextlib.nullcontext():
                 self._functions[name] = function.get_concrete_function()
         return self._functions[name](*arguments)
+
+
+def any_batch(tensor: tf.Tensor) -> tf.TensorSpec:
+    """What a tensor is but for the number of its examples."""
+    return tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)
 
 
 def _regularizer_name(regularizer: Any) -> str:

@@ -1,9 +1,9 @@
-"""A private copy of a Keras model, at the precision of the computation, ending in pre-activations."""
+"""The network on which everything is computed: a float64 copy of the user's model, or the model itself."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
+import logging
 from typing import Any, Literal
 
 import keras
@@ -12,93 +12,103 @@ import tensorflow as tf
 from keras.src.models import Functional  # not exported, and the class keras.Model(inputs, outputs) makes
 
 from influence_ops.features import ModelInput
+from influence_ops.float64_copy import NoCopy, float64_copy
 from influence_ops.saved_model import SavedModelNetwork
 
 Precision = Literal["auto", "float64", "native"]
 
-_ACTIVATIONS_TAKEN_OFF = ("softmax", "sigmoid")
-
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A copy of the user's model, on which everything is computed.
+    """What is computed on.
 
     Attributes:
-      model: the copy; its last layer is linear when its activation could be taken off.
-      activation: the activation taken off the last layer: `softmax`, `sigmoid` or `linear` (none).
-      dtype: `float64`, or the dtype that the model itself has.
+      model: a copy in float64, or `original` itself.
+      original: the user's model.
+      dtype: what `model` computes in.
       inputs: the original's inputs as it declares them; empty for a subclassed model.
     """
 
     model: Any
-    activation: str
+    original: Any
     dtype: str
     inputs: tuple[ModelInput, ...]
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether the two must be compared."""
+        return self.model is not self.original
 
-def copy_network(model: Any, precision: Precision) -> Network:
-    """Copies `model` with its weights as they are now; the original is never changed.
 
-    Sequential and functional models are rebuilt from their layers' configurations: in float64
-    (`auto`, `float64`), or in their own dtypes (`native`). A subclassed model can't be rebuilt; it is
-    used as it is, in its own dtype, which `float64` refuses; so is a SavedModel.
+def open_network(model: Any, precision: Precision) -> Network:
+    """The network of `model` in a precision; the model is never changed.
+
+    `native` is the model itself. `float64` is a copy by Keras's own serialisation (`float64_copy`), of which a subclassed model
+    and a SavedModel have none; `auto` takes the copy where there is one.
 
     Raises:
-      ValueError: the model is not built, has several outputs' worth of losses, or can't be rebuilt.
+      ValueError: the model is not built, is quantised or keeps state from batch to batch, or has no float64 copy.
     """
+    inputs = declared_inputs(model)
     if isinstance(model, SavedModelNetwork):
         if precision == "float64" and model.dtype != "float64":
             raise ValueError("a SavedModel can't be rebuilt in float64; use precision 'native', or a .keras file")
-        return Network(model, "linear", model.dtype, declared_inputs(model))
+        return Network(model, model, model.dtype, inputs)
     if not model.built:
         raise ValueError("the model has no weights yet; call it once on a batch, or load a trained one")
+    _refuse_layers(model)
+    native = Network(model, model, _own_dtype(model), inputs)
+    if precision == "native":
+        return native
     if not isinstance(model, (keras.Sequential, Functional)):
-        dtype = str(model.weights[0].dtype) if model.weights else "float32"
-        if precision == "float64" and dtype != "float64":
+        if precision == "float64" and native.dtype != "float64":
             raise ValueError(
                 f"{type(model).__name__} is a subclassed model and can't be rebuilt in float64; "
                 "use precision 'native'"
             )
-        return Network(model, "linear", dtype, declared_inputs(model))
-    last = model.layers[-1]
-    activation = getattr(getattr(last, "activation", None), "__name__", "linear")
-    take_off = activation in _ACTIVATIONS_TAKEN_OFF and len(model.outputs) == 1
-    # An Activation or Softmax layer of its own is left in place: the layer before it is not the last.
-    take_off = take_off and isinstance(last, keras.layers.Dense)
-
-    def copy_layer(layer: Any) -> Any:
-        config = layer.get_config()
-        if precision != "native" and "dtype" in config:
-            config["dtype"] = "float64"
-        # A user's own functions and regularisers are not known to Keras by name: the objects themselves are used.
-        for key, value in config.items():
-            own = getattr(layer, key, None)
-            if isinstance(value, dict) and (isinstance(own, keras.regularizers.Regularizer) or inspect.isfunction(own)):
-                config[key] = own
-        if layer is last and take_off:
-            config["activation"] = "linear"
-        return type(layer).from_config(config)
-
-    def copy_input(tensor: Any) -> Any:
-        wide = precision != "native" and tf.as_dtype(tensor.dtype).is_floating
-        return keras.Input(batch_shape=tensor.shape, dtype="float64" if wide else tensor.dtype, name=tensor.name)
-
-    inputs = tf.nest.map_structure(copy_input, model.inputs[0] if isinstance(model, keras.Sequential) else model.input)
-    copy = keras.models.clone_model(model, input_tensors=inputs, clone_function=copy_layer)
-    if precision != "native" and any(tf.as_dtype(weight.dtype).is_floating and weight.dtype != "float64" for weight in copy.weights):
-        # A subclassed layer makes its own layers, in the default dtype.
+        return native
+    try:
+        return Network(float64_copy(model), model, "float64", inputs)
+    except NoCopy as reason:
         if precision == "float64":
-            raise ValueError("the model has layers that can't be rebuilt in float64 (subclassed ones); use precision 'native'")
-        return copy_network(model, "native")
-    copy.set_weights(model.get_weights())
-    dtype = "float64" if precision != "native" else str(model.compute_dtype)
-    return Network(copy, activation if take_off else "linear", dtype, declared_inputs(model))
+            raise ValueError(f"the model can't be rebuilt in float64: {reason}; use precision 'native'") from reason
+        logging.getLogger(__name__).info("computed in %s, since the model can't be rebuilt in float64: %s", native.dtype, reason)
+        return native
+
+
+def _own_dtype(model: Any) -> str:
+    trainable = model.trainable_variables or model.variables
+    return str(trainable[0].dtype) if trainable else "float32"
+
+
+def _refuse_layers(model: Any) -> None:
+    """What can't be explained whatever the data."""
+    for layer in model._flatten_layers():
+        if getattr(layer, "quantization_mode", None) not in (None, "float8"):
+            raise ValueError(
+                f"the layer {layer.name!r} is quantised ({layer.quantization_mode}): its weights are integers and have no gradient; "
+                "give the model as it was before model.quantize()"
+            )
+        if getattr(layer, "stateful", False) and isinstance(layer, keras.layers.RNN):
+            raise ValueError(
+                f"the layer {layer.name!r} is stateful: what it says of an example depends on those before it; build the model with "
+                "stateful=False and load its weights"
+            )
 
 
 def declared_inputs(model: Any) -> tuple[ModelInput, ...]:
     """The inputs that a model declares."""
     tensors = getattr(model, "inputs", None) or []
     return tuple(ModelInput(tensor.name, tuple(tensor.shape[1:]), str(tensor.dtype)) for tensor in tensors)
+
+
+def declared_specs(model: Any, dtype: str) -> Any:
+    """What `feed` gives for the inputs that a model declares."""
+    specs = {}
+    for tensor in model.inputs:
+        wide = tensor.dtype != "string" and tf.as_dtype(tensor.dtype).is_floating
+        specs[tensor.name] = tf.TensorSpec([None, *tensor.shape[1:]], dtype if wide else tensor.dtype)
+    return next(iter(specs.values())) if len(specs) == 1 else specs
 
 
 def feed(model: keras.Model, inputs: Any, dtype: str) -> Any:
@@ -116,6 +126,8 @@ def feed(model: keras.Model, inputs: Any, dtype: str) -> Any:
 
     if isinstance(inputs, dict):
         return {name: cast(array, by_name.get(name)) for name, array in inputs.items()}
+    if isinstance(inputs, (list, tuple)):
+        return type(inputs)(cast(array, tensor.dtype) for array, tensor in zip(inputs, declared, strict=True))
     return cast(inputs, declared[0].dtype if len(declared) == 1 else None)
 
 

@@ -79,7 +79,7 @@ def discover(
         kernel, bias = (getattr(layer, name, None) for name in ("kernel", "bias"))
         joined = kernel is not None and bias is not None and penalty(kernel) is not None and penalty(kernel) == penalty(bias)
         candidates += [(layer, found) for found in cover(layer, lambda variable: id(variable) in starts, joined)]
-    trusted = _check(candidates, variables, outputs, _made_up(inputs)) if candidates else []
+    trusted = _check(candidates, variables, outputs, made_up(inputs)) if candidates else []
     blocks: list[tuple[int, BlockLayout, tuple[Any, Cover] | None]] = []
     covered: set[int] = set()
     for layer, rule in trusted:
@@ -159,7 +159,7 @@ def _agrees(rule: Cover, block: Block, expected: dict[int, np.ndarray], scale: f
     return all(np.allclose(a, b, rtol=0, atol=tolerance) for a, b in zip(summed, wanted, strict=True))
 
 
-def _made_up(inputs: Any) -> Any:
+def made_up(inputs: Any) -> Any:
     """Examples of the same shapes: seeded normal numbers; integers and strings as they are."""
     rng = np.random.default_rng(1)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from influence_ops.losses import BUILT_IN, per_example, resolve_loss, sigmoid_cross_entropy, softmax_cross_entropy, squared_error
+from influence_ops.example_loss import ExampleLoss
+from influence_ops.heads import Heads, Outputs
+from influence_ops.losses import BUILT_IN, resolve_loss, sigmoid_cross_entropy, softmax_cross_entropy, squared_error
 
 losses = keras.losses
 
@@ -18,6 +23,12 @@ KERAS = 1e-5  # float32, and probabilities clipped at 1e-7
 def own_loss(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
     """A user's loss, named by its import path."""
     return tf.reduce_sum(tf.abs(labels - outputs), axis=-1)
+
+
+def per_example(loss: Any, activation: str) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """The loss as a function of labels and of one output before its activation."""
+    found = ExampleLoss(resolve_loss(loss), Heads((activation,)))
+    return lambda labels, outputs: found({"labels": labels}, Outputs(outputs, (None,)))
 
 
 @pytest.fixture
@@ -98,17 +109,22 @@ def test_a_confident_mistake_keeps_its_gradient():
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_names(name):
-    assert resolve_loss(name) == (BUILT_IN[name], name)
+    found = resolve_loss(name)
+    assert (found.losses, found.name) == (BUILT_IN[name], name)
 
 
 def test_names_are_stable():
-    assert resolve_loss("mse")[1] == resolve_loss("mean_squared_error")[1]
-    assert resolve_loss(losses.Huber(delta=2.0))[1] == resolve_loss(losses.Huber(delta=2.0, name="mine"))[1]
-    assert resolve_loss(losses.Huber(delta=2.0))[1] != resolve_loss(losses.Huber(delta=3.0))[1]
-    assert resolve_loss(losses.Huber)[1] == resolve_loss(losses.Huber())[1]
+    def name(loss: Any) -> str:
+        return resolve_loss(loss).name
+
+    assert name("mse") == name("mean_squared_error")
+    assert name(losses.Huber(delta=2.0)) == name(losses.Huber(delta=2.0, name="mine"))
+    assert name(losses.Huber(delta=2.0)) != name(losses.Huber(delta=3.0))
+    assert name(losses.Huber(reduction="sum")) != name(losses.Huber())  # over positions it is another number
+    assert name(losses.Huber) == name(losses.Huber())
     path = f"{__name__}:own_loss"
-    assert resolve_loss(path) == (own_loss, path)
-    assert resolve_loss(own_loss) == (own_loss, path)
+    assert (resolve_loss(path).losses, resolve_loss(path).name) == (own_loss, path)
+    assert name(own_loss) == path
 
 
 def test_the_compiled_loss():
@@ -117,12 +133,31 @@ def test_the_compiled_loss():
         with pytest.raises(ValueError, match="carries no compiled loss; name one: --loss softmax_cross_entropy"):
             resolve_loss(loss, network)
     network.compile(loss="mse")
-    assert resolve_loss(None, network) == resolve_loss("mse")
+    assert resolve_loss(None, network).compiled and resolve_loss(None, network).name == resolve_loss("mse").name
     network.compile(loss=own_loss)
-    assert resolve_loss("compiled", network)[0] is own_loss
-    network.compile(loss=["mse"])
-    with pytest.raises(ValueError, match="one loss for each output; give one function"):
-        resolve_loss(None, network)
+    assert resolve_loss("compiled", network).losses is own_loss
+    network.compile(loss=["mse"], loss_weights=[2.0])
+    assert resolve_loss(None, network).weights == [2.0]
+
+
+class OwnStep(keras.Model):
+    def train_step(self, data: Any) -> Any:
+        return super().train_step(data)
+
+
+class OwnLoss(keras.Model):
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        return 2 * super().compute_loss(*args, **kwargs)
+
+
+@pytest.mark.parametrize(("kind", "method"), [(OwnStep, "train_step"), (OwnLoss, "compute_loss")])
+def test_a_compiled_loss_that_need_not_be_the_training_loss_is_refused(kind, method):
+    inputs = keras.Input((2,))
+    network = kind(inputs, keras.layers.Dense(1)(inputs))
+    network.compile(loss="mse")
+    with pytest.raises(ValueError, match=f"has a {method} of its own.*name the loss of an example: --loss"):
+        resolve_loss("compiled", network)
+    assert resolve_loss("mse", network).losses is losses.mean_squared_error
 
 
 @pytest.mark.parametrize(
@@ -139,9 +174,19 @@ def test_unknown_losses_are_refused(loss, message):
         resolve_loss(loss)
 
 
-@pytest.mark.parametrize(
-    "loss", [lambda labels, outputs: tf.reduce_mean(labels - outputs), lambda labels, outputs: labels - outputs], ids=["scalar", "matrix"]
-)
-def test_a_loss_that_is_not_one_number_for_each_example_is_refused(loss):
-    with pytest.raises(ValueError, match="it must return one number for each example"):
-        per_example(loss, "linear")(tf.zeros((4, 3)), tf.zeros((4, 3)))
+def test_a_loss_of_a_whole_batch_is_taken_one_example_at_a_time(logits):
+    """As Keras trains with it: on a batch of one it is the example's loss."""
+    labels = np.random.default_rng(1).standard_normal((5, 3))
+    found = per_example(lambda y, p: tf.reduce_mean(tf.square(y - p)), "linear")(tf.constant(labels), tf.constant(logits))
+    np.testing.assert_allclose(found, ((labels - logits) ** 2).mean(1), rtol=FLOAT64)
+
+
+def test_positions_are_averaged(logits):
+    labels = np.random.default_rng(1).standard_normal((5, 3))
+    found = per_example(lambda y, p: tf.square(y - p), "linear")(tf.constant(labels), tf.constant(logits))
+    np.testing.assert_allclose(found, ((labels - logits) ** 2).mean(1), rtol=FLOAT64)
+    tokens = np.random.default_rng(2).normal(size=(4, 6, 3))
+    classes = np.random.default_rng(3).integers(0, 3, (4, 6))
+    each = np.log(np.exp(tokens).sum(-1)) - np.take_along_axis(tokens, classes[..., None], -1)[..., 0]
+    for loss in ("softmax_cross_entropy", losses.SparseCategoricalCrossentropy(from_logits=True)):
+        np.testing.assert_allclose(per_example(loss, "linear")(tf.constant(classes), tf.constant(tokens)), each.mean(1), rtol=FLOAT64)

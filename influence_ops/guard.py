@@ -1,0 +1,185 @@
+"""The user's model is the truth: everything that is computed, compared with it on the user's own first examples.
+
+    outputs     of the network that is computed on, and of the user's model
+    losses      ours, all at once, and what Keras computes for the user's model on a batch of each example alone
+    gradient    the sum of our blocks, and a tape's gradient of Keras's loss by the user's weights
+    batches     a batch of B, and B batches of one
+    again       the same batch twice
+
+Nothing that fails one of these can become a number: the difference is refused, with what differs first and the mend.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from influence_ops.example_batch import ExampleBatch
+from influence_ops.gradients.blocks import Block, BlockLayout, Factored, Layout, materialise
+from influence_ops.keras_truth import KerasTruth, tensors
+from influence_ops.network import feed, to_numpy
+
+if TYPE_CHECKING:
+    from influence_ops.model import InfluenceModel
+
+EXAMPLES = 6
+_LARGE = 1 << 22  # weights above which fewer examples will do
+_TOLERANCES = {"float64": 1e-3, "float32": 1e-3, "float16": 0.05, "bfloat16": 0.2}  # Keras computes its losses in float32
+_SAME = {"float64": 1e-7, "float32": 1e-3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How far what is computed is from the user's model: the largest difference of each kind, relative to the largest value.
+
+    Attributes:
+      examples: on how many examples it was measured.
+      outputs, losses, gradient: see the module; `outputs` is 0 where the user's model itself is computed on.
+      batches, again: likewise, of losses and gradients.
+    """
+
+    examples: int
+    outputs: float
+    losses: float
+    gradient: float
+    batches: float
+    again: float
+
+
+def check_agreement(model: InfluenceModel, batch: ExampleBatch) -> Agreement:
+    """Compares `model` with the user's own on the first examples of `batch` whose loss is finite.
+
+    Raises:
+      ValueError: something differs; the message says what, by how much, and the mend.
+    """
+    batch = batch.select(np.arange(min(len(batch), EXAMPLES if model.size < _LARGE else 2)))
+    losses, blocks, layout = model.plain_losses_and_blocks(batch)
+    finite = np.isfinite(losses)
+    if not finite.all():  # such examples are rejected one by one, with their reason
+        batch = batch.select(np.flatnonzero(finite))
+        if not len(batch):
+            return Agreement(0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        losses, blocks, layout = model.plain_losses_and_blocks(batch)
+    truth = KerasTruth(model, batch)
+    tolerance = _TOLERANCES.get(truth.dtype, _TOLERANCES["float32"])
+    outputs = _check_outputs(model, batch, tolerance) if model.network.is_copy else 0.0
+    off_losses = _check_losses(model, batch, losses, truth, tolerance)
+    off_gradient = _check_gradient(model, layout, blocks, truth, tolerance)
+    same = _SAME.get(model.dtype, tolerance)
+    again = _off(*_sums(model.plain_losses_and_blocks(batch)), *_sums((losses, blocks, layout)))
+    if again > same:
+        raise ValueError(
+            f"the same batch gives another loss or gradient the second time (off by {again:.1g} of the largest value): a layer draws "
+            "random numbers or keeps state when the model is used for prediction; make it deterministic with training=False"
+        )
+    ones = [_sums(model.plain_losses_and_blocks(batch.select(np.array([row])))) for row in range(len(batch))]
+    alone = np.concatenate([found for found, _ in ones]), [np.sum(parts, axis=0) for parts in zip(*(sums for _, sums in ones), strict=True)]
+    batches = _off(*_sums((losses, blocks, layout)), *alone)
+    if batches > same:
+        raise ValueError(
+            f"a batch of {len(batch)} examples gives other losses or gradients than each example alone (off by {batches:.1g} of the "
+            "largest value): a layer or the loss mixes the examples of a batch, so that no example has a loss of its own"
+        )
+    return Agreement(len(batch), outputs, off_losses, off_gradient, batches, again)
+
+
+def _check_outputs(model: InfluenceModel, batch: ExampleBatch, tolerance: float) -> float:
+    own = model.network.original(tensors(batch.inputs), training=False)
+    copied = model.model(feed(model.model, batch.inputs, model.dtype), training=False)
+    off = _off_all(tf.nest.flatten(own), tf.nest.flatten(copied))
+    if not off <= tolerance:
+        raise ValueError(
+            f"the float64 copy of the model is not the model: its outputs are off by {off:.1g} of the largest"
+            f"{_first_layer(model, batch, tolerance)}; use precision 'native', which computes on the model itself"
+        )
+    return off
+
+
+def _first_layer(model: InfluenceModel, batch: ExampleBatch, tolerance: float) -> str:
+    """Which layer differs first, where the model is made of layers whose outputs can be had."""
+    import keras
+
+    original, copy = model.network.original, model.model
+    inputs = tensors(batch.inputs), feed(copy, batch.inputs, model.dtype)
+    for own, made in zip(original.layers, copy.layers, strict=False):
+        try:
+            found = [
+                tf.nest.flatten(keras.Model(network.inputs, layer.output)(given, training=False))
+                for network, layer, given in zip((original, copy), (own, made), inputs, strict=True)
+            ]
+            if not _off_all(*found) <= tolerance:
+                return f", first in the layer {own.name!r} ({type(own).__name__})"
+        except Exception:  # called several times, or not on the way to the outputs
+            continue
+    return ""
+
+
+def _check_losses(model: InfluenceModel, batch: ExampleBatch, losses: np.ndarray, truth: KerasTruth, tolerance: float) -> float:
+    wanted = truth.losses()
+    off = _off_arrays(losses, wanted)
+    if not off <= tolerance:
+        worst = int(np.argmax(np.abs(losses - wanted)))
+        raise ValueError(
+            f"the loss {model.loss_name!r} of example {batch.ids[worst]} is {losses[worst]:.6g} here, and Keras computes "
+            f"{wanted[worst]:.6g} for it{truth.explain_losses()}"
+        )
+    mixed = truth.mixes_examples(tolerance)
+    if mixed is not None:
+        raise ValueError(
+            f"the loss {model.loss_name!r} is {mixed}: it mixes the examples of a batch, so that no example has a loss of its own; "
+            "name one that is a mean over examples"
+        )
+    return off
+
+
+def _check_gradient(model: InfluenceModel, layout: Layout, blocks: tuple[Block, ...], truth: KerasTruth, tolerance: float) -> float:
+    wanted = truth.gradient()
+    flat = np.zeros((1, model.size))
+    for block_layout, block in zip(layout.blocks, blocks, strict=True):
+        block_layout.write(_sum(block_layout, block)[None], flat)
+    scale = max(float(np.abs(wanted).max()), truth.smallest_gradient)
+    off = float(np.abs(flat[0] - wanted).max()) / scale if scale else 0.0
+    if not off <= tolerance:
+        at = int(np.argmax(np.abs(flat[0] - wanted)))
+        ends = np.cumsum([int(np.prod(variable.shape)) for variable in model.variables])
+        name = model.weight_names[int(np.searchsorted(ends, at, side="right"))]
+        raise ValueError(
+            f"the summed gradients of {len(truth.batch)} examples are not the gradient of Keras's loss: by {name!r} one is "
+            f"{flat[0, at]:.6g} here and {wanted[at]:.6g} there{truth.explain_gradient()}"
+        )
+    return off
+
+
+def _sum(layout: BlockLayout, block: Block) -> np.ndarray:
+    """The sum of a block's gradients: [I, O] float64."""
+    if isinstance(block, Factored):
+        return to_numpy(tf.einsum("bsi,bso->io", block.inputs, block.errors))
+    return to_numpy(tf.reduce_sum(materialise(layout, block), axis=0))
+
+
+def _sums(found: tuple[np.ndarray, tuple[Block, ...], Layout]) -> tuple[np.ndarray, list[np.ndarray]]:
+    losses, blocks, layout = found
+    return losses, [_sum(block_layout, block) for block_layout, block in zip(layout.blocks, blocks, strict=True)]
+
+
+def _off(losses: np.ndarray, sums: list[np.ndarray], other_losses: np.ndarray, other_sums: list[np.ndarray]) -> float:
+    scale = max((float(np.abs(part).max()) for part in sums), default=0.0)
+    worst = max((float(np.abs(a - b).max()) for a, b in zip(sums, other_sums, strict=True)), default=0.0)
+    return max(_off_arrays(losses, other_losses), worst / scale if scale else worst)
+
+
+def _off_all(found: list[Any], wanted: list[Any]) -> float:
+    floats = [(a, b) for a, b in zip(found, wanted, strict=True) if tf.convert_to_tensor(a).dtype.is_floating]
+    return max((_off_arrays(to_numpy(a), to_numpy(b)) for a, b in floats), default=0.0)
+
+
+def _off_arrays(found: np.ndarray, wanted: np.ndarray) -> float:
+    """The largest difference, relative to the largest value; NaN where one is NaN and the other is not."""
+    if found.shape != wanted.shape:
+        return float("inf")
+    scale = float(np.abs(wanted).max()) if wanted.size else 0.0
+    worst = float(np.abs(found - wanted).max()) if wanted.size else 0.0
+    return worst / scale if scale else worst

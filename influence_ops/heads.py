@@ -1,0 +1,87 @@
+"""A network's outputs as derivatives need them: before their last activation, with the masks that Keras carries beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+_ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
+
+
+class Outputs(NamedTuple):
+    """What a network gives for a batch.
+
+    Attributes:
+      values: its outputs before their last activation: a tensor [B, ...], or a list or dictionary of such.
+      masks: for each tensor of `values`, Keras's mask [B, ...] (False: the position takes no part in the loss), or None.
+    """
+
+    values: Any
+    masks: tuple[tf.Tensor | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """Which activation ends each output of a network.
+
+    Keras computes its losses from the logits behind a softmax or sigmoid, wherever in the model these stand; it keeps the logits
+    beside the tensor, and so do we find them.
+
+    Attributes:
+      activations: `softmax`, `sigmoid` or `linear` (the outputs are taken as they are), for each output in `tf.nest`'s order.
+      masked: whether any output carries a mask.
+      additional: how many losses the model's layers add (`add_loss`, activity regularisers).
+    """
+
+    activations: tuple[str, ...]
+    masked: bool = False
+    additional: int = 0
+
+    @staticmethod
+    def find(model: Any, specs: Any) -> Heads:
+        """The heads of `model`, by tracing it once on inputs of `specs` (a structure of `tf.TensorSpec`)."""
+        found: list[Heads] = []
+
+        def trace(inputs: Any) -> Any:
+            outputs = tf.nest.flatten(model(inputs, training=False))
+            masked = any(_mask(tensor) is not None for tensor in outputs)
+            found.append(Heads(tuple(map(_activation, outputs)), masked, len(additional_losses(model))))
+            return outputs
+
+        tf.function(trace, input_signature=[specs], autograph=False).get_concrete_function()
+        return found[0]
+
+    def split(self, outputs: Any, dtype: tf.DType) -> Outputs:
+        """What the model returned, before activations, in `dtype` (a model of mixed precision ends in a narrower one)."""
+        flat = tf.nest.flatten(outputs)
+        found = [tensor if name == "linear" else tensor._keras_logits for tensor, name in zip(flat, self.activations, strict=True)]
+        values = [tf.cast(value, dtype) for value in found]
+        return Outputs(tf.nest.pack_sequence_as(outputs, values), tuple(map(_mask, flat)))
+
+    def predictions(self, values: Any) -> Any:
+        """The outputs that the model itself gives: `values` with their activations."""
+        flat = tf.nest.flatten(values)
+        # Keras's own functions: they keep the logits beside the result, where Keras's losses look for them.
+        ends = [keras.activations.get(name) for name in self.activations]
+        again = [end(value) for value, end in zip(flat, ends, strict=True)]
+        return tf.nest.pack_sequence_as(values, again)
+
+
+def additional_losses(model: Any) -> list[tf.Tensor]:
+    """What the layers of `model` added to the loss when it was called last; a weight's own regulariser is none of these."""
+    losses = list(getattr(model, "losses", ()))
+    penalties = sum(getattr(variable, "regularizer", None) is not None for variable in model.trainable_variables)
+    return [tf.reduce_sum(term) for term in losses[: len(losses) - penalties]]
+
+
+def _activation(output: tf.Tensor) -> str:
+    logits = getattr(output, "_keras_logits", None)
+    name = _ACTIVATIONS.get(output.op.type, "linear")
+    return name if logits is not None and output.op.inputs[0] is logits else "linear"
+
+
+def _mask(output: tf.Tensor) -> tf.Tensor | None:
+    return getattr(output, "_keras_mask", None)

@@ -64,9 +64,11 @@ class Checkpoints(InfluenceModel):
 
     def check(self, batch: ExampleBatch) -> Agreement:
         """See `InfluenceModel`; the largest difference of any checkpoint."""
-        found = [part.check(batch) for part in self.parts]
-        self.agreement = Agreement(*(max(values) for values in zip(*map(dataclasses.astuple, found), strict=True)))
-        return self.agreement
+        found = [dataclasses.astuple(part.check(batch)) for part in self.parts]
+        worst = Agreement(found[0][0], *(max(values) for values in list(zip(*found, strict=True))[1:]))
+        if worst.examples:
+            self.agreement = worst
+        return worst
 
     @property
     def weight_names(self) -> list[str]:

@@ -60,7 +60,7 @@ class RowDecoder:
             return np.concatenate(parts, axis=1).reshape(count, *feature.shape)
 
         inputs = {name: column(feature) for name, feature in spec.inputs}
-        labels = {feature.name: column(feature) for feature in spec.labels}
+        labels = {name: column(feature) for name, feature in zip(spec.label_names, spec.labels, strict=True)}
         if spec.id is None:
             ids = np.array([f"{file}:{position}" for position in positions.tolist()], dtype=object)
         else:

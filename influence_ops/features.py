@@ -72,12 +72,13 @@ class FeatureSpec:
     Attributes:
       inputs: (model input name, feature) pairs; a single pair is given to the model as one array. With `preprocess`
         the features are what it returns, not what is read.
-      labels: the labels' features; a single one is given to the loss as one array, several as a dictionary.
+      labels: the labels' features; a single one is given to the loss as one array, several as a dictionary by `label_names`.
       id, group, weight: features of these roles, or None.
       format: the name of the data's reader.
       double: whether floats are read as float64: the model takes such inputs. Else they are float32 in every format.
       preprocess: the function `module:function` that makes the inputs, or None.
       raw: the features that `preprocess` gets.
+      outputs: the output of the model that each label belongs to, '' where the user named none.
     """
 
     inputs: tuple[tuple[str, Feature], ...]
@@ -89,6 +90,12 @@ class FeatureSpec:
     double: bool = False
     preprocess: str | None = None
     raw: tuple[Feature, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """What each label is called: the output of the model that it belongs to, or its feature."""
+        return tuple(output or label.name for output, label in zip(self.outputs or [""] * len(self.labels), self.labels, strict=True))
 
     def features(self) -> list[Feature]:
         """Every feature that is read, each name once."""
@@ -107,6 +114,7 @@ class Roles:
         may be empty.
       labels: the labels' names.
       id, group, weight: names, or None.
+      outputs: the output of the model that each label belongs to, '' where none is named.
     """
 
     inputs: Mapping[str, str]
@@ -114,6 +122,7 @@ class Roles:
     id: str | None = None
     group: str | None = None
     weight: str | None = None
+    outputs: tuple[str, ...] = ()
 
     def others(self) -> set[str]:
         """Features that are no input unless named so."""
@@ -204,8 +213,14 @@ class FeatureResolver:
             labels,
             self._scalar(roles.id, "--id_feature", ("bytes", "int")),
             self._scalar(roles.group, "--group_feature", ("bytes", "int")),
-            self._scalar(roles.weight, "--weight_feature", ("float", "int")),
+            self._weight(roles.weight),
+            outputs=roles.outputs,
         )
+
+    def _weight(self, name: str | None) -> Feature | None:
+        """A number, or one for each position of the example."""
+        scalar = self._scalar(name, "--weight_feature", ("float", "int"))
+        return None if scalar is None else dataclasses.replace(self._as_stored(scalar.name, "--weight_feature"), kind=scalar.kind)
 
     def _find(self, name: str, role: str) -> tuple[Kind, tuple[int, ...] | None]:
         if name not in self._known:
@@ -270,6 +285,21 @@ class FeatureResolver:
         if found == "int" and "float" in kinds and self._converts and self._schema is None:
             found = "float"
         return Feature(name, found, ())
+
+
+def fit_to_output(feature: Feature, output: tuple[int | None, ...]) -> Feature:
+    """A label or weight that is stored as one list, in the shape of the model's output, or of its positions.
+
+    Args:
+      output: the shape of the output without the batch. Where it is open, or the number of values is another, the feature stays as
+        it is.
+    """
+    if len(feature.shape) != 1 or feature.stored is not None:
+        return feature
+    for shape in (output, output[:-1]):
+        if len(shape) > 1 and None not in shape and math.prod(size or 0 for size in shape) == feature.length:
+            return dataclasses.replace(feature, shape=tuple(size or 0 for size in shape))
+    return feature
 
 
 def takes_double(model_inputs: Sequence[ModelInput]) -> bool:

@@ -32,19 +32,17 @@ def float64_copy(model: keras.Model) -> keras.Model:
     Raises:
       NoCopy: a layer can't be serialised, keeps computing in another dtype, or the copy differs from the model.
     """
-    layers = model._flatten_layers()
     try:
         config: Any = keras.saving.serialize_keras_object(model)
         config.pop("compile_config", None)  # a user's metrics and losses need not be known to Keras
-        copy: Any = keras.saving.deserialize_keras_object(_widened(config), custom_objects=_own_objects(layers), safe_mode=False)
-        copies = copy._flatten_layers()
-        if [type(layer) for layer in layers] != [type(layer) for layer in copies]:
+        known = _own_objects(model._flatten_layers())
+        copy: Any = keras.saving.deserialize_keras_object(_widened(config), custom_objects=known, safe_mode=False)
+        if not same_layers(model, copy):
             raise NoCopy("its layers are put together in another way when it is made from its configuration")
         for own, made in zip(model.variables, copy.variables, strict=False):
             if own.shape == made.shape:
                 made.assign(own.value)  # those of no layer too: the states of random numbers
-        for layer, made in zip(layers, copies, strict=True):
-            _copy_state(layer, made)
+        copy_states(model, copy)
     except NoCopy:
         raise
     except Exception as error:
@@ -84,6 +82,23 @@ def _own_objects(layers: list[Any]) -> dict[str, Any]:
             if inspect.isfunction(value):
                 found[value.__name__] = value
     return {name: value for name, value in found.items() if not value.__module__.startswith("keras.")}
+
+
+def copy_states(model: keras.Model, other: keras.Model) -> None:
+    """Gives `other`, a model of the same layers, what each layer of `model` keeps, and has it work out what follows from that.
+
+    Raises:
+      ValueError: it is made of other layers.
+    """
+    if not same_layers(model, other):
+        raise ValueError(f"{other.name!r} is made of other layers than {model.name!r}")
+    for layer, made in zip(model._flatten_layers(), other._flatten_layers(), strict=True):
+        _copy_state(layer, made)
+
+
+def same_layers(model: keras.Model, other: keras.Model) -> bool:
+    """Whether the models have layers of the same kinds in the same order."""
+    return [type(layer) for layer in model._flatten_layers()] == [type(layer) for layer in other._flatten_layers()]
 
 
 def _copy_state(layer: Any, made: Any) -> None:

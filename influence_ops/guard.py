@@ -11,6 +11,7 @@ Nothing that fails one of these can become a number: the difference is refused, 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +21,21 @@ import tensorflow as tf
 from influence_ops.example_batch import ExampleBatch
 from influence_ops.gradients.blocks import Block, BlockLayout, Factored, Layout, materialise
 from influence_ops.keras_truth import KerasTruth, tensors
+from influence_ops.losses import softmax_cross_entropy, takes_logits
 from influence_ops.network import feed, to_numpy
 
 if TYPE_CHECKING:
     from influence_ops.model import InfluenceModel
 
 EXAMPLES = 6
+_MANY = 16  # outputs that are logits are not all between 0 and 1 by chance
 _LARGE = 1 << 22  # weights above which fewer examples will do
 _TOLERANCES = {"float64": 1e-3, "float32": 1e-3, "float16": 0.05, "bfloat16": 0.2}  # Keras computes its losses in float32
 _SAME = {"float64": 1e-7, "float32": 1e-3}
+
+
+class Disagreement(ValueError):
+    """What is computed is not the user's model and loss."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +60,19 @@ def check_agreement(model: InfluenceModel, batch: ExampleBatch) -> Agreement:
     """Compares `model` with the user's own on the first examples of `batch` whose loss is finite.
 
     Raises:
-      ValueError: something differs; the message says what, by how much, and the mend.
+      Disagreement: something differs; the message says what, by how much, and the mend.
     """
+    _refuse_probabilities(model, batch)
     batch = batch.select(np.arange(min(len(batch), EXAMPLES if model.size < _LARGE else 2)))
-    losses, blocks, layout = model.plain_losses_and_blocks(batch)
+    try:
+        losses, blocks, layout = model.plain_losses_and_blocks(batch)
+    except Exception:
+        truth = None
+        with contextlib.suppress(Exception):  # what can't be evaluated at all is told as it is
+            truth = KerasTruth(model, batch)
+        if truth is not None:
+            _refuse_weights_in_loss(truth)  # beside a copy of the model, such a loss may fail before it is compared
+        raise
     finite = np.isfinite(losses)
     if not finite.all():  # such examples are rejected one by one, with their reason
         batch = batch.select(np.flatnonzero(finite))
@@ -64,6 +80,7 @@ def check_agreement(model: InfluenceModel, batch: ExampleBatch) -> Agreement:
             return Agreement(0, 0.0, 0.0, 0.0, 0.0, 0.0)
         losses, blocks, layout = model.plain_losses_and_blocks(batch)
     truth = KerasTruth(model, batch)
+    _refuse_weights_in_loss(truth)
     tolerance = _TOLERANCES.get(truth.dtype, _TOLERANCES["float32"])
     outputs = _check_outputs(model, batch, tolerance) if model.network.is_copy else 0.0
     off_losses = _check_losses(model, batch, losses, truth, tolerance)
@@ -71,7 +88,7 @@ def check_agreement(model: InfluenceModel, batch: ExampleBatch) -> Agreement:
     same = _SAME.get(model.dtype, tolerance)
     again = _off(*_sums(model.plain_losses_and_blocks(batch)), *_sums((losses, blocks, layout)))
     if again > same:
-        raise ValueError(
+        raise Disagreement(
             f"the same batch gives another loss or gradient the second time (off by {again:.1g} of the largest value): a layer draws "
             "random numbers or keeps state when the model is used for prediction; make it deterministic with training=False"
         )
@@ -79,11 +96,35 @@ def check_agreement(model: InfluenceModel, batch: ExampleBatch) -> Agreement:
     alone = np.concatenate([found for found, _ in ones]), [np.sum(parts, axis=0) for parts in zip(*(sums for _, sums in ones), strict=True)]
     batches = _off(*_sums((losses, blocks, layout)), *alone)
     if batches > same:
-        raise ValueError(
+        raise Disagreement(
             f"a batch of {len(batch)} examples gives other losses or gradients than each example alone (off by {batches:.1g} of the "
             "largest value): a layer or the loss mixes the examples of a batch, so that no example has a loss of its own"
         )
     return Agreement(len(batch), outputs, off_losses, off_gradient, batches, again)
+
+
+def _refuse_weights_in_loss(truth: KerasTruth) -> None:
+    if truth.reads_weight is not None:
+        raise Disagreement(
+            f"the loss itself reads the weight {truth.reads_weight!r}: that term is no part of any one example; leave it out of the loss, and "
+            "say it by kernel_regularizer=, or by weight_decay"
+        )
+
+
+def _refuse_probabilities(model: InfluenceModel, batch: ExampleBatch) -> None:
+    """A loss that takes logits, of a model that gives probabilities without showing the logits behind them (a SavedModel's)."""
+    model.layout(batch.inputs)
+    if model.loss.heads.activations != ("linear",) or not takes_logits(model.training_loss.losses):
+        return
+    found = to_numpy(model.packed_outputs(batch))
+    within = found.size > 0 and bool((found >= 0).all()) and bool((found <= 1).all())
+    of_classes = within and found.shape[-1] > 1 and found.ndim > 1 and np.allclose(found.sum(axis=-1), 1, atol=1e-3)
+    if of_classes or (within and found.size >= _MANY and model.training_loss.losses is not softmax_cross_entropy):
+        raise Disagreement(
+            f"the loss {model.loss_name!r} takes logits, and the model's outputs are probabilities already "
+            f"({'they sum to 1' if of_classes else 'all are between 0 and 1'}): it would apply the activation a second time; name the "
+            f"loss of probabilities, --loss {'sparse_categorical_crossentropy' if of_classes else 'binary_crossentropy'}"
+        )
 
 
 def _check_outputs(model: InfluenceModel, batch: ExampleBatch, tolerance: float) -> float:
@@ -91,7 +132,7 @@ def _check_outputs(model: InfluenceModel, batch: ExampleBatch, tolerance: float)
     copied = model.model(feed(model.model, batch.inputs, model.dtype), training=False)
     off = _off_all(tf.nest.flatten(own), tf.nest.flatten(copied))
     if not off <= tolerance:
-        raise ValueError(
+        raise Disagreement(
             f"the float64 copy of the model is not the model: its outputs are off by {off:.1g} of the largest"
             f"{_first_layer(model, batch, tolerance)}; use precision 'native', which computes on the model itself"
         )
@@ -122,13 +163,13 @@ def _check_losses(model: InfluenceModel, batch: ExampleBatch, losses: np.ndarray
     off = _off_arrays(losses, wanted)
     if not off <= tolerance:
         worst = int(np.argmax(np.abs(losses - wanted)))
-        raise ValueError(
+        raise Disagreement(
             f"the loss {model.loss_name!r} of example {batch.ids[worst]} is {losses[worst]:.6g} here, and Keras computes "
-            f"{wanted[worst]:.6g} for it{truth.explain_losses()}"
+            f"{wanted[worst]:.6g} for it; name the loss of an example with --loss (loss_function=): a Keras loss, or a function of your own"
         )
     mixed = truth.mixes_examples(tolerance)
     if mixed is not None:
-        raise ValueError(
+        raise Disagreement(
             f"the loss {model.loss_name!r} is {mixed}: it mixes the examples of a batch, so that no example has a loss of its own; "
             "name one that is a mean over examples"
         )
@@ -146,9 +187,10 @@ def _check_gradient(model: InfluenceModel, layout: Layout, blocks: tuple[Block, 
         at = int(np.argmax(np.abs(flat[0] - wanted)))
         ends = np.cumsum([int(np.prod(variable.shape)) for variable in model.variables])
         name = model.weight_names[int(np.searchsorted(ends, at, side="right"))]
-        raise ValueError(
+        raise Disagreement(
             f"the summed gradients of {len(truth.batch)} examples are not the gradient of Keras's loss: by {name!r} one is "
-            f"{flat[0, at]:.6g} here and {wanted[at]:.6g} there{truth.explain_gradient()}"
+            f"{flat[0, at]:.6g} here and {wanted[at]:.6g} there; a layer may stop or change gradients (tf.custom_gradient); "
+            "precision 'native' computes on the model itself"
         )
     return off
 

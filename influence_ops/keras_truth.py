@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -23,8 +22,11 @@ if TYPE_CHECKING:
 class KerasTruth:
     """The user's model and loss on the examples of a batch, each in a batch of its own, in the model's own dtype.
 
-    For a compiled model the loss is `model.compute_loss`, without the weights' regularisers; for a loss that was given beside the
-    model, what `compile` makes of it; for a function of the user's of several outputs, the function.
+    The loss is that of `model.compute_loss` without the weights' regularisers: what `compile` makes of the loss, and what the layers
+    add. A function of the user's of several labels or outputs is called as it is.
+
+    Attributes:
+      reads_weight: a watched weight that the loss itself reads, beside the outputs; None where it reads none.
     """
 
     def __init__(self, model: InfluenceModel, batch: ExampleBatch):
@@ -38,7 +40,7 @@ class KerasTruth:
         self._of_outputs: list[float] = []
         self._gradient = np.zeros(model.size)
         self._largest = 0.0
-        self._direct: str | None = None
+        self.reads_weight: str | None = None
         self._compute()
 
     @property
@@ -78,21 +80,6 @@ class KerasTruth:
         """Below this a sum of gradients is rounding: they cancel each other."""
         return 1e-3 * self._largest
 
-    def explain_losses(self) -> str:
-        """What to do when the losses differ."""
-        if self._loss.compiled:
-            return "; name the loss of an example with --loss (loss_function=), a Keras loss or a function of your own"
-        return "; name the loss that the model was trained with"
-
-    def explain_gradient(self) -> str:
-        """What to do when the gradients differ."""
-        if self._direct is not None:
-            return (
-                f": the loss itself reads the weight {self._direct!r}, which is no part of any one example; leave that term out "
-                "and say it by kernel_regularizer=, or --weight_decay"
-            )
-        return "; a layer may stop or change gradients (tf.custom_gradient); precision 'native' computes on the model itself"
-
     def _compute(self) -> None:
         values = [variable.value for variable in self._own]
         zero = tf.UnconnectedGradients.ZERO
@@ -116,23 +103,18 @@ class KerasTruth:
             if direct is not None:
                 read = tape.gradient(direct, values)
                 nonzero = [part is not None and bool(np.any(tf.convert_to_tensor(part))) for part in read]
-                self._direct = self._own[nonzero.index(True)].path if any(nonzero) else None
+                self.reads_weight = self._own[nonzero.index(True)].path if any(nonzero) else None
 
     def _example_loss(self, one: ExampleBatch, outputs: Any) -> tf.Tensor:
         labels = tensors(one.labels)
         if tf.nest.is_nested(labels) and not tf.nest.is_nested(outputs) and len(labels) == 1:
             labels = tf.nest.flatten(labels)[0]
         weights = None if one.weights is None else tf.constant(one.weights, tf.float32)
-        if self._loss.compiled:
-            return self._compiled(labels, outputs, weights)
         function = self._loss.own_function
-        if function is None:
-            return _as_compiled(_in_keras(self._loss.losses, labels, outputs), labels, outputs, weights, self._model)
-        return _own(function, labels, outputs, weights, self._model)
-
-    def _compiled(self, labels: Any, outputs: Any, weights: Any) -> tf.Tensor:
-        with _alone(self._model):
-            return tf.convert_to_tensor(self._model.compute_loss(y=labels, y_pred=outputs, sample_weight=weights))
+        if function is not None:
+            return _own(function, labels, outputs, weights, self._model)
+        losses = self._loss.losses if self._loss.compiled else _in_keras(self._loss.losses, labels, outputs)
+        return _as_compiled(losses, labels, outputs, weights, self._model, self._loss.weights)
 
 
 def _own(function: Any, labels: Any, outputs: Any, weights: Any, model: Any) -> tf.Tensor:
@@ -148,9 +130,9 @@ def _own(function: Any, labels: Any, outputs: Any, weights: Any, model: Any) -> 
     return found if weights is None else found * tf.cast(tf.reduce_mean(weights), found.dtype)
 
 
-def _as_compiled(loss: Any, labels: Any, outputs: Any, weights: Any, model: Any) -> tf.Tensor:
+def _as_compiled(loss: Any, labels: Any, outputs: Any, weights: Any, model: Any, loss_weights: Any = None) -> tf.Tensor:
     names = getattr(model, "output_names", None) or None
-    return tf.convert_to_tensor(CompileLoss(loss, output_names=names)(labels, outputs, weights))
+    return tf.convert_to_tensor(CompileLoss(loss, loss_weights, output_names=names)(labels, outputs, weights))
 
 
 def _in_keras(loss: Any, labels: Any, outputs: Any) -> Any:
@@ -190,14 +172,3 @@ def _without_gradient(outputs: Any) -> Any:
         return constant
 
     return tf.nest.map_structure(one, outputs)
-
-
-@contextlib.contextmanager
-def _alone(model: Any) -> Iterator[None]:
-    """A context in which `compute_loss` adds no regulariser and no loss of a layer to that of the outputs."""
-    before = model._losses_override
-    model._losses_override = [tf.zeros(())]
-    try:
-        yield
-    finally:
-        model._losses_override = before

@@ -106,6 +106,11 @@ def resolve_loss(loss: Any, model: Any = None) -> TrainingLoss:
     return TrainingLoss(*_named(_by_keras_name(loss)))
 
 
+def takes_logits(loss: Any) -> bool:
+    """Whether a loss is one that is told to apply a softmax or sigmoid itself."""
+    return loss in (softmax_cross_entropy, sigmoid_cross_entropy) or bool(getattr(loss, "_fn_kwargs", {}).get("from_logits"))
+
+
 def _compiled(model: Any) -> TrainingLoss:
     losses = getattr(model, "loss", None)
     if losses is None or losses == "compiled":

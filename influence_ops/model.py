@@ -60,6 +60,8 @@ class InfluenceModel:
 
     parts: tuple[InfluenceModel, ...] = ()
     """The models that this one is made of, where it is several (`Checkpoints`)."""
+    agreement: Agreement | None = None
+    """What `check` found."""
 
     def __init__(
         self,
@@ -89,7 +91,6 @@ class InfluenceModel:
         self.variables = watched_variables(self.model, weights, start_layer, last_layer)
         self.size = sum(int(np.prod(variable.shape)) for variable in self.variables)
         self.total_size = sum(int(np.prod(variable.shape)) for variable in self.model.trainable_variables)
-        self.agreement: Agreement | None = None
         self._functions: dict[str, Any] = {}
         self._layout: Layout | None = None
         self._regularizer_gradient: np.ndarray | None = None
@@ -131,11 +132,15 @@ class InfluenceModel:
     def check(self, batch: ExampleBatch) -> Agreement:
         """Compares everything that is computed here with the user's own model and loss, on the first examples of `batch`; see `guard`.
 
+        `evaluate` does so with the first batch of a model that was not checked yet.
+
         Raises:
-          ValueError: something differs; the message says what, by how much, and the mend.
+    ValueError: something differs; the message says what, by how much, and the mend.
         """
-        self.agreement = check_agreement(self, batch)
-        return self.agreement
+        found = check_agreement(self, batch)
+        if found.examples:  # else none of them could be evaluated
+            self.agreement = found
+        return found
 
     def with_weight_decay(self, weight_decay: float) -> InfluenceModel:
         """The same model under another `weight_decay`."""

@@ -102,6 +102,13 @@ def declared_inputs(model: Any) -> tuple[ModelInput, ...]:
     return tuple(ModelInput(tensor.name, tuple(tensor.shape[1:]), str(tensor.dtype)) for tensor in tensors)
 
 
+def declared_outputs(model: Any) -> dict[str, tuple[int | None, ...]]:
+    """The shape, without the batch, of each output that a model declares, by its name; empty where it declares none."""
+    tensors = getattr(model, "outputs", None) or []
+    names = getattr(model, "output_names", None) or [str(place) for place in range(len(tensors))]
+    return {name: tuple(tensor.shape[1:]) for name, tensor in zip(names, tensors, strict=True)}
+
+
 def declared_specs(model: Any, dtype: str) -> Any:
     """What `feed` gives for the inputs that a model declares."""
     specs = {}

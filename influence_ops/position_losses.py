@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from influence_ops.losses import BUILT_IN, softmax_cross_entropy
+from influence_ops.losses import BUILT_IN, softmax_cross_entropy, squared_error
 
 _MIXING = (keras.losses.hinge, keras.losses.squared_hinge)  # they look for labels 0 and 1 in the whole batch
 _CROSS_ENTROPIES = (keras.losses.sparse_categorical_crossentropy, keras.losses.categorical_crossentropy)
@@ -50,8 +50,8 @@ def keras_losses(loss: Any, labels: tf.Tensor, values: tf.Tensor, predictions: t
       labels: [B, ...].
       values, predictions: the output before and after `activation`.
     """
-    if loss in BUILT_IN.values():
-        return loss(labels, values), None
+    if loss in BUILT_IN.values():  # a cross-entropy is of logits
+        return loss(labels, predictions if loss is squared_error else values), None
     if is_softmax_cross_entropy(loss, activation):
         return softmax_cross_entropy(labels, values), None
     labels = tf.cast(labels, predictions.dtype)  # Keras's losses convert them all

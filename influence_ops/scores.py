@@ -99,7 +99,13 @@ class BatchScores:
 
 
 def evaluate(model: InfluenceModel, batch: ExampleBatch) -> tuple[ExampleBatch, np.ndarray, Gradients, list[Rejected]]:
-    """Losses [B] and gradients of the examples for which both are finite; the others as rejected."""
+    """Losses [B] and gradients of the examples for which both are finite; the others as rejected.
+
+    Raises:
+      ValueError: this is the first batch that the model sees, and it disagrees with the user's own; see `InfluenceModel.check`.
+    """
+    if model.agreement is None and len(batch):
+        model.check(batch)
     losses, gradients = model.losses_and_gradients(batch)
     finite_loss = np.isfinite(losses)
     finite = finite_loss & gradients.finite()

@@ -95,7 +95,10 @@ class InfluenceConfig:
         _DATA,
     )
     label_feature: str = _option(
-        "label", "The feature that holds the label; several, separated by commas, go to the loss as a dictionary.", _DATA
+        "label",
+        "The feature that holds the label. For a model of several outputs, separated by commas: the label of each, named as the output "
+        "or as 'output=FEATURE'; a loss of your own gets them as a dictionary.",
+        _DATA,
     )
     id_feature: str | None = _option(None, "A feature that names each example. Default: '<file>:<index in the file>'.", _DATA)
     group_feature: str | None = _option(
@@ -104,7 +107,9 @@ class InfluenceConfig:
     test_group_feature: str | None = _option(
         None, "A feature of the test points that names their group; group_influence then has rows for each group of them.", _DATA
     )
-    weight_feature: str | None = _option(None, "A feature with each example's weight in the training loss.", _DATA)
+    weight_feature: str | None = _option(
+        None, "A feature with each example's weight in the training loss (Keras's sample_weight), or with one for each position.", _DATA
+    )
     max_rejected: int = _option(0, "How many examples may be unusable (damaged, incomplete, not finite) before the run fails.", _DATA)
 
     model_weights: str | None = _option(None, "With --model module:function: a .weights.h5 file that is loaded into the model.", _MODEL)
@@ -314,7 +319,7 @@ class InfluenceConfig:
         self._check_checkpoints()
         if not self.weight_decay >= 0:
             raise ValueError(f"--weight_decay {self.weight_decay} must be at least 0")
-        if not self.label_features:
+        if not self.label_features or not all(self.label_features):
             raise ValueError(f"--label_feature {self.label_feature!r} must name a feature")
         if self.preprocess is not None and ":" not in self.preprocess:
             raise ValueError(f"--preprocess {self.preprocess!r} is not an import path; write it as 'package.module:function'")
@@ -556,8 +561,13 @@ class InfluenceConfig:
 
     @property
     def label_features(self) -> tuple[str, ...]:
-        """The names in `label_feature`."""
-        return tuple(name.strip() for name in self.label_feature.split(",") if name.strip())
+        """The features in `label_feature`."""
+        return tuple(pair.rpartition("=")[2].strip() for pair in self.label_feature.split(",") if pair.strip())
+
+    @property
+    def label_outputs(self) -> tuple[str, ...]:
+        """The output of the model that each of `label_features` belongs to; '' where none is named."""
+        return tuple(pair.rpartition("=")[0].strip() for pair in self.label_feature.split(",") if pair.strip())
 
     def as_json(self) -> dict[str, Any]:
         """All options, for the manifest; without passwords and tokens in addresses."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from influence_ops.decode import RowDecoder
-from influence_ops.features import Description, FeatureResolver, FeatureSpec, ModelInput, Roles, Schema, takes_double
+from influence_ops.features import Description, FeatureResolver, FeatureSpec, ModelInput, Roles, Schema, fit_to_output, takes_double
 from influence_ops.preprocess import Preprocess, with_results
 from influence_ops.readers import READERS, detect_format
 from pipelines.config import InfluenceConfig
@@ -20,9 +20,16 @@ _PREPROCESSED = 20  # one by one, so fewer
 
 
 def find_features(
-    config: InfluenceConfig, shards: list[Shard], model_inputs: Sequence[ModelInput], schema: Schema | None
+    config: InfluenceConfig,
+    shards: list[Shard],
+    model_inputs: Sequence[ModelInput],
+    model_outputs: Mapping[str, tuple[int | None, ...]],
+    schema: Schema | None,
 ) -> FeatureSpec:
     """What the rows of a split are decoded to.
+
+    Args:
+      model_inputs, model_outputs: as the model declares them; see `network`.
 
     Raises:
       ValueError: nothing can be read, or it does not fit the model.
@@ -36,10 +43,19 @@ def find_features(
     roles = _roles(config, shards[0].split, data, model_inputs)
     resolver = FeatureResolver(data, schema, reader.converts, reader.ordered)
     if config.preprocess is None:
-        return dataclasses.replace(resolver.resolve(model_inputs, roles), format=name)
+        return _like_outputs(dataclasses.replace(resolver.resolve(model_inputs, roles), format=name), model_outputs)
     raw = resolver.resolve_raw(config.preprocess_features, roles, config.preprocess, takes_double(model_inputs))
     raw = dataclasses.replace(raw, format=name)
     return dataclasses.replace(raw, inputs=with_results(raw, model_inputs, _result_shapes(raw, shards, model_inputs)))
+
+
+def _like_outputs(spec: FeatureSpec, outputs: Mapping[str, tuple[int | None, ...]]) -> FeatureSpec:
+    """Labels and weights that are stored flat, in the shape of the outputs that they are compared with."""
+    only = next(iter(outputs.values())) if len(outputs) == 1 else ()
+    shapes = [only if len(outputs) == 1 else outputs.get(name, ()) for name in spec.label_names]
+    labels = tuple(fit_to_output(label, shape) for label, shape in zip(spec.labels, shapes, strict=True))
+    weight = None if spec.weight is None else fit_to_output(spec.weight, only[:-1])
+    return dataclasses.replace(spec, labels=labels, weight=weight)
 
 
 def _describe(name: str, shards: list[Shard]) -> Description:
@@ -63,9 +79,11 @@ def _roles(config: InfluenceConfig, split: str, data: Description, model_inputs:
     """The user's roles; a model of one input that names no feature takes the only feature without another role."""
     is_train = split == "train"  # only training examples have weights
     mapping = {} if config.preprocess else config.input_mapping()
-    labels = (config.label_feature,) if config.label_feature in data else config.label_features
+    whole = config.label_feature in data  # such a name may have a comma or an equals sign in it
+    labels = (config.label_feature,) if whole else config.label_features
+    outputs = ("",) if whole else config.label_outputs
     group = config.group_feature if is_train else config.test_group_feature
-    roles = Roles(mapping, labels, config.id_feature, group, config.weight_feature if is_train else None)
+    roles = Roles(mapping, labels, config.id_feature, group, config.weight_feature if is_train else None, outputs)
     if mapping or config.preprocess or len(model_inputs) > 1 or model_inputs[0].name in data:
         return roles
     taken = roles.others() | {config.group_feature, config.test_group_feature, config.weight_feature}

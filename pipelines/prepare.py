@@ -11,20 +11,20 @@ import numpy as np
 
 from influence_ops.curvature import load_preconditioner
 from influence_ops.features import FeatureSpec, parse_schema
+from influence_ops.guard import Agreement
 from influence_ops.index import INDEX
-from influence_ops.model import InfluenceModel
+from influence_ops.network import declared_outputs
 from influence_ops.result_files import read_facts, read_manifest, table_files, written_files
+from pipelines.check_model import check_model
 from pipelines.config import InfluenceConfig
 from pipelines.find_features import find_features
 from pipelines.resume import Resumed, find_finished
 from transforms.elements import Shard
 from transforms.files import TEMPORARY, BeamFiles, join, match_files
 from transforms.open_model import ModelSpec
-from transforms.progress import Progress
-from transforms.read_shards import ShardReader, list_shards
+from transforms.read_shards import list_shards
 
 _LOG = logging.getLogger(__name__)
-_EXAMPLES_TRIED = 100
 _NEED_HESSIAN = ("exact", "conjugate_gradient", "cgd", "lissa")
 
 
@@ -42,6 +42,7 @@ class Plan:
       watched, total: how many weights are watched, of how many trainable ones.
       dtype: what is computed in.
       without_factors: those of the watched weights whose gradients are built example by example.
+      agreement: how far the computation is from Keras's own on the first training examples; None where none was read.
       resumed: what an earlier run has finished; None: this run records nothing.
     """
 
@@ -57,6 +58,7 @@ class Plan:
     total: int
     dtype: str
     without_factors: list[str]
+    agreement: Agreement | None = None
     resumed: Resumed | None = None
 
     @property
@@ -68,6 +70,7 @@ class Plan:
             "total": self.total,
             "dtype": self.dtype,
             "without_factors": self.without_factors,
+            "agreement": None if self.agreement is None else dataclasses.asdict(self.agreement),
         }
 
 
@@ -132,9 +135,8 @@ def prepare(config: InfluenceConfig) -> Plan:
         schema = parse_schema(BeamFiles().read(config.schema).decode())
     specs: dict[str, FeatureSpec] = {}
     for shards in filter(None, (train, test)):
-        split = shards[0].split
-        specs[split] = find_features(config, shards, model.inputs, schema)
-        _try_evaluation(model, specs[split], shards, config)
+        specs[shards[0].split] = find_features(config, shards, model.inputs, declared_outputs(model.network.original), schema)
+    model, spec = check_model(model, spec, config, [(specs[shards[0].split], shards) for shards in (train, test) if shards])
     for block in model.layout().blocks:
         _LOG.info("gradients of %s: [%d, %d], %s", block.name, block.rows, block.columns, block.kind)
     return Plan(
@@ -150,6 +152,7 @@ def prepare(config: InfluenceConfig) -> Plan:
         model.total_size,
         model.dtype,
         model.weights_without_factors,
+        model.agreement,
         find_finished(config, spec, train or vectors, test, specs.get("train"), specs.get("test"), curvature_path)
         if config.resume
         else None,
@@ -200,25 +203,6 @@ def _result_shards(paths: list[str]) -> list[Shard]:
 
 def _patterns(text: str) -> list[str]:
     return [pattern.strip() for pattern in text.split(",") if pattern.strip()]
-
-
-def _try_evaluation(model: InfluenceModel, spec: FeatureSpec, shards: list[Shard], config: InfluenceConfig) -> None:
-    reader = ShardReader("prepare", spec, _EXAMPLES_TRIED, Progress(None))
-    first = (batch for shard in shards for batch, _ in reader.read(shard) if len(batch))
-    batch = next(first, None)
-    if batch is None:
-        return  # all of them are bad: the run will say so, example by example
-    try:
-        model.losses_and_gradients(batch)
-    except Exception as error:
-        # TensorFlow puts the reason last, before the names of nodes.
-        lines = [line.strip() for line in str(error).splitlines()]
-        shown = [line for line in lines if line and not line.startswith("[[{{")] or [repr(error)]
-        raise ValueError(
-            f"the model and the loss {config.loss!r} can't evaluate {shards[0].split} examples (inputs "
-            f"{[(feature.name, list(feature.shape)) for _, feature in spec.inputs]}, label "
-            f"{', '.join(f'{label.name} {list(label.shape)}' for label in spec.labels)}): {shown[-1]}"
-        ) from error
 
 
 def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str, resumed: Resumed | None = None) -> None:

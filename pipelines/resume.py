@@ -72,7 +72,7 @@ def find_finished(
     saved = "" if curvature_path is None else hashlib.sha256(BeamFiles().read(join(curvature_path, "meta.json"))).hexdigest()
     common: dict[str, Any] = {
         "versions": {name: metadata.version(name) for name in _VERSIONED},
-        "model": dataclasses.asdict(dataclasses.replace(model, threads=0)),
+        "model": dataclasses.asdict(dataclasses.replace(model, threads=0, agreement=None)),
         "modules": _modules(own),
         "train": _files(train),
         "train_features": repr(train_features),

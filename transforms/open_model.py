@@ -8,6 +8,7 @@ from typing import Any
 
 from influence_ops.checkpoints import Checkpoints
 from influence_ops.device import configure_tensorflow
+from influence_ops.guard import Agreement
 from influence_ops.model import InfluenceModel, Regularizer
 from influence_ops.network import Precision
 from transforms.load_model import load_checkpoint, load_model
@@ -26,6 +27,7 @@ class ModelSpec:
       checkpoints: where the weights are in place of the model's own; see `Checkpoints`.
       checkpoint_weights: η of each; None: their mean.
       checkpoint_digests: SHA-256 of each, as `digest`.
+      agreement: what its check found when the run was planned, so that no worker does it again.
     """
 
     path: str
@@ -43,6 +45,7 @@ class ModelSpec:
     checkpoints: tuple[str, ...] = ()
     checkpoint_weights: tuple[float, ...] | None = None
     checkpoint_digests: tuple[str, ...] = ()
+    agreement: Agreement | None = None
 
     def open(self) -> InfluenceModel:
         """Loads the model.
@@ -52,8 +55,11 @@ class ModelSpec:
         """
         self._set_up()
         if self.checkpoints:
-            return self._open_checkpoints()[0]
-        return self._with_options(load_model(self.path, self.model_weights, self.digest)[0])
+            model: InfluenceModel = self._open_checkpoints()[0]
+        else:
+            model = self._with_options(load_model(self.path, self.model_weights, self.digest)[0])
+        model.agreement = self.agreement
+        return model
 
     def open_first(self) -> tuple[InfluenceModel, ModelSpec]:
         """The model as it is now, and the recipe for just that one."""

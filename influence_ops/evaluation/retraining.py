@@ -22,6 +22,7 @@ import pyarrow as pa
 import tensorflow as tf
 
 from influence_ops.example_batch import ExampleBatch
+from influence_ops.float64_copy import copy_states, same_layers
 from influence_ops.import_path import load_object
 from influence_ops.model import InfluenceModel
 from influence_ops.network import feed
@@ -163,6 +164,8 @@ def evaluate_test_points(model: InfluenceModel, trained: keras.Model, test: Iter
     if shapes != wanted:
         raise ValueError(f"the train function's model has weights of the shapes {shapes}; the scored model has {wanted}")
     own.set_weights(new)
+    if same_layers(trained, own):  # what is no weight: the mean of a Normalization layer, a vocabulary
+        copy_states(trained, own)
     ids, losses, predictions = [], [], []
     for batch in test:
         found = model.losses(batch)

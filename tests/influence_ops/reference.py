@@ -6,7 +6,6 @@ import pathlib
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from influence_ops import ExampleBatch
 
@@ -63,8 +62,3 @@ def softmax_closed_form(
     for row in range(len(x)):
         hessian += np.kron(np.outer(a[row], a[row]), np.diag(p[row]) - np.outer(p[row], p[row]))
     return gradients, hessian / len(x) + l2 * np.eye(theta.size)
-
-
-def mean_squared_error_of_the_batch(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-    """A loss without a value for each example, for the test that it is refused."""
-    return tf.reduce_mean(tf.square(labels - outputs))

@@ -37,7 +37,7 @@ from tests.pipelines.digits_job import DigitsJob, files_below, read, run_quietly
         ({"weights": "conv"}, "weights='conv' matches none of the model's weights: hidden/kernel"),
         ({"weights": "("}, "weights='\\(' is not a regular expression"),
         ({"start_layer": "7"}, "no layer '7'; the layers with trainable weights are 0: hidden, 1: digits"),
-        ({"loss": "tests.pipelines.test_prepare:wrong_loss"}, "can't evaluate train examples .*it must return one number for each example"),
+        ({"loss": "tests.pipelines.test_prepare:wrong_loss"}, "test examples: the loss .* it mixes the examples of a batch"),
     ],
 )
 def test_what_does_not_fit_is_refused(job: DigitsJob, tmp_path: pathlib.Path, options: dict[str, Any], message: str) -> None:
@@ -48,8 +48,8 @@ def test_what_does_not_fit_is_refused(job: DigitsJob, tmp_path: pathlib.Path, op
 
 
 def wrong_loss(labels: Any, outputs: Any) -> Any:
-    """One number for the whole batch."""
-    return keras.ops.mean(keras.losses.sparse_categorical_crossentropy(labels, outputs))
+    """How far the examples of a batch are from each other: alone, each has none."""
+    return keras.ops.mean(keras.ops.square(outputs - keras.ops.mean(outputs, axis=0)))
 
 
 def _save(model: keras.Model, path: pathlib.Path) -> str:

@@ -1,0 +1,77 @@
+"""The model as a run will compute it, compared with the user's own on the first examples of the run's files."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+from influence_ops.example_batch import ExampleBatch
+from influence_ops.features import FeatureSpec
+from influence_ops.guard import Disagreement
+from influence_ops.model import InfluenceModel
+from pipelines.config import InfluenceConfig
+from transforms.elements import Shard
+from transforms.open_model import ModelSpec
+from transforms.progress import Progress
+from transforms.read_shards import ShardReader
+
+_LOG = logging.getLogger(__name__)
+_EXAMPLES_READ = 100  # so that some of them are good
+
+
+def check_model(
+    model: InfluenceModel, spec: ModelSpec, config: InfluenceConfig, splits: Sequence[tuple[FeatureSpec, list[Shard]]]
+) -> tuple[InfluenceModel, ModelSpec]:
+    """The model that agrees with the user's own on the first examples of each split, and its recipe.
+
+    Where the precision is left open and a float64 copy does not agree, it is the model itself.
+
+    Raises:
+      ValueError: it does not agree, or can't evaluate the examples; the message says what differs and the mend.
+    """
+    try:
+        _check(model, config, splits)
+        return model, dataclasses.replace(spec, agreement=model.agreement)
+    except ValueError as error:
+        if spec.precision != "auto" or not model.network.is_copy:
+            raise
+        native = dataclasses.replace(spec, precision="native")
+        model = native.open()
+        _LOG.warning("computed in %s, the model's own precision: %s", model.dtype, error)
+        _check(model, config, splits)
+        return model, dataclasses.replace(native, agreement=model.agreement)
+
+
+def _check(model: InfluenceModel, config: InfluenceConfig, splits: Sequence[tuple[FeatureSpec, list[Shard]]]) -> None:
+    for features, shards in reversed(splits):  # the training examples last: what is recorded is of them
+        batch = _first(features, shards)
+        if batch is None:
+            continue  # all of them are bad: the run will say so, example by example
+        try:
+            found = model.check(batch)
+        except Disagreement as error:
+            raise ValueError(f"{shards[0].split} examples: {error}") from error
+        except Exception as error:
+            raise ValueError(_cannot(features, shards, config, error)) from error
+        _LOG.info(
+            "%s: on %d examples the outputs are within %.1g of the model's own, losses %.1g and the gradient %.1g of Keras's, a batch "
+            "%.1g of its examples one by one, and the same batch again %.1g",
+            shards[0].split, found.examples, found.outputs, found.losses, found.gradient, found.batches, found.again,
+        )  # fmt: skip
+
+
+def _first(features: FeatureSpec, shards: list[Shard]) -> ExampleBatch | None:
+    reader = ShardReader("prepare", features, _EXAMPLES_READ, Progress(None))
+    return next((batch for shard in shards for batch, _ in reader.read(shard) if len(batch)), None)
+
+
+def _cannot(features: FeatureSpec, shards: list[Shard], config: InfluenceConfig, error: Exception) -> str:
+    # TensorFlow puts the reason last, before the names of nodes.
+    lines = [line.strip() for line in str(error).splitlines()]
+    shown = [line for line in lines if line and not line.startswith("[[{{")] or [repr(error)]
+    return (
+        f"the model and the loss {config.loss!r} can't evaluate {shards[0].split} examples (inputs "
+        f"{[(feature.name, list(feature.shape)) for _, feature in features.inputs]}, label "
+        f"{', '.join(f'{label.name} {list(label.shape)}' for label in features.labels)}): {shown[-1]}"
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
@@ -34,7 +34,7 @@ class AutodiffDerivatives:
         self._keras_variables = variables
         self._variables = [variable.value for variable in variables]
         self._size = sum(int(tf.size(variable)) for variable in self._variables)
-        self._fallback = False
+        self._mapping: Literal["vectorised", "in part", "one by one"] = "vectorised"
 
     def outputs(self, inputs: Any) -> Outputs:
         """The model's outputs before their activation, in inference mode."""
@@ -235,22 +235,29 @@ class AutodiffDerivatives:
         return tf.nest.map_structure(lambda tensor: tensor[:-1], self._map(function, padded))
 
     def _map(self, function: Callable[[Any], Any], elements: Any) -> Any:
-        if not self._fallback:
+        if self._mapping == "vectorised":
             try:
-                return tf.vectorized_map(function, elements, fallback_to_while_loop=False)
+                return _in_own_graph(lambda of: tf.vectorized_map(function, of, fallback_to_while_loop=False), elements)
             except (ValueError, NotImplementedError, TypeError) as error:
+                reason = str(error).splitlines()[0]
                 logging.getLogger(__name__).warning(
-                    "an op of this model can't be vectorised over examples (%s); using a loop, which is "
-                    "much slower",
-                    str(error).splitlines()[0],
+                    "an op of this model can't be vectorised over examples (%s); using a loop, which is much slower", reason
                 )
-                self._fallback = True
-        try:
-            return tf.vectorized_map(function, elements, fallback_to_while_loop=True)
-        except (ValueError, TypeError):  # a loop within (a recurrent layer) whose derivative can't be vectorised even in part
-            first = function(tf.nest.map_structure(lambda leaf: leaf[0], elements))
-            signature = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), first)
-            return tf.map_fn(function, elements, fn_output_signature=signature)
+                # Lists of tensors: a loop within (recurrent layers, one on another), whose derivative is wrong when vectorised in part.
+                self._mapping = "one by one" if "variant" in reason else "in part"
+        if self._mapping == "in part":
+            try:
+                return _in_own_graph(lambda of: tf.vectorized_map(function, of, fallback_to_while_loop=True), elements)
+            except (ValueError, TypeError):
+                self._mapping = "one by one"
+        first = function(tf.nest.map_structure(lambda leaf: leaf[0], elements))
+        signature = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), first)
+        return tf.map_fn(function, elements, fn_output_signature=signature)
+
+
+def _in_own_graph(function: Callable[[Any], Any], elements: Any) -> Any:
+    """`function(elements)`, traced by itself: a failed attempt leaves operations behind, which would run with the others."""
+    return tf.function(function, autograph=False)(elements)
 
 
 def pack(outputs: Any) -> tf.Tensor:

@@ -380,13 +380,15 @@ class InfluenceModel:
     def _call_inputs(self, name: str, batch: ExampleBatch, *extra: Any) -> Any:
         """A method of the derivatives as one `tf.function`, traced once for any batch size."""
         arguments = (feed(self.model, batch.inputs, self.dtype), *extra)
-        if name not in self._functions:
+        weighted = bool(extra) and isinstance(extra[0], dict) and "weights" in extra[0]
+        key = f"{name} of weighted positions" if weighted else name
+        if key not in self._functions:
             signature = tf.nest.map_structure(any_batch, arguments)
             function = tf.function(getattr(self._derive(signature[0]), name), input_signature=signature)
             # The concrete function: a tf.function that is called with a wrong shape never releases its lock.
             with exact_moments() if name in _SECOND_DERIVATIVES else contextlib.nullcontext():
-                self._functions[name] = function.get_concrete_function()
-        return self._functions[name](*arguments)
+                self._functions[key] = function.get_concrete_function()
+        return self._functions[key](*arguments)
 
 
 def any_batch(tensor: tf.Tensor) -> tf.TensorSpec:

@@ -26,16 +26,21 @@ def position_weights(losses: tf.Tensor, mask: tf.Tensor | None, weights: tf.Tens
       mask, weights: for each position, or for the first of their axes.
       reduction: Keras's name.
     """
-    dtype = losses.dtype
-    mean = reduction in ("sum_over_batch_size", "mean", "mean_with_sample_weight")
-    found = tf.ones_like(losses)
+    dtype, mean = losses.dtype, reduction in ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+    factor: tf.Tensor | None = None
     if mask is not None:
-        kept = tf.cast(mask, dtype)
+        factor = tf.cast(mask, dtype)
         if reduction in ("sum_over_batch_size", "mean"):
-            kept *= tf.math.divide_no_nan(_sum_of_each(tf.ones_like(kept)), _sum_of_each(kept))
-        found = found * _with_rank(kept, losses)
+            factor *= tf.math.divide_no_nan(_sum_of_each(tf.ones_like(factor)), _sum_of_each(factor))
     if weights is not None:
-        found = found * _with_rank(tf.cast(weights, dtype), losses)
+        weights = tf.cast(weights, dtype)
+        rank = max(weights.shape.rank, 0 if factor is None else factor.shape.rank)
+        factor = _with_rank(weights, rank) if factor is None else _with_rank(factor, rank) * _with_rank(weights, rank)
+    found = tf.ones_like(losses)
+    if factor is not None:
+        surplus = list(range(losses.shape.rank, factor.shape.rank))  # one loss for several positions: each of them has it
+        factor = tf.reduce_mean(factor, axis=surplus) if mean else tf.reduce_sum(factor, axis=surplus)
+        found *= _with_rank(factor, losses.shape.rank)
     if mean:
         total = _sum_of_each(found if reduction == "mean_with_sample_weight" else tf.ones_like(losses))
         found = tf.math.divide_no_nan(found, total)
@@ -47,8 +52,6 @@ def _sum_of_each(values: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(values, axis=list(range(1, values.shape.rank or 1)), keepdims=True)
 
 
-def _with_rank(values: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
-    missing = losses.shape.rank - values.shape.rank
-    if missing < 0:  # one loss for several positions: each of them has it
-        return tf.reduce_mean(values, axis=list(range(losses.shape.rank, values.shape.rank)))
-    return tf.reshape(values, [*tf.unstack(tf.shape(values)), *[1] * missing])
+def _with_rank(values: tf.Tensor, rank: int) -> tf.Tensor:
+    """With axes of length 1 at the end."""
+    return tf.reshape(values, [*tf.unstack(tf.shape(values)), *[1] * (rank - values.shape.rank)])

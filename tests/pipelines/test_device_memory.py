@@ -34,8 +34,6 @@ def shrink(monkeypatch: pytest.MonkeyPatch, room: int, which: tuple[str, ...] = 
         return call(self, name, batch, *extra)
 
     monkeypatch.setattr(InfluenceModel, "_call_inputs", limited)
-    # What is tried before the run starts is small enough.
-    monkeypatch.setattr("pipelines.prepare._EXAMPLES_TRIED", 1)
     return failed
 
 

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import threading
 from typing import Any, Literal
 
 import keras
@@ -31,6 +32,7 @@ Regularizer = Literal["curvature", "loss"]
 Derivatives = LinearHeadDerivatives | AutodiffDerivatives
 
 _VECTORS_AT_ONCE = 32  # products in one vectorised pass: bounds memory to as many copies of the activations
+_TRACING = threading.RLock()  # tracing puts recorders into layers that all threads share; compiled functions only read
 _SECOND_DERIVATIVES = ("hessian_sum", "hessian_vector_products")
 
 
@@ -137,7 +139,8 @@ class InfluenceModel:
         Raises:
     ValueError: something differs; the message says what, by how much, and the mend.
         """
-        found = check_agreement(self, batch)
+        with _TRACING:  # it calls the user's model, in which another thread may have put its recorders
+            found = check_agreement(self, batch)
         if found.examples:  # else none of them could be evaluated
             self.agreement = found
         return found
@@ -177,7 +180,8 @@ class InfluenceModel:
     def fingerprint(self) -> str:
         """SHA-256 over the loss, the regulariser, the layers and all weights (watched ones marked): what a curvature fits."""
         digest = hashlib.sha256(f"{self.loss_name}|{self.weight_decay!r}|{self.regularizer}".encode())
-        digest.update(json.dumps(_layers(self.model), sort_keys=True).encode())
+        with _TRACING:  # else another thread's recorders may stand in the place of activations
+            digest.update(json.dumps(_layers(self.model), sort_keys=True).encode())
         watched = {id(variable) for variable in self.variables}
         for variable in self.model.variables:
             if "seed_generator" in variable.path:  # Dropout's state: not part of the inference model
@@ -197,13 +201,18 @@ class InfluenceModel:
           inputs: examples, for a model that declares no inputs; used the first time.
         """
         if self._layout is None:
-            declared = declared_examples(self.model)
-            examples = declared if declared is not None else inputs
-            if examples is None:
-                raise ValueError("the model declares no inputs and has seen no example yet; evaluate a batch first")
-            examples = feed(self.model, examples, self.dtype)
-            self._layout = self._derive(tf.nest.map_structure(any_batch, examples)).discover(examples, self._penalty)
+            with _TRACING:
+                if self._layout is None:
+                    self._layout = self._discover(inputs)
         return self._layout
+
+    def _discover(self, inputs: Any) -> Layout:
+        declared = declared_examples(self.model)
+        examples = declared if declared is not None else inputs
+        if examples is None:
+            raise ValueError("the model declares no inputs and has seen no example yet; evaluate a batch first")
+        examples = feed(self.model, examples, self.dtype)
+        return self._derive(tf.nest.map_structure(any_batch, examples)).discover(examples, self._penalty)
 
     @property
     def weights_without_factors(self) -> list[str]:
@@ -383,12 +392,16 @@ class InfluenceModel:
         weighted = bool(extra) and isinstance(extra[0], dict) and "weights" in extra[0]
         key = f"{name} of weighted positions" if weighted else name
         if key not in self._functions:
-            signature = tf.nest.map_structure(any_batch, arguments)
-            function = tf.function(getattr(self._derive(signature[0]), name), input_signature=signature)
-            # The concrete function: a tf.function that is called with a wrong shape never releases its lock.
-            with exact_moments() if name in _SECOND_DERIVATIVES else contextlib.nullcontext():
-                self._functions[key] = function.get_concrete_function()
+            with _TRACING:
+                if key not in self._functions:
+                    self._functions[key] = self._compiled(name, tf.nest.map_structure(any_batch, arguments))
         return self._functions[key](*arguments)
+
+    def _compiled(self, name: str, signature: Any) -> Any:
+        function = tf.function(getattr(self._derive(signature[0]), name), input_signature=signature)
+        # The concrete function: a tf.function that is called with a wrong shape never releases its lock.
+        with exact_moments() if name in _SECOND_DERIVATIVES else contextlib.nullcontext():
+            return function.get_concrete_function()
 
 
 def any_batch(tensor: tf.Tensor) -> tf.TensorSpec:

@@ -47,7 +47,7 @@ class _AccumulateDoFn(ShardDoFn):
     def open(self, sides: tuple) -> None:
         states = list(sides)
         tag = f"{self._spec}|{[state.digest for state in states]}"
-        self._pass = self._shared.acquire(lambda: _Pass(self._spec.open(), self._curvature, states), tag=tag)
+        self._pass = self._shared.acquire(lambda: _Pass(self._spec.session(), self._curvature, states), tag=tag)
         if self._statistic is None:
             self._statistic = self._pass.curvature.create(self._pass.model)
 

@@ -46,7 +46,7 @@ class _EmbedDoFn(ShardDoFn):
     def open(self, sides: tuple) -> None:
         (preconditioner,) = sides
         self._embedder = self._shared.acquire(
-            lambda: _Embedder(self._spec.open(), preconditioner), tag=f"{self._spec}|{preconditioner.digest}"
+            lambda: _Embedder(self._spec.session(), preconditioner), tag=f"{self._spec}|{preconditioner.digest}"
         )
 
     def begin_shard(self, shard: Shard) -> None:

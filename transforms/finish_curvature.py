@@ -60,7 +60,7 @@ class _AdvanceDoFn(beam.DoFn):
         self._folder = folder
 
     def process(self, _: None, parts: Iterable[tuple[str, Broadcast]], *states: Broadcast) -> Iterator[Broadcast]:
-        model = self._model.open()
+        model = self._model.session()
         curvature = resumed(self._curvature, states)
         statistic = _statistic(curvature, parts) or curvature.create(model)
         yield Broadcast.publish(curvature.advance(model, statistic), {}, self._folder)
@@ -103,7 +103,7 @@ class _FinishDoFn(beam.DoFn):
         self._folder = folder
 
     def process(self, _: None, parts: Iterable[tuple[str, Broadcast]], *states: Broadcast) -> Iterator[Broadcast]:
-        model = self._model.open()
+        model = self._model.session()
         curvature = resumed(self._curvature, states)
         preconditioner = curvature.finish(model, _statistic(curvature, parts) or curvature.create(model), self._options)
         yield publish_preconditioner(preconditioner, self._folder)
@@ -148,7 +148,7 @@ class _LoadDoFn(beam.DoFn):
         self._folder = folder
 
     def process(self, _: None) -> Iterator[Broadcast]:
-        model = self._model.open()
+        model = self._model.session()
         preconditioner = load_preconditioner(self._saved, BeamFiles())
         preconditioner.check(model)
         yield publish_preconditioner(preconditioner, self._folder)

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 import apache_beam as beam
 import numpy as np
 from apache_beam import pvalue
-from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
 from influence_ops.example_batch import ExampleBatch, Rejected
@@ -32,7 +31,7 @@ class _StepsDoFn(beam.DoFn):
         self._work = work
 
     def process(self, _: None, preconditioner: Broadcast, parts: Iterable[tuple[str, GroupPart]]) -> Iterator[Broadcast]:
-        model = self._model.open()
+        model = self._model.session()
         operator = open_preconditioner(preconditioner).bind(model)
         groups = group_vectors(operator, dict(parts)[GRADIENTS].sums)
         names = np.array([name.encode() for name in groups.names], dtype=np.bytes_)
@@ -44,7 +43,6 @@ class _ProductsDoFn(ShardDoFn):
     def __init__(self, reader: ShardReader, model: ModelSpec):
         super().__init__(reader)
         self._spec = model
-        self._shared = Shared()
         self._sums: GroupSums | None = None
 
     def start_bundle(self) -> None:
@@ -52,7 +50,7 @@ class _ProductsDoFn(ShardDoFn):
 
     def open(self, sides: tuple) -> None:
         (steps,) = sides
-        self._model = self._shared.acquire(self._spec.open, tag=repr(self._spec))
+        self._model = self._spec.session()
         if self._sums is None:
             arrays, _ = steps.open()
             self._names = [name.decode() for name in arrays["names"].tolist()]

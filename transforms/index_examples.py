@@ -66,7 +66,7 @@ class _IndexDoFn(ShardDoFn):
     def open(self, sides: tuple) -> None:
         preconditioner = sides[0]  # the second makes it wait for the verdict on rejected examples
         self._embedder = self._shared.acquire(
-            lambda: _Embedder(self._spec.open(), preconditioner), tag=f"{self._spec}|{preconditioner.digest}"
+            lambda: _Embedder(self._spec.session(), preconditioner), tag=f"{self._spec}|{preconditioner.digest}"
         )
 
     def begin_shard(self, shard: Shard) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import importlib
+import threading
 from typing import Any
 
 from influence_ops.checkpoints import Checkpoints
@@ -12,6 +14,10 @@ from influence_ops.guard import Agreement
 from influence_ops.model import InfluenceModel, Regularizer
 from influence_ops.network import Precision
 from transforms.load_model import load_checkpoint, load_model
+
+_OPENING = threading.RLock()
+_SESSIONS: collections.OrderedDict[str, InfluenceModel] = collections.OrderedDict()
+_KEPT = 2  # a worker process may serve one job after another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +66,21 @@ class ModelSpec:
             model = self._with_options(load_model(self.path, self.model_weights, self.digest)[0])
         model.agreement = self.agreement
         return model
+
+    def session(self) -> InfluenceModel:
+        """The model of this process, for all its stages and threads: opened once, and only read from then on.
+
+        Raises:
+          ValueError: as `open`.
+        """
+        key = repr(self)
+        with _OPENING:
+            if key not in _SESSIONS:
+                while len(_SESSIONS) >= _KEPT:
+                    _SESSIONS.popitem(last=False)
+                _SESSIONS[key] = self.open()
+            _SESSIONS.move_to_end(key)
+            return _SESSIONS[key]
 
     def open_first(self) -> tuple[InfluenceModel, ModelSpec]:
         """The model as it is now, and the recipe for just that one."""

@@ -76,7 +76,7 @@ class _ScoreDoFn(ShardDoFn):
         references = list(references)
         digests = [reference.broadcast.digest for reference in sorted(references, key=lambda reference: reference.key)]
         self._scoring = self._shared.acquire(
-            lambda: _Scoring(self._spec.open(), preconditioner, references, self._options),
+            lambda: _Scoring(self._spec.session(), preconditioner, references, self._options),
             tag=f"{self._spec}|{self._options}|{preconditioner.digest}|{digests}",
         )
         assert self._scoring is not None

@@ -79,7 +79,7 @@ class _MultiplyDoFn(ShardDoFn):
 
     def open(self, sides: tuple) -> None:
         (broadcast,) = sides
-        self._state = self._shared.acquire(lambda: _State(self._spec.open(), broadcast), tag=f"{self._spec}|{broadcast.digest}")
+        self._state = self._shared.acquire(lambda: _State(self._spec.session(), broadcast), tag=f"{self._spec}|{broadcast.digest}")
         if self._sum is None:
             self._sum = np.zeros(self._state.vectors.shape)
 
@@ -126,7 +126,7 @@ class _AdvanceDoFn(beam.DoFn):
         if not blocks:  # solved already
             yield state
             return
-        model = self._model.open()
+        model = self._model.session()
         precondition = open_preconditioner(preconditioner).bind(model).apply if self._system == "gauss_newton" else None
         summed = np.concatenate(blocks)
         after = step(state.open()[0], summed, model, preconditioner.description, self._tolerance, precondition)

@@ -65,7 +65,7 @@ class _WriteGroupsDoFn(_WriteDoFn):
         n, facts = self._facts(preconditioner)
         groups = None
         if GRADIENTS in sums:
-            model = self._model.open()
+            model = self._model.session()
             operator = open_preconditioner(preconditioner).bind(model)
             groups = group_vectors(operator, sums[GRADIENTS])
             if self._second_order:

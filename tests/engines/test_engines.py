@@ -1,14 +1,17 @@
-"""The same job gives the same tables on every engine."""
+"""The same jobs, of a last layer and of whole networks, give the same tables on every engine."""
 
 from __future__ import annotations
 
+import functools
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from tests.engines.conftest import FlinkCluster, InMemory
-from tests.engines.equal_runs import run_and_compare
-from tests.pipelines.digits_job import DigitsJob, assert_same_tables
+from tests.engines.conftest import OPTIONS, FlinkCluster, InMemory
+from tests.engines.equal_runs import assert_equal_runs
+from tests.pipelines.digits_job import DigitsJob, assert_same_tables, run_quietly
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,22 +26,64 @@ def test_in_memory_is_what_loops_give(job: DigitsJob, in_memory: InMemory) -> No
     assert_same_tables(in_memory.output, job.oracle(in_memory.config, train, test))
 
 
-def test_processes(job: DigitsJob, in_memory: InMemory, tmp_path: pathlib.Path) -> None:
-    run_and_compare(job, in_memory, tmp_path / "out", "--runner=local", "--workers=2")
+WHOLE_NETWORKS: dict[str, dict[str, Any]] = {
+    "ekfac": {"curvature": "ekfac", "outputs": "top_k,self_influence"},
+    "gauss_newton_cg": {"curvature": "gauss_newton_cg", "passes": 2, "outputs": "top_k"},
+    "arnoldi": {"curvature": "arnoldi", "passes": 3, "rank": 20, "outputs": "top_k,self_influence"},
+    "index": {"curvature": "random_projection", "projection_dim": 64, "outputs": "index", "test": None},
+}
+JOBS = ["last-layer", *WHOLE_NETWORKS]
 
 
-def test_bundles_delivered_twice(job: DigitsJob, in_memory: InMemory, tmp_path: pathlib.Path) -> None:
-    run_and_compare(job, in_memory, tmp_path / "out", "--runner=local", "--direct_runner_bundle_repeat=2")
+@pytest.fixture(scope="session")
+def known(job: DigitsJob, in_memory: InMemory, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[pathlib.Path, dict]]:
+    """The folder of a job's run in memory, which is made once, and the job's options."""
+
+    @functools.cache
+    def run_once(name: str) -> tuple[pathlib.Path, dict]:
+        if name == "last-layer":
+            return in_memory.output, OPTIONS
+        options = {"files": 7, "weights": "all", "group_feature": None, **WHOLE_NETWORKS[name]}
+        output = tmp_path_factory.mktemp(name) / "influence"
+        run_quietly(job.config(output, **options))
+        return output, options
+
+    return run_once
+
+
+@pytest.fixture(params=JOBS)
+def same(request: pytest.FixtureRequest, job: DigitsJob, known: Callable, tmp_path: pathlib.Path) -> Callable[..., None]:
+    """Runs a job on an engine and compares it with the run in memory."""
+    expected, options = known(request.param)
+
+    def run(*arguments: str) -> None:
+        run_quietly(job.config(tmp_path / "out", **options), *arguments)
+        assert_equal_runs(tmp_path / "out", expected)
+
+    return run
+
+
+def test_processes(same: Callable[..., None]) -> None:
+    same("--runner=local", "--workers=2")
+
+
+def test_threads(same: Callable[..., None]) -> None:
+    same("--runner=local", "--direct_running_mode=multi_threading", "--direct_num_workers=4")
+
+
+@pytest.mark.parametrize("same", ["last-layer", "gauss_newton_cg"], indirect=True)
+def test_bundles_delivered_twice(same: Callable[..., None]) -> None:
+    same("--runner=local", "--direct_runner_bundle_repeat=2")
 
 
 @pytest.mark.prism
 @pytest.mark.timeout(900)  # it may have to be built
-def test_prism(job: DigitsJob, in_memory: InMemory, tmp_path: pathlib.Path, prism: str) -> None:
-    run_and_compare(job, in_memory, tmp_path / "out", "--runner=prism", f"--prism_location={prism}", "--time_limit=240")
+def test_prism(same: Callable[..., None], prism: str) -> None:
+    same("--runner=prism", f"--prism_location={prism}", "--time_limit=240")
 
 
 @pytest.mark.flink
 @pytest.mark.timeout(900)  # the jars may have to be fetched
 @pytest.mark.parametrize("environment", ["EXTERNAL", "PROCESS", "LOOPBACK"])
-def test_flink_cluster(job: DigitsJob, in_memory: InMemory, tmp_path: pathlib.Path, flink: FlinkCluster, environment: str) -> None:
-    run_and_compare(job, in_memory, tmp_path / "out", *flink.arguments(environment))
+def test_flink_cluster(same: Callable[..., None], flink: FlinkCluster, environment: str) -> None:
+    same(*flink.arguments(environment))

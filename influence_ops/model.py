@@ -21,7 +21,7 @@ from influence_ops.gradients.discover import declared_examples
 from influence_ops.linear_head import LinearHeadDerivatives, is_linear_head
 from influence_ops.losses import likelihood, per_example, resolve_loss
 from influence_ops.network import Precision, copy_network, feed, to_numpy
-from influence_ops.weights import watched_variables
+from influence_ops.weights import LAST_WITH_WEIGHTS, StartLayer, watched_variables
 
 Regularizer = Literal["curvature", "loss"]
 
@@ -57,7 +57,7 @@ class InfluenceModel:
     def __init__(
         self,
         model: Any,
-        start_layer: int | str | None = -1,
+        start_layer: StartLayer = LAST_WITH_WEIGHTS,
         last_layer: int | str | None = None,
         loss_function: Any = None,
         weights: str | None = None,

@@ -32,7 +32,7 @@ def watched_variables(model: keras.Model, weights: str | None, start_layer: Star
       weights: `all`, `last` (the last layer with weights), or a regular expression searched in each
         variable's path, such as `dense_1/`. None: by `start_layer` and `last_layer`.
       start_layer: the first layer watched, by name or by index in `model.layers` (-1 is the last of them), as in
-        Influenciae; None: the last layer with weights before the last of all, as there.
+        Influenciae; None: the last layer with weights before the very last one, as there.
       last_layer: the last layer watched, inclusive, named likewise; None: `start_layer` alone.
 
     Raises:
@@ -84,7 +84,7 @@ def _first_layer(layers: list[Any], start_layer: StartLayer) -> int:
     candidates = layers if start_layer is LAST_WITH_WEIGHTS else layers[:-1]
     with_weights = [index for index, layer in enumerate(candidates) if layer.trainable_variables]
     if not with_weights:
-        raise ValueError(f"start_layer=None is the last layer with weights before the last of all, and there is none; {_with_weights(layers)}")
+        raise ValueError(f"start_layer=None is the last layer with weights before the very last; there is none; {_with_weights(layers)}")
     return with_weights[-1]
 
 

@@ -74,7 +74,7 @@ def test_selections(model, options, wanted):
     [
         ({"weights": "nothing_like_it"}, "weights='nothing_like_it' matches none of the model's weights: .*first/kernel.*head/kernel"),
         ({"weights": "("}, r"weights='\(' is not a regular expression"),
-        ({"start": "no_weights"}, r"layer 'no_weights' \(no_weights\) has no trainable weights; .* are 0: first, 1: norm, 3: second, 5: head"),
+        ({"start": "no_weights"}, r"layer 'no_weights' \(no_weights\) has no trainable weights; .* 0: first, 1: norm, 3: second, 5: head"),
         ({"start": -2}, r"layer -2 \(dropout\) has no trainable weights; .* 0: first"),
         ({"start": 2, "last": 2}, r"layer 2 \(no_weights\) has no trainable weights"),
         ({"start": 6}, "no layer 6 among the model's 6; the layers with trainable weights are 0: first"),

@@ -50,18 +50,18 @@ class DatasetCalculator:
     def _fit(self, source: CurvatureSource, choice: CurvatureChoice) -> tuple[Preconditioner, str | None]:
         """The operator, and the form of the data set that it is made from, if it is."""
         if isinstance(source, tf.data.Dataset) and not isinstance(choice.ihvp, Preconditioner):
-            form, passes = dataset_form(source, self.model), self._passes(source)
-            return fit_operator(self.model, source, choice, lambda: (batch for batch, _ in passes())), form
+            form = dataset_form(source, self.model)
+            return fit_operator(self.model, source, choice, self._passes(source)), form
         return fit_operator(self.model, source, choice, None), None
 
-    def _passes(self, dataset: tf.data.Dataset) -> Callable[[], Iterator[tuple[ExampleBatch, np.ndarray]]]:
-        """(batch, gradients [B, P]) from the start at each call: in any order, but always the same examples."""
+    def _passes(self, dataset: tf.data.Dataset) -> Callable[[], Iterator[ExampleBatch]]:
+        """The data set's batches from the start at each call: in any order, but always the same examples, each of them finite."""
         sums: list[int] = []
 
-        def stream() -> Iterator[tuple[ExampleBatch, np.ndarray]]:
+        def stream() -> Iterator[ExampleBatch]:
             total = 0
-            for _, batch, gradients in self._evaluated(dataset):
-                yield batch, gradients
+            for _, batch in example_batches(dataset, self.model):
+                yield batch if sums else self._finite(batch, None)[0]
                 total += sum(example_digests(batch).tolist())
             if sums and total != sums[0]:
                 raise ValueError(f"the examples must be the same ones at each pass: {RESHUFFLED}")

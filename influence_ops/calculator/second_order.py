@@ -69,13 +69,13 @@ class SecondOrderInfluenceCalculator(DatasetCalculator):
     def _change(self, group: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
         """(θ without the group − θ, Σ ∇ℓ over the group), [1, P] each; two passes over the group."""
         passes = self._passes(group)
-        gradient, count = self._gradient_sum(gradients for _, gradients in passes())
+        gradient, count = self._gradient_sum(self._finite(batch, None)[1] for batch in passes())
         if not count:
             raise ValueError("the group has no examples")
         groups = GroupVectors([_GROUP], np.array([count]), gradient, self.preconditioner.apply(gradient))
         steps = first_steps(self.model, self.preconditioner, groups)
         products = GroupSums(self.model.size)
-        for batch, _ in passes():
+        for batch in passes():
             named = dataclasses.replace(batch, groups=np.full(len(batch), _GROUP, dtype=object))
             add_hessian_products(self.model, products, named, groups.names, steps)
         vectors = second_order_vectors(self.model, self.preconditioner, groups, steps, products).vectors

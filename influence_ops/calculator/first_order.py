@@ -31,6 +31,7 @@ class FirstOrderInfluenceCalculator(InfluenceCalculator):
         curvature's own cap. A warning carries the residual when it is reached. With 'gauss_newton_cg': the most steps of its
         conjugate gradients, 5 by default, 0 for its preconditioner's answer, which is EK-FAC's. With 'arnoldi': how many, 8 by
         default.
+      tolerance: relative residual at which 'cgd' (1e-8 by default), 'lissa' (1e-3) and 'gauss_newton_cg' (1e-6) stop.
       rank, rcond: of 'exact', 'gauss_newton' and 'arnoldi'; see `FinishOptions`.
       seed: which examples `n_samples_for_hessian` chooses.
       dtype: of the results, such as tf.float32, where they meet tensors of it; what is computed is the same.
@@ -58,6 +59,7 @@ class FirstOrderInfluenceCalculator(InfluenceCalculator):
         damping: float | str = 0.0,
         weight_decay: float | None = None,
         passes: int | None = None,
+        tolerance: float | None = None,
         rank: int | None = None,
         rcond: float | None = None,
         seed: int = 0,
@@ -66,7 +68,8 @@ class FirstOrderInfluenceCalculator(InfluenceCalculator):
         super().__init__(model if weight_decay is None else model.with_weight_decay(weight_decay), dtype)
         self.normalize: Normalize = {False: "none", True: "theta"}.get(normalize, normalize)  # type: ignore[call-overload, assignment]
         self.options = ScoreOptions(self.normalize)
-        choice = CurvatureChoice(ihvp_calculator, n_samples_for_hessian, seed, passes, FinishOptions(damping, rcond=rcond, rank=rank))
+        finish = FinishOptions(damping, rcond=rcond, rank=rank)
+        choice = CurvatureChoice(ihvp_calculator, n_samples_for_hessian, seed, passes, tolerance, finish)
         self.preconditioner, self.dataset_form = self._fit(dataset, choice)
         self.width = self.model.size
 

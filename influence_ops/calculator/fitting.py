@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 
-from influence_ops.calculator.passes import DEFAULT_PASSES, SolvedByPasses
+from influence_ops.calculator.passes import DEFAULT_PASSES, DEFAULT_TOLERANCE, SolvedByPasses
 from influence_ops.curvature import Curvature, FinishOptions, Preconditioner, curvature_by_name, fit, load_preconditioner
 from influence_ops.curvature.arnoldi import Arnoldi
 from influence_ops.curvature.conjugate_gradient import ConjugateGradient, IterativePreconditioner
@@ -42,6 +42,7 @@ class CurvatureChoice:
       n_samples, seed: how many training examples it is made from, and which; None: all of them.
       passes: with 'cgd' or 'lissa', the most iterations, with 'gauss_newton_cg' of its conjugate gradients (5 by default), each a
         pass over the data; with 'arnoldi' how many (8 by default).
+      tolerance: relative residual at which 'cgd', 'lissa' and 'gauss_newton_cg' stop; None: the curvature's own.
       finish: damping, rank and cut.
     """
 
@@ -49,6 +50,7 @@ class CurvatureChoice:
     n_samples: int | None
     seed: int
     passes: int | None
+    tolerance: float | None
     finish: FinishOptions
 
 
@@ -77,10 +79,12 @@ def fit_operator(
 def _fit(
     model: InfluenceModel, curvature: Curvature, choice: CurvatureChoice, stream: Callable[[], Iterable[ExampleBatch]]
 ) -> Preconditioner:
-    passes, options = choice.passes, choice.finish
+    passes, options, tolerance = choice.passes, choice.finish, choice.tolerance
+    if tolerance is not None and (not 0 < tolerance < 1 or curvature.systems is None):
+        raise ValueError(f"tolerance={tolerance!r} must be above 0 and below 1, and goes with 'cgd', 'lissa' and 'gauss_newton_cg'")
     if curvature.systems == "gauss_newton":
         fitted = fit(model, curvature, stream, options).bind(model)
-        return SolvedByPasses.over(fitted, model, stream, DEFAULT_PASSES if passes is None else passes)
+        return SolvedByPasses.over(fitted, model, stream, DEFAULT_PASSES if passes is None else passes, tolerance or DEFAULT_TOLERANCE)
     if isinstance(curvature, Arnoldi) and choice.n_samples is None:
         curvature.options = dataclasses.replace(curvature.options, rank=options.rank or curvature.options.rank)
         return fit(model, curvature.over_all(_ARNOLDI_PASSES if passes is None else passes), stream, options).bind(model)
@@ -90,6 +94,8 @@ def _fit(
                 f"passes={passes} must be at least 1, and goes with 'cgd', 'lissa', 'gauss_newton_cg', or 'arnoldi' over all data"
             )
         curvature.max_iterations = passes
+    if isinstance(curvature, ConjugateGradient) and tolerance is not None:
+        curvature.tolerance = tolerance
     if isinstance(curvature, ConjugateGradient) and choice.n_samples is None:
         return curvature.over(model, stream, options)
     return fit(model, curvature, stream, options).bind(model)

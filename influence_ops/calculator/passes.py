@@ -15,7 +15,7 @@ from influence_ops.model import InfluenceModel
 from influence_ops.query_solver import solutions, solve
 
 DEFAULT_PASSES = 5  # as the Beam job; see benchmarks/README.md
-_TOLERANCE = 1e-6  # the job's default
+DEFAULT_TOLERANCE = 1e-6  # the job's
 _ROWS_AT_ONCE = 256  # right-hand sides solved together: bounds memory to a few [256, P] arrays
 
 
@@ -39,7 +39,7 @@ class SolvedByPasses(Preconditioner):
 
     @classmethod
     def over(
-        cls, fitted: Preconditioner, model: InfluenceModel, stream: Callable[[], Iterable[ExampleBatch]], passes: int
+        cls, fitted: Preconditioner, model: InfluenceModel, stream: Callable[[], Iterable[ExampleBatch]], passes: int, tolerance: float
     ) -> SolvedByPasses:
         """The operator that `fitted` preconditions.
 
@@ -48,7 +48,7 @@ class SolvedByPasses(Preconditioner):
         """
         if passes < 0:
             raise ValueError(f"passes={passes} must be at least 0")
-        return cls({}, {**fitted.meta, "passes": passes, "tolerance": _TOLERANCE}, fitted, model, stream, passes)
+        return cls({}, {**fitted.meta, "passes": passes, "tolerance": tolerance}, fitted, model, stream, passes)
 
     def apply(self, gradients: np.ndarray) -> np.ndarray:
         gradients = np.asarray(gradients, dtype=np.float64)
@@ -59,8 +59,9 @@ class SolvedByPasses(Preconditioner):
         self.residuals.clear()
         for start in range(0, len(gradients), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
+            right, tolerance = gradients[rows], float(self.meta["tolerance"])
             state = solve(
-                "gauss_newton", self.model, self.stream, gradients[rows], first[rows], self.meta, self.passes, _TOLERANCE, self.fitted.apply
+                "gauss_newton", self.model, self.stream, right, first[rows], self.meta, self.passes, tolerance, self.fitted.apply
             )
             found[rows], residuals, _ = solutions(state)
             self.residuals.extend(residuals.tolist())

@@ -25,8 +25,8 @@ class SecondOrderInfluenceCalculator(DatasetCalculator):
     has no regulariser; one that the model or `weight_decay` has is taken in where `InfluenceModel` says it stands.
 
     Args:
-      model, dataset, ihvp_calculator, n_samples_for_hessian, shuffle_buffer_size, damping, weight_decay, passes, rank, rcond, seed,
-        dtype: as of `FirstOrderInfluenceCalculator`. n is the size of the whole data set, whatever the curvature uses of it.
+      model, dataset, ihvp_calculator, n_samples_for_hessian, shuffle_buffer_size, damping, weight_decay, passes, tolerance, rank, rcond,
+        seed, dtype: as of `FirstOrderInfluenceCalculator`. n is the size of the whole data set, whatever the curvature uses of it.
 
     Raises:
       ValueError: the data set is not batched or does not fit the model, or an option is wrong.
@@ -43,13 +43,15 @@ class SecondOrderInfluenceCalculator(DatasetCalculator):
         damping: float | str = 0.0,
         weight_decay: float | None = None,
         passes: int | None = None,
+        tolerance: float | None = None,
         rank: int | None = None,
         rcond: float | None = None,
         seed: int = 0,
         dtype: tf.DType | str = tf.float64,
     ):
         super().__init__(model if weight_decay is None else model.with_weight_decay(weight_decay), dtype)
-        choice = CurvatureChoice(ihvp_calculator, n_samples_for_hessian, seed, passes, FinishOptions(damping, rcond=rcond, rank=rank))
+        finish = FinishOptions(damping, rcond=rcond, rank=rank)
+        choice = CurvatureChoice(ihvp_calculator, n_samples_for_hessian, seed, passes, tolerance, finish)
         self.preconditioner, self.dataset_form = self._fit(dataset, choice)
 
     def compute_influence_vector_group(self, group: tf.data.Dataset) -> tf.Tensor:

@@ -205,6 +205,22 @@ def test_gauss_newton_cg_is_that_of_the_job(tmp_path):
         FirstOrderInfluenceCalculator(model, train, "gauss_newton_cg", passes=-1)
 
 
+@pytest.mark.parametrize("kind", ["cgd", "lissa", "gauss_newton_cg"])
+def test_a_tolerance_is_kept(kind):
+    """Of a linear model the Gauss–Newton matrix is the Hessian."""
+    gradients, data = gradients_and_hessian()
+    wanted = gradients @ np.linalg.inv(data + (DECAY + 0.05) * np.eye(27))
+    errors = []
+    for tolerance in (1e-1, 1e-6):
+        calculator = FirstOrderInfluenceCalculator(linear_model(), dataset(batch=60), kind, damping=0.05, passes=500, tolerance=tolerance)
+        errors.append(relative(joined(calculator.compute_influence_vector(dataset(batch=60))), wanted))
+    assert errors[1] < 1e-5 < errors[0] < 1
+    with pytest.raises(ValueError, match="tolerance=1 must be above 0 and below 1"):
+        FirstOrderInfluenceCalculator(linear_model(), dataset(), kind, tolerance=1)
+    with pytest.raises(ValueError, match="goes with 'cgd', 'lissa'"):
+        FirstOrderInfluenceCalculator(linear_model(), dataset(), "exact", tolerance=1e-3)
+
+
 @pytest.mark.parametrize("dtype", ["float32", tf.float64])
 def test_results_come_in_the_dtype_asked_for(dtype):
     model, train, test = linear_model(), dataset(), dataset(slice(0, 9))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import os
 from collections.abc import Callable, Iterable
 
@@ -67,10 +68,11 @@ def fit_operator(
     """
     ihvp = choice.ihvp.value if isinstance(choice.ihvp, IHVPCalculator) else choice.ihvp
     saved = ihvp if isinstance(ihvp, Preconditioner) else source
-    if isinstance(saved, Preconditioner):
-        return saved.bind(model)
     if isinstance(saved, (str, os.PathLike)):
-        return load_preconditioner(os.fspath(saved)).bind(model)
+        saved = load_preconditioner(os.fspath(saved))
+    if isinstance(saved, Preconditioner):
+        _check_fitted(saved, choice)
+        return saved.bind(model)
     assert not isinstance(ihvp, Preconditioner) and stream is not None
     curvature = curvature_by_name(ihvp, choice.n_samples, choice.seed) if isinstance(ihvp, str) else ihvp
     return _fit(model, curvature, choice, stream)
@@ -99,6 +101,19 @@ def _fit(
     if isinstance(curvature, ConjugateGradient) and choice.n_samples is None:
         return curvature.over(model, stream, options)
     return fit(model, curvature, stream, options).bind(model)
+
+
+def _check_fitted(fitted: Preconditioner, choice: CurvatureChoice) -> None:
+    """Refuses options that a curvature which is fitted already can't follow. (`n_samples` is the reference's users' habit.)"""
+    given = {"passes": choice.passes, "tolerance": choice.tolerance, "rank": choice.finish.rank, "rcond": choice.finish.rcond}
+    damping, found = choice.finish.damping, float(fitted.meta["damping"])
+    if not isinstance(damping, str) and damping and not math.isclose(damping, found, rel_tol=1e-9):
+        given["damping"] = damping
+    wrong = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+    if wrong:
+        raise ValueError(
+            f"{', '.join(wrong)} can't change a curvature that is fitted already, with damping {found!r}; leave it out, or fit it again"
+        )
 
 
 def costly(operator: Preconditioner) -> bool:

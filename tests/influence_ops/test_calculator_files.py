@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -72,5 +74,10 @@ def test_a_saved_curvature_takes_the_place_of_the_dataset(tmp_path):
     again = FirstOrderInfluenceCalculator(case.model, str(tmp_path))
     found, wanted = (joined(calculator.compute_influence_values(case.train)) for calculator in (again, case.calculator))
     assert relative(found, wanted) < EXACT
+    FirstOrderInfluenceCalculator(case.model, case.calculator.preconditioner, damping=0.0)
+    wrong: list[dict[str, Any]] = [{"damping": 0.5}, {"rank": 3}, {"passes": 4}, {"tolerance": 1e-3}]
+    for options in wrong:
+        with pytest.raises(ValueError, match="can't change a curvature that is fitted already, with damping 0.0"):
+            FirstOrderInfluenceCalculator(case.model, str(tmp_path), **options)
     with pytest.raises(ValueError, match="watched weights|another model"):
         FirstOrderInfluenceCalculator(Case("b").model, str(tmp_path))

@@ -3,8 +3,11 @@
 from influence_ops import device as device  # sets TensorFlow's log level before it is imported
 from influence_ops.calculator import CACHE as CACHE
 from influence_ops.calculator import ORDER as ORDER
+from influence_ops.calculator import ArnoldiInfluenceCalculator as ArnoldiInfluenceCalculator
 from influence_ops.calculator import FirstOrderInfluenceCalculator as FirstOrderInfluenceCalculator
 from influence_ops.calculator import IHVPCalculator as IHVPCalculator
+from influence_ops.calculator import SecondOrderInfluenceCalculator as SecondOrderInfluenceCalculator
+from influence_ops.calculator import TracIn as TracIn
 from influence_ops.curvature import CURVATURES as CURVATURES
 from influence_ops.curvature import Curvature as Curvature
 from influence_ops.curvature import FinishOptions as FinishOptions

@@ -56,6 +56,7 @@ class Checkpoints(InfluenceModel):
         self.size = sum(part.size for part in parts)
         self.total_size = sum(part.total_size for part in parts)
         self.network = parts[-1].network
+        self.process_batch_for_loss_fn = first.process_batch_for_loss_fn
         self._starts = np.cumsum([0, *(part.size for part in parts)]).tolist()
         self._layout = None
 

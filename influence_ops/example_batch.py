@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 Inputs = np.ndarray | Mapping[str, np.ndarray]
-Labels = np.ndarray | Mapping[str, np.ndarray]
+Labels = np.ndarray | Mapping[str, np.ndarray] | tuple[np.ndarray, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class ExampleBatch:
     Attributes:
       ids: (B,) array of str, unique over the whole data set.
       inputs: one array [B, ...], or a mapping from the model's input names to such arrays.
-      labels: [B] or [B, ...], or a mapping from names to such arrays.
+      labels: [B] or [B, ...], or a mapping from names to such arrays, or a tuple of them: what the loss takes.
       weights: optional sample weights: [B], one by which each example's loss is multiplied, or [B, ...], one for each position.
       groups: optional (B,) array of str, the group each example belongs to.
       positions: (B,) int64, the index of each example in its file; None: its row.
@@ -54,8 +55,10 @@ class ExampleBatch:
         return Rejected(self.file, index, "evaluate", error, f"example {self.ids[row]}: {message}")
 
 
-def _select(arrays: np.ndarray | Mapping[str, np.ndarray], keep: np.ndarray) -> np.ndarray | Mapping[str, np.ndarray]:
-    return {name: array[keep] for name, array in arrays.items()} if isinstance(arrays, Mapping) else arrays[keep]
+def _select(arrays: Any, keep: np.ndarray) -> Any:
+    if isinstance(arrays, Mapping):
+        return {name: array[keep] for name, array in arrays.items()}
+    return tuple(array[keep] for array in arrays) if isinstance(arrays, tuple) else arrays[keep]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from influence_ops.heads import Heads, Outputs
 from influence_ops.losses import BUILT_IN, TrainingLoss
-from influence_ops.position_losses import is_softmax_cross_entropy, keras_losses, mixes_examples, own_losses, takes_weights
+from influence_ops.position_losses import is_softmax_cross_entropy, keras_losses, mixes_examples, own_losses, weights_argument
 from influence_ops.positions import example_losses, position_weights
 
 Targets = dict[str, Any]
@@ -80,7 +80,7 @@ class ExampleLoss:
     @property
     def takes_weights(self) -> bool:
         """Whether the examples' weights go to the loss itself, in `targets`, and must not be multiplied by again."""
-        return takes_weights(self.training.own_function)
+        return weights_argument(self.training.own_function) is not None
 
     def position_weights(self, targets: Targets, outputs: Outputs) -> tf.Tensor:
         """What each position's loss is multiplied by in the example's: [B, ...]; of a loss with a likelihood."""

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from influence_ops import schemas, tables
@@ -15,7 +14,7 @@ from influence_ops.example_batch import ExampleBatch, Rejected
 from influence_ops.group_sums import GroupSums
 from influence_ops.groups import add_hessian_products, first_steps, group_tables, group_vectors, second_order_vectors
 from influence_ops.model import InfluenceModel
-from influence_ops.query_solver import System, batch_products, begin, solutions, step, to_multiply
+from influence_ops.query_solver import System, solutions, solve
 from influence_ops.scores import BatchScores, QueryBlock, ScoreOptions, Scorer, concatenate_queries, embed_queries, evaluate
 from influence_ops.top_k import Order, TopK
 
@@ -33,13 +32,14 @@ def fit_curvature(
 ) -> Preconditioner:
     """(H + λI)⁻¹ from batches of training examples; examples that are not finite are left out."""
 
-    def finite() -> Iterator[ExampleBatch]:
-        for batch in train:
-            kept = evaluate(model, batch)[0]
-            if len(kept):
-                yield kept
+    return fit(model, curvature, lambda: _finite(model, train), options)
 
-    return fit(model, curvature, finite, options)
+
+def _finite(model: InfluenceModel, train: Iterable[ExampleBatch]) -> Iterator[ExampleBatch]:
+    for batch in train:
+        kept = evaluate(model, batch)[0]
+        if len(kept):
+            yield kept
 
 
 def compute_in_memory(
@@ -137,17 +137,12 @@ def solve_over(
 ) -> QueryBlock:
     """The queries solved over all of `train` in at most `passes` passes; see `query_solver`."""
     precondition = preconditioner.bind(model).apply if system == "gauss_newton" else None
-    state = begin(system, queries.gradients, queries.solved, tolerance)
-    for _ in range(passes):
-        vectors = np.ascontiguousarray(to_multiply(state))
-        if not len(vectors):
-            break
-        summed = np.zeros_like(vectors)
-        for batch in train:
-            kept = evaluate(model, batch)[0]
-            if len(kept):
-                summed += batch_products(system, model, kept, vectors)
-        state = step(state, summed, model, preconditioner.meta, tolerance, precondition)
+
+    def finite() -> Iterator[ExampleBatch]:
+        return _finite(model, train)
+
+    meta = preconditioner.meta
+    state = solve(system, model, finite, queries.gradients, queries.solved, meta, passes, tolerance, precondition)
     return dataclasses.replace(queries, solved=solutions(state)[0])
 
 

@@ -13,7 +13,7 @@ from keras.src.trainers.compile_utils import CompileLoss  # not exported: how `c
 from influence_ops.example_batch import ExampleBatch
 from influence_ops.heads import additional_losses
 from influence_ops.losses import sigmoid_cross_entropy, softmax_cross_entropy, squared_error
-from influence_ops.position_losses import takes_weights
+from influence_ops.position_losses import weights_argument
 
 if TYPE_CHECKING:
     from influence_ops.model import InfluenceModel
@@ -118,9 +118,9 @@ class KerasTruth:
 
 
 def _own(function: Any, labels: Any, outputs: Any, weights: Any, model: Any) -> tf.Tensor:
-    if takes_weights(function):
-        given = tf.ones(1) if weights is None else weights
-        return tf.reduce_mean(tf.convert_to_tensor(function(labels, outputs, sample_weight=given)))
+    name = weights_argument(function)
+    if name is not None:
+        return tf.reduce_mean(tf.convert_to_tensor(function(labels, outputs, **{name: tf.ones(1) if weights is None else weights})))
     if not tf.nest.is_nested(labels) and not tf.nest.is_nested(outputs):
         try:
             return _as_compiled(function, labels, outputs, weights, model)

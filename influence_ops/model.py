@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import threading
+from collections.abc import Callable
 from typing import Any, Literal
 
 import keras
@@ -25,8 +26,8 @@ from influence_ops.heads import Heads
 from influence_ops.linear_head import LinearHeadDerivatives, is_linear_head
 from influence_ops.losses import resolve_loss
 from influence_ops.network import Precision, declared_specs, feed, open_network, to_numpy
-from influence_ops.position_losses import takes_weights
-from influence_ops.weights import watched_variables
+from influence_ops.position_losses import weights_argument
+from influence_ops.weights import LAST_WITH_WEIGHTS, StartLayer, watched_variables
 
 Regularizer = Literal["curvature", "loss"]
 Derivatives = LinearHeadDerivatives | AutodiffDerivatives
@@ -55,6 +56,7 @@ class InfluenceModel:
         test, as the reference calculator has it.
       precision: `auto` computes in float64 where the model can be rebuilt so, else in its own dtype;
         `float64` insists; `native` keeps the model's own dtype.
+      process_batch_for_loss_fn: for the calculators over `tf.data`: an element of a dataset -> (inputs, labels, weights or None).
 
     Raises:
       ValueError: an option is wrong or nothing is watched; the message names the value and the mend.
@@ -68,7 +70,7 @@ class InfluenceModel:
     def __init__(
         self,
         model: Any,
-        start_layer: int | str | None = -1,
+        start_layer: StartLayer = LAST_WITH_WEIGHTS,
         last_layer: int | str | None = None,
         loss_function: Any = None,
         weights: str | None = None,
@@ -76,6 +78,7 @@ class InfluenceModel:
         weight_decay: float = 0.0,
         regularizer: Regularizer = "curvature",
         precision: Precision = "auto",
+        process_batch_for_loss_fn: Callable[[Any], tuple[Any, Any, Any]] | None = None,
     ):
         if not np.isfinite(weight_decay) or weight_decay < 0:
             raise ValueError(f"weight_decay={weight_decay!r} must be a number of at least 0")
@@ -83,6 +86,7 @@ class InfluenceModel:
             raise ValueError(f"regularizer={regularizer!r} must be 'curvature' or 'loss'")
         if precision not in ("auto", "float64", "native"):
             raise ValueError(f"precision={precision!r} must be 'auto', 'float64' or 'native'")
+        self.process_batch_for_loss_fn = process_batch_for_loss_fn
         self.training_loss = resolve_loss(loss_function, model)
         self.loss_name = self.training_loss.name
         self.network = open_network(model, precision)
@@ -130,6 +134,10 @@ class InfluenceModel:
     def is_linear(self) -> bool:
         """Whether the watched weights are a final Dense layer, whose derivatives have a closed form."""
         return isinstance(self._made, LinearHeadDerivatives)
+
+    @property
+    def _loss_takes_weights(self) -> bool:
+        return weights_argument(self.training_loss.own_function) is not None
 
     def check(self, batch: ExampleBatch) -> Agreement:
         """Compares everything that is computed here with the user's own model and loss, on the first examples of `batch`; see `guard`.
@@ -375,14 +383,14 @@ class InfluenceModel:
 
     def example_weights(self, batch: ExampleBatch) -> tf.Tensor:
         """The weight of each example: [B], 1 where there are none."""
-        if batch.weights is None or batch.weights.ndim > 1 or takes_weights(self.training_loss.own_function):
+        if batch.weights is None or batch.weights.ndim > 1 or self._loss_takes_weights:
             return tf.ones(len(batch), dtype=self.dtype)
         return tf.constant(batch.weights, dtype=self.dtype)
 
     def _call(self, name: str, batch: ExampleBatch, *extra: tf.Tensor) -> Any:
         """A method of the derivatives, of inputs and targets."""
         targets: Targets = {"labels": tf.nest.map_structure(tf.convert_to_tensor, batch.labels)}
-        if batch.weights is not None and (batch.weights.ndim > 1 or takes_weights(self.training_loss.own_function)):
+        if batch.weights is not None and (batch.weights.ndim > 1 or self._loss_takes_weights):
             targets["weights"] = tf.constant(batch.weights, dtype=self.dtype)
         return self._call_inputs(name, batch, targets, *extra)
 

@@ -68,13 +68,14 @@ def own_losses(function: Callable, labels: Any, predictions: Any, weights: tf.Te
 
     Args:
       labels, predictions: tensors, whose ranks are lined up as Keras does, or structures of several, as they are.
-      weights: what a function with an argument `sample_weight` gets; None: ones.
+      weights: what a function with an argument for them gets; None: ones.
     """
     dtype = tf.nest.flatten(predictions)[0].dtype
     extra = {}
-    if takes_weights(function):
+    name = weights_argument(function)
+    if name is not None:
         count = tf.shape(tf.nest.flatten(predictions)[0])[:1]
-        extra["sample_weight"] = tf.ones(count, dtype) if weights is None else tf.cast(weights, dtype)
+        extra[name] = tf.ones(count, dtype) if weights is None else tf.cast(weights, dtype)
     wide = tf.nest.map_structure(lambda label: tf.cast(label, dtype) if label.dtype.is_floating else label, labels)
     if tf.nest.is_nested(labels) or tf.nest.is_nested(predictions):
         return _with_mask(function(wide, predictions, **extra))
@@ -95,12 +96,18 @@ def _by_shapes(name: str, labels: tf.Tensor, predictions: tf.Tensor) -> Any:
     return keras.losses.sparse_categorical_crossentropy if sparse else keras.losses.categorical_crossentropy
 
 
-def takes_weights(function: Any) -> bool:
-    """Whether a function of the user's has an argument `sample_weight`, and multiplies by it itself."""
+def weights_argument(function: Any) -> str | None:
+    """The argument in which a function of the user's takes the examples' weights, by which it multiplies itself: `sample_weight`,
+    or a third one that it can't do without; None where it takes none."""
     try:
-        return function is not None and "sample_weight" in inspect.signature(function).parameters
+        arguments = {} if function is None else dict(inspect.signature(function).parameters)
     except (TypeError, ValueError):
-        return False
+        return None
+    if "sample_weight" in arguments:
+        return "sample_weight"
+    third = list(arguments.values())[2:3]
+    needed = [one.name for one in third if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    return needed[0] if needed else None
 
 
 def _with_mask(losses: Any) -> tuple[tf.Tensor, tf.Tensor | None]:

@@ -10,7 +10,7 @@ guess, and its residual takes the first pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -67,6 +67,36 @@ def step(
     if "active" in state:
         return advance(_cg(state), image, tolerance, precondition)._asdict()
     return start(np.asarray(state["right"]), tolerance, np.asarray(state["solution"]), image)._asdict()
+
+
+def solve(
+    system: System,
+    model: InfluenceModel,
+    batches: Callable[[], Iterable[ExampleBatch]],
+    right: np.ndarray,
+    solved: np.ndarray,
+    curvature: Mapping[str, Any],
+    passes: int,
+    tolerance: float,
+    precondition: Products | None,
+) -> dict[str, np.ndarray]:
+    """The state after at most `passes` passes in one process.
+
+    Args:
+      batches: gives all examples whose loss is finite, from the start, at each call.
+      right, solved: see `begin`.
+      curvature, precondition: see `step`.
+    """
+    state = begin(system, right, solved, tolerance)
+    for _ in range(passes):
+        vectors = np.ascontiguousarray(to_multiply(state))
+        if not len(vectors):
+            break
+        summed = np.zeros_like(vectors)
+        for batch in batches():
+            summed += batch_products(system, model, batch, vectors)
+        state = step(state, summed, model, curvature, tolerance, precondition)
+    return state
 
 
 def solutions(state: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
-from influence_ops.example_batch import ExampleBatch, Inputs
+from influence_ops.example_batch import ExampleBatch
 
 
 class Sample:
@@ -72,6 +73,8 @@ def concatenate(a: ExampleBatch, b: ExampleBatch) -> ExampleBatch:
     def tree(x: object, y: object) -> object:
         if isinstance(x, Mapping) and isinstance(y, Mapping):
             return {name: np.concatenate([x[name], y[name]]) for name in x}
+        if isinstance(x, tuple) and isinstance(y, tuple):
+            return tuple(np.concatenate(pair) for pair in zip(x, y, strict=True))
         return np.concatenate([np.asarray(x), np.asarray(y)])
 
     return ExampleBatch(
@@ -94,12 +97,14 @@ def to_arrays(batch: ExampleBatch) -> dict[str, np.ndarray]:
 def from_arrays(arrays: Mapping[str, np.ndarray]) -> ExampleBatch:
     """A batch from `to_arrays`, its ids numbered."""
     inputs, labels = _tree("input", arrays), _tree("labels", arrays)
-    first = next(iter(labels.values())) if isinstance(labels, Mapping) else labels
+    first = next(iter(labels.values())) if isinstance(labels, Mapping) else labels[0] if isinstance(labels, tuple) else labels
     ids = np.array([str(row) for row in range(len(first))], dtype=object)
     return ExampleBatch(ids, inputs, labels, arrays.get("weights"))
 
 
 def _named(prefix: str, value: object) -> dict[str, np.ndarray]:
+    if isinstance(value, tuple):
+        return {f"{prefix}-{place}": _savable(np.asarray(array)) for place, array in enumerate(value)}
     if isinstance(value, Mapping):
         return {f"{prefix}.{name}": _savable(array) for name, array in value.items()}
     return {prefix: _savable(np.asarray(value))}
@@ -110,7 +115,9 @@ def _savable(array: np.ndarray) -> np.ndarray:
     return array.astype(np.bytes_) if array.dtype == object else array
 
 
-def _tree(prefix: str, arrays: Mapping[str, np.ndarray]) -> Inputs:
+def _tree(prefix: str, arrays: Mapping[str, np.ndarray]) -> Any:
     if prefix in arrays:
         return arrays[prefix]
+    if f"{prefix}-0" in arrays:
+        return tuple(arrays[f"{prefix}-{place}"] for place in range(sum(name.startswith(f"{prefix}-") for name in arrays)))
     return {name[len(prefix) + 1 :]: array for name, array in arrays.items() if name.startswith(f"{prefix}.")}

@@ -2,75 +2,102 @@
 
 from __future__ import annotations
 
+import enum
 import re
-from typing import Any
+from typing import Any, Final
 
 import keras
 
 
-def watched_variables(
-    model: keras.Model,
-    weights: str | None,
-    start_layer: int | str | None,
-    last_layer: int | str | None,
-) -> list[Any]:
+class LastWithWeights(enum.Enum):
+    """The type of `LAST_WITH_WEIGHTS`, which is neither None nor an index: both of these mean a layer of their own."""
+
+    LAST = "last"
+
+    def __repr__(self) -> str:
+        return "the last layer with weights"
+
+
+LAST_WITH_WEIGHTS: Final = LastWithWeights.LAST
+"""The default of `start_layer`."""
+
+StartLayer = int | str | None | LastWithWeights
+
+
+def watched_variables(model: keras.Model, weights: str | None, start_layer: StartLayer, last_layer: int | str | None) -> list[Any]:
     """The trainable variables θ that influence is computed for, in the model's order.
 
     Args:
       model: a built Keras model.
       weights: `all`, `last` (the last layer with weights), or a regular expression searched in each
         variable's path, such as `dense_1/`. None: by `start_layer` and `last_layer`.
-      start_layer: the first layer watched, by name or by index among the model's layers that have
-        trainable weights (-1 is the last of them).
-      last_layer: the last layer watched, inclusive; None: only `start_layer` when that is the last
-        one, else everything to the end of the model.
+      start_layer: the first layer watched, by name or by index in `model.layers` (-1 is the last of them), as in
+        Influenciae; None: the last layer with weights before the very last one, as there.
+      last_layer: the last layer watched, inclusive, named likewise; None: `start_layer` alone.
 
     Raises:
-      ValueError: nothing matches; the message lists what there is.
+      ValueError: nothing matches, or no layer chosen has trainable weights; the message lists what there is.
     """
     every = list(model.trainable_variables)
     if not every:
         raise ValueError("the model has no trainable weights; nothing can be watched")
+    if weights is not None and (start_layer is not LAST_WITH_WEIGHTS or last_layer is not None):
+        raise ValueError(
+            f"weights={weights!r} and start_layer={start_layer!r}, last_layer={last_layer!r} both choose what is watched; give one of them"
+        )
     if weights == "all":
         return every
     if weights is not None and weights != "last":
-        try:
-            chosen = [variable for variable in every if re.search(weights, variable.path)]
-        except re.error as error:
-            raise ValueError(f"weights={weights!r} is not a regular expression: {error}") from error
-        if not chosen:
-            raise ValueError(
-                f"weights={weights!r} matches none of the model's weights: "
-                f"{', '.join(variable.path for variable in every)}"
-            )
-        return chosen
-    layers = [layer for layer in model.layers if layer.trainable_variables]
-    if weights == "last":
-        return list(layers[_layer_index(layers, -1)].trainable_variables)
-    # The reference's start_layer=None is the last layer before the head.
-    first = _layer_index(layers, start_layer) if start_layer is not None else max(len(layers) - 2, 0)
-    if last_layer is not None:
-        stop = _layer_index(layers, last_layer) + 1
-    else:
-        stop = first + 1 if start_layer is None else len(layers)
+        return _matching(every, weights)
+    layers = list(model.layers)
+    if not any(layer.trainable_variables for layer in layers):
+        raise ValueError("the model has no layers with trainable weights of their own; use weights='all'")
+    first = _first_layer(layers, start_layer)
+    stop = first + 1 if last_layer is None else _layer_index(layers, last_layer) + 1
     if stop <= first:
-        raise ValueError(f"last_layer={last_layer!r} comes before start_layer={start_layer!r}")
-    chosen = []
+        raise ValueError(
+            f"last_layer={last_layer!r} comes before start_layer={start_layer!r}: {layers[stop - 1].name!r} before {layers[first].name!r}"
+        )
+    chosen: list[Any] = []
     for layer in layers[first:stop]:
-        for variable in layer.trainable_variables:
-            if all(variable is not known for known in chosen):
-                chosen.append(variable)
+        chosen += [variable for variable in layer.trainable_variables if all(variable is not known for known in chosen)]
+    if not chosen:
+        named = f"layer {start_layer!r} ({layers[first].name})" if stop == first + 1 else f"layers {start_layer!r} to {last_layer!r}"
+        raise ValueError(f"{named} has no trainable weights; {_with_weights(layers)}")
     return chosen
+
+
+def _matching(every: list[Any], weights: str) -> list[Any]:
+    try:
+        chosen = [variable for variable in every if re.search(weights, variable.path)]
+    except re.error as error:
+        raise ValueError(f"weights={weights!r} is not a regular expression: {error}") from error
+    if not chosen:
+        paths = ", ".join(variable.path for variable in every)
+        raise ValueError(f"weights={weights!r} matches none of the model's weights: {paths}")
+    return chosen
+
+
+def _first_layer(layers: list[Any], start_layer: StartLayer) -> int:
+    if isinstance(start_layer, (int, str)):
+        return _layer_index(layers, start_layer)
+    candidates = layers if start_layer is LAST_WITH_WEIGHTS else layers[:-1]
+    with_weights = [index for index, layer in enumerate(candidates) if layer.trainable_variables]
+    if not with_weights:
+        raise ValueError(f"start_layer=None is the last layer with weights before the very last; there is none; {_with_weights(layers)}")
+    return with_weights[-1]
 
 
 def _layer_index(layers: list[Any], which: int | str) -> int:
     names = [layer.name for layer in layers]
-    if isinstance(which, str) and not re.fullmatch(r"-?\d+", which):
-        if which in names:
-            return names.index(which)
-    elif -len(layers) <= int(which) < len(layers):
-        return int(which) % len(layers)
-    raise ValueError(
-        f"no layer {which!r}; the layers with trainable weights are "
-        f"{', '.join(f'{index}: {name}' for index, name in enumerate(names))}"
-    )
+    if isinstance(which, str) and which in names:
+        return names.index(which)
+    if not isinstance(which, str) or re.fullmatch(r"-?\d+", which):
+        if -len(layers) <= int(which) < len(layers):
+            return int(which) % len(layers)
+    raise ValueError(f"no layer {which!r} among the model's {len(layers)}; {_with_weights(layers)}")
+
+
+def _with_weights(layers: list[Any]) -> str:
+    listed = [f"{index}: {layer.name}" for index, layer in enumerate(layers) if layer.trainable_variables]
+    return f"the layers with trainable weights are {', '.join(listed)}"

@@ -135,9 +135,12 @@ class InfluenceConfig:
         "last", "The weights that are watched: 'last' (the last layer), 'all', or a regular expression on their names.", _MODEL
     )
     start_layer: str | None = _option(
-        None, "Instead of --weights: the first watched layer, by name or by index among the layers with weights.", _MODEL
+        None,
+        "Instead of --weights: the first watched layer, by name or by index among all of the model's layers (negative: from the end); "
+        "without --last_layer, the only one.",
+        _MODEL,
     )
-    last_layer: str | None = _option(None, "With --start_layer: the last watched layer.", _MODEL)
+    last_layer: str | None = _option(None, "With --start_layer: the last watched layer, named likewise.", _MODEL)
     weight_decay: float = _option(0.0, "w of a regulariser 0.5·w·‖θ‖² that training used but the model file does not carry.", _MODEL)
     regularizer: str = _option(
         "curvature",

@@ -13,6 +13,7 @@ from influence_ops.device import configure_tensorflow
 from influence_ops.guard import Agreement
 from influence_ops.model import InfluenceModel, Regularizer
 from influence_ops.network import Precision
+from influence_ops.weights import LAST_WITH_WEIGHTS
 from transforms.load_model import load_checkpoint, load_model
 
 _OPENING = threading.RLock()
@@ -108,7 +109,7 @@ class ModelSpec:
     def _with_options(self, model: Any) -> InfluenceModel:
         return InfluenceModel(
             model,
-            start_layer=self.start_layer if self.start_layer is not None else -1,
+            start_layer=LAST_WITH_WEIGHTS if self.start_layer is None else self.start_layer,
             last_layer=self.last_layer,
             loss_function=self.loss,
             weights=self.weights if self.start_layer is None and self.last_layer is None else None,

@@ -126,6 +126,11 @@ TO_VECTOR: dict[str, dict[str, Maker]] = {
 }
 
 
+STARTS = (  # and what `_start`, `_head` and `draw` put around them
+    "Normalization", "Discretization", "Embedding", "Masking", "TextVectorization", "StringLookup", "Hashing", "Softmax", "Add"
+)  # fmt: skip
+
+
 def _pick(rng: Rng, table: dict[str, Maker], used: list[str]) -> Any:
     name = list(table)[rng.integers(len(table))]
     used.append(name)
@@ -294,7 +299,7 @@ def main() -> int:
         counts[kind] += 1
         if kind != "equal":
             print(kind, told, flush=True)
-    layers = {*OF_ANY, *(name for table in (*TABLE.values(), *TO_VECTOR.values()) for name in table)}
+    layers = {*OF_ANY, *(name for table in (*TABLE.values(), *TO_VECTOR.values()) for name in table), *STARTS}
     print(f"{options.draws} draws from {len(layers)} layers in {time.monotonic() - started:.0f} s: {dict(counts)}")
     return int(bool(counts["wrong"] or counts["failed"]))
 

@@ -36,7 +36,8 @@ from tests.pipelines.digits_job import DigitsJob, files_below, read, run_quietly
         ({"loss": "json:no_such"}, "has no attribute 'no_such'"),
         ({"weights": "conv"}, "weights='conv' matches none of the model's weights: hidden/kernel"),
         ({"weights": "("}, "weights='\\(' is not a regular expression"),
-        ({"start_layer": "7"}, "no layer '7'; the layers with trainable weights are 0: hidden, 1: digits"),
+        ({"start_layer": "7"}, "no layer '7' among the model's 3; the layers with trainable weights are 1: hidden, 2: digits"),
+        ({"start_layer": "0"}, r"layer '0' \(image\) has no trainable weights; .* 1: hidden, 2: digits"),
         ({"loss": "tests.pipelines.test_prepare:wrong_loss"}, "test examples: the loss .* it mixes the examples of a batch"),
     ],
 )

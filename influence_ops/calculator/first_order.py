@@ -1,0 +1,106 @@
+"""Influence to first order, of single examples and of groups: Koh & Liang 2017, 1703.04730; Koh et al. 2019, 1905.13289."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from influence_ops.calculator.fitting import IHVP, CurvatureChoice, CurvatureSource, costly
+from influence_ops.calculator.pairs import InfluenceCalculator
+from influence_ops.calculator.vectors import Sides
+from influence_ops.curvature import FinishOptions, Preconditioner
+from influence_ops.model import InfluenceModel
+from influence_ops.scores import Normalize, ScoreOptions, relative_factor
+
+
+class FirstOrderInfluenceCalculator(InfluenceCalculator):
+    """Influence of training examples, for data sets at hand.
+
+    Args:
+      model: the model; see `InfluenceModel`.
+      dataset: the batched training set that the curvature is made from; or a curvature that was saved by a Beam
+        job or by `save_curvature` (its folder), or a fitted `Preconditioner`, in its place.
+      ihvp_calculator: a name of `CURVATURES` ('exact', 'gauss_newton', 'cgd', …), a member of `IHVPCalculator`, a
+        `Curvature` or a `Preconditioner`.
+      n_samples_for_hessian: how many training examples the curvature uses, chosen by `seed`; None: all of them.
+      shuffle_buffer_size: accepted for the reference's sake; our sample is uniform over the whole data set.
+      normalize: relative influence: True or 'theta' (θ-RelatIF, the reference's), 'loss' (ℓ-RelatIF), or False.
+      damping: λ, or 'auto'. The default 0 is the reference's: a pseudo-inverse, in float64 and with its true rank.
+      weight_decay: w of a regulariser 0.5·w·‖θ‖² that training used but the model does not carry; None: the model's.
+      passes: with 'cgd' or 'lissa', the most iterations, each a pass over the data of the curvature; None: the
+        curvature's own cap. A warning carries the residual when it is reached. With 'gauss_newton_cg': the most steps of its
+        conjugate gradients, 5 by default, 0 for its preconditioner's answer, which is EK-FAC's. With 'arnoldi': how many, 8 by
+        default.
+      tolerance: relative residual at which 'cgd' (1e-8 by default), 'lissa' (1e-3) and 'gauss_newton_cg' (1e-6) stop.
+      rank, rcond: of 'exact', 'gauss_newton' and 'arnoldi'; see `FinishOptions`.
+      seed: which examples `n_samples_for_hessian` chooses.
+      dtype: of the results, such as tf.float32, where they meet tensors of it; what is computed is the same.
+
+    Attributes:
+      preconditioner: the operator; its `meta` has the damping, the rank and the eigenvalues.
+      dataset_form: which form the data set's elements were seen to have; None where there is none.
+
+    Where the operator makes passes over data for each vector ('cgd', 'lissa', 'gauss_newton_cg'), influence on test points is
+    computed by solving these and not the training examples, unless it is normalised or vectors are loaded or saved.
+
+    Raises:
+      ValueError: the data set is not batched or does not fit the model, or an option is wrong.
+    """
+
+    def __init__(
+        self,
+        model: InfluenceModel,
+        dataset: CurvatureSource,
+        ihvp_calculator: IHVP = "exact",
+        n_samples_for_hessian: int | None = None,
+        shuffle_buffer_size: int = 10000,
+        normalize: bool | Normalize = False,
+        *,
+        damping: float | str = 0.0,
+        weight_decay: float | None = None,
+        passes: int | None = None,
+        tolerance: float | None = None,
+        rank: int | None = None,
+        rcond: float | None = None,
+        seed: int = 0,
+        dtype: tf.DType | str = tf.float64,
+    ):
+        super().__init__(model if weight_decay is None else model.with_weight_decay(weight_decay), dtype)
+        self.normalize: Normalize = {False: "none", True: "theta"}.get(normalize, normalize)  # type: ignore[call-overload, assignment]
+        self.options = ScoreOptions(self.normalize)
+        finish = FinishOptions(damping, rcond=rcond, rank=rank)
+        choice = CurvatureChoice(ihvp_calculator, n_samples_for_hessian, seed, passes, tolerance, finish)
+        self.preconditioner, self.dataset_form = self._fit(dataset, choice)
+        self.width = self.model.size
+
+    def save_curvature(self, folder: str) -> None:
+        """Saves the curvature for another calculator, or for a Beam job's `--curvature_path`."""
+        self.preconditioner.save(folder)
+
+    # Groups.
+
+    def compute_influence_vector_group(self, group: tf.data.Dataset) -> tf.Tensor:
+        """The group's vector (1, P): n × the estimated change of the weights when it is removed."""
+        return self._result(self._vectors(self._group_gradient(group)))
+
+    def estimate_influence_values_group(self, group_train: tf.data.Dataset, group_to_evaluate: tf.data.Dataset | None = None) -> tf.Tensor:
+        """(1, 1): the group's influence on the summed loss of the other group, or of itself. Sizes may differ."""
+        gradient = self._group_gradient(group_train)
+        evaluated = gradient if group_to_evaluate is None else self._group_gradient(group_to_evaluate)
+        return self._result(evaluated @ self._vectors(gradient).T)
+
+    def _saved_curvature(self) -> Preconditioner | None:
+        over_a_dataset = getattr(self.preconditioner, "stream", None) is not None  # holds nothing that could be saved
+        return None if over_a_dataset else self.preconditioner
+
+    # What the methods over single examples need.
+
+    def _vectors(self, gradients: np.ndarray) -> np.ndarray:
+        vectors = self.preconditioner.apply(gradients)
+        self_influence = np.einsum("bp,bp->b", gradients, vectors)
+        return vectors * relative_factor(self.normalize, len(vectors), vectors, self_influence)[:, None]
+
+    def _sides(self, vectors_wanted: bool) -> Sides:
+        if costly(self.preconditioner) and self.normalize == "none" and not vectors_wanted:
+            return Sides(lambda gradients: gradients, self.preconditioner.apply)
+        return super()._sides(vectors_wanted)

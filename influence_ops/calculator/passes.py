@@ -1,0 +1,71 @@
+"""`gauss_newton_cg` over a data set at hand: every vector solved by conjugate gradients, each step a pass over the data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import ClassVar
+
+import numpy as np
+
+from influence_ops.array_folder import FileStore
+from influence_ops.curvature import Preconditioner
+from influence_ops.example_batch import ExampleBatch
+from influence_ops.model import InfluenceModel
+from influence_ops.query_solver import solutions, solve
+
+DEFAULT_PASSES = 5  # as the Beam job; see benchmarks/README.md
+DEFAULT_TOLERANCE = 1e-6  # the job's
+_ROWS_AT_ONCE = 256  # right-hand sides solved together: bounds memory to a few [256, P] arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class SolvedByPasses(Preconditioner):
+    """(H + λI)⁻¹ with H the Gauss–Newton matrix over a whole data set, to at most `passes` steps.
+
+    Attributes:
+      fitted: EK-FAC, the preconditioner of the steps; with no pass, its answer.
+      model, stream: the data: `stream` gives its batches from the start at each call.
+      passes: the most steps.
+      residuals: the relative residual of each vector that was solved last.
+    """
+
+    fitted: Preconditioner
+    model: InfluenceModel
+    stream: Callable[[], Iterable[ExampleBatch]]
+    passes: int
+    residuals: list[float] = dataclasses.field(default_factory=list)
+    kind: ClassVar[str] = "solved_by_passes"
+
+    @classmethod
+    def over(
+        cls, fitted: Preconditioner, model: InfluenceModel, stream: Callable[[], Iterable[ExampleBatch]], passes: int, tolerance: float
+    ) -> SolvedByPasses:
+        """The operator that `fitted` preconditions.
+
+        Raises:
+          ValueError: fewer than 0 passes.
+        """
+        if passes < 0:
+            raise ValueError(f"passes={passes} must be at least 0")
+        return cls({}, {**fitted.meta, "passes": passes, "tolerance": tolerance}, fitted, model, stream, passes)
+
+    def apply(self, gradients: np.ndarray) -> np.ndarray:
+        gradients = np.asarray(gradients, dtype=np.float64)
+        first = self.fitted.apply(gradients)
+        if not self.passes:
+            return first
+        found = np.empty_like(gradients)
+        self.residuals.clear()
+        for start in range(0, len(gradients), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            right, tolerance = gradients[rows], float(self.meta["tolerance"])
+            state = solve(
+                "gauss_newton", self.model, self.stream, right, first[rows], self.meta, self.passes, tolerance, self.fitted.apply
+            )
+            found[rows], residuals, _ = solutions(state)
+            self.residuals.extend(residuals.tolist())
+        return found
+
+    def save(self, folder: str, files: FileStore | None = None) -> None:
+        raise ValueError("gauss_newton_cg solves over a data set, which can not be saved; save an 'ekfac' curvature, its preconditioner")

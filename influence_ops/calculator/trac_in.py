@@ -1,0 +1,43 @@
+"""TracIn: Pruthi et al. 2020, 2002.08484, equation 4; see `influence_ops.checkpoints`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from influence_ops.calculator.pairs import InfluenceCalculator
+from influence_ops.checkpoints import Checkpoints
+from influence_ops.curvature import FinishOptions
+from influence_ops.curvature.identity import Identity
+from influence_ops.model import InfluenceModel
+from influence_ops.scores import ScoreOptions
+
+
+class TracIn(InfluenceCalculator):
+    """Σ_c η_c ∇ℓ_c(t)ᵀ ∇ℓ_c(z) over checkpoints c of a training run, η_c its learning rate.
+
+    A vector (B, C·P) has √η_c ∇ℓ_c of each checkpoint side by side, as the reference's.
+
+    Args:
+      models: a model for each checkpoint, of one network.
+      learning_rates: one for all, or one for each.
+      dtype: of the results.
+
+    Raises:
+      ValueError: there are no models, they don't fit each other, or the learning rates don't fit them.
+    """
+
+    def __init__(self, models: Sequence[InfluenceModel], learning_rates: float | Sequence[float], *, dtype: tf.DType | str = tf.float64):
+        rates = learning_rates if isinstance(learning_rates, Sequence) else [learning_rates] * len(models)
+        together = Checkpoints(models, rates)
+        super().__init__(together, dtype)
+        self.models = tuple(models)
+        self.learning_rates = list(together.part_weights)
+        self.options = ScoreOptions()
+        self.preconditioner = Identity().finish(together, {}, FinishOptions())
+        self.width = together.size
+
+    def _vectors(self, gradients: np.ndarray) -> np.ndarray:
+        return gradients

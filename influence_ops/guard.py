@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -62,6 +63,7 @@ def check_agreement(model: InfluenceModel, batch: ExampleBatch) -> Agreement:
     Raises:
       Disagreement: something differs; the message says what, by how much, and the mend.
     """
+    _refuse_weights_that_cancel(model, batch)
     _refuse_probabilities(model, batch)
     batch = batch.select(np.arange(min(len(batch), EXAMPLES if model.size < _LARGE else 2)))
     try:
@@ -111,6 +113,17 @@ def _refuse_weights_in_loss(truth: KerasTruth) -> None:
         )
 
 
+def _refuse_weights_that_cancel(model: InfluenceModel, batch: ExampleBatch) -> None:
+    leaves = keras.tree.flatten(model.training_loss.losses)
+    cancel = any(getattr(leaf, "reduction", "") == "mean_with_sample_weight" for leaf in leaves)
+    if not cancel or batch.weights is None or batch.weights.ndim > 1:
+        return
+    raise Disagreement(
+        "the loss has reduction='mean_with_sample_weight', which divides by the sum of a batch's weights: what an example's own weight "
+        "does depends on the others; name the loss with reduction='sum_over_batch_size', or leave the weights out"
+    )
+
+
 def _refuse_probabilities(model: InfluenceModel, batch: ExampleBatch) -> None:
     """A loss that takes logits, of a model that gives probabilities without showing the logits behind them (a SavedModel's)."""
     model.layout(batch.inputs)
@@ -141,8 +154,6 @@ def _check_outputs(model: InfluenceModel, batch: ExampleBatch, tolerance: float)
 
 def _first_layer(model: InfluenceModel, batch: ExampleBatch, tolerance: float) -> str:
     """Which layer differs first, where the model is made of layers whose outputs can be had."""
-    import keras
-
     original, copy = model.network.original, model.model
     inputs = tensors(batch.inputs), feed(copy, batch.inputs, model.dtype)
     for own, made in zip(original.layers, copy.layers, strict=False):

@@ -77,8 +77,8 @@ class KerasTruth:
 
     @property
     def smallest_gradient(self) -> float:
-        """Below this a sum of gradients is rounding: they cancel each other."""
-        return 1e-3 * self._largest
+        """Below this a difference can't be seen: the examples' gradients cancel each other, or are the rounding of Keras's float32."""
+        return max(1e-3 * self._largest, 3e-4 * float(np.abs(self._losses).max(initial=0.0)))
 
     def _compute(self) -> None:
         values = [variable.value for variable in self._own]

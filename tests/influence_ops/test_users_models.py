@@ -537,6 +537,15 @@ def test_a_second_softmax_is_refused(tmp_path: Any) -> None:
     check(SavedModelNetwork(str(tmp_path / "saved")), vectors(), classes(), loss_function=CE)  # type: ignore[arg-type]
 
 
+def test_a_mean_by_the_batchs_weights_is_refused() -> None:
+    model = model_of(layers.Dense(3, "softmax"), loss=losses.SparseCategoricalCrossentropy(reduction="mean_with_sample_weight"))
+    explained = InfluenceModel(model)
+    weighted_batch = ExampleBatch(np.arange(ROWS).astype(str).astype(object), vectors(), classes(), np.ones(ROWS))
+    with pytest.raises(ValueError, match="mean_with_sample_weight.*reduction='sum_over_batch_size', or leave the weights out"):
+        explained.check(weighted_batch)
+    explained.check(dataclasses.replace(weighted_batch, weights=None))
+
+
 def test_labels_that_find_no_output_are_refused() -> None:
     case = several_outputs(True, loss={"price": MSE, "kind": CE})()
     with pytest.raises(ValueError, match="the output 'price' has a loss and no label; the labels are kind"):

@@ -75,7 +75,8 @@ def build(
       config: the options.
       plan: what `prepare(config)` gave, when it was called already.
       progress: an address for `Progress`, on local runs.
-      accelerator: Beam's resource hint for the scoring step, such as `type:nvidia-l4;count:1;install-nvidia-driver`.
+      accelerator: Beam's resource hint for the scoring step, such as `type:nvidia-l4;count:1;install-nvidia-driver`; where nothing is
+        scored (`fit`, `index`), for the steps that differentiate the training set.
 
     Raises:
       ValueError: the configuration does not fit the files or the model; see `prepare`.
@@ -107,7 +108,7 @@ def build(
         parts = pipeline | "NoStatistic" >> beam.Create([], reshuffle=False).with_output_types(tuple[str, StatisticPart])
         for number in range(passed + 1, curvature.passes + 1):
             stage, label = ("curvature", "") if number == 1 else (f"curvature_{number}", f"[{number}]")
-            accumulate = AccumulateCurvature(reader(stage), plan.model, curvature, state)
+            accumulate = AccumulateCurvature(reader(stage), plan.model, curvature, state, None if config.output_tables else accelerator)
             accumulated = train | f"AccumulateCurvature{label}" >> accumulate
             parts = accumulated["parts"]
             if number == 1:
@@ -181,7 +182,7 @@ def build(
     if config.only_index:
         known = {file.source.name: file.source for file in kept if file.source is not None}
         dtype: IndexDtype = "float16" if config.index_dtype == "float16" else "float32"
-        index = IndexExamples(reader("index"), plan.model, preconditioner, gate, dtype, known, config.output)
+        index = IndexExamples(reader("index"), plan.model, preconditioner, gate, dtype, known, config.output, accelerator)
         indexed = train | "IndexExamples" >> index
         counts.append(indexed[COUNTS])
         written.append(indexed[FILES])

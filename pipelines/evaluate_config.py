@@ -35,6 +35,7 @@ MEASURES = {
 ALL = tuple(MEASURES)
 _RETRAINED = ("lds", "leave_one_out")
 _ON_TOP_K = ("brittleness", "tail_patch")
+RETRAINING = (*_RETRAINED, "brittleness")
 
 
 def _option(default: Any, help: str, measures: tuple[str, ...] = ALL) -> Any:
@@ -70,11 +71,11 @@ class EvaluateConfig:
         None,
         "Your function module:function(examples, seed): trains on a tf.data.Dataset of (inputs, labels) and returns the built Keras "
         "model (docs/evaluation.md).",
-        (*_RETRAINED, "brittleness"),
+        RETRAINING,
     )
     retrainings: int = _option(50, "How many parts of the training set (lds), or single removals (leave_one_out).", _RETRAINED)
     fraction: float = _option(0.5, "How much of the training set each part has.", ("lds",))
-    repeats: int = _option(1, "Train so often, each time with another seed, and take the mean loss.", (*_RETRAINED, "brittleness"))
+    repeats: int = _option(1, "Train so often, each time with another seed, and take the mean loss.", RETRAINING)
     damping_sweep: str | None = _option(
         None,
         "Evaluate the run's saved curvature under many dampings instead of its scores: 'auto' (its own × 0.01 to 100), or values "

@@ -74,6 +74,23 @@ def test_the_graph_translates_and_only_scoring_has_a_gpu(job: DigitsJob, tmp_pat
     assert not any(tmp_path.rglob("out/*"))  # nothing was run
 
 
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"outputs": "curvature", "curvature": "ekfac"}, {"AccumulateCurvature", "AccumulateCurvature[2]"}),
+        ({"outputs": "index", "curvature": "random_projection"}, {"AccumulateCurvature", "IndexExamples"}),
+    ],
+    ids=["fit", "index"],
+)
+def test_fit_and_index_have_a_gpu_where_they_differentiate(
+    job: DigitsJob, tmp_path: pathlib.Path, options: dict[str, Any], steps: set[str]
+) -> None:
+    found = translated(job, tmp_path / "out", "--gpu=nvidia-l4", test=None, group_feature=None, **options)
+    assert {name.split("/")[0] for name in hinted(found.proto_pipeline)} == steps
+    without = translated(job, tmp_path / "out", test=None, group_feature=None, **options)
+    assert not hinted(without.proto_pipeline)
+
+
 def test_the_whole_job(job: DigitsJob, tmp_path: pathlib.Path) -> None:
     """The job file that the launcher hands to Dataflow: runner v2, the image for every worker, one process for each GPU."""
     pytest.importorskip("google.cloud.storage")

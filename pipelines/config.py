@@ -539,9 +539,7 @@ class InfluenceConfig:
     @property
     def solver_passes(self) -> int:
         """How many passes solve the test points."""
-        if self.curvature not in _BY_PASSES or self.only_curvature:
-            return 0
-        return _DEFAULT_PASSES if self.passes is None and self.curvature == "gauss_newton_cg" else self.passes or 0
+        return 0 if self.only_curvature else solving_passes(self.curvature, self.passes)
 
     @property
     def only_curvature(self) -> bool:
@@ -643,6 +641,13 @@ class InfluenceConfig:
         from influence_ops.redact import without_secrets
 
         return {name: without_secrets(value) if isinstance(value, str) else value for name, value in dataclasses.asdict(self).items()}
+
+
+def solving_passes(curvature: str, passes: int | None) -> int:
+    """How many passes solve the test points, by these options."""
+    if curvature not in _BY_PASSES:
+        return 0
+    return _DEFAULT_PASSES if passes is None and curvature == "gauss_newton_cg" else passes or 0
 
 
 def option_type(field: dataclasses.Field, config: type = InfluenceConfig) -> type:

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import importlib
 import inspect
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -25,6 +26,9 @@ from influence_ops.example_batch import ExampleBatch
 from influence_ops.import_path import load_object
 from influence_ops.model import InfluenceModel
 from influence_ops.network import feed
+
+# The generators that are seeded are the process's own: two trainings at once would draw from each other's.
+_GENERATORS = threading.Lock()
 
 TrainFunction = Callable[[tf.data.Dataset, int], keras.Model]
 Stream = Callable[[], Iterable[ExampleBatch]]
@@ -106,7 +110,7 @@ def load_train_function(path: str) -> tuple[TrainFunction, str]:
 
 
 def retrain(function: TrainFunction, retraining: Retraining, train: Stream, positions: Mapping[str, int]) -> keras.Model:
-    """Calls the user's function on the examples that are kept.
+    """Calls the user's function on the examples that are kept, one call at a time in a process.
 
     Args:
       function: see the module.
@@ -117,8 +121,9 @@ def retrain(function: TrainFunction, retraining: Retraining, train: Stream, posi
     Raises:
       ValueError: the function returned no built Keras model, or one whose weights are not finite.
     """
-    keras.utils.set_random_seed(retraining.seed)
-    model = function(kept_examples(train, retraining.mask, positions), retraining.seed)
+    with _GENERATORS:
+        keras.utils.set_random_seed(retraining.seed)
+        model = function(kept_examples(train, retraining.mask, positions), retraining.seed)
     if not isinstance(model, keras.Model) or not model.built:
         raise ValueError(f"the train function returned {type(model).__name__}; it must return the trained, built Keras model")
     if not all(np.isfinite(array).all() for array in model.get_weights()):

@@ -64,7 +64,7 @@ class Cost:
         )
 
 
-_EXPECTED_EXAMPLES = 10_000
+_EXPECTED_EXAMPLES = 50_000
 
 
 class Contraction:

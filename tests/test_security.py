@@ -209,6 +209,10 @@ SECRETS = [
     "password: hunter2",
     "{'aws_secret_access_key': 'hunter2'}",
     'token="hunter2"',
+    "auth_token=hunter2",
+    "token.value=hunter2",
+    "https://host/a?x=1&token=hunter2",
+    "azure_credentials: hunter2",
 ]
 
 
@@ -218,7 +222,11 @@ def test_secrets_are_left_out(text: str) -> None:
     assert "hunter2" not in reason(OSError(f"can't read train file {text}"))
 
 
-@pytest.mark.parametrize("text", ["gs://bucket/train-*.gz", "signals=5", "top_k=3", "the key: of a block", "a@b", "tokens/part-0", "C:/a"])
+FOLDERS = ["gs://b/tokenizer=bert/part-0", "tokenizer=bert", "gs://b/token=5/part-0", "max_tokens=5", "passwords_of=3", "secretary: a"]
+PLAIN = ["gs://bucket/train-*.gz", "signals=5", "top_k=3", "the key: of a block", "a@b", "tokens/part-0", "C:/a"]
+
+
+@pytest.mark.parametrize("text", [*PLAIN, *FOLDERS])
 def test_other_text_is_left_alone(text: str) -> None:
     assert without_secrets(text) == text
 

@@ -64,6 +64,9 @@ class Cost:
         )
 
 
+_EXPECTED_EXAMPLES = 50_000
+
+
 class Contraction:
     """Scores of any batch against T solved queries.
 
@@ -71,7 +74,8 @@ class Contraction:
       layout: of the model.
       solved: [T, P] float64.
       dtype: of the computation.
-      examples: about how many training examples will be scored: whether looking for a low rank pays.
+      examples: about how many training examples will be scored: whether looking for a low rank pays; 0: not known, as of `identity`,
+        which is fitted to none.
       tolerance: see `TOLERANCE`; 0: only exact ways.
     """
 
@@ -79,7 +83,7 @@ class Contraction:
         self._layout = layout
         self._solved = solved
         self._dtype = dtype
-        self._examples = examples
+        self._examples = examples or _EXPECTED_EXAMPLES
         self._tolerance = tolerance
         self._ways: list[_Gemm | _LowRank | _Lookup] = []
 

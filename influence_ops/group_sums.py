@@ -22,7 +22,7 @@ class GroupSums:
 
     def add(self, scores: np.ndarray, groups: np.ndarray) -> None:
         """Takes in a block of scores [T, B] of examples in `groups` (B,)."""
-        names, inverse = np.unique(groups.astype(str), return_inverse=True)
+        names, inverse = np.unique(np.array([str(group) for group in groups], dtype=object), return_inverse=True)
         one_hot = np.zeros((scores.shape[1], len(names)))
         one_hot[np.arange(scores.shape[1]), inverse] = 1.0
         for name, total, count in zip(names, (scores @ one_hot).T, one_hot.sum(axis=0), strict=True):

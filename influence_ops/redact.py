@@ -6,11 +6,13 @@ import re
 
 HIDDEN = "***"
 
-_NAME = r"[\w.-]*(?:password|passwd|secret|token|credential|signature|api[_-]?key|access[_-]?key|private[_-]?key)[\w.-]*|sig"
+# The word itself, at the end of a name or before another part of it: `auth_token` and `token_value`, not `tokenizer` or `max_tokens`.
+_WORD = r"(?:password|passwd|secret|token|credentials?|signature|api[_-]?key|access[_-]?key|private[_-]?key)"
+_NAME = rf"[\w.-]*{_WORD}(?:[_.-][\w.-]*)?|sig"
 # scheme://user:password@host and scheme://token@host; the host stays.
 _USER = re.compile(r"(?<=://)[^/\s@'\"]+@")
-# name=value and name: value, as in the query of a signed address, in options and in dictionaries.
-_VALUE = re.compile(rf"(?i)(?<![\w.-])((?:--)?(?:{_NAME})['\"]?\s*[=:]\s*['\"]?)([^\s&'\",;}}]+)")
+# name=value and name: value, as in the query of a signed address, in options and in dictionaries; not a folder named so.
+_VALUE = re.compile(rf"(?i)(?<![\w./-])((?:--)?(?:{_NAME})['\"]?\s*[=:]\s*['\"]?)([^\s&'\",;}}]+)")
 
 
 def without_secrets(text: str) -> str:

@@ -111,8 +111,17 @@ def _named(prefix: str, value: object) -> dict[str, np.ndarray]:
 
 
 def _savable(array: np.ndarray) -> np.ndarray:
-    """Strings travel as fixed-width bytes: saved arrays hold no objects."""
-    return array.astype(np.bytes_) if array.dtype == object else array
+    """Strings travel as fixed-width bytes: saved arrays hold no objects.
+
+    Raises:
+      ValueError: one ends with NUL, which would be lost.
+    """
+    if array.dtype != object:
+        return array
+    texts = (value.decode("latin-1") if isinstance(value, bytes) else str(value) for value in array.ravel())
+    if any(text.endswith("\0") for text in texts):
+        raise ValueError("a string input ends with NUL bytes, which a saved sample does not keep; turn it into numbers by --preprocess")
+    return array.astype(np.bytes_)
 
 
 def _tree(prefix: str, arrays: Mapping[str, np.ndarray]) -> Any:

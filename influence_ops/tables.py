@@ -12,6 +12,8 @@ from influence_ops.example_batch import Rejected
 from influence_ops.scores import BatchScores
 from influence_ops.top_k import TopK
 
+_MOST_VALUES = 2**31 - 1
+
 
 def loss_change(influence: np.ndarray, n: int) -> pa.Array:
     """I / n, or nulls where n is 0 (unknown, or the scores are relative)."""
@@ -62,10 +64,21 @@ def vectors_table(ids: np.ndarray, vectors: np.ndarray) -> pa.Table:
     return pa.Table.from_arrays([pa.array(ids, pa.string()), vector_column(vectors)], schema=schemas.INFLUENCE_VECTORS)
 
 
-def vector_column(vectors: np.ndarray) -> pa.Array:
-    """[B, P] as a column of lists."""
+def vector_column(vectors: np.ndarray, most: int = _MOST_VALUES) -> pa.ChunkedArray:
+    """[B, P] as a column of lists, in chunks of at most `most` numbers: a list's place is a number of 32 bits.
+
+    Raises:
+      ValueError: one vector alone is longer.
+    """
     count, size = vectors.shape
-    return pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32) * size), pa.array(vectors.ravel()))
+    if size > most:
+        raise ValueError(f"a vector of {size:,} numbers is longer than the {most:,} that a row can have; watch fewer weights (--weights)")
+    rows = most // max(size, 1)
+    chunks = []
+    for part in (vectors[start : start + rows] for start in range(0, max(count, 1), rows)):
+        places = np.arange(len(part) + 1, dtype=np.int64) * size
+        chunks.append(pa.ListArray.from_arrays(pa.array(places.astype(np.int32)), pa.array(part.ravel())))
+    return pa.chunked_array(chunks)
 
 
 def self_influence_top_k_table(top: TopK, n: int) -> pa.Table:

@@ -43,7 +43,17 @@ class TopK:
         self.ids = np.empty((queries, 0), dtype=object)
 
     def add(self, scores: np.ndarray, ids: np.ndarray) -> None:
-        """Takes in a block of scores [T, B] of the examples `ids` (B,)."""
+        """Takes in a block of scores [T, B] of the examples `ids` (B,).
+
+        Raises:
+          ValueError: a score is NaN, which has no rank.
+        """
+        if scores.size and np.isnan(scores.min()):
+            example = ids[np.isnan(scores).any(axis=0)][0]
+            raise ValueError(
+                f"a score of the example {example} is NaN, so nothing can be ranked: numbers were too large; use --precision float64, or a "
+                "larger --damping"
+            )
         if self.values.shape[1] == self.k:
             # Most examples of a long stream beat no table: look for those that do before sorting.
             worst = self._key(self.values[:, -1:])

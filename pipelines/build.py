@@ -75,7 +75,8 @@ def build(
       config: the options.
       plan: what `prepare(config)` gave, when it was called already.
       progress: an address for `Progress`, on local runs.
-      accelerator: Beam's resource hint for the scoring step, such as `type:nvidia-l4;count:1;install-nvidia-driver`.
+      accelerator: Beam's resource hint for the scoring step, such as `type:nvidia-l4;count:1;install-nvidia-driver`; where nothing is
+        scored (`fit`, `index`), for the steps that differentiate the training set.
 
     Raises:
       ValueError: the configuration does not fit the files or the model; see `prepare`.
@@ -93,6 +94,7 @@ def build(
     train = pipeline | "ReadShards[train]" >> ReadShards(plan.train)
     counts: list[pvalue.PCollection] = []
     rejected: list[pvalue.PCollection] = []
+    late: list[pvalue.PCollection] = []
     written: list[pvalue.PCollection] = []
     resumed = plan.resumed
     finished = {} if resumed is None else resumed.finished
@@ -107,7 +109,7 @@ def build(
         parts = pipeline | "NoStatistic" >> beam.Create([], reshuffle=False).with_output_types(tuple[str, StatisticPart])
         for number in range(passed + 1, curvature.passes + 1):
             stage, label = ("curvature", "") if number == 1 else (f"curvature_{number}", f"[{number}]")
-            accumulate = AccumulateCurvature(reader(stage), plan.model, curvature, state)
+            accumulate = AccumulateCurvature(reader(stage), plan.model, curvature, state, None if config.output_tables else accelerator)
             accumulated = train | f"AccumulateCurvature{label}" >> accumulate
             parts = accumulated["parts"]
             if number == 1:
@@ -142,13 +144,15 @@ def build(
         solved = train | "SolveQueries" >> solve
         queries, reports = solved["queries"], solved["reports"]
         written.append(solved["files"])
-    # The first pass over the training set tells what is rejected. With a curvature pass, too many end the run here,
-    # unless scoring itself rejects some: a removal's own Newton step may not exist.
+    # The first pass over the training set tells what is rejected. With a curvature pass, too many end the run here, and what only
+    # scoring rejects comes on top; not where scoring itself is expected to: a removal's own Newton step may not exist.
     gated = has_pass and config.removal == "first_order"
     if gated:
-        gate = _write_rejected(pipeline, rejected, config, 0)
+        early = collection(rejected | "FlattenRejected" >> beam.Flatten(pipeline=pipeline))
+        gate = collection(early | "WriteRejected" >> WriteRejected(config.output, config.max_rejected))
         written.append(gate)
     else:
+        early = None
         gate = pipeline | "NoGate" >> beam.Create([], reshuffle=False).with_output_types(WrittenFile)
     if config.output_tables:
         order: Order = "descending" if config.order == "descending" else "ascending"
@@ -174,21 +178,23 @@ def build(
         scored = train | "ScoreExamples" >> score
         counts.append(scored[COUNTS])
         written.append(scored[FILES])
-        if not gated and REJECTED in scored:
-            rejected.append(scored[REJECTED])
+        if REJECTED in scored:
+            late.append(scored[REJECTED])
         written += _combine(config, plan, train, scored, preconditioner, queries, reader)
     kept = [] if plan.indexed is None else written_files(plan.indexed)
     if config.only_index:
         known = {file.source.name: file.source for file in kept if file.source is not None}
         dtype: IndexDtype = "float16" if config.index_dtype == "float16" else "float32"
-        index = IndexExamples(reader("index"), plan.model, preconditioner, gate, dtype, known, config.output)
+        index = IndexExamples(reader("index"), plan.model, preconditioner, gate, dtype, known, config.output, accelerator)
         indexed = train | "IndexExamples" >> index
         counts.append(indexed[COUNTS])
         written.append(indexed[FILES])
-        if not gated:
-            rejected.append(indexed[REJECTED])
-    if not gated:
-        written.append(_write_rejected(pipeline, rejected, config, sum(file.table == "rejected" for file in kept)))
+        late.append(indexed[REJECTED])
+    if late or not gated:
+        known = 1 if gated else sum(file.table == "rejected" for file in kept)
+        together = ([] if gated else rejected) + late | "FlattenLateRejected" >> beam.Flatten(pipeline=pipeline)
+        write = WriteRejected(config.output, config.max_rejected, known, early)
+        written.append(collection(together | "WriteLateRejected" >> write))
     all_counts = counts | "FlattenCounts" >> beam.Flatten(pipeline=pipeline)
     manifest = (
         written
@@ -237,13 +243,6 @@ def _take(
     if stage == EMBED:
         return create("Known", (QueryReference(*result) for result in record.results), QueryReference)
     return create("Known", (broadcast for _, broadcast in record.results), Broadcast)
-
-
-def _write_rejected(
-    pipeline: beam.Pipeline, rejected: list[pvalue.PCollection], config: InfluenceConfig, number: int
-) -> pvalue.PCollection[WrittenFile]:
-    together = rejected | "FlattenRejected" >> beam.Flatten(pipeline=pipeline)
-    return together | "WriteRejected" >> WriteRejected(config.output, config.max_rejected, number)
 
 
 def _combine(

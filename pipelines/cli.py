@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from influence_ops.redact import without_secrets
 from pipelines import runners
 from pipelines.config import ONLY_CURVATURE, ONLY_INDEX, InfluenceConfig, option_type
-from pipelines.evaluate_config import MEASURES, EvaluateConfig
+from pipelines.evaluate_config import MEASURES, RETRAINING, EvaluateConfig
+from pipelines.unknown_options import refuse_misplaced
 
 GROUP_HELP = {
     "data": "what is read",
@@ -76,29 +77,6 @@ _EVALUATE_DESCRIPTION = """\
 How good are the scores of finished runs? Measures of the field, several runs side by side, with standard errors.
 Retraining runs on Beam (any other option goes to it); what each measure means is in docs/evaluation.md."""
 
-_FIT_OPTIONS = (
-    "model", "train", "output", "schema", "input_features", "data_format", "preprocess", "label_feature", "id_feature",
-    "weight_feature", "max_rejected", "model_weights", "checkpoints",
-    "checkpoint_weights", "loss", "weights", "start_layer", "last_layer", "weight_decay",
-    "regularizer", "precision", "curvature", "n_samples", "seed", "damping", "rcond", "rank", "matrix", "block_size", "passes",
-    "projection_dim", "projection",
-    "tolerance", "max_iterations", "removal", "overwrite", "resume", "batch_size", "threads", "work_dir",
-)  # fmt: skip
-
-
-_MODEL_AND_RUN = (
-    "model", "output", "schema", "input_features", "data_format", "preprocess", "label_feature", "id_feature", "weight_feature",
-    "max_rejected", "model_weights", "checkpoints",
-    "checkpoint_weights", "loss", "weights", "start_layer", "last_layer", "weight_decay", "regularizer", "precision",
-    "overwrite", "resume", "batch_size", "threads", "work_dir",
-)  # fmt: skip
-
-_OPTIONS_OF = {
-    "fit": _FIT_OPTIONS,
-    "index": (*(name for name in _FIT_OPTIONS if name != "removal"), "curvature_path", "index_dtype", "update"),
-    "query": (*_MODEL_AND_RUN, "index", "test", "outputs", "top_k", "order", "search", "query_block_size"),
-}
-
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands; the options are fields of `InfluenceConfig`."""
@@ -116,8 +94,7 @@ def parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         runners.add_options(command.add_argument_group(_RUNNER_GROUP))
-        fields = dataclasses.fields(InfluenceConfig)
-        _add_options(command, [field for field in fields if name not in _OPTIONS_OF or field.name in _OPTIONS_OF[name]])
+        _add_options(command, [field for field in dataclasses.fields(InfluenceConfig) if name in field.metadata["commands"]])
         if name == "index":
             command.set_defaults(curvature="arnoldi")
     evaluate = commands.add_parser("evaluate", help="how good scores are", description=_EVALUATE_DESCRIPTION, allow_abbrev=False)
@@ -125,7 +102,8 @@ def parser() -> argparse.ArgumentParser:
     for name, (summary, description) in MEASURES.items():
         command = measures.add_parser(name, help=summary, description=description, allow_abbrev=False)
         chosen = [field for field in dataclasses.fields(EvaluateConfig) if name in field.metadata.get("measures", ())]
-        runners.add_options(command.add_argument_group(_RUNNER_GROUP))
+        if name in RETRAINING:  # the others need no engine
+            runners.add_options(command.add_argument_group(_RUNNER_GROUP))
         _add_options(command, chosen, EvaluateConfig)
     return top
 
@@ -158,6 +136,9 @@ def _add_options(command: argparse.ArgumentParser, fields: list[dataclasses.Fiel
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 done, 1 the run failed, 2 wrong options or input."""
     known, beam_arguments = parser().parse_known_args(arguments)
+    misplaced = exit_status(lambda: refuse_misplaced(beam_arguments, known.command))
+    if misplaced:
+        return misplaced
     if known.command == "evaluate":
         return _evaluate(known, beam_arguments)
     from pipelines.launch import run, summary_text  # TensorFlow and Beam: seconds that --help need not wait
@@ -196,6 +177,8 @@ def _evaluate(known: argparse.Namespace, beam_arguments: list[str]) -> int:
     options = {field.name: getattr(known, field.name) for field in dataclasses.fields(EvaluateConfig) if hasattr(known, field.name)}
 
     def program() -> None:
+        if beam_arguments and known.measure not in RETRAINING:
+            raise ValueError(f"{beam_arguments[0].partition('=')[0]} is not an option of evaluate {known.measure}; leave it out")
         config = EvaluateConfig(**options)  # before the imports that take seconds
         from pipelines.evaluate import evaluate
         from pipelines.evaluation_result import evaluation_text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import types
@@ -14,8 +15,20 @@ if typing.TYPE_CHECKING:  # when it is needed, it is imported: --help need not w
     from influence_ops.scores import ScoreOptions
 
 
-def _option(default: Any, help: str, group: str, choices: tuple[str, ...] | None = None) -> Any:
-    metadata = {"help": help, "group": group, "choices": choices}
+COMMANDS = ("run", "fit", "index", "query")
+_FITTING = ("run", "fit", "index")
+
+
+def _option(
+    default: Any,
+    help: str,
+    group: str,
+    choices: tuple[str, ...] | None = None,
+    commands: tuple[str, ...] = COMMANDS,
+    fits: bool = False,
+) -> Any:
+    """A field that is an option of `commands`; `fits`: it decides how a curvature is fitted, and nothing where a saved one is used."""
+    metadata = {"help": help, "group": group, "choices": choices, "commands": commands, "fits": fits}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -57,19 +70,24 @@ class InfluenceConfig:
         "The training set: TFRecord files (plain or gzip), Parquet or CSV; see --data_format. Patterns are allowed "
         "('train-*.tfrecord.gz'), several separated by commas.",
         _DATA,
+        commands=_FITTING,
     )
-    test: str | None = _option(None, "The test points to explain: files as for --train; needed for influence on them.", _DATA)
+    test: str | None = _option(
+        None, "The test points to explain: files as for --train; needed for influence on them.", _DATA, commands=("run", "query")
+    )
     influence_vectors_path: str | None = _option(
         None,
         "Use the influence vectors that an earlier run wrote (its OUTPUT, with --outputs influence_vectors), with its curvature, "
         "instead of --train: no gradient of a training example is computed again.",
         _DATA,
+        commands=("run",),
     )
     index: str | None = _option(
         None,
         "Answer from an index (the OUTPUT of the command index), with its curvature, instead of --train: neither the training examples "
         "nor their gradients are touched.",
         _DATA,
+        commands=("run", "query"),
     )
     schema: str | None = _option(
         None, "A TensorFlow Metadata schema (schema.pbtxt) of the features; without it they are inferred from the first example.", _DATA
@@ -102,10 +120,13 @@ class InfluenceConfig:
     )
     id_feature: str | None = _option(None, "A feature that names each example. Default: '<file>:<index in the file>'.", _DATA)
     group_feature: str | None = _option(
-        None, "A feature of the training examples that names their group; needed for the group tables.", _DATA
+        None, "A feature of the training examples that names their group; needed for the group tables.", _DATA, commands=("run",)
     )
     test_group_feature: str | None = _option(
-        None, "A feature of the test points that names their group; group_influence then has rows for each group of them.", _DATA
+        None,
+        "A feature of the test points that names their group; group_influence then has rows for each group of them.",
+        _DATA,
+        commands=("run",),
     )
     weight_feature: str | None = _option(
         None, "A feature with each example's weight in the training loss (Keras's sample_weight), or with one for each position.", _DATA
@@ -160,15 +181,22 @@ class InfluenceConfig:
         "The approximation of the Hessian: identity, exact, gauss_newton (P × P matrices), kfac, ekfac, gauss_newton_cg (whole networks), "
         "conjugate_gradient, lissa, arnoldi, random_projection, or your own as module:Class.",
         _METHOD,
+        commands=_FITTING,
     )
     n_samples: int | None = _option(
         None,
         "Make the curvature from this many training examples, chosen by --seed and their ids. Default: all; for "
         "conjugate_gradient and lissa, which keep a sample, 1024; for arnoldi 4096.",
         _METHOD,
+        commands=_FITTING,
+        fits=True,
     )
     seed: int = _option(
-        0, "Which examples --n_samples chooses, which labels --fisher draws, which directions a random start or projection takes.", _METHOD
+        0,
+        "Which examples --n_samples chooses, which labels --fisher draws, which directions a random start or projection takes.",
+        _METHOD,
+        commands=_FITTING,
+        fits=True,
     )
     passes: int | None = _option(
         None,
@@ -176,6 +204,7 @@ class InfluenceConfig:
         "over it (0: the answer of EK-FAC, or of the sample; default: 5 for gauss_newton_cg, 0 for conjugate_gradient). With arnoldi: "
         "find the eigenpairs over the whole training set in exactly this many, 2 or more (default: over a sample).",
         _METHOD,
+        commands=_FITTING,
     )
     fisher: str | None = _option(
         None,
@@ -184,60 +213,98 @@ class InfluenceConfig:
         "as many backward passes as the model has outputs; empirical: the data's own. Default: signed; of random_projection, expected.",
         _METHOD,
         ("signed", "true", "expected", "empirical"),
+        commands=_FITTING,
+        fits=True,
     )
     tolerance: float | None = _option(
         None,
         "Of conjugate_gradient and lissa: the relative residual at which a solve ends. Default: 1e-8 and 1e-3; with --passes 1e-6.",
         _METHOD,
+        commands=("run", "fit"),
     )
     max_iterations: int | None = _option(
-        None, "Of conjugate_gradient and lissa over their sample: the most steps of a solve. Default: 1000 and 10000.", _METHOD
+        None,
+        "Of conjugate_gradient and lissa over their sample: the most steps of a solve. Default: 1000 and 10000.",
+        _METHOD,
+        commands=("run", "fit"),
+        fits=True,
     )
     curvature_path: str | None = _option(
-        None, "Use the curvature that an earlier run saved (its OUTPUT/curvature) instead of fitting one.", _METHOD
+        None,
+        "Use the curvature that an earlier run saved (its OUTPUT/curvature) instead of fitting one.",
+        _METHOD,
+        commands=("run", "index"),
     )
-    damping: str = _option("auto", "λ added to the curvature's diagonal: a number, or auto (0.1 × the mean eigenvalue).", _METHOD)
+    damping: str = _option(
+        "auto", "λ added to the curvature's diagonal: a number, or auto (0.1 × the mean eigenvalue).", _METHOD, commands=_FITTING, fits=True
+    )
     rcond: float | None = _option(
-        None, "With --damping 0: eigenvalues up to rcond × the largest are dropped. Default: P × the float64 epsilon.", _METHOD
+        None,
+        "With --damping 0: eigenvalues up to rcond × the largest are dropped. Default: P × the float64 epsilon.",
+        _METHOD,
+        commands=_FITTING,
+        fits=True,
     )
     rank: int | None = _option(
         None,
         "Use this many of the largest eigenvalues of exact, gauss_newton or arnoldi; the rest are taken as equal to the smallest of "
         "them. Default: all; of arnoldi, 100, and of an index 256.",
         _METHOD,
+        commands=_FITTING,
+        fits=True,
     )
     matrix: str = _option(
         "gauss_newton",
         "Of arnoldi: whose eigenpairs; the exact Hessian's negative ones are left out.",
         _METHOD,
         ("gauss_newton", "hessian"),
+        commands=_FITTING,
+        fits=True,
     )
     projection_dim: int | None = _option(
-        None, "Of random_projection: how many numbers are left of each gradient. Default: 512.", _METHOD
+        None, "Of random_projection: how many numbers are left of each gradient. Default: 512.", _METHOD, commands=_FITTING, fits=True
     )
     projection: str = _option(
         "hadamard",
         "Of random_projection: of all weights as one vector, or of each layer's matrix from two sides (cheaper, and coarser).",
         _METHOD,
         ("hadamard", "two_sided"),
+        commands=_FITTING,
+        fits=True,
     )
     block_size: int | None = _option(
         None,
         "Of arnoldi: vectors multiplied at once. Default: what reaches twice --rank dimensions in --passes; 32 over a sample.",
         _METHOD,
+        commands=_FITTING,
+        fits=True,
     )
     normalize: str = _option(
-        "none", "Relative influence (RelatIF): divide by ‖v‖ (theta) or by √self-influence (loss).", _METHOD, ("none", "theta", "loss")
+        "none",
+        "Relative influence (RelatIF): divide by ‖v‖ (theta) or by √self-influence (loss).",
+        _METHOD,
+        ("none", "theta", "loss"),
+        commands=("run",),
     )
     removal: str = _option(
         "first_order",
         "How the removal of an example is predicted: to first order, or by its own Newton step (the leverage is in; slower).",
         _METHOD,
         ("first_order", "newton"),
+        commands=("run", "fit"),
     )
 
+    score_tolerance: float = _option(
+        1e-7,
+        "Take test points' solutions as sums of few products where that is cheaper and the relative error is at most this; 0: never.",
+        _METHOD,
+        commands=("run",),
+    )
     second_order_groups: bool = _option(
-        False, "Group influence to second order: the group's own curvature is in (one more pass over the training set).", _METHOD
+        False,
+        "Group influence to second order: the group's own curvature is in (one more pass over the training set).",
+        _METHOD,
+        commands=("run",),
     )
 
     outputs: str = _option(
@@ -246,6 +313,7 @@ class InfluenceConfig:
         "group_self_influence, group_vectors, scores, influence_vectors. Or alone: 'curvature', as the command "
         "fit; 'index', as the command index.",
         _RESULT,
+        commands=("run", "query"),
     )
     index_dtype: str = _option(
         "float32",
@@ -253,33 +321,32 @@ class InfluenceConfig:
         "score.",
         _RESULT,
         ("float32", "float16"),
+        commands=("run", "index"),
     )
     update: bool = _option(
         False,
         "Of the command index: add to the index in OUTPUT the files of --train that it lacks, with its own curvature; the others are only "
         "checked to be the same (by size and SHA-256).",
         _RESULT,
+        commands=("run", "index"),
     )
     search: str = _option(
         "linear",
         "How an index is searched: linear, in float64, or faiss, for top_k in float32 (pip install faiss-cpu).",
         _RESULT,
         ("linear", "faiss"),
+        commands=("run", "query"),
     )
-    top_k: int = _option(10, "How many training examples to keep for each test point.", _RESULT)
+    top_k: int = _option(10, "How many training examples to keep for each test point.", _RESULT, commands=("run", "query"))
     order: str = _option(
         "descending",
         "descending: the most helpful examples first; ascending: the most harmful first.",
         _RESULT,
         ("descending", "ascending"),
+        commands=("run", "query"),
     )
     overwrite: bool = _option(False, "Replace the finished run that OUTPUT holds.", _RESULT)
 
-    score_tolerance: float = _option(
-        1e-7,
-        "Take test points' solutions as sums of few products where that is cheaper and the relative error is at most this; 0: never.",
-        _RUN,
-    )
     verbose: bool = _option(False, "Tell on stderr how each layer is computed and what it is estimated to cost.", _RUN)
     resume: bool = _option(
         True,
@@ -288,7 +355,9 @@ class InfluenceConfig:
         _RUN,
     )
     batch_size: int = _option(256, "Examples evaluated at once; does not change the result.", _RUN)
-    query_block_size: int = _option(1024, "Test points in a block (one row group of top_k); does not change the result.", _RUN)
+    query_block_size: int = _option(
+        1024, "Test points in a block (one row group of top_k); does not change the result.", _RUN, commands=("run", "query")
+    )
     threads: int = _option(0, "CPU threads of TensorFlow in each worker process; 0: all cores.", _RUN)
     work_dir: str | None = _option(None, "Temporary files; all workers must reach it. Default: OUTPUT/.work.", _RUN)
 
@@ -314,12 +383,11 @@ class InfluenceConfig:
         if of_groups and not self.group_feature:
             raise ValueError(f"--outputs {of_groups[0]} needs --group_feature, the feature that names an example's group")
         if self.second_order_groups and (not of_groups or self.normalize != "none" or self.removal != "first_order"):
-            raise ValueError(
-                "--second_order_groups goes with --outputs group_influence, --normalize none and --removal first_order"
-            )
+            raise ValueError("--second_order_groups goes with --outputs group_influence, --normalize none and --removal first_order")
         if self.second_order_groups and self.curvature == "identity":
             raise ValueError("--second_order_groups needs a curvature of the data; use --curvature exact, not identity")
         self._check_checkpoints()
+        self._check_saved()
         if not self.weight_decay >= 0:
             raise ValueError(f"--weight_decay {self.weight_decay} must be at least 0")
         if not self.label_features or not all(self.label_features):
@@ -353,9 +421,7 @@ class InfluenceConfig:
             raise ValueError(f"--fisher is of --curvature {', '.join(_BY_LAYER)} or random_projection, not {self.curvature}")
         if self.rank is not None and self.curvature == "random_projection":
             raise ValueError(f"--rank {self.rank}: of random_projection it is --projection_dim that decides")
-        if self.rank is not None and (
-            self.curvature in ("identity", *_ITERATIVE) or (self.curvature in _BY_LAYER and not self.only_index)
-        ):
+        if self.rank is not None and (self.curvature in ("identity", *_ITERATIVE) or (self.curvature in _BY_LAYER and not self.only_index)):
             raise ValueError(
                 f"--rank is of a matrix's eigenvalues; use it with --curvature gauss_newton, exact or arnoldi, not {self.curvature} "
                 "(which takes it for an index alone)"
@@ -410,6 +476,21 @@ class InfluenceConfig:
                 "there is no curvature to fit: leave --curvature_path and --influence_vectors_path out, and name a --curvature"
             )
 
+    def _check_saved(self) -> None:
+        """Whether options that decide how a curvature is fitted are given where a saved one is used."""
+        saved = next((name for name in ("curvature_path", "influence_vectors_path", "index", "update") if getattr(self, name)), None)
+        if saved is None:
+            return
+        given = [field.name for field in dataclasses.fields(self) if field.metadata["fits"] and getattr(self, field.name) != field.default]
+        given += [name for name in ("passes", "tolerance") if getattr(self, name) is not None and not self.solver_passes]
+        if "passes" in given and self.curvature in _BY_PASSES:
+            given.remove("passes")  # 0: the saved curvature's own answer
+        if given:
+            raise ValueError(
+                f"--{given[0]} {getattr(self, given[0])} decides how a curvature is fitted, and --{saved} uses one that was fitted; "
+                "leave one of them out"
+            )
+
     def _check_checkpoints(self) -> None:
         """Whether the options of checkpoints fit each other."""
         rates, count = self.checkpoint_rates, len(self.checkpoint_paths)
@@ -449,9 +530,7 @@ class InfluenceConfig:
                 raise ValueError("an index holds plain influence, first order; leave --normalize and --removal out")
             saved = self.update or self.curvature_path is not None
             if not saved and self.curvature not in _INDEXED and ":" not in self.curvature:
-                raise ValueError(
-                    f"--curvature {self.curvature} gives no embedding of r numbers for an index; use {', '.join(_INDEXED)}"
-                )
+                raise ValueError(f"--curvature {self.curvature} gives no embedding of r numbers for an index; use {', '.join(_INDEXED)}")
         if self.index is not None and self.normalize != "none":
             raise ValueError("an index holds plain influence; leave --normalize out")
         if self.search == "faiss":
@@ -468,9 +547,7 @@ class InfluenceConfig:
     @property
     def solver_passes(self) -> int:
         """How many passes solve the test points."""
-        if self.curvature not in _BY_PASSES or self.only_curvature:
-            return 0
-        return _DEFAULT_PASSES if self.passes is None and self.curvature == "gauss_newton_cg" else self.passes or 0
+        return 0 if self.only_curvature else solving_passes(self.curvature, self.passes)
 
     @property
     def only_curvature(self) -> bool:
@@ -579,9 +656,21 @@ class InfluenceConfig:
         return {name: without_secrets(value) if isinstance(value, str) else value for name, value in dataclasses.asdict(self).items()}
 
 
+def solving_passes(curvature: str, passes: int | None) -> int:
+    """How many passes solve the test points, by these options."""
+    if curvature not in _BY_PASSES:
+        return 0
+    return _DEFAULT_PASSES if passes is None and curvature == "gauss_newton_cg" else passes or 0
+
+
 def option_type(field: dataclasses.Field, config: type = InfluenceConfig) -> type:
     """The plain type of the value of one of `config`'s options: str, int, float or bool."""
-    hint = typing.get_type_hints(config)[field.name]
+    hint = _hints(config)[field.name]
     if isinstance(hint, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     return hint
+
+
+@functools.cache
+def _hints(config: type) -> dict[str, Any]:
+    return typing.get_type_hints(config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +13,19 @@ from influence_ops.evaluation.correlation import pearson, spearman
 from influence_ops.evaluation.damping_sweep import GRID, SweepPoint, summed_gradients, sweep
 from influence_ops.evaluation.ground_truth import GroundTruth
 from influence_ops.evaluation.score_table import ScoreTable
-from pipelines.config import InfluenceConfig
+from pipelines.config import solving_passes
 from pipelines.evaluate_config import EvaluateConfig
 from pipelines.evaluation_result import Row
-from pipelines.scored_data import ScoredData
+from pipelines.scored_data import ScoredData, check_code
 from transforms.files import BeamFiles, join
 
 _PLAIN = {"normalize": "none", "removal": "first_order"}
+
+
+def check_sweep(config: EvaluateConfig, runs: Sequence[ScoreTable]) -> None:
+    """Refuses runs whose own curvature the command line does not name, before anything is retrained; see `check_code`."""
+    for run in runs:
+        check_code(run.manifest["config"], config.code, run.folder, ("curvature",))
 
 
 def sweep_runs(config: EvaluateConfig, runs: Sequence[ScoreTable], truth: GroundTruth) -> list[Row]:
@@ -35,7 +40,7 @@ def sweep_runs(config: EvaluateConfig, runs: Sequence[ScoreTable], truth: Ground
 def _sweep(config: EvaluateConfig, run: ScoreTable, truth: GroundTruth) -> list[SweepPoint]:
     _check(run)
     assert truth.train_ids is not None and truth.test_ids is not None
-    data = ScoredData(run)
+    data = ScoredData(run, config.code)
     preconditioner = load_preconditioner(join(run.folder, "curvature"), BeamFiles()).bind(data.model)
     positions = {str(name): place for place, name in enumerate(truth.train_ids)}
     train = functools.partial(summed_gradients, data.model, positions=positions)
@@ -56,8 +61,7 @@ def _sweep(config: EvaluateConfig, run: ScoreTable, truth: GroundTruth) -> list[
 def _check(run: ScoreTable) -> None:
     stored = run.manifest["config"]
     found = next((f"--{name} {stored[name]}" for name, plain in _PLAIN.items() if stored.get(name, plain) != plain), None)
-    known = {field.name for field in dataclasses.fields(InfluenceConfig)}
-    passes = InfluenceConfig(**{name: value for name, value in stored.items() if name in known}).solver_passes
+    passes = solving_passes(stored["curvature"], stored.get("passes"))
     if found is None and passes:
         found = f"{passes} passes that solve the test points"
     if found is not None:

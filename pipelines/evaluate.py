@@ -20,10 +20,11 @@ from influence_ops.evaluation.mislabelled import by_chance, detection
 from influence_ops.evaluation.retraining import load_train_function
 from influence_ops.evaluation.score_table import ScoreTable
 from influence_ops.evaluation.tail_patch import loss_changes, mean_gradients
-from pipelines.damping_sweep import sweep_runs
+from pipelines.damping_sweep import check_sweep, sweep_runs
 from pipelines.evaluate_config import EvaluateConfig
 from pipelines.evaluation_result import Evaluation, Row, write_evaluation
 from pipelines.retrainings import Retrainer
+from pipelines.runners import choose_engine
 from pipelines.scored_data import ScoredData
 from transforms.files import BeamFiles, join
 
@@ -43,10 +44,13 @@ def evaluate(config: EvaluateConfig, beam_arguments: Sequence[str] = (), stream:
       ValueError: wrong options or input.
       RunFailedError: a retraining failed.
     """
+    choose_engine(beam_arguments)  # before anything is read: an engine or an option that is not there
     path = join(config.output, f"{config.measure}.json")
     if BeamFiles().exists(path) and not config.overwrite:
         raise ValueError(f"{path!r} is there already; give another --output, or --overwrite")
     runs = [ScoreTable(folder, BeamFiles()) for folder in config.runs]
+    if config.damping_sweep is not None:
+        check_sweep(config, runs)
     if config.train_fn is not None:
         load_train_function(config.train_fn)
     facts, rows = _MEASURES[config.measure](config, runs, _Retraining(beam_arguments, stream))
@@ -137,7 +141,7 @@ def _ground_truth(
             return truth.with_ids((), ())
         return truth.with_ids(*_ids(config, run))
     train_ids, test_ids = _ids(config, run)
-    truth = retrain(retraining.of(config, ScoredData(run), train_ids), test_ids)
+    truth = retrain(retraining.of(config, ScoredData(run, config.code), train_ids), test_ids)
     truth.save(join(config.output, f"{config.measure}-{GROUND_TRUTH}"), BeamFiles())
     return truth
 
@@ -146,14 +150,14 @@ def _ids(config: EvaluateConfig, run: ScoreTable) -> tuple[list[str], list[str]]
     """Training and test ids, of the scores; a damping sweep needs no scores."""
     if config.damping_sweep is None:
         return run.ids()
-    data = ScoredData(run)
+    data = ScoredData(run, config.code)
     return data.ids("train"), data.ids("test")
 
 
 def _mislabelled(config: EvaluateConfig, runs: list[ScoreTable], _: _Retraining) -> _Result:
     assert config.mislabelled is not None
     wrong = read_ids(config.mislabelled)
-    data = ScoredData(runs[0])
+    data = ScoredData(runs[0], config.code)
     losses = {str(name): loss for batch in data.batches("train") for name, loss in zip(batch.ids, data.model.losses(batch), strict=True)}
     rows: list[Row] = []
     for run in runs:
@@ -212,7 +216,7 @@ def _choose(config: EvaluateConfig, runs: list[ScoreTable], data: ScoredData, tr
 
 
 def _brittleness(config: EvaluateConfig, runs: list[ScoreTable], retraining: _Retraining) -> _Result:
-    data = ScoredData(runs[0])
+    data = ScoredData(runs[0], config.code)
     train_ids = data.ids("train")
     places = {name: place for place, name in enumerate(train_ids)}
     sets = _choose(config, runs, data, train_ids)
@@ -246,7 +250,7 @@ def _brittleness(config: EvaluateConfig, runs: list[ScoreTable], retraining: _Re
 
 
 def _tail_patch(config: EvaluateConfig, runs: list[ScoreTable], _: _Retraining) -> _Result:
-    data = ScoredData(runs[0])
+    data = ScoredData(runs[0], config.code)
     train_ids = data.ids("train")
     sets = _choose(config, runs, data, train_ids)
     tests = data.examples("test", sets.test_ids)

@@ -35,6 +35,7 @@ MEASURES = {
 ALL = tuple(MEASURES)
 _RETRAINED = ("lds", "leave_one_out")
 _ON_TOP_K = ("brittleness", "tail_patch")
+RETRAINING = (*_RETRAINED, "brittleness")
 
 
 def _option(default: Any, help: str, measures: tuple[str, ...] = ALL) -> Any:
@@ -70,11 +71,17 @@ class EvaluateConfig:
         None,
         "Your function module:function(examples, seed): trains on a tf.data.Dataset of (inputs, labels) and returns the built Keras "
         "model (docs/evaluation.md).",
-        (*_RETRAINED, "brittleness"),
+        RETRAINING,
+    )
+    model: str | None = _option(None, "The run's --model again, where that is your function module:function: a file names no code.")
+    loss: str | None = _option(None, "The run's --loss again, where that is your own, module:function.")
+    preprocess: str | None = _option(None, "The run's --preprocess again, where it had one.")
+    curvature: str | None = _option(
+        None, "With --damping_sweep: the run's --curvature again, where that is your own, module:Class.", _RETRAINED
     )
     retrainings: int = _option(50, "How many parts of the training set (lds), or single removals (leave_one_out).", _RETRAINED)
     fraction: float = _option(0.5, "How much of the training set each part has.", ("lds",))
-    repeats: int = _option(1, "Train so often, each time with another seed, and take the mean loss.", (*_RETRAINED, "brittleness"))
+    repeats: int = _option(1, "Train so often, each time with another seed, and take the mean loss.", RETRAINING)
     damping_sweep: str | None = _option(
         None,
         "Evaluate the run's saved curvature under many dampings instead of its scores: 'auto' (its own × 0.01 to 100), or values "
@@ -111,6 +118,8 @@ class EvaluateConfig:
             raise ValueError("brittleness retrains: name your function as --train_fn module:function")
         if self.train_fn is not None and ":" not in self.train_fn:
             raise ValueError(f"--train_fn {self.train_fn!r} is not an import path; write it as 'package.module:function'")
+        if self.curvature is not None and self.damping_sweep is None:
+            raise ValueError(f"--curvature {self.curvature} goes with --damping_sweep; leave it out")
         if self.measure == "mislabelled" and self.mislabelled is None:
             raise ValueError("--mislabelled is needed: a file with the ids of the training examples whose labels are wrong")
         if self.measure in _RETRAINED and self.retrainings < 3:
@@ -130,6 +139,11 @@ class EvaluateConfig:
             raise ValueError(f"--shares {self.shares!r} must be percentages above 0 and up to 100, separated by commas")
         if any(k < 1 for k in self.k_list):
             raise ValueError(f"--k {self.k!r} must be numbers of at least 1, separated by commas")
+
+    @property
+    def code(self) -> dict[str, str | None]:
+        """What may be named as code, by option."""
+        return {"model": self.model, "loss": self.loss, "preprocess": self.preprocess, "curvature": self.curvature}
 
     @property
     def runs(self) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipelines.config import InfluenceConfig
+from pipelines.unknown_options import refuse_unknown
 
 PRESETS = ("local", "prism", "flink", "dataflow")
 ENVIRONMENTS = ("LOOPBACK", "EXTERNAL", "PROCESS", "DOCKER")
@@ -50,7 +51,7 @@ class Engine:
     Attributes:
       arguments: Beam's options, all of them.
       is_local: whether the workers are on this machine, so that they can report progress to the launcher.
-      accelerator: the resource hint of the scoring step, or None.
+      accelerator: the resource hint of the scoring step (`fit`, `index`: of those that differentiate the training set), or None.
       time_limit: after how many seconds the job is cancelled, or None.
       flink: where a Flink cluster's REST interface is and the job's name on it, for cancelling; or None.
     """
@@ -90,7 +91,8 @@ def add_options(parser: Any) -> None:
         nargs="?",
         const=DEFAULT_GPU,
         metavar="TYPE",
-        help=f"With --runner dataflow: a GPU for each worker of the scoring step, of this type (default: {DEFAULT_GPU}).",
+        help="With --runner dataflow: a GPU for each worker of the scoring step (fit and index: of the steps that differentiate the "
+        f"training examples), of this type (default: {DEFAULT_GPU}).",
     )
     parser.add_argument(
         "--time_limit",
@@ -103,7 +105,7 @@ def add_options(parser: Any) -> None:
 def as_arguments(chosen: argparse.Namespace) -> list[str]:
     """The options of this module that a parser has found, as arguments again."""
     names = ("runner", "workers", "environment", "gpu", "time_limit")
-    return [f"--{name}={getattr(chosen, name)}" for name in names if getattr(chosen, name) is not None]
+    return [f"--{name}={getattr(chosen, name)}" for name in names if getattr(chosen, name, None) is not None]
 
 
 def choose_engine(arguments: Iterable[str], config: InfluenceConfig | None = None) -> Engine:
@@ -118,9 +120,12 @@ def choose_engine(arguments: Iterable[str], config: InfluenceConfig | None = Non
         chosen, beam_arguments = parser.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
         raise ValueError(str(error)) from error
+    preset = chosen.runner.lower()
     _check_companions(chosen)
     beam = _beam_options(beam_arguments)
-    preset = chosen.runner.lower()
+    refuse_unknown(beam_arguments, _has_server_options(preset, beam), beam.get("job_endpoint"))
+    if chosen.gpu is not None and config is not None and (config.index or config.influence_vectors_path):
+        raise ValueError("--gpu is for steps that differentiate training examples, and there is none to differentiate; leave it out")
     if preset == "local":
         return Engine([*beam_arguments, *_local(chosen, beam)], True)
     if preset == "prism":
@@ -161,6 +166,11 @@ def _check_companions(chosen: argparse.Namespace) -> None:
         raise ValueError(f"--time_limit is of --runner prism, flink and dataflow; a {runner} run ends with this process: leave it out")
     if chosen.time_limit is not None and not chosen.time_limit > 0:
         raise ValueError(f"--time_limit {chosen.time_limit:g} must be above 0")
+
+
+def _has_server_options(preset: str, beam: Mapping[str, Any]) -> bool:
+    """Whether a job server has options of its own, which Beam's Python does not know."""
+    return preset not in ("local", "prism", "dataflow", *(name.lower() for name in _SHOW_PROGRESS)) or "job_endpoint" in beam
 
 
 def _beam_options(arguments: Sequence[str]) -> dict[str, Any]:

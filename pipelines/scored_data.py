@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,35 @@ from transforms.progress import Progress
 from transforms.read_shards import ShardReader
 
 _LEFT_OUT = ("group_feature", "test_group_feature", "influence_vectors_path", "max_rejected")
+_MAY_BE_CODE = ("model", "loss", "preprocess")
+
+
+def check_code(stored: Mapping[str, Any], code: Mapping[str, str | None], folder: str, options: Sequence[str] = _MAY_BE_CODE) -> None:
+    """Refuses to take code from a file: what a manifest names as `module:function` is imported when the user names it too.
+
+    Args:
+      stored: the options in a manifest.
+      code: those of the command line, by name.
+      folder: of the run.
+      options: which may name code.
+
+    Raises:
+      ValueError: an option names code that the command line doesn't, or the command line names other code.
+    """
+    for name in options:
+        had, given = stored.get(name), code.get(name)
+        if given is None and _names_code(name, str(had or "")):
+            raise ValueError(
+                f"the run in {folder!r} had --{name} {had}: code is taken from the command line alone, never from a file; "
+                f"if you trust it, give --{name} {had}"
+            )
+        if given is not None and given != had:
+            raise ValueError(f"--{name} {given}: the run in {folder!r} had {had!r}; name just that, or leave it out where it is no code")
+
+
+def _names_code(option: str, value: str) -> bool:
+    """Whether a value would be imported: a model's path may have a colon, too."""
+    return ":" in value and (option != "model" or "/" not in value)
 
 
 class ScoredData:
@@ -25,18 +55,21 @@ class ScoredData:
 
     Args:
       run: the finished run.
+      code: what the command line names as `module:function`, by option; see `check_code`.
 
     Raises:
-      ValueError: the run had no training files, or the files or the model are no longer what they were.
+      ValueError: the run names code that the command line does not, it had no training files, or the files or the model are no longer
+        what they were.
     """
 
-    def __init__(self, run: ScoreTable):
+    def __init__(self, run: ScoreTable, code: Mapping[str, str | None]):
         stored = run.manifest["config"]
+        check_code(stored, code, run.folder)
         if not stored.get("train"):
             raise ValueError(f"the run in {run.folder!r} had no --train; evaluate one that read the training set itself")
         kept = [field.name for field in dataclasses.fields(InfluenceConfig) if field.metadata["group"] in ("data", "model")]
         options = {name: stored[name] for name in [*kept, "batch_size", "threads"] if name in stored and name not in _LEFT_OUT}
-        config = InfluenceConfig(**options, output=run.folder, outputs="self_influence", curvature="identity")
+        config = InfluenceConfig(**options, output=run.folder, outputs="self_influence", curvature=code.get("curvature") or "identity")
         self.plan: Plan = prepare(config)
         self._batch_size = config.batch_size
         self.model: InfluenceModel = self.plan.model.open()

@@ -87,6 +87,55 @@ def test_names_in_files_are_not_imported(tmp_path: pathlib.Path) -> None:
     assert "named_by_a_file" not in sys.modules
 
 
+# Every file that reads the options in a manifest, and the function that does; none of them may import what these name.
+READERS_OF_OPTIONS = {
+    "pipelines/clean.py": "compares two options",
+    "pipelines/damping_sweep.py": "_check, check_code",
+    "pipelines/prepare.py": "compares two options",
+    "pipelines/scored_data.py": "check_code",
+    "pipelines/tfx/influence_executor.py": "compares one option",
+    "influence_ops/evaluation/score_table.py": "compares options",
+}
+
+
+def test_every_reader_of_options_in_a_manifest_is_known() -> None:
+    found = {path.relative_to(ROOT).as_posix() for path in SOURCES if 'manifest["config"]' in path.read_text()}
+    assert found == set(READERS_OF_OPTIONS)
+
+
+@pytest.mark.parametrize("measure", ["lds", "leave_one_out", "mislabelled", "brittleness", "tail_patch", "sweep"])
+@pytest.mark.parametrize("option", ["model", "loss", "preprocess", "curvature"])
+def test_a_manifest_names_no_code(tmp_path: pathlib.Path, measure: str, option: str) -> None:
+    """Each measure on a run whose manifest names a module: it is not imported, and the message tells the option to give."""
+    from pipelines.evaluate import evaluate
+    from pipelines.evaluate_config import EvaluateConfig
+
+    if option == "curvature" and measure != "sweep":
+        return  # only the sweep needs the run's own
+    (tmp_path / "named_by_a_manifest.py").write_text("raise SystemExit('run')")
+    (tmp_path / "wrong.txt").write_text("a:0")
+    config = {"model": "m.keras", "train": "t", "loss": "compiled", "curvature": "exact", option: "named_by_a_manifest:thing"}
+    fitted = {"curvature": "exact", "damping": 0.1, "fingerprint": "f"}
+    content = {"manifest_version": 1, "files": [], "config": config, "curvature": fitted}
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    more: dict[str, Any] = {"train_fn": "tests.pipelines.convex_job:train"} if measure not in ("mislabelled", "tail_patch") else {}
+    if measure == "mislabelled":
+        more["mislabelled"] = str(tmp_path / "wrong.txt")
+    if measure in ("sweep", "lds", "leave_one_out"):
+        more |= {"damping_sweep": "0.1"}
+    named = "lds" if measure == "sweep" else measure
+    sys.path.insert(0, str(tmp_path))
+    try:
+        with pytest.raises(ValueError, match=rf"code is taken from the command line alone.*give --{option} named_by_a_manifest:thing"):
+            evaluate(EvaluateConfig(named, str(tmp_path), str(tmp_path / "out"), **more))
+        with pytest.raises(ValueError, match=f"--{option} other:thing: the run in .* had 'named_by_a_manifest:thing'"):
+            other: dict[str, Any] = {option: "other:thing", **more}
+            evaluate(EvaluateConfig(named, str(tmp_path), str(tmp_path / "out"), **other))
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert "named_by_a_manifest" not in sys.modules
+
+
 @pytest.mark.parametrize(
     ("table", "path"),
     [
@@ -160,6 +209,10 @@ SECRETS = [
     "password: hunter2",
     "{'aws_secret_access_key': 'hunter2'}",
     'token="hunter2"',
+    "auth_token=hunter2",
+    "token.value=hunter2",
+    "https://host/a?x=1&token=hunter2",
+    "azure_credentials: hunter2",
 ]
 
 
@@ -169,7 +222,11 @@ def test_secrets_are_left_out(text: str) -> None:
     assert "hunter2" not in reason(OSError(f"can't read train file {text}"))
 
 
-@pytest.mark.parametrize("text", ["gs://bucket/train-*.gz", "signals=5", "top_k=3", "the key: of a block", "a@b", "tokens/part-0", "C:/a"])
+FOLDERS = ["gs://b/tokenizer=bert/part-0", "tokenizer=bert", "gs://b/token=5/part-0", "max_tokens=5", "passwords_of=3", "secretary: a"]
+PLAIN = ["gs://bucket/train-*.gz", "signals=5", "top_k=3", "the key: of a block", "a@b", "tokens/part-0", "C:/a"]
+
+
+@pytest.mark.parametrize("text", [*PLAIN, *FOLDERS])
 def test_other_text_is_left_alone(text: str) -> None:
     assert without_secrets(text) == text
 

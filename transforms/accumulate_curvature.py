@@ -88,6 +88,7 @@ class AccumulateCurvature(beam.PTransform):
       model: the model.
       curvature: what is accumulated.
       state: what `AdvanceCurvature` made of the pass before, one `Broadcast`; None: this is the first pass.
+      accelerator: Beam's resource hint for this step alone, or None.
 
     In: `Shard`. Out: `(name, StatisticPart)` pairs, one for each name; with them the `rejected` examples and
     `counts` of the pass, as a dictionary of PCollections.
@@ -97,10 +98,13 @@ class AccumulateCurvature(beam.PTransform):
     model: ModelSpec
     curvature: Curvature
     state: pvalue.PCollection[Broadcast] | None = None
+    accelerator: str | None = None
 
     def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
         states = [] if self.state is None else [pvalue.AsSingleton(self.state)]
         accumulate = beam.ParDo(_AccumulateDoFn(self.reader, self.model, self.curvature), *states)
+        if self.accelerator:
+            accumulate.with_resource_hints(accelerator=self.accelerator)  # it changes `accumulate` and returns it
         typed = accumulate.with_output_types(tuple[str, StatisticPart], **REPORT_TYPES)
         accumulated = outputs(shards | "Accumulate" >> typed.with_outputs(REJECTED, COUNTS, main="parts"))
         parts = collection(accumulated["parts"] | "Merge" >> beam.CombinePerKey(_MergePartsCombineFn(self.curvature)))

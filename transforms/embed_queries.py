@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
-import numpy as np
 from apache_beam import pvalue
 from apache_beam.utils.shared import Shared
 
@@ -14,6 +13,7 @@ from influence_ops.example_batch import ExampleBatch, Rejected
 from influence_ops.index import embed_for_index
 from influence_ops.model import InfluenceModel
 from influence_ops.scores import QueryBlock, concatenate_queries, embed_queries
+from influence_ops.text_arrays import bytes_to_texts, texts_to_bytes
 from transforms.broadcast import Broadcast
 from transforms.elements import QueryReference, Shard
 from transforms.files import join
@@ -66,9 +66,9 @@ class _EmbedDoFn(ShardDoFn):
 
 def publish_queries(block: QueryBlock, folder: str) -> Broadcast:
     """A query block as a broadcast; ids travel as UTF-8, since saved arrays hold no objects."""
-    arrays = {"ids": _to_bytes(block.ids), "gradients": block.gradients, "solved": block.solved}
+    arrays = {"ids": texts_to_bytes(block.ids), "gradients": block.gradients, "solved": block.solved}
     if block.groups is not None:
-        arrays["groups"] = _to_bytes(block.groups)
+        arrays["groups"] = texts_to_bytes(block.groups)
     return Broadcast.publish(arrays, {}, folder)
 
 
@@ -77,18 +77,10 @@ def open_queries(references: Iterable[QueryReference]) -> tuple[list[str], list[
     keys, blocks = [], []
     for reference in sorted(references, key=lambda reference: reference.key):
         arrays, _ = reference.broadcast.open()
-        groups = _to_text(arrays["groups"]) if "groups" in arrays else None
+        groups = bytes_to_texts(arrays["groups"]) if "groups" in arrays else None
         keys.append(reference.key)
-        blocks.append(QueryBlock(_to_text(arrays["ids"]), arrays["gradients"], arrays["solved"], groups))
+        blocks.append(QueryBlock(bytes_to_texts(arrays["ids"]), arrays["gradients"], arrays["solved"], groups))
     return keys, blocks
-
-
-def _to_bytes(texts: np.ndarray) -> np.ndarray:
-    return np.array([str(text).encode() for text in texts], dtype=np.bytes_)
-
-
-def _to_text(encoded: np.ndarray) -> np.ndarray:
-    return np.array([text.decode() for text in encoded.tolist()], dtype=object)
 
 
 @dataclasses.dataclass

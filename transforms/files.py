@@ -12,6 +12,7 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 TEMPORARY = ".tmp"
+_HERE = "./"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +33,21 @@ def match_files(patterns: list[str]) -> list[FoundFile]:
     found: dict[str, FoundFile] = {}
     for pattern in patterns:
         try:
-            matches = FileSystems.match([pattern])[0].metadata_list
+            matches = FileSystems.match([_below_here(pattern)])[0].metadata_list
         except (BeamIOError, ValueError) as error:
             raise ValueError(f"can't look for files at {pattern!r}: {error}") from error
         matches = [match for match in matches if not match.path.endswith(TEMPORARY)]
         if not matches:
             raise ValueError(f"no file matches {pattern!r}; check the path, and quote patterns so that the shell leaves them alone")
-        found.update({match.path: FoundFile(match.path, match.size_in_bytes, match.last_updated_in_seconds or 0.0) for match in matches})
+        for match in matches:
+            path = match.path.removeprefix(_HERE)
+            found[path] = FoundFile(path, match.size_in_bytes, match.last_updated_in_seconds or 0.0)
     return [found[path] for path in sorted(found)]
+
+
+def _below_here(pattern: str) -> str:
+    """The pattern with its folder: Beam lists no files of a folder without a name."""
+    return pattern if "/" in pattern else f"{_HERE}{pattern}"
 
 
 def join(folder: str, *parts: str) -> str:

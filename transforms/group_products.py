@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
-import numpy as np
 from apache_beam import pvalue
 from apache_beam.utils.windowed_value import WindowedValue
 
 from influence_ops.example_batch import ExampleBatch, Rejected
 from influence_ops.group_sums import GroupSums
 from influence_ops.groups import add_hessian_products, first_steps, group_vectors
+from influence_ops.text_arrays import bytes_to_texts, texts_to_bytes
 from transforms.broadcast import Broadcast
 from transforms.elements import GroupPart, Shard, at_end_of_bundle
 from transforms.files import join
@@ -34,8 +34,7 @@ class _StepsDoFn(beam.DoFn):
         model = self._model.session()
         operator = open_preconditioner(preconditioner).bind(model)
         groups = group_vectors(operator, dict(parts)[GRADIENTS].sums)
-        names = np.array([name.encode() for name in groups.names], dtype=np.bytes_)
-        arrays = {"names": names, "steps": first_steps(model, operator, groups)}
+        arrays = {"names": texts_to_bytes(groups.names), "steps": first_steps(model, operator, groups)}
         yield Broadcast.publish(arrays, {}, join(self._work, "group_steps"))
 
 
@@ -53,7 +52,7 @@ class _ProductsDoFn(ShardDoFn):
         self._model = self._spec.session()
         if self._sums is None:
             arrays, _ = steps.open()
-            self._names = [name.decode() for name in arrays["names"].tolist()]
+            self._names = list(bytes_to_texts(arrays["names"]))
             self._steps = arrays["steps"]
             self._sums = GroupSums(self._model.size)
 

@@ -113,6 +113,7 @@ class IndexExamples(beam.PTransform):
       dtype: how the numbers are stored.
       known: the files that are in the index already, by name: read only to see that they are the same.
       output: the folder of the index.
+      accelerator: Beam's resource hint for this step alone, or None.
 
     In: `Shard`. Out: a dictionary of PCollections: `files` (`WrittenFile`), `rejected`, `counts`.
     """
@@ -124,11 +125,14 @@ class IndexExamples(beam.PTransform):
     dtype: IndexDtype
     known: Mapping[str, SourceFile]
     output: str
+    accelerator: str | None = None
 
     def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
         index = beam.ParDo(
             _IndexDoFn(self.reader, self.model, self), pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(self.gate)
         )
+        if self.accelerator:
+            index.with_resource_hints(accelerator=self.accelerator)  # it changes `index` and returns it
         types = {FILES: WrittenFile, **REPORT_TYPES}
         indexed = outputs(shards | "Index" >> index.with_output_types(type(None), **types).with_outputs(*types))
         return {tag: indexed[tag] for tag in types}

@@ -16,7 +16,7 @@ from transforms.elements import QueryReference, RejectedExample, ShardCount
 from transforms.files import BeamFiles, join
 from transforms.typed import collection
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from influence_ops.curvature.base import Curvature, FinishOptions, Preconditione
 from influence_ops.example_batch import ExampleBatch
 from influence_ops.model import InfluenceModel
 from influence_ops.sample import Sample, from_arrays, to_arrays
+from influence_ops.text_arrays import bytes_to_texts, texts_to_bytes
 
 SAMPLE = "sample"
 _SEEN = "seen"
@@ -47,7 +48,7 @@ class SampleCurvature(Curvature):
     def pack_part(self, name: str, part: Any) -> dict[str, np.ndarray]:
         arrays = {} if part.batch is None else to_arrays(part.batch)
         if part.batch is not None:  # a drawn label depends on the id
-            arrays[_IDS] = np.array([str(name).encode() for name in part.batch.ids], dtype=np.bytes_)
+            arrays[_IDS] = texts_to_bytes(part.batch.ids)
         return {**arrays, _SEEN: np.array([part.seen])}
 
     def unpack_part(self, name: str, arrays: Mapping[str, np.ndarray]) -> Any:
@@ -55,8 +56,7 @@ class SampleCurvature(Curvature):
         sample.seen = int(arrays[_SEEN][0])
         if _IDS in arrays:
             batch = from_arrays({key: array for key, array in arrays.items() if key not in (_SEEN, _IDS)})
-            ids = np.array([name.decode() for name in arrays[_IDS].tolist()], dtype=object)
-            sample.batch = dataclasses.replace(batch, ids=ids)
+            sample.batch = dataclasses.replace(batch, ids=bytes_to_texts(arrays[_IDS]))
         return sample
 
 

@@ -85,6 +85,9 @@ class GroundTruth:
         arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
         for name in ("train_ids", "test_ids"):
             if name in arrays:
+                ending = next((text for text in arrays[name] if str(text).endswith("\0")), None)
+                if ending is not None:
+                    raise ValueError(f"the id {ending!r} ends with NUL, which an .npz file of ids does not keep; give other ids")
                 arrays[name] = arrays[name].astype(str)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)

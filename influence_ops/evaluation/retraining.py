@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import importlib
 import inspect
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -26,6 +27,9 @@ from influence_ops.float64_copy import copy_states, same_layers
 from influence_ops.import_path import load_object
 from influence_ops.model import InfluenceModel
 from influence_ops.network import feed
+
+# The generators that are seeded are the process's own: two trainings at once would draw from each other's.
+_GENERATORS = threading.Lock()
 
 TrainFunction = Callable[[tf.data.Dataset, int], keras.Model]
 Stream = Callable[[], Iterable[ExampleBatch]]
@@ -107,7 +111,7 @@ def load_train_function(path: str) -> tuple[TrainFunction, str]:
 
 
 def retrain(function: TrainFunction, retraining: Retraining, train: Stream, positions: Mapping[str, int]) -> keras.Model:
-    """Calls the user's function on the examples that are kept.
+    """Calls the user's function on the examples that are kept, one call at a time in a process.
 
     Args:
       function: see the module.
@@ -118,8 +122,9 @@ def retrain(function: TrainFunction, retraining: Retraining, train: Stream, posi
     Raises:
       ValueError: the function returned no built Keras model, or one whose weights are not finite.
     """
-    keras.utils.set_random_seed(retraining.seed)
-    model = function(kept_examples(train, retraining.mask, positions), retraining.seed)
+    with _GENERATORS:
+        keras.utils.set_random_seed(retraining.seed)
+        model = function(kept_examples(train, retraining.mask, positions), retraining.seed)
     if not isinstance(model, keras.Model) or not model.built:
         raise ValueError(f"the train function returned {type(model).__name__}; it must return the trained, built Keras model")
     if not all(np.isfinite(array).all() for array in model.get_weights()):

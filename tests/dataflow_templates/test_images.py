@@ -62,7 +62,7 @@ def test_requirements_are_pinned_and_hashed(name: str) -> None:
     assert "://" not in text and " @ " not in text  # nothing comes from an address of its own
     found = pins(FOLDER / name)
     assert not {"tfx", "ml-pipelines-sdk", "ml-metadata", "pytest"} & set(found)
-    tested = pins(ROOT / "constraints.txt")
+    tested = pins(ROOT / "requirements.txt")
     assert {package: version for package, version in found.items() if tested.get(package, version) != version} == {}
     assert any(package.startswith("nvidia-") for package in found) == (name == "requirements-gpu.txt")
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,23 @@ def test_the_graph_translates_and_only_scoring_has_a_gpu(job: DigitsJob, tmp_pat
     assert set(steps.values()) == {b"type:nvidia-l4;count:1;install-nvidia-driver"}
     assert {name.split("/")[0] for name in steps} == {"ScoreExamples"} and any("/Score/" in name for name in steps)
     assert not any(tmp_path.rglob("out/*"))  # nothing was run
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"outputs": "curvature", "curvature": "ekfac"}, {"AccumulateCurvature", "AccumulateCurvature[2]"}),
+        ({"outputs": "index", "curvature": "random_projection"}, {"AccumulateCurvature", "IndexExamples"}),
+    ],
+    ids=["fit", "index"],
+)
+def test_fit_and_index_have_a_gpu_where_they_differentiate(
+    job: DigitsJob, tmp_path: pathlib.Path, options: dict[str, Any], steps: set[str]
+) -> None:
+    found = translated(job, tmp_path / "out", "--gpu=nvidia-l4", test=None, group_feature=None, **options)
+    assert {name.split("/")[0] for name in hinted(found.proto_pipeline)} == steps
+    without = translated(job, tmp_path / "out", test=None, group_feature=None, **options)
+    assert not hinted(without.proto_pipeline)
 
 
 def test_the_whole_job(job: DigitsJob, tmp_path: pathlib.Path) -> None:
@@ -173,10 +191,23 @@ def _map_paths(monkeypatch: pytest.MonkeyPatch, local: dict[str, str]) -> None:
     monkeypatch.setattr(BeamFiles, "exists", lambda self, path: os.path.exists(local[path] if path in local else path))
 
 
+def commands_of_the_image(unpacked: pathlib.Path, sdist: pathlib.Path) -> list[list[str]]:
+    """What pip does in the image, with the paths of this machine."""
+    places = {
+        "/template/requirements-build.txt": unpacked / "requirements-build.txt",
+        "/template/requirements.txt": unpacked / "dataflow_templates" / "requirements.txt",
+        "/template/source": sdist,
+    }
+    text = re.sub(r"\\\n\s*", " ", (unpacked / "dataflow_templates" / "Dockerfile").read_text())
+    commands = [command.split()[1:] for line in re.findall(r"^RUN (.*)$", text, re.MULTILINE) for command in line.split("&&")]
+    assert [command[0] for command in commands] == ["install", "install", "check", "install", "check"]
+    return [[str(places.get(word, word)) for word in command] for command in commands]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_sdist_in_an_empty_environment(job: DigitsJob, tmp_path: pathlib.Path) -> None:
-    """`setup.py sdist`, then the images' own steps: hashed requirements, the package, `pip check`, the template's program."""
+    """`setup.py sdist`, then the `pip` commands of the image, one by one, and the template's program."""
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
 
     def run(*command: object, cwd: pathlib.Path = tmp_path) -> str:
@@ -188,7 +219,7 @@ def test_the_sdist_in_an_empty_environment(job: DigitsJob, tmp_path: pathlib.Pat
     names = ("influence_ops", "transforms", "pipelines", "dataflow_templates")
     for name in names:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "requirements-build.txt"):
         shutil.copy(ROOT / name, source / name)
     run(sys.executable, "setup.py", "-q", "sdist", "--dist-dir", tmp_path / "dist", cwd=source)
     (sdist,) = (tmp_path / "dist").iterdir()
@@ -197,19 +228,9 @@ def test_the_sdist_in_an_empty_environment(job: DigitsJob, tmp_path: pathlib.Pat
     assert (unpacked / "dataflow_templates" / "metadata.json").exists() and (unpacked / "dataflow_templates" / "Dockerfile").exists()
 
     python = tmp_path / "venv" / "bin" / "python"
-    requirements = unpacked / "dataflow_templates" / "requirements.txt"
-    uv = shutil.which("uv")
-    if uv:
-        run(uv, "venv", "-q", "--python", sys.executable, tmp_path / "venv")
-        install = [uv, "pip", "install", "-q", "--python", python]
-        run(*install, "--require-hashes", "-r", requirements)
-        run(*install, "--no-deps", "--no-build-isolation", sdist)
-        run(uv, "pip", "check", "--python", python)
-    else:
-        run(sys.executable, "-m", "venv", tmp_path / "venv")
-        run(python, "-m", "pip", "install", "-q", "--require-hashes", "-r", requirements)
-        run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", sdist)
-        run(python, "-m", "pip", "check")
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    for command in commands_of_the_image(unpacked, sdist):
+        run(python, "-m", "pip", *command)
     output = tmp_path / "out"
     main = tmp_path / "influence.py"
     shutil.copy(unpacked / "dataflow_templates" / "influence.py", main)

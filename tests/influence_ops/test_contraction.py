@@ -10,6 +10,7 @@ import pytest
 
 from influence_ops.contraction import Contraction, low_rank
 from influence_ops.curvature import FinishOptions, fit
+from influence_ops.curvature.identity import Identity
 from influence_ops.curvature.kfac import Kfac
 from influence_ops.example_batch import ExampleBatch
 from influence_ops.model import InfluenceModel
@@ -63,6 +64,24 @@ def test_damped_kfac_is_of_low_rank() -> None:
     exact = Contraction(gradients.layout, queries.solved, model.dtype, 10**9, 0.0)
     exact.scores(gradients)
     assert [cost.way for cost in exact.costs] == ["gemm", "gemm"]
+
+
+def test_low_rank_where_the_number_of_examples_is_not_known() -> None:
+    """The identity is fitted to no examples, so it knows none; a query's plain gradient is of rank 1."""
+    keras.utils.set_random_seed(0)
+    network = keras.Sequential([keras.Input((300,)), keras.layers.Dense(200, "relu"), keras.layers.Dense(3)])
+    model = InfluenceModel(network, loss_function="softmax_cross_entropy", weights="all")
+    rng = np.random.default_rng(0)
+    batch = ExampleBatch(np.array([str(i) for i in range(20)], dtype=object), rng.standard_normal((20, 300)), rng.integers(0, 3, 20))
+    operator = fit(model, Identity(), lambda: batches(batch, 50), FinishOptions(0.0))
+    assert operator.examples == 0
+    queries, _ = embed_queries(model, operator, batch.select(np.arange(5)))
+    scorer = Scorer(model, operator, [queries], ScoreOptions())
+    gradients = model.losses_and_gradients(batch)[1]
+    (contraction,) = scorer._contract(gradients)
+    wanted = queries.solved @ np.asarray(gradients).T
+    np.testing.assert_allclose(contraction.scores(gradients), wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
+    assert contraction.costs[0].way == "low_rank", str(contraction.costs[0])
 
 
 def test_low_rank_keeps_its_promise() -> None:

@@ -117,3 +117,17 @@ def test_ranking_key_is_monotone_and_close():
     assert len(np.unique(keys)) < len(np.unique(values))  # something is rounded at all
     assert keys.tolist() == (-ranking_key(-values)).tolist()  # both orders tie alike
     assert not np.signbit(ranking_key(np.array([-0.0, 0.0]))).any()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("seen", [0, 5])
+def test_a_nan_has_no_rank(order: Order, seen: int) -> None:
+    """Neither in a table that still fills nor in a full one: it would vanish, or push others out."""
+    top = TopK(2, 3, order)
+    if seen:
+        top.add(np.arange(2.0 * seen).reshape(2, seen), np.array([f"a{i}" for i in range(seen)], dtype=object))
+    scores = np.array([[1.0, 2.0], [3.0, np.nan]])
+    with pytest.raises(ValueError, match="a score of the example bad is NaN"):
+        top.add(scores, np.array(["good", "bad"], dtype=object))
+    top.add(np.array([[np.inf], [-np.inf]]), np.array(["large"], dtype=object))
+    assert "large" in top.ids

@@ -114,3 +114,20 @@ def test_shards_are_named_below_their_common_folder(tmp_path: pathlib.Path) -> N
 )
 def test_common_folder(paths: list[str], folder: str) -> None:
     assert common_folder(paths) == folder
+
+
+@pytest.mark.parametrize("pattern", ["train-*", "./train-*", "train-[01]", "train-?"])
+def test_a_pattern_without_a_folder_is_of_this_one(pattern: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files have the same names, and so the same ids, however it was written."""
+    for name in ("train-0", "train-1", "test-0"):
+        (tmp_path / name).write_bytes(b"a")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "train-2").write_bytes(b"b")
+    monkeypatch.chdir(tmp_path)
+    assert [file.path for file in match_files([pattern])] == ["train-0", "train-1"]
+    shards = list_shards("train", [pattern])
+    assert [shard.name for shard in shards] == ["train-0", "train-1"]
+    assert BeamFiles().read(shards[0].path) == b"a"
+    assert [shard.name for shard in list_shards("train", [pattern, "more/*"])] == ["more/train-2", "train-0", "train-1"]
+    with pytest.raises(ValueError, match="no file matches 'nothing-"):
+        match_files(["nothing-*"])

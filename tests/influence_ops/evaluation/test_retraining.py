@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pathlib
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -78,6 +80,27 @@ def test_seeded_before_the_call() -> None:
 
     found = [retrain(train, Retraining.of(np.ones(N, bool), seed), batches, places()).get_weights()[0] for seed in (1, 1, 2)]
     assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
+
+
+def test_trainings_beside_each_other_draw_from_their_own_seeds() -> None:
+    """The generators belong to the process: a training that another one interrupted would go on with the other's."""
+    mask = np.ones(N, dtype=bool)
+
+    def train(examples: object, seed: int) -> keras.Model:
+        model = network()
+        for array in model.trainable_variables:
+            time.sleep(0.02)  # long enough for the others to come in
+            array.assign(np.random.normal(size=array.shape))
+        return model
+
+    def weights(seed: int) -> np.ndarray:
+        trained = retrain(train, Retraining.of(mask, seed), batches, places())
+        return np.concatenate([np.ravel(array) for array in trained.get_weights()])
+
+    alone = [weights(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(weights, range(4)))
+    np.testing.assert_array_equal(together, alone)
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:

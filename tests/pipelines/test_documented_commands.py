@@ -1,0 +1,84 @@
+"""Each command that the help and the documents print is one that works; those of help and README are run in a folder like a user's."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shutil
+
+import pytest
+
+from pipelines.cli import main, parser
+from pipelines.config import InfluenceConfig
+from pipelines.evaluate_config import EvaluateConfig
+from pipelines.unknown_options import refuse_misplaced, refuse_unknown
+from tests.documented_commands import all_commands, of_document, of_help, of_text
+from tests.pipelines.digits_job import DigitsJob
+
+COMMANDS = all_commands()
+
+
+def test_they_are_found() -> None:
+    places = [name.rpartition(" ")[0] for name in COMMANDS]
+    assert {name: places.count(name) for name in ("README.md", "run --help", "fit --help", "index --help", "query --help")} == {
+        "README.md": 10, "run --help": 1, "fit --help": 2, "index --help": 3, "query --help": 3,
+    }  # fmt: skip
+    assert len(COMMANDS) >= 28
+    assert of_text("a\n  beam-influence run --a 'b c' \\\n      --d\nsee `beam-influence run`") == [["run", "--a", "b c", "--d"]]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_documented_command_is_understood(name: str) -> None:
+    """By the real parser, without a word that it or Beam does not know."""
+    words = COMMANDS[name]
+    if "--help" in words:
+        return
+    known, rest = parser().parse_known_args(words)
+    refuse_misplaced(rest, known.command)
+    refuse_unknown(rest)
+    kind = EvaluateConfig if known.command == "evaluate" else InfluenceConfig
+    options = {field.name: getattr(known, field.name) for field in dataclasses.fields(kind) if hasattr(known, field.name)}
+    alone = {"fit": {"outputs": "curvature"}, "index": {"outputs": "index"}}
+    kind(**{**options, **alone.get(known.command, {})})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A model and data as the help has them: in the user's own folder."""
+    folder = tmp_path_factory.mktemp("user")
+    job = DigitsJob(tmp_path_factory.mktemp("digits"))
+    shutil.copy(job.model, folder / "model.keras")
+    for split, count in (("train", 2), ("test", 1)):
+        found = sorted(pathlib.Path(job.shards(split, count, compressed=True).pattern).parent.iterdir())
+        for number, path in enumerate(found):
+            shutil.copy(path, folder / f"{split}-{number:05d}.tfrecord.gz")
+    shutil.copy(folder / "train-00000.tfrecord.gz", folder / "more-00000.tfrecord.gz")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("command", ["run", "fit", "index"])
+def test_the_examples_of_the_help_run(command: str, folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the folder where the files are, with patterns that name no folder."""
+    for path in folder.iterdir():
+        shutil.copy(path, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for words in of_help(command):
+        output = words[words.index("--output") + 1]
+        assert main(words) == 0, words
+        assert pathlib.Path(output, "manifest.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_commands_of_the_readme_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, after the main job."""
+    from examples import digits
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["digits"])
+    digits.main()
+    for words in of_document("README.md"):
+        if "--help" not in words:
+            assert main(words) == 0, words

@@ -24,6 +24,7 @@ from pipelines.damping_sweep import sweep_runs
 from pipelines.evaluate_config import EvaluateConfig
 from pipelines.evaluation_result import Evaluation, Row, write_evaluation
 from pipelines.retrainings import Retrainer
+from pipelines.runners import open_file_systems
 from pipelines.scored_data import ScoredData
 from transforms.files import BeamFiles, join
 
@@ -43,6 +44,7 @@ def evaluate(config: EvaluateConfig, beam_arguments: Sequence[str] = (), stream:
       ValueError: wrong options or input.
       RunFailedError: a retraining failed.
     """
+    open_file_systems(beam_arguments)
     path = join(config.output, f"{config.measure}.json")
     if BeamFiles().exists(path) and not config.overwrite:
         raise ValueError(f"{path!r} is there already; give another --output, or --overwrite")

@@ -18,6 +18,7 @@ from influence_ops.array_folder import digest_of, from_npy, load_arrays, load_me
 from transforms.files import BeamFiles
 
 INLINE_LIMIT = 10 << 20
+INLINE_PART_LIMIT = 64 << 10  # of one among many: thousands of layers have thousands of parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Broadcast:
             return cls(digest, content, {name: to_npy(array) for name, array in arrays.items()}, None)
         save_arrays(folder, arrays, meta, BeamFiles())
         return cls(digest, content, None, folder)
+
+    @property
+    def inline_bytes(self) -> int:
+        """What it adds to a side input, beside its path and description."""
+        return sum(len(data) for data in (self.inline or {}).values())
 
     @property
     def description(self) -> dict[str, Any]:

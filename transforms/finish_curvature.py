@@ -11,7 +11,7 @@ from apache_beam.typehints.decorators import IOTypeHints
 
 from influence_ops.curvature import Curvature, FinishOptions, Preconditioner, Statistic, load_preconditioner
 from influence_ops.curvature.base import preconditioner_from
-from transforms.broadcast import Broadcast
+from transforms.broadcast import INLINE_PART_LIMIT, Broadcast
 from transforms.elements import StatisticPart
 from transforms.files import BeamFiles, join
 from transforms.open_model import ModelSpec
@@ -39,7 +39,7 @@ class _SavePartDoFn(beam.DoFn):
     def process(self, element: tuple[str, StatisticPart]) -> Iterator[tuple[str, Broadcast]]:
         name, part = element
         finished = self._curvature.finish_part(name, part.array)
-        yield name, Broadcast.publish(self._curvature.pack_part(name, finished), {}, join(self._work, name))
+        yield name, Broadcast.publish(self._curvature.pack_part(name, finished), {}, join(self._work, name), INLINE_PART_LIMIT)
 
 
 def resumed(curvature: Curvature, states: Iterable[Broadcast]) -> Curvature:

@@ -17,6 +17,7 @@ from transforms.files import BeamFiles, join
 from transforms.typed import collection
 
 RECORD_VERSION = 1
+REJECTED_LIMIT = 10_000  # a record with more rejected examples would be too large for one worker, some 10 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,12 @@ class _RecordDoFn(beam.DoFn):
     def process(
         self, _: None, results: Iterable[Any], counts: Iterable[ShardCount], rejected: Iterable[RejectedExample]
     ) -> Iterator[Any]:
+        distinct: set[RejectedExample] = set()
+        for one in rejected:
+            distinct.add(one)
+            if len(distinct) > REJECTED_LIMIT:  # a run that starts again must make the stage again
+                yield from results
+                return
         files = BeamFiles()
         listed = []
         for result in results:
@@ -87,7 +94,7 @@ class _RecordDoFn(beam.DoFn):
             "digest": self._digest,
             "results": sorted(listed),
             "counts": [dataclasses.asdict(count) for count in sorted(set(counts), key=repr)],
-            "rejected": [dataclasses.asdict(one) for one in sorted(set(rejected), key=repr)],
+            "rejected": [dataclasses.asdict(one) for one in sorted(distinct, key=repr)],
         }
         files.write(record_path(self._work, self._stage), json.dumps(content).encode())
         yield from results

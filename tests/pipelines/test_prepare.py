@@ -10,7 +10,8 @@ import keras
 import numpy as np
 import pytest
 
-from pipelines.prepare import clear_output, prepare
+from pipelines.clear_output import clear_output
+from pipelines.prepare import prepare
 from tests.pipelines.conftest import FinishedRun
 from tests.pipelines.digits_job import DigitsJob, files_below, read, run_quietly
 

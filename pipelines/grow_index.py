@@ -59,7 +59,7 @@ def _base(kept: object, train: list[Shard], known: dict[str, SourceFile]) -> str
     """The index's base folder, or where that has been moved to, which is seen by a known file under its name below it."""
     base = kept if isinstance(kept, str) else None
     paths = [_absolute_file(shard.path) for shard in train]
-    if base is not None and any(path.startswith(base) for path in paths):
+    if base is not None and any(path.startswith(base) or _name_below(path, base) in known for path in paths):
         return base
     by_last: dict[str, list[SourceFile]] = {}
     for source in known.values():

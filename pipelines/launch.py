@@ -71,7 +71,7 @@ def run_pipeline(pipeline: beam.Pipeline, engine: Engine) -> Any:
     Raises:
       RunFailedError: it failed; the message is the reason, without the runner's stack.
     """
-    local_workers.expect_no_deaths()
+    local_workers.prepare_for(pipeline.options)
     try:
         result = pipeline.run()
         _wait(result, engine)
@@ -190,6 +190,7 @@ def submit(config: InfluenceConfig, beam_arguments: Iterable[str] = ()) -> Any:
     pipeline = beam.Pipeline(options=pipeline_options(engine))
     job = build(pipeline, config, plan, accelerator=engine.accelerator)
     _ = job.manifest | "ClearWork" >> clear_at_the_end(config, tuple(schemas.TABLES))
+    local_workers.prepare_for(pipeline.options)
     try:
         return pipeline.run()
     except Exception as error:

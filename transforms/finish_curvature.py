@@ -20,8 +20,7 @@ from transforms.typed import collection
 
 def publish_preconditioner(preconditioner: Preconditioner, folder: str) -> Broadcast:
     """Saves the operator to `folder`, where later runs find it too, and makes it a broadcast."""
-    preconditioner.save(folder, BeamFiles())
-    return Broadcast.publish(preconditioner.arrays, {**preconditioner.meta, "kind": preconditioner.kind}, folder)
+    return Broadcast.publish(preconditioner.arrays, {**preconditioner.meta, "kind": preconditioner.kind}, folder, is_kept=True)
 
 
 def open_preconditioner(broadcast: Broadcast) -> Preconditioner:

@@ -10,7 +10,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam import pvalue
 
-from influence_ops.array_folder import load_meta, save_arrays
+from influence_ops.array_folder import save_arrays
 from transforms.broadcast import Broadcast
 from transforms.elements import QueryReference, RejectedExample, ShardCount
 from transforms.files import BeamFiles, join
@@ -56,8 +56,7 @@ def read_record(work: str, stage: str, digest: str) -> StageRecord | None:
             return None
         results = []
         for key, found, meta, folder in content["results"]:
-            load_meta(folder, files)  # written last, so the arrays are complete
-            results.append((str(key), Broadcast(str(found), str(meta), None, str(folder))))
+            results.append((str(key), Broadcast.saved(str(found), str(meta), str(folder))))
         counts = tuple(ShardCount(**count) for count in content["counts"])
         return StageRecord(tuple(results), counts, tuple(RejectedExample(**one) for one in content["rejected"]))
     except (ValueError, KeyError, TypeError, OSError):
@@ -87,7 +86,7 @@ class _RecordDoFn(beam.DoFn):
             if folder is None:
                 folder = join(self._work, "finished", self._stage, key or "result")
                 arrays, meta = broadcast.open()
-                save_arrays(folder, arrays, meta, files)
+                save_arrays(folder, arrays, meta, files, by_content=True)
             listed.append([key, broadcast.digest, broadcast.meta, folder])
         content = {
             "version": RECORD_VERSION,

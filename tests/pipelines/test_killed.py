@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import signal
@@ -74,7 +75,9 @@ def test_a_killed_run_and_the_next(job: DigitsJob, tmp_path: pathlib.Path, momen
 def assert_no_strays(output: pathlib.Path, manifest: dict) -> None:
     listed = {file["path"] for file in manifest["files"]} | {"manifest.json"}
     assert {path for path in files_below(output) if not path.startswith("curvature/")} == listed
-    assert files_below(output / "curvature") == {"meta.json", "eigenvalues.npy", "kept.npy", "vectors.npy"}
+    described = json.loads((output / "curvature" / "meta.json").read_text())["arrays"]
+    assert set(described) == {"eigenvalues", "kept", "vectors"}
+    assert files_below(output / "curvature") == {"meta.json", *(array["file"] for array in described.values())}
 
 
 def test_what_any_kill_can_leave_is_removed(job: DigitsJob, tmp_path: pathlib.Path) -> None:

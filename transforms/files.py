@@ -11,6 +11,8 @@ from typing import BinaryIO, cast
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
+from transforms import s3_clients as s3_clients
+
 TEMPORARY = ".tmp"
 _CHUNK = 1 << 22
 

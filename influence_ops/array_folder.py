@@ -1,7 +1,9 @@
 """Named arrays and a JSON description in a folder: the format of everything we save. No pickle.
 
 A folder holds `<name>.npy` for each array and `meta.json`, written last, with each array's shape, dtype and
-SHA-256. Files are reached through a `FileStore`, so that a Beam worker can keep them on any file system.
+SHA-256. What workers publish, which may be written again while others read it, has files whose names contain their
+SHA-256, `<name>-<its first digits>.npy`, and none is ever written over; `meta.json` tells them. Files are reached
+through a `FileStore`, so that a Beam worker can keep them on any file system.
 """
 
 from __future__ import annotations
@@ -76,27 +78,44 @@ class LocalFiles:
 
 
 def save_arrays(
-    folder: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], files: FileStore | None = None
-) -> None:
-    """Writes the arrays, then the description that makes them valid.
+    folder: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], files: FileStore | None = None, *, by_content: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Writes the arrays, then the description that makes them valid; returns how that describes each array.
+
+    Args:
+      folder: the folder.
+      arrays, meta: what is saved.
+      files: where.
+      by_content: whether files are named by their content too, so that saving other arrays does not touch them.
 
     Raises:
       ValueError: an array's name is not a plain file name, or its dtype would need pickle.
     """
     files = files or LocalFiles()
-    described = {}
+    described: dict[str, dict[str, Any]] = {}
     for name, array in arrays.items():
-        if not _NAME.fullmatch(name) or name.startswith("."):
+        if not _is_plain(name):
             raise ValueError(f"array name {name!r} is not a plain file name of letters, digits, '_', '.' and '-'")
         data = to_npy(array)
-        described[name] = {
-            "shape": list(array.shape),
-            "dtype": str(array.dtype),
-            "sha256": hashlib.sha256(data).hexdigest(),
-        }
-        files.write(f"{folder}/{name}.npy", data)
+        digest = hashlib.sha256(data).hexdigest()
+        described[name] = {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": digest}
+        file = f"{name}.npy"
+        if by_content:
+            described[name]["file"] = file = f"{name}-{digest[:16]}.npy"
+        if not (by_content and files.exists(f"{folder}/{file}")):
+            files.write(f"{folder}/{file}", data)
     content = {**meta, "format_version": FORMAT_VERSION, "arrays": described}
     files.write(f"{folder}/meta.json", json.dumps(content, indent=1, sort_keys=True).encode())
+    return described
+
+
+def _is_plain(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None and not name.startswith(".")
+
+
+def array_path(folder: str, name: str, described: Mapping[str, Any]) -> str:
+    """The file of an array, as `save_arrays` described it."""
+    return f"{folder}/{described.get('file', f'{name}.npy')}"
 
 
 def load_meta(folder: str, files: FileStore | None = None) -> dict[str, Any]:
@@ -114,7 +133,7 @@ def load_meta(folder: str, files: FileStore | None = None) -> dict[str, Any]:
     try:
         meta = json.loads(data)
         version, described = meta["format_version"], meta["arrays"]
-        names_are_plain = all(_NAME.fullmatch(name) and not name.startswith(".") for name in described)
+        names_are_plain = all(_is_plain(name) and _is_plain(each.get("file", name)) for name, each in described.items())
         if not all(isinstance(each["sha256"], str) for each in described.values()):
             raise ValueError("an array's SHA-256 is no text")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -134,17 +153,26 @@ def load_arrays(folder: str, files: FileStore | None = None) -> tuple[dict[str, 
     """
     files = files or LocalFiles()
     meta = load_meta(folder, files)
+    return read_arrays(folder, meta["arrays"], files), meta
+
+
+def read_arrays(folder: str, described: Mapping[str, Mapping[str, Any]], files: FileStore) -> dict[str, np.ndarray]:
+    """The arrays that `save_arrays` described, each checked against its digest.
+
+    Raises:
+      ValueError: as of `load_arrays`.
+    """
     arrays = {}
-    for name, described in meta["arrays"].items():
-        path = f"{folder}/{name}.npy"
+    for name, each in described.items():
+        path = array_path(folder, name, each)
         if not files.exists(path):
             raise ValueError(f"{path!r} is missing; save the folder again")
         with files.open_read(path) as file:
             data = file.read()
-        if hashlib.sha256(data).hexdigest() != described.get("sha256"):
+        if hashlib.sha256(data).hexdigest() != each.get("sha256"):
             raise ValueError(f"{path!r} does not match its SHA-256 in meta.json; save the folder again")
         arrays[name] = from_npy(data)
-    return arrays, meta
+    return arrays
 
 
 def to_npy(array: np.ndarray) -> bytes:

@@ -17,6 +17,7 @@ from influence_ops.array_folder import FileStore, LocalFiles
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 _ROWS_IN_A_GROUP = 1 << 17
+BYTES_IN_A_GROUP = 64 << 20  # of Arrow's columns, before compression
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,10 @@ class WrittenFile:
 
 
 class ParquetFile:
-    """One result file, written table by table in bounded memory; it appears when it is closed.
+    """One result file, written table by table; it appears when it is closed.
+
+    What waits in memory is at most `BYTES_IN_A_GROUP` and the last table, and a row group is no larger than that either, so that
+    a reader is bounded too (one row may be larger).
 
     Args:
       output: the output folder.
@@ -68,7 +72,7 @@ class ParquetFile:
         self._source = source
         self._schema = schemas.with_facts(schemas.TABLES[table] if schema is None else schema, facts)
         self._waiting: list[pa.Table] = []
-        self._rows_waiting = 0
+        self._rows_waiting = self._bytes_waiting = 0
         self._rows = 0
         with contextlib.ExitStack() as stack:  # an error here, such as a full disk, leaves nothing behind
             file = stack.enter_context((files or LocalFiles()).open_write(f"{output.rstrip('/')}/{self.path}"))
@@ -78,9 +82,12 @@ class ParquetFile:
 
     def write(self, table: pa.Table) -> None:
         """Adds rows."""
+        if self._waiting and self._bytes_waiting + table.nbytes > BYTES_IN_A_GROUP:
+            self._flush()
         self._waiting.append(table)
         self._rows_waiting += table.num_rows
-        if self._rows_waiting >= _ROWS_IN_A_GROUP:
+        self._bytes_waiting += table.nbytes
+        if self._rows_waiting >= _ROWS_IN_A_GROUP or self._bytes_waiting >= BYTES_IN_A_GROUP:
             self._flush()
 
     def close(self) -> WrittenFile:
@@ -101,9 +108,10 @@ class ParquetFile:
     def _flush(self) -> None:
         if self._waiting:
             whole = pa.concat_tables(self._waiting).replace_schema_metadata(self._schema.metadata)
-            self._writer.write_table(whole, row_group_size=max(whole.num_rows, 1))
+            groups = -(-whole.nbytes // BYTES_IN_A_GROUP) or 1
+            self._writer.write_table(whole, row_group_size=max(whole.num_rows // groups, 1))
             self._rows += whole.num_rows
-        self._waiting, self._rows_waiting = [], 0
+        self._waiting, self._rows_waiting, self._bytes_waiting = [], 0, 0
 
 
 class _Abandoned(Exception):
@@ -113,7 +121,7 @@ class _Abandoned(Exception):
 def write_table(
     output: str, table: str, name: str, content: pa.Table, facts: Mapping[str, Any], files: FileStore | None = None
 ) -> WrittenFile:
-    """Writes one whole table as one file with one row group."""
+    """Writes one whole table as one file, with one row group unless it is large."""
     file = ParquetFile(output, table, name, facts, files)
     try:
         file.write(content)

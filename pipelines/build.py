@@ -14,6 +14,7 @@ from influence_ops.index import IndexDtype, Search
 from influence_ops.result_files import written_files
 from influence_ops.top_k import Order
 from pipelines.config import InfluenceConfig
+from pipelines.grow_index import BASE, source_base
 from pipelines.prepare import Plan, prepare
 from pipelines.resume import EMBED, OPERATOR, stage_of_pass
 from transforms import (
@@ -127,7 +128,13 @@ def build(
     elif plan.test:
         test = pipeline | "ReadShards[test]" >> ReadShards(plan.test)
         embedded = test | "EmbedQueries" >> EmbedQueries(
-            reader("embed"), plan.model, preconditioner, config.query_block_size, config.work_folder, config.index is not None
+            reader("embed"),
+            plan.model,
+            preconditioner,
+            config.query_block_size,
+            config.work_folder,
+            len(plan.test),
+            config.index is not None,
         )
         queries = _record(embedded["queries"], EMBED, plan, config, [embedded[COUNTS]], [embedded[REJECTED]])
         counts.append(embedded[COUNTS])
@@ -182,8 +189,10 @@ def build(
             late.append(scored[REJECTED])
         written += _combine(config, plan, train, scored, preconditioner, queries, reader)
     kept = [] if plan.indexed is None else written_files(plan.indexed)
+    facts = {}
     if config.only_index:
-        known = {file.source.name: file.source for file in kept if file.source is not None}
+        known = [file.source for file in kept if file.source is not None]
+        facts[BASE] = source_base(plan.train) if plan.indexed is None else plan.indexed[BASE]
         dtype: IndexDtype = "float16" if config.index_dtype == "float16" else "float32"
         index = IndexExamples(reader("index"), plan.model, preconditioner, gate, dtype, known, config.output, accelerator)
         indexed = train | "IndexExamples" >> index
@@ -201,7 +210,7 @@ def build(
         | "FlattenFiles" >> beam.Flatten()
         | "WriteManifest"
         >> WriteManifest(
-            config.output, config.as_json(), plan.model_facts, preconditioner, all_counts, reports, plan.indexed, tuple(finished)
+            config.output, config.as_json(), plan.model_facts, preconditioner, all_counts, reports, plan.indexed, tuple(finished), facts
         )
     )
     return Job(plan, manifest)

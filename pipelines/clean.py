@@ -13,7 +13,7 @@ import apache_beam as beam
 from influence_ops.clean_files import Cleaning
 from influence_ops.result_files import read_manifest, table_files
 from pipelines.launch import pipeline_options, run_pipeline
-from pipelines.runners import choose_engine
+from pipelines.runners import choose_engine, open_file_systems
 from transforms import CleanShards, CopyFiles, SelectThreshold, WriteCleaningFacts
 from transforms.clean_shards import CopiedFile, ScoredShard, below_of
 from transforms.elements import Shard
@@ -151,6 +151,8 @@ def clean(
       ValueError: wrong options or input, found before anything was written.
       RunFailedError: the pipeline failed.
     """
+    beam_arguments = list(beam_arguments)
+    open_file_systems(beam_arguments)
     engine = choose_engine(beam_arguments)
     pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=pipeline_options(engine))
     build_cleaning(pipeline, config)

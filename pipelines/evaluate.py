@@ -24,7 +24,7 @@ from pipelines.damping_sweep import check_sweep, sweep_runs
 from pipelines.evaluate_config import EvaluateConfig
 from pipelines.evaluation_result import Evaluation, Row, write_evaluation
 from pipelines.retrainings import Retrainer
-from pipelines.runners import choose_engine
+from pipelines.runners import choose_engine, open_file_systems
 from pipelines.scored_data import ScoredData
 from transforms.files import BeamFiles, join
 
@@ -45,6 +45,7 @@ def evaluate(config: EvaluateConfig, beam_arguments: Sequence[str] = (), stream:
       RunFailedError: a retraining failed.
     """
     choose_engine(beam_arguments)  # before anything is read: an engine or an option that is not there
+    open_file_systems(beam_arguments)
     path = join(config.output, f"{config.measure}.json")
     if BeamFiles().exists(path) and not config.overwrite:
         raise ValueError(f"{path!r} is there already; give another --output, or --overwrite")

@@ -23,12 +23,13 @@ from influence_ops.redact import without_secrets
 from influence_ops.result_files import MANIFEST, read_manifest
 from pipelines import local_workers
 from pipelines.build import STAGES, build
+from pipelines.clear_output import clear_at_the_end, clear_output, clear_unfinished
 from pipelines.config import InfluenceConfig
 from pipelines.flink_jobs import cancel_job
-from pipelines.prepare import clear_output, clear_unfinished, prepare
+from pipelines.prepare import prepare
 from pipelines.progress_bar import ProgressBar
 from pipelines.resume import OPERATOR
-from pipelines.runners import Engine, choose_engine
+from pipelines.runners import Engine, choose_engine, open_file_systems
 from transforms.files import BeamFiles, join
 from transforms.read_shards import NAMESPACE
 
@@ -70,7 +71,7 @@ def run_pipeline(pipeline: beam.Pipeline, engine: Engine) -> Any:
     Raises:
       RunFailedError: it failed; the message is the reason, without the runner's stack.
     """
-    local_workers.expect_no_deaths()
+    local_workers.prepare_for(pipeline.options)
     try:
         result = pipeline.run()
         _wait(result, engine)
@@ -135,6 +136,8 @@ def _run(
     make_pipeline: Callable[[], beam.Pipeline] | None,
 ) -> RunSummary:
     started = time.monotonic()
+    beam_arguments = list(beam_arguments)
+    open_file_systems(beam_arguments)
     engine = choose_engine(beam_arguments, config)
     _check_gpus(engine)
     plan = prepare(config)
@@ -150,7 +153,6 @@ def _run(
         result = run_pipeline(pipeline, engine)
     if not BeamFiles().exists(join(config.output, MANIFEST)):
         raise RunFailedError(f"the pipeline ended in the state {result.state} without a manifest in {config.output!r}")
-    _delete_folder(config.work_folder)
     clear_unfinished(config, tuple(schemas.TABLES))
     manifest = read_manifest(config.output, BeamFiles())
     return RunSummary(config.output, manifest, _milliseconds(result), time.monotonic() - started)
@@ -180,11 +182,15 @@ def submit(config: InfluenceConfig, beam_arguments: Iterable[str] = ()) -> Any:
       ValueError: as of `run`.
       RunFailedError: the engine did not take the job.
     """
+    beam_arguments = list(beam_arguments)
+    open_file_systems(beam_arguments)
     engine = choose_engine(beam_arguments, config)
     plan = prepare(config)
     clear_output(config, tuple(schemas.TABLES), MANIFEST, plan.resumed)
     pipeline = beam.Pipeline(options=pipeline_options(engine))
-    build(pipeline, config, plan, accelerator=engine.accelerator)
+    job = build(pipeline, config, plan, accelerator=engine.accelerator)
+    _ = job.manifest | "ClearWork" >> clear_at_the_end(config, tuple(schemas.TABLES))
+    local_workers.prepare_for(pipeline.options)
     try:
         return pipeline.run()
     except Exception as error:
@@ -232,13 +238,6 @@ def reason(error: BaseException) -> str:
         text = "\n".join(line for line in lines if not line.strip().startswith(noise))
     text = text.strip()
     return without_secrets(text if name in _TELL_NOTHING and text else f"{name}: {text}")
-
-
-def _delete_folder(folder: str) -> None:
-    from apache_beam.io.filesystems import FileSystems
-
-    if FileSystems.exists(folder):
-        FileSystems.delete([folder])
 
 
 def _milliseconds(result: Any) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """Worker processes of this machine that are watched: when one dies, the run fails, and says so.
 
 Beam's in-memory runner starts a process for each worker. When one is killed, say by the system for want of memory, it
-tells only that a channel was closed, and when that happens before the process has connected, it waits for ever.
-Importing this module mends that for `--direct_running_mode=multi_processing`.
+tells only that a channel was closed, and when that happens before the process has connected, it waits for ever. Nor does
+it give such a process the pipeline's options, without which it can't reach an object store. Importing this module mends
+both for `--direct_running_mode=multi_processing`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import threading
 from typing import Any
 
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import python_urns
 from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
@@ -20,14 +22,20 @@ from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
     WorkerHandler,
 )
 from apache_beam.runners.portability.local_job_service import SubprocessSdkWorker
+from google.protobuf import json_format
 
 _Handler: Any = SubprocessSdkWorkerHandler  # Beam's decorator hides its type
 _deaths: list[str] = []
+_options: dict[str, Any] = {}
 
 
-def expect_no_deaths() -> None:
-    """Forgets what was told of earlier runs."""
+def prepare_for(options: PipelineOptions) -> None:
+    """Forgets what was told of earlier runs, and keeps the options of this one for its workers."""
     _deaths.clear()
+    _options.clear()
+    for name, value in options.get_all_options(drop_default=True).items():
+        # The message knows no whole numbers, and a worker would refuse 2.0 processes.
+        _options[f"beam:option:{name}:v1"] = str(value) if type(value) is int else value
 
 
 def death() -> str | None:
@@ -42,6 +50,7 @@ class _WatchedWorkerHandler(_Handler):
     _is_closing = False
 
     def start_worker(self) -> None:
+        json_format.ParseDict(_options, self.provision_info.provision_info.pipeline_options)
         self.worker = SubprocessSdkWorker(self._worker_command_line, self.control_address, self.provision_info, self.worker_id)
         self.worker_thread = threading.Thread(name="run_worker", target=self._run)
         self.worker_thread.start()

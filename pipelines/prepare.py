@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 from typing import Any
 
@@ -14,13 +13,14 @@ from influence_ops.features import FeatureSpec, parse_schema
 from influence_ops.guard import Agreement
 from influence_ops.index import INDEX
 from influence_ops.network import declared_outputs
-from influence_ops.result_files import read_facts, read_manifest, table_files, written_files
+from influence_ops.result_files import read_facts, table_files
 from pipelines.check_model import check_model
 from pipelines.config import InfluenceConfig
 from pipelines.find_features import find_features
+from pipelines.grow_index import index_to_grow
 from pipelines.resume import Resumed, find_finished
 from transforms.elements import Shard
-from transforms.files import TEMPORARY, BeamFiles, join, match_files
+from transforms.files import BeamFiles, join, match_files
 from transforms.open_model import ModelSpec
 from transforms.read_shards import list_shards
 
@@ -93,7 +93,7 @@ def prepare(config: InfluenceConfig) -> Plan:
         vectors = _result_shards(table_files(config.index, INDEX, BeamFiles()))
     if config.update:
         curvature_path = join(config.output, "curvature")
-        indexed, train = _index_to_grow(config, train)
+        indexed, train = index_to_grow(config, train)
     spec = ModelSpec(
         config.model,
         "",
@@ -169,32 +169,6 @@ def _vector_shards(config: InfluenceConfig) -> list[Shard]:
     return _result_shards(paths)
 
 
-def _index_to_grow(config: InfluenceConfig, train: list[Shard]) -> tuple[dict[str, Any], list[Shard]]:
-    """The manifest of the index, and the training files with the numbers that theirs have, or will have, in it."""
-    files = BeamFiles()
-    table_files(config.output, INDEX, files)  # refuses a folder without an index
-    manifest = read_manifest(config.output, files)
-    before = manifest["config"]
-    for name in ("id_feature", "index_dtype"):
-        if before.get(name) != getattr(config, name):
-            made = before.get(name)
-            raise ValueError(f"--{name} {getattr(config, name)}: the index in {config.output!r} was made with {made}; use the same")
-    known = {file.source.name: file.source for file in written_files(manifest) if file.source is not None}
-    added = itertools.count(len(known))
-    shards = []
-    for shard in train:
-        if shard.name not in known:
-            shards.append(dataclasses.replace(shard, ordinal=next(added)))
-        elif shard.size == known[shard.name].size:
-            shards.append(shard)
-        else:
-            raise ValueError(
-                f"{shard.path} has {shard.size:,} bytes; when {shard.name!r} was indexed it had {known[shard.name].size:,}: an index only "
-                "grows; make a new one, or give the new file another name"
-            )
-    return manifest, shards
-
-
 def _result_shards(paths: list[str]) -> list[Shard]:
     files = match_files(paths)
     named = [(file.path.rsplit("/", 1)[-1], file) for file in files]
@@ -205,48 +179,3 @@ def _patterns(text: str) -> list[str]:
     return [pattern.strip() for pattern in text.split(",") if pattern.strip()]
 
 
-def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str, resumed: Resumed | None = None) -> None:
-    """Makes the output folder ready: a finished run is kept unless `overwrite`; what a killed run left is removed, but for what
-    `resumed` uses.
-
-    An index that is added to stays as it is, but for files that its manifest does not list.
-
-    Raises:
-      ValueError: the folder holds a finished run.
-    """
-    from apache_beam.io.filesystems import FileSystems
-
-    files = BeamFiles()
-    path = join(config.output, manifest)
-    if config.update:
-        listed = {join(config.output, file.path) for file in written_files(read_manifest(config.output, files))}
-        found = FileSystems.match([f"{join(config.output, table)}/**" for table in (INDEX, "rejected")] + [f"{config.work_folder}/**"])
-        for match in (match for result in found for match in result.metadata_list if match.path not in listed):
-            files.delete(match.path)
-        return
-    if files.exists(path) and not config.overwrite:
-        raise ValueError(f"{config.output!r} already holds a finished run; give another --output, or --overwrite")
-    files.delete(path)  # first: from here on the folder holds no run
-    patterns = [join(config.output, f".{manifest}.*{TEMPORARY}")]
-    folders = [join(config.output, table) for table in (*tables, INDEX)] + [config.work_folder]
-    curvature = join(config.output, "curvature")
-    if (config.curvature_path or "").rstrip("/") != curvature:  # else this run reads it
-        folders.append(curvature)
-    patterns += [f"{folder}/**" for folder in folders if files.exists(folder)]
-    kept = () if resumed is None else resumed.kept(config)
-    for result in FileSystems.match(patterns):
-        for match in result.metadata_list:
-            if match.path not in kept and not match.path.startswith(tuple(f"{folder}/" for folder in kept)):
-                files.delete(match.path)
-
-
-def clear_unfinished(config: InfluenceConfig, tables: tuple[str, ...]) -> None:
-    """Removes what workers that were killed in a finished run have left: their files were written again under other names."""
-    from apache_beam.io.filesystems import FileSystems
-
-    files = BeamFiles()
-    folders = [folder for folder in (join(config.output, name) for name in (*tables, INDEX, "curvature")) if files.exists(folder)]
-    for result in FileSystems.match([f"{folder}/**" for folder in folders]):
-        for match in result.metadata_list:
-            if match.path.endswith(TEMPORARY):
-                files.delete(match.path)

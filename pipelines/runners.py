@@ -147,6 +147,14 @@ def choose_engine(arguments: Iterable[str], config: InfluenceConfig | None = Non
     return Engine([*beam_arguments, f"--runner={name}"], name in _SHOW_PROGRESS, time_limit=chosen.time_limit)
 
 
+def open_file_systems(arguments: Sequence[str]) -> None:
+    """Gives Beam's file systems the options among `arguments`, such as `--s3_endpoint_url`, before a pipeline does, which is later."""
+    from apache_beam.io.filesystems import FileSystems
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    FileSystems.set_options(PipelineOptions(list(arguments), save_main_session=False))
+
+
 def _check_companions(chosen: argparse.Namespace) -> None:
     """Options that go with another runner."""
     runner = chosen.runner

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from influence_ops.array_folder import digest_of, from_npy, load_arrays, load_meta, save_arrays, to_npy
+from influence_ops.array_folder import array_path, digest_of, from_npy, load_meta, read_arrays, save_arrays, to_npy
 from transforms.files import BeamFiles
 
 INLINE_LIMIT = 10 << 20
+INLINE_PART_LIMIT = 64 << 10  # of one among many: thousands of layers have thousands of parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,24 +30,46 @@ class Broadcast:
       meta: the description, as JSON.
       inline: the arrays as `.npy` bytes, or None.
       folder: where they are saved, or None.
+      arrays: with a folder, the description of each array's file, as JSON: the files of just this content, whatever is saved there later.
     """
 
     digest: str
     meta: str
     inline: Mapping[str, bytes] | None
     folder: str | None
+    arrays: str | None = None
 
     @classmethod
     def publish(
-        cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], folder: str, inline_limit: int = INLINE_LIMIT
+        cls,
+        arrays: Mapping[str, np.ndarray],
+        meta: Mapping[str, Any],
+        folder: str,
+        inline_limit: int = INLINE_LIMIT,
+        is_kept: bool = False,
     ) -> Broadcast:
-        """Makes the arrays available to all workers; writes to `folder` only when they are large."""
+        """Makes the arrays available to all workers; writes to `folder` only when they are large, or kept there for later runs."""
         content = json.dumps(meta, sort_keys=True)
         digest = digest_of({**arrays, "": np.frombuffer(content.encode(), dtype=np.uint8)})
-        if sum(array.nbytes for array in arrays.values()) <= inline_limit:
+        is_small = sum(array.nbytes for array in arrays.values()) <= inline_limit
+        described = save_arrays(folder, arrays, meta, BeamFiles(), by_content=True) if is_kept or not is_small else {}
+        if is_small:
             return cls(digest, content, {name: to_npy(array) for name, array in arrays.items()}, None)
-        save_arrays(folder, arrays, meta, BeamFiles())
-        return cls(digest, content, None, folder)
+        return cls(digest, content, None, folder, json.dumps(described))
+
+    @classmethod
+    def saved(cls, digest: str, meta: str, folder: str) -> Broadcast:
+        """What an earlier run has saved.
+
+        Raises:
+          ValueError: the folder is not complete.
+        """
+        return cls(digest, meta, None, folder, json.dumps(load_meta(folder, BeamFiles())["arrays"]))
+
+    @property
+    def inline_bytes(self) -> int:
+        """What it adds to a side input, beside its path and description."""
+        return sum(len(data) for data in (self.inline or {}).values())
 
     @property
     def description(self) -> dict[str, Any]:
@@ -58,8 +81,9 @@ class Broadcast:
         meta = self.description
         if self.inline is not None:
             return {name: from_npy(data) for name, data in self.inline.items()}, meta
-        assert self.folder is not None
+        assert self.folder is not None and self.arrays is not None
+        described = json.loads(self.arrays)
         if "://" in self.folder:
-            return load_arrays(self.folder, BeamFiles())[0], meta
-        names = load_meta(self.folder)["arrays"]
-        return {name: np.load(f"{self.folder}/{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}, meta
+            return read_arrays(self.folder, described, BeamFiles()), meta
+        paths = {name: array_path(self.folder, name, each) for name, each in described.items()}
+        return {name: np.load(path, mmap_mode="r", allow_pickle=False) for name, path in paths.items()}, meta

@@ -12,10 +12,13 @@ from typing import Any
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
+from influence_ops.example_batch import Rejected
 from influence_ops.group_sums import GroupSums
 from influence_ops.result_files import WrittenFile as WrittenFile
 from influence_ops.top_k import TopK
 from transforms.broadcast import Broadcast
+
+MESSAGE_LIMIT = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +74,7 @@ class GroupPart:
 
 @dataclasses.dataclass(frozen=True)
 class RejectedExample:
-    """An example that was left out; `influence_ops.Rejected` with its split."""
+    """An example that was left out; `influence_ops.Rejected` with its split, and a message of at most `MESSAGE_LIMIT` characters."""
 
     split: str
     file: str
@@ -79,6 +82,21 @@ class RejectedExample:
     stage: str
     error: str
     message: str
+
+    @classmethod
+    def of(cls, split: str, rejected: Rejected) -> RejectedExample:
+        message = rejected.message
+        if len(message) > MESSAGE_LIMIT:
+            message = f"{message[: MESSAGE_LIMIT - 1]}…"
+        return cls(split, rejected.file, rejected.index, rejected.stage, rejected.error, message)
+
+
+@dataclasses.dataclass(frozen=True)
+class RejectedBlock:
+    """How many examples of one block of a file were left out, and the first of each kind, a few."""
+
+    count: int
+    first: tuple[RejectedExample, ...]
 
 
 @dataclasses.dataclass(frozen=True)

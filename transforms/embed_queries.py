@@ -14,7 +14,7 @@ from influence_ops.index import embed_for_index
 from influence_ops.model import InfluenceModel
 from influence_ops.scores import QueryBlock, concatenate_queries, embed_queries
 from influence_ops.text_arrays import bytes_to_texts, texts_to_bytes
-from transforms.broadcast import Broadcast
+from transforms.broadcast import INLINE_LIMIT, Broadcast
 from transforms.elements import QueryReference, Shard
 from transforms.files import join
 from transforms.finish_curvature import open_preconditioner
@@ -34,8 +34,9 @@ class _Embedder:
 
 
 class _EmbedDoFn(ShardDoFn):
-    def __init__(self, reader: ShardReader, model: ModelSpec, block_size: int, work: str, for_index: bool):
+    def __init__(self, reader: ShardReader, model: ModelSpec, block_size: int, work: str, for_index: bool, inline_limit: int):
         super().__init__(reader)
+        self._inline_limit = inline_limit
         self._spec = model
         self._block_size = block_size
         self._work = work
@@ -58,18 +59,21 @@ class _EmbedDoFn(ShardDoFn):
         return rejected
 
     def end_shard(self, shard: Shard) -> Iterator[object]:
+        left = self._inline_limit
         for number, block in enumerate(concatenate_queries(self._blocks, self._block_size)):
             key = f"{shard.ordinal:05d}-{number:05d}"
-            yield QueryReference(key, publish_queries(block, join(self._work, QUERIES, key)))
+            broadcast = publish_queries(block, join(self._work, QUERIES, key), left)
+            left -= broadcast.inline_bytes
+            yield QueryReference(key, broadcast)
         self._blocks = []
 
 
-def publish_queries(block: QueryBlock, folder: str) -> Broadcast:
+def publish_queries(block: QueryBlock, folder: str, inline_limit: int = INLINE_LIMIT) -> Broadcast:
     """A query block as a broadcast; ids travel as UTF-8, since saved arrays hold no objects."""
     arrays = {"ids": texts_to_bytes(block.ids), "gradients": block.gradients, "solved": block.solved}
     if block.groups is not None:
         arrays["groups"] = texts_to_bytes(block.groups)
-    return Broadcast.publish(arrays, {}, folder)
+    return Broadcast.publish(arrays, {}, folder, inline_limit)
 
 
 def open_queries(references: Iterable[QueryReference]) -> tuple[list[str], list[QueryBlock]]:
@@ -93,6 +97,7 @@ class EmbedQueries(beam.PTransform):
       preconditioner: the operator, one `Broadcast`.
       block_size: test examples in a block; a block's results are one key and one row group.
       work: a folder for temporary files that all workers reach.
+      shards: how many files there are; what their blocks hold inline is at most `INLINE_LIMIT` in all, each file having its share.
       for_index: whether blocks hold the r numbers that an index is searched with, in place of gradients and solutions.
 
     In: `Shard`. Out: a dictionary of PCollections: `queries` (`QueryReference`), `rejected`, `counts`.
@@ -103,11 +108,13 @@ class EmbedQueries(beam.PTransform):
     preconditioner: pvalue.PCollection[Broadcast]
     block_size: int
     work: str
+    shards: int
     for_index: bool = False
 
     def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
         embed = beam.ParDo(
-            _EmbedDoFn(self.reader, self.model, self.block_size, self.work, self.for_index), pvalue.AsSingleton(self.preconditioner)
+            _EmbedDoFn(self.reader, self.model, self.block_size, self.work, self.for_index, INLINE_LIMIT // max(self.shards, 1)),
+            pvalue.AsSingleton(self.preconditioner),
         )
         typed = embed.with_output_types(QueryReference, **REPORT_TYPES)
         embedded = outputs(shards | "Embed" >> typed.with_outputs(REJECTED, COUNTS, main=QUERIES))

@@ -11,8 +11,11 @@ from typing import BinaryIO, cast
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
+from transforms import s3_clients as s3_clients
+
 TEMPORARY = ".tmp"
 _HERE = "./"
+_CHUNK = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,7 @@ def match_files(patterns: list[str]) -> list[FoundFile]:
             matches = FileSystems.match([_below_here(pattern)])[0].metadata_list
         except (BeamIOError, ValueError) as error:
             raise ValueError(f"can't look for files at {pattern!r}: {error}") from error
-        matches = [match for match in matches if not match.path.endswith(TEMPORARY)]
+        matches = [match for match in matches if not match.path.endswith((TEMPORARY, "/"))]  # "/": marks a folder
         if not matches:
             raise ValueError(f"no file matches {pattern!r}; check the path, and quote patterns so that the shell leaves them alone")
         for match in matches:
@@ -88,10 +91,30 @@ class BeamFiles:
         try:
             with file:
                 yield cast(BinaryIO, file)
-            FileSystems.rename([temporary], [path])
+            self._publish(temporary, path)
         except BaseException:
             self.delete(temporary)
             raise
+
+    def _publish(self, temporary: str, path: str) -> None:
+        """Renames; where the store refuses a name that is taken, as HDFS does, only what differs is replaced."""
+        try:
+            FileSystems.rename([temporary], [path])
+        except BeamIOError:
+            if not (FileSystems.exists(temporary) and FileSystems.exists(path)):
+                raise
+            if self._are_equal(temporary, path):  # a retry wrote the same: readers keep what they have open
+                FileSystems.delete([temporary])
+                return
+            FileSystems.delete([path])
+            FileSystems.rename([temporary], [path])
+
+    def _are_equal(self, one: str, other: str) -> bool:
+        with self.open_read(one) as first, self.open_read(other) as second:
+            while (data := first.read(_CHUNK)) == second.read(_CHUNK):
+                if not data:
+                    return True
+        return False
 
     def write(self, path: str, data: bytes) -> None:
         with self.open_write(path) as file:

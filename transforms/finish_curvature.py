@@ -11,7 +11,7 @@ from apache_beam.typehints.decorators import IOTypeHints
 
 from influence_ops.curvature import Curvature, FinishOptions, Preconditioner, Statistic, load_preconditioner
 from influence_ops.curvature.base import preconditioner_from
-from transforms.broadcast import Broadcast
+from transforms.broadcast import INLINE_PART_LIMIT, Broadcast
 from transforms.elements import StatisticPart
 from transforms.files import BeamFiles, join
 from transforms.open_model import ModelSpec
@@ -20,8 +20,7 @@ from transforms.typed import collection
 
 def publish_preconditioner(preconditioner: Preconditioner, folder: str) -> Broadcast:
     """Saves the operator to `folder`, where later runs find it too, and makes it a broadcast."""
-    preconditioner.save(folder, BeamFiles())
-    return Broadcast.publish(preconditioner.arrays, {**preconditioner.meta, "kind": preconditioner.kind}, folder)
+    return Broadcast.publish(preconditioner.arrays, {**preconditioner.meta, "kind": preconditioner.kind}, folder, is_kept=True)
 
 
 def open_preconditioner(broadcast: Broadcast) -> Preconditioner:
@@ -39,7 +38,7 @@ class _SavePartDoFn(beam.DoFn):
     def process(self, element: tuple[str, StatisticPart]) -> Iterator[tuple[str, Broadcast]]:
         name, part = element
         finished = self._curvature.finish_part(name, part.array)
-        yield name, Broadcast.publish(self._curvature.pack_part(name, finished), {}, join(self._work, name))
+        yield name, Broadcast.publish(self._curvature.pack_part(name, finished), {}, join(self._work, name), INLINE_PART_LIMIT)
 
 
 def resumed(curvature: Curvature, states: Iterable[Broadcast]) -> Curvature:

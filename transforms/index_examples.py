@@ -1,10 +1,11 @@
-"""Every training example to the r numbers of an index, a file for each shard; shards that are in it already are left alone."""
+"""Every training example to the r numbers of an index, a file for each shard; what is in it already is left alone."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -28,6 +29,7 @@ from transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
 from transforms.score_examples import FILES
 from transforms.typed import outputs
 
+_LOG = logging.getLogger(__name__)
 _CHUNK = 1 << 22
 
 
@@ -46,22 +48,27 @@ class _IndexDoFn(ShardDoFn):
         super().__init__(reader)
         self._spec = model
         self._dtype: IndexDtype = wanted.dtype
-        self._known = dict(wanted.known)
+        self._known = {source.name: source for source in wanted.known}
+        self._contents = {(source.size, source.sha256): source.name for source in wanted.known}
         self._output = wanted.output
         self._shared = Shared()
         self._file: ParquetFile | None = None
 
     def process(self, shard: Shard, *sides: Any) -> Iterator[object]:
-        source = SourceFile(shard.name, shard.size, _digest(shard))
-        known = self._known.get(shard.name)
-        if known is None:
-            self._source = source
-            yield from super().process(shard, *sides)
-        elif known != source:
+        source = SourceFile(shard.name, shard.size, content_digest(shard))
+        same = self._contents.get((source.size, source.sha256))
+        if self._known.get(shard.name) == source:
+            return
+        if shard.name in self._known:
             raise ValueError(
                 f"{shard.path} is not what it was when {shard.name!r} was indexed: an index only grows; make a new one, or give the new "
                 "file another name"
             )
+        if same is not None:
+            _LOG.warning("%s is left out: it has the content of %s, which is in the index", shard.path, same)
+            return
+        self._source = source
+        yield from super().process(shard, *sides)
 
     def open(self, sides: tuple) -> None:
         preconditioner = sides[0]  # the second makes it wait for the verdict on rejected examples
@@ -93,7 +100,8 @@ class _IndexDoFn(ShardDoFn):
         self._file = None
 
 
-def _digest(shard: Shard) -> str:
+def content_digest(shard: Shard) -> str:
+    """SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     with BeamFiles().open_read(shard.path) as file:
         while chunk := file.read(_CHUNK):
@@ -111,7 +119,7 @@ class IndexExamples(beam.PTransform):
       preconditioner: the operator, one `Broadcast`; it must have an embedding.
       gate: any collection that must be complete before this starts.
       dtype: how the numbers are stored.
-      known: the files that are in the index already, by name: read only to see that they are the same.
+      known: the files that are in the index already: what has the content of one is read only to see that.
       output: the folder of the index.
       accelerator: Beam's resource hint for this step alone, or None.
 
@@ -123,7 +131,7 @@ class IndexExamples(beam.PTransform):
     preconditioner: pvalue.PCollection[Broadcast]
     gate: pvalue.PCollection
     dtype: IndexDtype
-    known: Mapping[str, SourceFile]
+    known: Sequence[SourceFile]
     output: str
     accelerator: str | None = None
 

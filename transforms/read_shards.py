@@ -149,8 +149,7 @@ class ShardDoFn(beam.DoFn):
                 left_out += len(rejected)
                 halved += times
                 for r in rejected:
-                    element = RejectedExample(shard.split, r.file, r.index, r.stage, r.error, r.message)
-                    yield pvalue.TaggedOutput(REJECTED, element)
+                    yield pvalue.TaggedOutput(REJECTED, RejectedExample.of(shard.split, r))
                 self._reader.count(started, len(batch) - len(bad), len(rejected), halved=times)
                 started = time.monotonic()
             yield from self.end_shard(shard)

@@ -10,13 +10,14 @@ from typing import Any
 import apache_beam as beam
 from apache_beam import pvalue
 
-from influence_ops.array_folder import load_meta, save_arrays
+from influence_ops.array_folder import save_arrays
 from transforms.broadcast import Broadcast
 from transforms.elements import QueryReference, RejectedExample, ShardCount
 from transforms.files import BeamFiles, join
 from transforms.typed import collection
 
 RECORD_VERSION = 2
+REJECTED_LIMIT = 10_000  # a record with more rejected examples would be too large for one worker, some 10 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +56,7 @@ def read_record(work: str, stage: str, digest: str) -> StageRecord | None:
             return None
         results = []
         for key, found, meta, folder in content["results"]:
-            load_meta(folder, files)  # written last, so the arrays are complete
-            results.append((str(key), Broadcast(str(found), str(meta), None, str(folder))))
+            results.append((str(key), Broadcast.saved(str(found), str(meta), str(folder))))
         counts = tuple(ShardCount(**count) for count in content["counts"])
         return StageRecord(tuple(results), counts, tuple(RejectedExample(**one) for one in content["rejected"]))
     except (ValueError, KeyError, TypeError, OSError):
@@ -72,6 +72,12 @@ class _RecordDoFn(beam.DoFn):
     def process(
         self, _: None, results: Iterable[Any], counts: Iterable[ShardCount], rejected: Iterable[RejectedExample]
     ) -> Iterator[Any]:
+        distinct: set[RejectedExample] = set()
+        for one in rejected:
+            distinct.add(one)
+            if len(distinct) > REJECTED_LIMIT:  # a run that starts again must make the stage again
+                yield from results
+                return
         files = BeamFiles()
         listed = []
         for result in results:
@@ -80,14 +86,14 @@ class _RecordDoFn(beam.DoFn):
             if folder is None:
                 folder = join(self._work, "finished", self._stage, key or "result")
                 arrays, meta = broadcast.open()
-                save_arrays(folder, arrays, meta, files)
+                save_arrays(folder, arrays, meta, files, by_content=True)
             listed.append([key, broadcast.digest, broadcast.meta, folder])
         content = {
             "version": RECORD_VERSION,
             "digest": self._digest,
             "results": sorted(listed),
             "counts": [dataclasses.asdict(count) for count in sorted(set(counts), key=repr)],
-            "rejected": [dataclasses.asdict(one) for one in sorted(set(rejected), key=repr)],
+            "rejected": [dataclasses.asdict(one) for one in sorted(distinct, key=repr)],
         }
         files.write(record_path(self._work, self._stage), json.dumps(content).encode())
         yield from results

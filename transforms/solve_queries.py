@@ -24,7 +24,7 @@ from influence_ops.query_solver import System, batch_products, begin, solutions,
 from influence_ops.result_files import write_table
 from influence_ops.scores import QueryBlock, evaluate
 from influence_ops.tables import residuals_table
-from transforms.broadcast import Broadcast
+from transforms.broadcast import INLINE_LIMIT, Broadcast
 from transforms.elements import QueryReference, Shard, SolverReport, StatisticPart, WrittenFile, at_end_of_bundle
 from transforms.embed_queries import open_queries, publish_queries
 from transforms.files import BeamFiles, join
@@ -144,14 +144,16 @@ class _SolvedDoFn(beam.DoFn):
             return
         solved, residuals, unsolved = solutions(arrays)
         keys, blocks = open_queries(references)
-        first = 0
+        first, left = 0, INLINE_LIMIT
         for key, block in zip(keys, blocks, strict=True):
             rows = slice(first, first + len(block))
             table = residuals_table(block.ids, residuals[rows])
             facts = schemas.facts(preconditioner.description, "none", "first_order")
             yield pvalue.TaggedOutput(FILES, write_table(self._output, "residuals", f"block-{key}", table, facts, BeamFiles()))
             better = QueryBlock(block.ids, block.gradients, solved[rows], block.groups)
-            yield QueryReference(key, publish_queries(better, join(self._work, "solved", key)))
+            broadcast = publish_queries(better, join(self._work, "solved", key), left)
+            left -= broadcast.inline_bytes
+            yield QueryReference(key, broadcast)
             first += len(block)
         report = SolverReport(float(residuals.max(initial=0.0)), float(residuals.mean()) if len(residuals) else 0.0, unsolved)
         yield pvalue.TaggedOutput(REPORTS, report)

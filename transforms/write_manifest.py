@@ -27,12 +27,14 @@ class _WriteManifestDoFn(beam.DoFn):
         model: Mapping[str, Any],
         base: Mapping[str, Any] | None,
         resumed: tuple[str, ...],
+        facts: Mapping[str, str],
     ):
         self._output = output
         self._config = dict(config)
         self._model = dict(model)
         self._base = base
         self._resumed = resumed
+        self._facts = dict(facts)
 
     def process(
         self,
@@ -68,6 +70,7 @@ class _WriteManifestDoFn(beam.DoFn):
             total = by_stage.setdefault(stage, dict.fromkeys(before, 0))
             by_stage[stage] = {name: total.get(name, 0) + before.get(name, 0) for name in {**before, **total}}
         content: dict[str, Any] = {
+            **self._facts,
             "counts": by_stage,
             "config": self._config,
             "model": self._model,
@@ -93,6 +96,7 @@ class WriteManifest(beam.PTransform):
       counts: `ShardCount`s of every stage.
       reports: of an iterative solver, at most one.
       resumed: the stages that an earlier run had finished.
+      facts: what else it says.
       base: a manifest that this one extends: its files stay, its counts are added.
 
     In: `WrittenFile`s, all of them. Out: the manifest's path.
@@ -106,6 +110,7 @@ class WriteManifest(beam.PTransform):
     reports: pvalue.PCollection[SolverReport]
     base: Mapping[str, Any] | None = None
     resumed: tuple[str, ...] = ()
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def expand(self, files: pvalue.PCollection[WrittenFile]) -> pvalue.PCollection[str]:
         return (
@@ -113,7 +118,7 @@ class WriteManifest(beam.PTransform):
             | "Once" >> beam.Create([None], reshuffle=False)
             | "Write"
             >> beam.ParDo(
-                _WriteManifestDoFn(self.output, self.config, self.model, self.base, self.resumed),
+                _WriteManifestDoFn(self.output, self.config, self.model, self.base, self.resumed, self.facts),
                 pvalue.AsSingleton(self.preconditioner),
                 pvalue.AsIter(files),
                 pvalue.AsIter(self.counts),

@@ -1,9 +1,16 @@
-"""The table of rejected examples, and the end of a run that rejected too many."""
+"""The table of rejected examples, and the end of a run that rejected too many.
+
+However many they are, a worker holds those of one block of a file at a time; what comes together in one place is a count for each
+block and the first example of each kind in it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import heapq
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import apache_beam as beam
 from apache_beam import pvalue
@@ -11,42 +18,84 @@ from apache_beam import pvalue
 from influence_ops import tables
 from influence_ops.example_batch import Rejected
 from influence_ops.result_files import write_table
-from transforms.elements import RejectedExample, WrittenFile
+from transforms.elements import RejectedBlock, RejectedExample, WrittenFile
 from transforms.files import BeamFiles, join
+from transforms.typed import collection, outputs
 
+BLOCK = 1 << 14  # neighbouring places in a file: with messages as long as they may be, some 30 MB
 _SHOWN = 5
+_FILES = "files"
+_BLOCKS = "blocks"
+
+_Key = tuple[str, str, int]
 
 
 class TooManyRejectedError(ValueError):
     """More examples were rejected than the user allows."""
 
 
-class _WriteRejectedDoFn(beam.DoFn):
+def _keyed(rejected: RejectedExample, is_known: bool) -> tuple[_Key, tuple[bool, RejectedExample]]:
+    return (rejected.split, rejected.file, rejected.index // BLOCK), (is_known, rejected)
+
+
+def _place(rejected: RejectedExample) -> tuple:
+    return rejected.split, rejected.file, rejected.index
+
+
+def _first_of_each_kind(rejected: Iterable[RejectedExample]) -> tuple[RejectedExample, ...]:
+    """The first few kinds' first examples, by place."""
+    first: dict[tuple[str, str], RejectedExample] = {}
+    for one in rejected:
+        kind = (one.stage, one.error)
+        if kind not in first or _place(one) < _place(first[kind]):
+            first[kind] = one
+        if len(first) > 2 * _SHOWN:
+            first = {(one.stage, one.error): one for one in heapq.nsmallest(_SHOWN, first.values(), _place)}
+    return tuple(heapq.nsmallest(_SHOWN, first.values(), _place))
+
+
+class _WriteBlockDoFn(beam.DoFn):
+    def __init__(self, output: str, number: int):
+        self._output = output
+        self._number = number
+
+    def process(self, element: tuple[_Key, Iterable[tuple[bool, RejectedExample]]]) -> Iterator[Any]:
+        (split, file, block), rejected = element
+        # A bundle that was run twice, and two passes over the data, reject the same example twice.
+        everything = set(rejected)
+        known = {_place(one) for is_known, one in everything if is_known}
+        distinct = sorted({one for is_known, one in everything if not is_known and _place(one) not in known}, key=_place)
+        yield pvalue.TaggedOutput(_BLOCKS, RejectedBlock(len(known) + len(distinct), _first_of_each_kind(distinct)))
+        if not distinct:
+            return
+        rows = [(r.split, Rejected(r.file, r.index, r.stage, r.error, r.message)) for r in distinct]
+        name = f"part-{self._number:05d}-{split}-{hashlib.sha256(file.encode()).hexdigest()[:16]}-{block:05d}"
+        written = write_table(self._output, "rejected", name, tables.rejected_table(rows), {}, BeamFiles())
+        yield pvalue.TaggedOutput(_FILES, written)
+
+
+class _VerdictDoFn(beam.DoFn):
     def __init__(self, output: str, max_rejected: int, number: int, is_late: bool):
         self._is_late = is_late
         self._output = output
         self._name = f"part-{number:05d}"
         self._max_rejected = max_rejected
 
-    def process(self, _: None, rejected: Iterable[RejectedExample], before: Iterable[RejectedExample] = ()) -> Iterator[WrittenFile]:
-        # A bundle that was run twice gives its rejected examples twice.
-        distinct = sorted(set(rejected), key=lambda r: (r.split, r.file, r.index))
-        known = {(r.split, r.file, r.index) for r in before}
-        distinct = [r for r in distinct if (r.split, r.file, r.index) not in known]
-        if self._is_late and not distinct:
-            return
-        rows = [(r.split, Rejected(r.file, r.index, r.stage, r.error, r.message)) for r in distinct]
-        written = write_table(self._output, "rejected", self._name, tables.rejected_table(rows), {}, BeamFiles())
-        count = len(distinct) + len(known)
+    def process(self, _: None, blocks: Iterable[RejectedBlock]) -> Iterator[WrittenFile]:
+        count = 0
+        first: tuple[RejectedExample, ...] = ()
+        for block in blocks:
+            count += block.count
+            first = _first_of_each_kind((*first, *block.first))
         if count > self._max_rejected:
-            shown = "".join(f"\n  {r.split} {r.file}:{r.index} ({r.stage}, {r.error}): {r.message}" for r in distinct[:_SHOWN])
-            more = f"\n  … and {len(distinct) - _SHOWN:,} more" if len(distinct) > _SHOWN else ""
+            shown = "".join(f"\n  {r.split} {r.file}:{r.index} ({r.stage}, {r.error}): {r.message}" for r in first)
             were = "example was" if count == 1 else "examples were"
             raise TooManyRejectedError(
-                f"{count:,} {were} rejected, more than --max_rejected {self._max_rejected}; "
-                f"mend them, or allow as many. All are in {join(self._output, written.path)}; the first are:{shown}{more}"
+                f"{count:,} {were} rejected, more than --max_rejected {self._max_rejected}; mend them, or allow as many. "
+                f"All are in {join(self._output, 'rejected')}; the first of each kind:{shown}"
             )
-        yield written
+        if not count and not self._is_late:
+            yield write_table(self._output, "rejected", self._name, tables.rejected_table([]), {}, BeamFiles())
 
 
 @dataclasses.dataclass
@@ -56,10 +105,10 @@ class WriteRejected(beam.PTransform):
     Args:
       output: the folder of the results.
       max_rejected: how many are allowed.
-      number: of the file; where earlier ones stay.
-      before: those that an earlier file has; they are counted, not written again, and without others there is no file.
+      number: begins the files' names; where earlier ones stay.
+      before: those that earlier files have; they are counted, not written again, and without others there is no file.
 
-    In: `RejectedExample`. Out: one `WrittenFile`.
+    In: `RejectedExample`. Out: `WrittenFile`: one for each block of a file that has some, or an empty one.
     """
 
     output: str
@@ -68,12 +117,25 @@ class WriteRejected(beam.PTransform):
     before: pvalue.PCollection[RejectedExample] | None = None
 
     def expand(self, rejected: pvalue.PCollection[RejectedExample]) -> pvalue.PCollection[WrittenFile]:
-        sides = [pvalue.AsIter(side) for side in (rejected, self.before) if side is not None]
-        return (
+        keyed = [rejected | "Key" >> beam.Map(_keyed, is_known=False).with_output_types(tuple[_Key, tuple[bool, RejectedExample]])]
+        if self.before is not None:
+            keyed.append(
+                self.before | "KeyKnown" >> beam.Map(_keyed, is_known=True).with_output_types(tuple[_Key, tuple[bool, RejectedExample]])
+            )
+        write = beam.ParDo(_WriteBlockDoFn(self.output, self.number))
+        types = {_FILES: WrittenFile, _BLOCKS: RejectedBlock}
+        written = outputs(
+            keyed
+            | "Together" >> beam.Flatten()
+            | "Group" >> beam.GroupByKey()
+            | "Write" >> write.with_output_types(type(None), **types).with_outputs(*types)
+        )
+        verdict = (
             rejected.pipeline
             | "Once" >> beam.Create([None], reshuffle=False)
-            | "Write"
+            | "Verdict"
             >> beam.ParDo(
-                _WriteRejectedDoFn(self.output, self.max_rejected, self.number, self.before is not None), *sides
+                _VerdictDoFn(self.output, self.max_rejected, self.number, self.before is not None), pvalue.AsIter(written[_BLOCKS])
             ).with_output_types(WrittenFile)
         )
+        return collection((written[_FILES], verdict) | "Both" >> beam.Flatten())

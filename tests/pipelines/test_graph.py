@@ -24,6 +24,7 @@ from transforms.broadcast import Broadcast
 from transforms.elements import (
     GroupPart,
     QueryReference,
+    RejectedBlock,
     RejectedExample,
     Shard,
     ShardCount,
@@ -33,10 +34,10 @@ from transforms.elements import (
     WrittenFile,
 )
 
-# Names of files and ranges, sums and tables: none grows with the number of training examples.
-SHUFFLED = {Shard, StatisticPart, TopKPart, GroupPart}
+# Names of files and ranges, sums and tables: none grows with the number of training examples, but for the reasons of rejections.
+SHUFFLED = {Shard, StatisticPart, TopKPart, GroupPart, RejectedExample}
 # Side inputs are materialised too: references, facts about files, and what was rejected.
-BROADCAST = {Broadcast, QueryReference, WrittenFile, ShardCount, RejectedExample, GroupPart, StatisticPart, SolverReport}
+BROADCAST = {Broadcast, QueryReference, WrittenFile, ShardCount, RejectedBlock, RejectedExample, GroupPart, StatisticPart, SolverReport}
 # Keys, and what Beam's own transforms wrap elements in.
 _PLAIN = {str, int, type(None), Timestamp, PaneInfo}
 
@@ -124,9 +125,9 @@ def test_only_small_types_cross(job: DigitsJob, tmp_path: pathlib.Path, options:
     found = crossings(pipeline)
     check(found)
     labels = {crossing.label for crossing in found if crossing.kind == "GroupByKey"}
-    # The walk has seen them all: two reads are spread, and each combined table is one more.
+    # The walk has seen them all: two reads are spread, what is rejected is put in order, and each combined table is one more.
     combined = len({"top_k", "group_influence"} & set(config.output_tables))
-    assert len(labels) == 2 + config.make_curvature().passes + combined + config.second_order_groups + config.solver_passes, labels
+    assert len(labels) == 3 + config.make_curvature().passes + combined + config.second_order_groups + config.solver_passes, labels
 
 
 def test_saved_curvature_needs_no_combine(job: DigitsJob, tmp_path: pathlib.Path, finished: typing.Any) -> None:

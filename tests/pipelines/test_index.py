@@ -194,6 +194,71 @@ def test_a_file_that_has_changed_is_refused(job: DigitsJob, tmp_path: pathlib.Pa
     queried(job, tmp_path / "query", tmp_path / "index")
 
 
+@pytest.fixture
+def data(job: DigitsJob, tmp_path: pathlib.Path) -> pathlib.Path:
+    """Three files in two folders: a/part-00000, a/part-00001 and b/part-00000."""
+    source = pathlib.Path(job.shards("train", 3).pattern).parent
+    for number, name in enumerate(("a/part-00000", "a/part-00001", "b/part-00000")):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / f"part-0000{number}.tfrecord", tmp_path / "data" / f"{name}.tfrecord")
+    return tmp_path / "data"
+
+
+def names_in(index: pathlib.Path) -> list[str]:
+    """The files of an index, by name; each example's id begins with one of them."""
+    names = [file["source"]["name"] for file in read_manifest(str(index))["files"] if file["table"] == "index"]
+    assert {example.rpartition(":")[0] for example in embeddings(index)} == set(names)
+    return sorted(names)
+
+
+def test_a_wider_pattern_from_another_folder(
+    job: DigitsJob, data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names stay relative to the first call's folder: what is known is known, and what is new is new, under names of their own."""
+    index = tmp_path / "index"
+    monkeypatch.chdir(data)
+    indexed(job, index, train="a/*.tfrecord")
+    before = _contents(index / "index")
+    monkeypatch.chdir(data / "b")
+    indexed(job, index, train="../*/*.tfrecord", update=True)
+    assert names_in(index) == ["../b/part-00000.tfrecord", "part-00000.tfrecord", "part-00001.tfrecord"]
+    assert before.items() <= _contents(index / "index").items() and len(embeddings(index)) == 300
+    monkeypatch.chdir(tmp_path)
+    indexed(job, index, train="data/b/*.tfrecord", update=True)  # narrower
+    assert len(names_in(index)) == 3 and read_manifest(str(index))["counts"]["index"]["examples"] == 300
+    (data / "b" / "part-00000.tfrecord").write_bytes((data / "a" / "part-00000.tfrecord").read_bytes())
+    with pytest.raises((ValueError, RunFailedError), match=r"'\.\./b/part-00000\.tfrecord' was indexed"):
+        indexed(job, index, train="data/b/*.tfrecord", update=True)
+
+
+def test_a_folder_that_was_moved(job: DigitsJob, data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    index = tmp_path / "index"
+    indexed(job, index, train=str(data / "*" / "part-00000.tfrecord"))
+    moved = data.rename(tmp_path / "elsewhere")
+    indexed(job, index, train=str(moved / "a" / "*.tfrecord"), update=True)
+    assert names_in(index) == ["a/part-00000.tfrecord", "a/part-00001.tfrecord", "b/part-00000.tfrecord"]
+    assert len(embeddings(index)) == 300
+    changed = moved / "a" / "part-00001.tfrecord"
+    changed.write_bytes(changed.read_bytes()[:-1] + b"x")
+    with pytest.raises(RunFailedError, match="is not what it was when 'a/part-00001.tfrecord' was indexed"):
+        indexed(job, index, train=str(moved / "*" / "*.tfrecord"), update=True)
+
+
+def test_the_same_content_under_another_name(
+    job: DigitsJob, data: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = tmp_path / "index"
+    indexed(job, index, train=str(data / "a" / "*.tfrecord"))
+    (data / "a" / "part-00001.tfrecord").rename(data / "a" / "renamed.tfrecord")
+    for _ in range(2):
+        indexed(job, index, train=str(data / "*" / "*.tfrecord"), update=True)
+        assert names_in(index) == ["../b/part-00000.tfrecord", "part-00000.tfrecord", "part-00001.tfrecord"]
+        assert "renamed.tfrecord is left out: it has the content of part-00001.tfrecord, which is in the index" in caplog.text
+    (data / "b" / "new.tfrecord").write_bytes((data / "b" / "part-00000.tfrecord").read_bytes()[:-200] + b"")
+    indexed(job, index, train=str(data / "*" / "*.tfrecord"), update=True, max_rejected=1)
+    assert len(set(files_below(index / "index"))) == 4 and len(names_in(index)) == 4  # no file took another's place
+
+
 def test_another_model_is_refused(job: DigitsJob, index: pathlib.Path, tmp_path: pathlib.Path) -> None:
     other: Any = keras.models.load_model(job.model)
     other.set_weights([weight + 0.01 for weight in other.get_weights()])

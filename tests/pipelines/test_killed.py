@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import signal
@@ -13,8 +14,8 @@ from collections.abc import Callable
 import pytest
 
 from influence_ops.array_folder import LocalFiles
+from pipelines.clear_output import clear_output, clear_unfinished
 from pipelines.config import InfluenceConfig
-from pipelines.prepare import clear_output, clear_unfinished
 from tests.pipelines.digits_job import DigitsJob, assert_same_tables, files_below, read, run_quietly
 from transforms.files import BeamFiles
 
@@ -35,10 +36,15 @@ def command(config: InfluenceConfig) -> list[str]:
 def kill_when(config: InfluenceConfig, moment: Callable[[pathlib.Path], bool]) -> bool:
     """Runs the job in a process of its own and kills it; False when it had ended before."""
     output = pathlib.Path(config.output)
-    process = subprocess.Popen(command(config), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    return kill_command(command(config), lambda: moment(output))
+
+
+def kill_command(words: list[str], moment: Callable[[], bool]) -> bool:
+    """Runs a command in a process of its own and kills it at a moment; False when it had ended before."""
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     try:
         deadline = time.monotonic() + 120
-        while not moment(output):
+        while not moment():
             assert process.poll() is None, (process.stderr.read() if process.stderr else b"").decode()
             assert time.monotonic() < deadline
             time.sleep(0.0005)
@@ -69,7 +75,9 @@ def test_a_killed_run_and_the_next(job: DigitsJob, tmp_path: pathlib.Path, momen
 def assert_no_strays(output: pathlib.Path, manifest: dict) -> None:
     listed = {file["path"] for file in manifest["files"]} | {"manifest.json"}
     assert {path for path in files_below(output) if not path.startswith("curvature/")} == listed
-    assert files_below(output / "curvature") == {"meta.json", "eigenvalues.npy", "kept.npy", "vectors.npy"}
+    described = json.loads((output / "curvature" / "meta.json").read_text())["arrays"]
+    assert set(described) == {"eigenvalues", "kept", "vectors"}
+    assert files_below(output / "curvature") == {"meta.json", *(array["file"] for array in described.values())}
 
 
 def test_what_any_kill_can_leave_is_removed(job: DigitsJob, tmp_path: pathlib.Path) -> None:

@@ -10,7 +10,8 @@ import keras
 import numpy as np
 import pytest
 
-from pipelines.prepare import clear_output, prepare
+from pipelines.clear_output import clear_output
+from pipelines.prepare import prepare
 from tests.pipelines.conftest import FinishedRun
 from tests.pipelines.digits_job import DigitsJob, files_below, read, run_quietly
 
@@ -126,9 +127,10 @@ def test_a_curvature_of_another_model(job: DigitsJob, finished: FinishedRun, tmp
 def test_a_damaged_curvature(job: DigitsJob, finished: FinishedRun, tmp_path: pathlib.Path) -> None:
     saved = tmp_path / "curvature"
     shutil.copytree(finished.output / "curvature", saved)
-    data = bytearray((saved / "vectors.npy").read_bytes())
+    (vectors,) = saved.glob("vectors-*.npy")
+    data = bytearray(vectors.read_bytes())
     data[-1] ^= 1
-    (saved / "vectors.npy").write_bytes(data)
+    vectors.write_bytes(data)
     with pytest.raises(ValueError, match="does not match its SHA-256"):
         prepare(job.config(tmp_path / "out", curvature_path=str(saved)))
 

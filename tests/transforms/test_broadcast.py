@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import pathlib
 import pickle
 from collections.abc import Iterable, Iterator
@@ -16,6 +18,7 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.utils.shared import Shared
 
+from influence_ops.array_folder import load_arrays
 from transforms.broadcast import INLINE_LIMIT, Broadcast
 
 ARRAYS = {
@@ -46,6 +49,23 @@ def test_by_value_up_to_the_limit_by_path_above(tmp_path: pathlib.Path, limit: i
 def test_large_arrays_are_mapped_not_read(tmp_path: pathlib.Path) -> None:
     broadcast = Broadcast.publish({"matrix": np.ones((10, 10))}, {}, str(tmp_path / "arrays"), inline_limit=0)
     assert isinstance(broadcast.open()[0]["matrix"], np.memmap)
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_late_retry_changes_nothing_that_others_have(tmp_path: pathlib.Path, is_remote: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retry's sums may differ in the last bits: who has the first result goes on with it, whenever it is opened."""
+    folder = str(tmp_path / "curvature")
+    first = Broadcast.publish({"a": np.ones((50, 50)), "b": np.zeros(3)}, META, folder, 0)
+    opened = first.open()[0]
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("curvature/*.npy")}
+    again = Broadcast.publish({"a": np.full((50, 50), 1 + 1e-15), "b": np.zeros(3)}, META, folder, 0)
+    assert before.items() < {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("curvature/*.npy")}.items()
+    if is_remote:
+        first, again = (dataclasses.replace(one, folder=f"file://{folder}") for one in (first, again))
+        monkeypatch.setattr("transforms.files.BeamFiles.open_read", lambda self, path: open(path.removeprefix("file://"), "rb"))
+        monkeypatch.setattr("transforms.files.BeamFiles.exists", lambda self, path: os.path.exists(path.removeprefix("file://")))
+    assert (opened["a"] == 1).all() and (first.open()[0]["a"] == 1).all() and (again.open()[0]["a"] == 1 + 1e-15).all()
+    assert (load_arrays(folder)[0]["a"] == 1 + 1e-15).all()  # what later runs find is one of them, whole
 
 
 def test_the_digest_is_of_the_content(tmp_path: pathlib.Path) -> None:

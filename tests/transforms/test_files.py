@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pathlib
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from influence_ops import schemas
-from influence_ops.result_files import ParquetFile, write_table
+from influence_ops.result_files import BYTES_IN_A_GROUP, ParquetFile, write_table
+from influence_ops.tables import vectors_table
 from transforms.files import BeamFiles, common_folder, match_files
 from transforms.read_shards import list_shards
 
@@ -82,6 +84,34 @@ def test_many_small_tables_become_few_row_groups(tmp_path: pathlib.Path) -> None
     assert written.size == (tmp_path / written.path).stat().st_size
     assert stored.metadata.num_row_groups == 3  # 131,072 rows each: memory stays bounded, and readers skip groups
     assert stored.read()["train_id"].to_pylist() == [f"e{number}" for number in range(300_000)]
+
+
+def test_wide_rows_wait_by_their_bytes(tmp_path: pathlib.Path) -> None:
+    """600 rows of 1 MB: neither what waits to be written nor what a reader must hold at once grows with the width."""
+    width = 1 << 17
+    values = np.random.default_rng(0).standard_normal((3, width))
+    before, most = pa.total_allocated_bytes(), 0
+    file = ParquetFile(str(tmp_path), "influence_vectors", "shard-00000", {})
+    for number in range(200):
+        ids = np.array([f"e{3 * number + row}" for row in range(3)], dtype=object)
+        file.write(vectors_table(ids, values.copy()))
+        most = max(most, sum(table.nbytes for table in file._waiting), pa.total_allocated_bytes() - before)
+    written = file.close()
+    assert most < 1.1 * BYTES_IN_A_GROUP
+    stored = pq.ParquetFile(tmp_path / written.path)
+    sizes = [stored.metadata.row_group(group).total_byte_size for group in range(stored.metadata.num_row_groups)]
+    assert written.rows == 600 and len(sizes) == 10 and max(sizes) < 1.1 * BYTES_IN_A_GROUP
+    assert stored.read_row_group(9)["vector"][-1].values.to_numpy()[-1] == values[-1, -1]
+
+
+def test_a_large_table_becomes_several_row_groups(tmp_path: pathlib.Path) -> None:
+    width = 1 << 17
+    vectors = np.zeros((150, width))
+    written = write_table(
+        str(tmp_path), "influence_vectors", "part", vectors_table(np.array(["e"] * 150, dtype=object), vectors), {"n": 3}
+    )
+    stored = pq.ParquetFile(tmp_path / written.path).metadata
+    assert stored.num_row_groups == 3 and stored.row_group(0).num_rows == 50
 
 
 def test_an_empty_file_has_its_schema(tmp_path: pathlib.Path) -> None:

@@ -1,0 +1,62 @@
+"""The output folder before and after a run: no file of an earlier or killed run stays among the results."""
+
+from __future__ import annotations
+
+from apache_beam.io.filesystems import FileSystems
+
+from influence_ops.index import INDEX
+from influence_ops.result_files import read_manifest, written_files
+from pipelines.config import InfluenceConfig
+from pipelines.resume import Resumed
+from transforms.clear_work import ClearWork, clear_work
+from transforms.files import TEMPORARY, BeamFiles, join
+from transforms.folders import delete_files, list_folder, quoted
+
+
+def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str, resumed: Resumed | None = None) -> None:
+    """Makes the output folder ready: a finished run is kept unless `overwrite`; what a killed run left is removed, but for what
+    `resumed` uses.
+
+    An index that is added to stays as it is, but for files that its manifest does not list.
+
+    Raises:
+      ValueError: the folder holds a finished run.
+    """
+    files = BeamFiles()
+    path = join(config.output, manifest)
+    if config.update:
+        listed = {join(config.output, file.path) for file in written_files(read_manifest(config.output, files))}
+        found = _files_in([join(config.output, INDEX), join(config.output, "rejected"), config.work_folder])
+        delete_files([file for file in found if file not in listed])
+        return
+    if files.exists(path) and not config.overwrite:
+        raise ValueError(f"{config.output!r} already holds a finished run; give another --output, or --overwrite")
+    delete_files([path])  # first: from here on the folder holds no run
+    folders = [join(config.output, name) for name in _written(tables)] + [config.work_folder]
+    curvature = join(config.output, "curvature")
+    if (config.curvature_path or "").rstrip("/") == curvature:
+        folders.remove(curvature)  # this run reads it
+    kept = () if resumed is None else resumed.kept(config)
+    inside = tuple(f"{folder}/" for folder in kept)
+    unfinished = FileSystems.match([f"{quoted(config.output)}/.{manifest}.*{TEMPORARY}"])[0].metadata_list
+    found = [*_files_in(folders), *(match.path for match in unfinished)]
+    delete_files([file for file in found if file not in kept and not file.startswith(inside)])
+
+
+def clear_unfinished(config: InfluenceConfig, tables: tuple[str, ...]) -> None:
+    """Removes what a finished run needs no more; see `clear_work`."""
+    clear_work(config.output, _written(tables), config.work_folder)
+
+
+def clear_at_the_end(config: InfluenceConfig, tables: tuple[str, ...]) -> ClearWork:
+    """The same as the last step of the job itself."""
+    return ClearWork(config.output, _written(tables), config.work_folder)
+
+
+def _written(tables: tuple[str, ...]) -> tuple[str, ...]:
+    """The folders in the output folder that a run writes to."""
+    return (*tables, INDEX, "curvature")
+
+
+def _files_in(folders: list[str]) -> list[str]:
+    return [file for folder in folders for file in list_folder(folder)]

@@ -91,7 +91,7 @@ def test_names_in_files_are_not_imported(tmp_path: pathlib.Path) -> None:
 READERS_OF_OPTIONS = {
     "pipelines/clean.py": "compares two options",
     "pipelines/damping_sweep.py": "_check, check_code",
-    "pipelines/prepare.py": "compares two options",
+    "pipelines/grow_index.py": "compares two options",
     "pipelines/scored_data.py": "check_code",
     "pipelines/tfx/influence_executor.py": "compares one option",
     "influence_ops/evaluation/score_table.py": "compares options",

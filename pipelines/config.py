@@ -240,7 +240,7 @@ class InfluenceConfig:
     )
     rcond: float | None = _option(
         None,
-        "With --damping 0: eigenvalues up to rcond × the largest are dropped. Default: P × the float64 epsilon.",
+        "With --damping 0: eigenvalues up to rcond × the largest are dropped. Default: P × the epsilon of what is computed in.",
         _METHOD,
         commands=_FITTING,
         fits=True,

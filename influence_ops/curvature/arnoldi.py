@@ -130,7 +130,7 @@ class StreamedArnoldi(Curvature):
         mean = _mean_eigenvalue(model, krylov, state["probe_images"], self._options.seed)
         damping = _AUTO_FRACTION * max(mean, 0.0) if isinstance(options.damping, str) else float(options.damping)
         rank = min(options.rank or self._options.rank, len(values))
-        rcond = options.rcond if options.rcond is not None else model.size * np.finfo(np.float64).eps
+        rcond = options.rcond if options.rcond is not None else model.size * np.finfo(model.dtype).eps
         kept = max(1, int((values[:rank] > rcond * max(values[0], 0.0)).sum()))
         values, vectors = np.maximum(values[:kept], 0.0), vectors[:kept]
         if values[0] + damping <= 0:

@@ -108,7 +108,7 @@ class DenseCurvature(Curvature):
             damping = float(options.damping)
         if options.rank is not None and options.rank < len(eigenvalues):
             eigenvalues = np.maximum(eigenvalues, eigenvalues[-options.rank])
-        rcond = options.rcond if options.rcond is not None else model.size * np.finfo(np.float64).eps
+        rcond = options.rcond if options.rcond is not None else model.size * np.finfo(model.dtype).eps
         kept = np.abs(eigenvalues + damping) > rcond * (largest + damping)
         damped = np.where(kept, eigenvalues + damping, 1.0)
         if damping > 0 and damped.min() <= 0:

@@ -172,7 +172,7 @@ class RandomProjection(Curvature):
                 "examples": examples,
                 "size": model.size,
                 "fingerprint": model.fingerprint(),
-                "rcond": options.rcond if options.rcond is not None else model.size * float(np.finfo(np.float64).eps),
+                "rcond": options.rcond if options.rcond is not None else model.size * float(np.finfo(model.dtype).eps),
                 "projection": {
                     "kind": self.options.kind,
                     "dim": self.options.dim,

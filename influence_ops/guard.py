@@ -132,7 +132,8 @@ def _refuse_probabilities(model: InfluenceModel, batch: ExampleBatch) -> None:
     found = to_numpy(model.packed_outputs(batch.select(np.arange(min(len(batch), 2 * _MANY)))))
     within = found.size > 0 and bool((found >= 0).all()) and bool((found <= 1).all())
     of_classes = within and found.shape[-1] > 1 and found.ndim > 1 and np.allclose(found.sum(axis=-1), 1, atol=1e-3)
-    if of_classes or (within and found.size >= _MANY and model.training_loss.losses is not softmax_cross_entropy):
+    by_range = model.loss.heads.opaque and model.training_loss.losses is not softmax_cross_entropy
+    if of_classes or (within and by_range and found.size >= _MANY):
         raise Disagreement(
             f"the loss {model.loss_name!r} takes logits, and the model's outputs are probabilities already "
             f"({'they sum to 1' if of_classes else 'all are between 0 and 1'}): it would apply the activation a second time; name the "

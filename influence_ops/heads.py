@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 _ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 
 
 class Outputs(NamedTuple):
@@ -34,11 +35,13 @@ class Heads:
       activations: `softmax`, `sigmoid` or `linear` (the outputs are taken as they are), for each output in `tf.nest`'s order.
       masked: whether any output carries a mask.
       additional: how many losses the model's layers add (`add_loss`, activity regularisers).
+      opaque: whether an output may be a probability whose logits can't be seen: a SavedModel's, or a sigmoid's past Keras.
     """
 
     activations: tuple[str, ...]
     masked: bool = False
     additional: int = 0
+    opaque: bool = False
 
     @staticmethod
     def find(model: Any, specs: Any) -> Heads:
@@ -48,7 +51,8 @@ class Heads:
         def trace(inputs: Any) -> Any:
             outputs = tf.nest.flatten(model(inputs, training=False))
             masked = any(_mask(tensor) is not None for tensor in outputs)
-            found.append(Heads(tuple(map(_activation, outputs)), masked, len(additional_losses(model))))
+            opaque = any(tensor.op.type in (*_ACTIVATIONS, *_CALLS) for tensor in outputs)
+            found.append(Heads(tuple(map(_activation, outputs)), masked, len(additional_losses(model)), opaque))
             return outputs
 
         tf.function(trace, input_signature=[specs], autograph=False).get_concrete_function()

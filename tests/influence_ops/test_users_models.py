@@ -546,6 +546,21 @@ def test_a_mean_by_the_batchs_weights_is_refused() -> None:
     explained.check(dataclasses.replace(weighted_batch, weights=None))
 
 
+def test_a_second_sigmoid_is_refused_and_small_logits_are_not(tmp_path: Any) -> None:
+    from influence_ops.saved_model import SavedModelNetwork
+
+    x, y, loss = rng(1).uniform(-1, 1, (32, 4)).astype(np.float32), rng(2).integers(0, 2, 32), losses.BinaryCrossentropy(from_logits=True)
+    model = model_of(layers.Dense(1, "sigmoid"))
+    model.export(str(tmp_path / "saved"), verbose=False)
+    hidden = model_of(layers.Dense(1), layers.Lambda(tf.nn.sigmoid))
+    for network in (SavedModelNetwork(str(tmp_path / "saved")), hidden):
+        with pytest.raises(ValueError, match="all are between 0 and 1.*--loss binary_crossentropy"):
+            check(network, x, y, loss_function=loss)  # type: ignore[arg-type]
+    small = model_of(layers.Dense(1))
+    small.set_weights([np.full((4, 1), 0.01), np.full(1, 0.5)])
+    check(small, x, y, loss_function=loss)
+
+
 def test_labels_that_find_no_output_are_refused() -> None:
     case = several_outputs(True, loss={"price": MSE, "kind": CE})()
     with pytest.raises(ValueError, match="the output 'price' has a loss and no label; the labels are kind"):

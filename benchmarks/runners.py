@@ -1,10 +1,10 @@
 """The same job on every engine: the time of each command, and whether its tables are those of the run in memory.
 
-The main job's data (scikit-learn's digits: 1,697 training examples in 4 files, 100 test points), every pair of them
-scored. Each measurement is a command of its own, imports and all. Needs Java and Maven for Flink, Prism or Go for
+The main job's data (scikit-learn's digits: 1,697 training examples in 4 files, 100 test points); of the last layer every
+pair of them is scored. Each measurement is a command of its own, imports and all. Needs Java and Maven for Flink, Prism or Go for
 Prism; a cluster is started for it and stopped after it.
 
-    python -m benchmarks.runners [--repeats 3] [--folder out/runners] [--only NAME,NAME]
+    python -m benchmarks.runners [--job last-layer] [--repeats 3] [--folder out/runners] [--only NAME,NAME]
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ import numpy as np
 import pyarrow.parquet as pq
 
 ROOT = pathlib.Path(__file__).parents[1]
-TABLES = "top_k,self_influence,group_influence,scores"
+WHOLE = "--weights all --curvature"
+JOBS = {
+    "last-layer": "--outputs top_k,self_influence,group_influence,scores --group_feature digit",
+    "ekfac": f"{WHOLE} ekfac --outputs top_k,self_influence",
+    "gauss_newton_cg": f"{WHOLE} gauss_newton_cg --passes 3 --outputs top_k",
+    "arnoldi": f"{WHOLE} arnoldi --passes 4 --rank 50 --outputs top_k,self_influence",
+}
+"""What is asked for; `--outputs` are the tables that are compared."""
 NUMBERS = ("influence", "loss_change")
 TOLERANCE = 1e-6
 TIME_LIMIT = 600
@@ -34,6 +41,7 @@ IN_MEMORY = "in memory"
 FLINK = "--runner flink --job_endpoint localhost:8099"
 ENGINES = {
     IN_MEMORY: ("", "--runner local"),
+    "four threads": ("", "--runner local --direct_running_mode multi_threading --direct_num_workers 4"),
     "two processes": ("", "--runner local --workers 2"),
     "Prism": ("", "--runner prism"),
     "Flink in one process": ("local", FLINK),
@@ -47,6 +55,7 @@ ENGINES = {
 def main() -> int:
     """Runs the job on each engine and prints the table; returns 1 when an answer differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--job", choices=JOBS, default="last-layer", help="what is asked for; whole networks but for the first")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each engine; the table shows the median")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("out/runners"), help="where the data goes")
     parser.add_argument("--only", default="", help="some of the engines, by the beginnings of their names, separated by commas")
@@ -65,10 +74,11 @@ def main() -> int:
     print("| engine | options | seconds | ids and ranks | largest difference of a score |\n|---|---|---:|---|---:|")
     is_equal = True
     for name, (cluster, arguments) in chosen.items():
-        output = options.folder / "results" / name.replace(",", "").replace(" ", "-")
+        results = options.folder / "results" / options.job
+        output = results / name.replace(",", "").replace(" ", "-")
         with flink(cluster) if cluster else contextlib.nullcontext():
-            seconds = [run(options.folder, output, arguments) for _ in range(options.repeats)]
-        same, difference = compare(output, options.folder / "results" / IN_MEMORY.replace(" ", "-"))
+            seconds = [run(options.folder, output, JOBS[options.job], arguments) for _ in range(options.repeats)]
+        same, difference = compare(output, results / IN_MEMORY.replace(" ", "-"), JOBS[options.job])
         is_equal &= same and difference <= TOLERANCE
         shown = "identical" if same else "DIFFERENT"
         print(f"| {name} | `{arguments}` | {statistics.median(seconds):.1f} | {shown} | {difference:.1e} |", flush=True)
@@ -88,11 +98,11 @@ def flink(mode: str) -> Iterator[None]:
         subprocess.run([script, "stop"], check=True, env=environment)
 
 
-def run(folder: pathlib.Path, output: pathlib.Path, arguments: str) -> float:
+def run(folder: pathlib.Path, output: pathlib.Path, asked: str, arguments: str) -> float:
     """Seconds of one command."""
     files = ["--model", "model.keras", "--train", "train-*.tfrecord.gz", "--test", "test-*.tfrecord.gz"]
     files = [word if word.startswith("--") else str(folder.resolve() / word) for word in files]
-    job = ["--output", str(output.resolve()), "--overwrite", "--outputs", TABLES, "--group_feature", "digit", "--threads", "1"]
+    job = ["--output", str(output.resolve()), "--overwrite", "--threads", "1", *asked.split()]
     command = [sys.executable, "-m", "pipelines.cli", "run", *files, *job, *arguments.split()]
     started = time.monotonic()
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=TIME_LIMIT)
@@ -101,11 +111,12 @@ def run(folder: pathlib.Path, output: pathlib.Path, arguments: str) -> float:
     return time.monotonic() - started
 
 
-def compare(found: pathlib.Path, expected: pathlib.Path) -> tuple[bool, float]:
+def compare(found: pathlib.Path, expected: pathlib.Path, asked: str) -> tuple[bool, float]:
     """Whether ids, ranks, groups and counts are the same, and the largest difference of a number, relative to the table's largest."""
     is_same = counts(found) == counts(expected)
     largest = 0.0
-    for table in TABLES.split(","):
+    words = asked.split()
+    for table in words[words.index("--outputs") + 1].split(","):
         a, b = pq.read_table(found / table), pq.read_table(expected / table)
         keys = [name for name in b.column_names if name not in NUMBERS]
         a, b = (rows.sort_by([(name, "ascending") for name in keys]) for rows in (a, b))

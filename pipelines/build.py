@@ -27,6 +27,7 @@ from transforms import (
     LoadCurvature,
     MultiplyGroups,
     ReadShards,
+    RefuseOneGroup,
     ScoreExamples,
     ScoreVectors,
     SolveQueries,
@@ -158,6 +159,8 @@ def build(
         early = collection(rejected | "FlattenRejected" >> beam.Flatten(pipeline=pipeline))
         gate = collection(early | "WriteRejected" >> WriteRejected(config.output, config.max_rejected))
         written.append(gate)
+        if config.second_order_groups:
+            gate = collection((gate, counts[0] | "RefuseOneGroup" >> RefuseOneGroup()) | "Gate" >> beam.Flatten())
     else:
         early = None
         gate = pipeline | "NoGate" >> beam.Create([], reshuffle=False).with_output_types(WrittenFile)

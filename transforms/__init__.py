@@ -13,6 +13,7 @@ from transforms.finish_curvature import LoadCurvature as LoadCurvature
 from transforms.group_products import MultiplyGroups as MultiplyGroups
 from transforms.index_examples import IndexExamples as IndexExamples
 from transforms.read_shards import ReadShards as ReadShards
+from transforms.refuse_one_group import RefuseOneGroup as RefuseOneGroup
 from transforms.retrain_models import RetrainModels as RetrainModels
 from transforms.score_examples import ScoreExamples as ScoreExamples
 from transforms.score_vectors import ScoreVectors as ScoreVectors

@@ -110,7 +110,8 @@ class SolverReport:
 
 @dataclasses.dataclass(frozen=True)
 class ShardCount:
-    """How many examples of one shard were used and how many rejected, in one stage; how often a batch was halved to fit the device."""
+    """How many examples of one shard were used and how many rejected, in one stage; how often a batch was halved to fit the device; and
+    the first two names of groups in it."""
 
     stage: str
     split: str
@@ -118,6 +119,7 @@ class ShardCount:
     examples: int
     rejected: int
     halved: int = 0
+    groups: tuple[str, ...] = ()
 
 
 def at_end_of_bundle(value: Any) -> WindowedValue:

@@ -139,6 +139,7 @@ class ShardDoFn(beam.DoFn):
     def process(self, shard: Shard, *sides: Any) -> Iterator[object]:
         self.open(sides)
         used = left_out = halved = 0
+        groups: set[str] = set()
         started = time.monotonic()
         try:
             self.begin_shard(shard)
@@ -146,6 +147,8 @@ class ShardDoFn(beam.DoFn):
                 bad, times = self._halving.use(batch, self.use) if len(batch) else ([], 0)
                 rejected = rejected + bad
                 used += len(batch) - len(bad)
+                if batch.groups is not None and len(groups) < 2:
+                    groups.update(map(str, batch.groups))
                 left_out += len(rejected)
                 halved += times
                 for r in rejected:
@@ -157,5 +160,5 @@ class ShardDoFn(beam.DoFn):
             self.abandon_shard()
             raise
         self._reader.count(started, 0, 0, shards=1)
-        count = ShardCount(self._reader.stage, shard.split, shard.name, used, left_out, halved)
+        count = ShardCount(self._reader.stage, shard.split, shard.name, used, left_out, halved, tuple(sorted(groups)[:2]))
         yield pvalue.TaggedOutput(COUNTS, count)

@@ -16,7 +16,7 @@ from transforms.elements import QueryReference, RejectedExample, ShardCount
 from transforms.files import BeamFiles, join
 from transforms.typed import collection
 
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 REJECTED_LIMIT = 10_000  # a record with more rejected examples would be too large for one worker, some 10 MB
 
 
@@ -57,7 +57,7 @@ def read_record(work: str, stage: str, digest: str) -> StageRecord | None:
         results = []
         for key, found, meta, folder in content["results"]:
             results.append((str(key), Broadcast.saved(str(found), str(meta), str(folder))))
-        counts = tuple(ShardCount(**count) for count in content["counts"])
+        counts = tuple(ShardCount(**{**count, "groups": tuple(count["groups"])}) for count in content["counts"])
         return StageRecord(tuple(results), counts, tuple(RejectedExample(**one) for one in content["rejected"]))
     except (ValueError, KeyError, TypeError, OSError):
         return None  # what is damaged is computed again

@@ -11,7 +11,9 @@ import pytest
 from influence_ops import ExampleBatch, compute_in_memory
 from influence_ops.model import InfluenceModel
 from influence_ops.network import load_keras_file
-from tests.pipelines.digits_job import SIZES, TOLERANCE, DigitsJob, assert_same_tables, read, run_quietly
+from influence_ops.scores import Scorer
+from pipelines.launch import RunFailedError
+from tests.pipelines.digits_job import SIZES, TOLERANCE, DigitsJob, assert_same_tables, framed, read, run_quietly
 
 TABLES = "group_influence,group_self_influence,group_vectors"
 
@@ -63,3 +65,20 @@ def test_the_job_equals_memory(job: DigitsJob, tmp_path: pathlib.Path, files: in
     first = np.array(expected[False].tables["group_influence"]["influence"])
     found = np.array(read(tmp_path / "second", "group_influence")["influence"])
     assert np.abs(np.sort(found) - np.sort(first)).max() > 1000 * TOLERANCE * np.abs(first).max()
+
+
+def test_a_training_set_of_one_group_is_refused_before_it_is_scored(
+    job: DigitsJob, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = job.splits["train"]
+    threes = tmp_path / "threes.tfrecord"
+    threes.write_bytes(framed(split.example(int(row)) for row in np.flatnonzero(split.labels == 3)))
+    scored: list[int] = []
+    score = Scorer.score
+    monkeypatch.setattr(Scorer, "score", lambda self, batch: scored.append(len(batch)) or score(self, batch))
+    options: dict[str, Any] = {"train": str(threes), "outputs": TABLES, "curvature": "exact", "damping": "1", "second_order_groups": True}
+    with pytest.raises(RunFailedError, match="group 'digit 3' is the whole training set.*another --group_feature"):
+        run_quietly(job.config(tmp_path / "out", **options))
+    assert not scored and not (tmp_path / "out" / "manifest.json").exists()
+    run_quietly(job.config(tmp_path / "first-order", **{**options, "second_order_groups": False}))
+    assert scored

@@ -1,0 +1,38 @@
+"""The end of a run whose training set is a single group, before it is scored."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import apache_beam as beam
+from apache_beam import pvalue
+
+from transforms.elements import ShardCount, WrittenFile
+from transforms.typed import collection
+
+
+class _RefuseDoFn(beam.DoFn):
+    def process(self, _: None, counts: Iterable[ShardCount]) -> Iterator[WrittenFile]:
+        names: set[str] = set()
+        for count in counts:
+            names = set(sorted({*names, *count.groups})[:2])
+        if len(names) == 1:
+            raise ValueError(
+                f"group {names.pop()!r} is the whole training set; its removal has no second-order influence: leave out "
+                "--second_order_groups, or name groups by another --group_feature"
+            )
+        return iter(())
+
+
+@dataclasses.dataclass
+class RefuseOneGroup(beam.PTransform):
+    """Fails where all training examples are of one group, which second-order group influence can't be had for.
+
+    In: `ShardCount`, of a pass over the whole training set. Out: nothing; what waits for it starts after the verdict.
+    """
+
+    def expand(self, counts: pvalue.PCollection[ShardCount]) -> pvalue.PCollection[WrittenFile]:
+        once = counts.pipeline | "Once" >> beam.Create([None], reshuffle=False)
+        refuse = beam.ParDo(_RefuseDoFn(), pvalue.AsIter(counts)).with_output_types(WrittenFile)
+        return collection(once | "Verdict" >> refuse)

@@ -77,6 +77,7 @@ def check_agreement(model: InfluenceModel, batch: ExampleBatch) -> Agreement:
         raise
     finite = np.isfinite(losses)
     if not finite.all():  # such examples are rejected one by one, with their reason
+        _refuse_finite_in_keras(model, batch.select(np.flatnonzero(~finite)))
         batch = batch.select(np.flatnonzero(finite))
         if not len(batch):
             return Agreement(0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -94,15 +95,33 @@ def check_agreement(model: InfluenceModel, batch: ExampleBatch) -> Agreement:
             f"the same batch gives another loss or gradient the second time (off by {again:.1g} of the largest value): a layer draws "
             "random numbers or keeps state when the model is used for prediction; make it deterministic with training=False"
         )
-    ones = [_sums(model.plain_losses_and_blocks(batch.select(np.array([row])))) for row in range(len(batch))]
-    alone = np.concatenate([found for found, _ in ones]), [np.sum(parts, axis=0) for parts in zip(*(sums for _, sums in ones), strict=True)]
-    batches = _off(*_sums((losses, blocks, layout)), *alone)
+    batches = _off(*_sums((losses, blocks, layout)), *_one_by_one(model, batch))
     if batches > same:
         raise Disagreement(
             f"a batch of {len(batch)} examples gives other losses or gradients than each example alone (off by {batches:.1g} of the "
             "largest value): a layer or the loss mixes the examples of a batch, so that no example has a loss of its own"
         )
     return Agreement(len(batch), outputs, off_losses, off_gradient, batches, again)
+
+
+def _one_by_one(model: InfluenceModel, batch: ExampleBatch) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The losses of batches of one, and the sum of their gradients."""
+    losses, totals = _sums(model.plain_losses_and_blocks(batch.select(np.array([0]))))
+    for row in range(1, len(batch)):
+        loss, sums = _sums(model.plain_losses_and_blocks(batch.select(np.array([row]))))
+        losses = np.concatenate([losses, loss])
+        totals = [total + part for total, part in zip(totals, sums, strict=True)]
+    return losses, totals
+
+
+def _refuse_finite_in_keras(model: InfluenceModel, batch: ExampleBatch) -> None:
+    """Examples whose loss is not finite here must not be so for Keras."""
+    found = np.full(len(batch), np.nan)
+    with contextlib.suppress(Exception):  # a label that is no class
+        found = KerasTruth(model, batch).losses()
+    for row in np.flatnonzero(np.isfinite(found))[:1]:
+        name = batch.ids[row]
+        raise Disagreement(f"the loss {model.loss_name!r} of example {name} is not finite here, and Keras computes {found[row]:.6g}")
 
 
 def _refuse_weights_in_loss(truth: KerasTruth) -> None:

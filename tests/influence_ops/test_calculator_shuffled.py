@@ -143,6 +143,7 @@ def test_an_order_that_stays_can_be_saved_and_joined(case, cache, tmp_path):
 
 def test_examples_drawn_at_random_are_used_as_they_were_or_refused(case):
     """A map that draws: the linear search keeps what it saw; another search can't find it again."""
+    tf.random.set_seed(0)
     noisy = case.fixed.map(lambda x, y: (x + tf.random.normal(tf.shape(x)), y))
     plain = FirstOrderInfluenceCalculator(case.model, case.fixed)
     for (x, y), values, samples, _, labels in plain.top_k(
@@ -151,7 +152,8 @@ def test_examples_drawn_at_random_are_used_as_they_were_or_refused(case):
         for row in range(len(x)):
             one = tf.data.Dataset.from_tensors((samples[row], labels[row]))
             ((_, again),) = list(plain.estimate_influence_values_in_batches(tf.data.Dataset.from_tensors((x, y)), one))
-            assert np.allclose(next(iter(again))[1][row], values[row], rtol=EXACT)
+            # Alone, an example's sums are in another order; λ = 0 enlarges their rounding.
+            assert np.allclose(next(iter(again))[1][row], values[row], rtol=0, atol=1e-7 * np.abs(values).max())
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"can't be found again.*cache\(\)"):
         list(plain.top_k(case.test, noisy, 3, PlugIn(), influence_vector_in_cache=CACHE.NO_CACHE))
 

@@ -143,7 +143,6 @@ def test_an_order_that_stays_can_be_saved_and_joined(case, cache, tmp_path):
 
 def test_examples_drawn_at_random_are_used_as_they_were_or_refused(case):
     """A map that draws: the linear search keeps what it saw; another search can't find it again."""
-    tf.random.set_seed(0)
     noisy = case.fixed.map(lambda x, y: (x + tf.random.normal(tf.shape(x)), y))
     plain = FirstOrderInfluenceCalculator(case.model, case.fixed)
     for (x, y), values, samples, _, labels in plain.top_k(

@@ -48,21 +48,18 @@ class ExampleLoss:
     names: tuple[str, ...] = ()
 
     def __call__(self, targets: Targets, outputs: Outputs) -> tf.Tensor:
-        try:
-            if not any(map(mixes_examples, keras.tree.flatten(self.training.losses))):
-                return self._together(targets, outputs)
-        except _NotByExample:
-            pass
-        return self._one_by_one(targets, outputs)
+        if any(map(mixes_examples, keras.tree.flatten(self.training.losses))):
+            return self._one_by_one(targets, outputs)
+        return self._together(targets, outputs)
 
     def _one_by_one(self, targets: Targets, outputs: Outputs) -> tf.Tensor:
-        """Each example as a batch of one: for a loss that gives one number for a batch, or looks at the whole of it."""
+        """Each example as a batch of one: for a loss that may look at the whole of a batch, as any of the user's own may."""
 
         def one(example: Any) -> tf.Tensor:
             alone = tf.nest.map_structure(lambda leaf: leaf[None], example)
             masks = iter(alone["masks"])
             given = Outputs(alone["values"], tuple(None if mask is None else next(masks) for mask in outputs.masks))
-            return self._together(alone["targets"], given, alone=True)[0]
+            return self._together(alone["targets"], given)[0]
 
         masks = [mask for mask in outputs.masks if mask is not None]
         return tf.vectorized_map(one, {"targets": targets, "values": outputs.values, "masks": masks})
@@ -88,22 +85,18 @@ class ExampleLoss:
         losses, mask = keras_losses(*term[:5])
         return position_weights(losses, _both(term.mask, mask), targets.get("weights"), _reduction(term.loss))
 
-    def _together(self, targets: Targets, outputs: Outputs, alone: bool = False) -> tf.Tensor:
-        """[B]; `alone` is for a batch of one, whose loss may be a single number.
-
-        Raises:
-          _NotByExample: a loss gives no number for each example.
-        """
+    def _together(self, targets: Targets, outputs: Outputs) -> tf.Tensor:
+        """[B]: Keras's own losses treat each example by itself."""
         labels, weights, function = targets["labels"], targets.get("weights"), self.training.own_function
         if function is not None:
             labels = _only(labels) if not tf.nest.is_nested(outputs.values) else labels
             losses, mask = own_losses(function, labels, self.heads.predictions(outputs.values), weights)
             single = outputs.masks[0] if len(outputs.masks) == 1 else None
-            return example_losses(_of_one(losses, alone), _both(single, mask), None if self.takes_weights else weights)
+            return example_losses(_of_one(losses), _both(single, mask), None if self.takes_weights else weights)
         total: Any = None
         for term in self._terms(labels, outputs):
             losses, mask = keras_losses(*term[:5])
-            reduced = example_losses(_of_one(losses, alone), _both(term.mask, mask), weights, _reduction(term.loss)) * term.weight
+            reduced = example_losses(_of_one(losses), _both(term.mask, mask), weights, _reduction(term.loss)) * term.weight
             total = reduced if total is None else total + reduced
         return total
 
@@ -141,16 +134,9 @@ class ExampleLoss:
         ]
 
 
-class _NotByExample(ValueError):
-    """A loss is one number for a whole batch."""
-
-
-def _of_one(losses: tf.Tensor, alone: bool) -> tf.Tensor:
-    if losses.shape.rank != 0:
-        return losses
-    if not alone:
-        raise _NotByExample
-    return losses[None]
+def _of_one(losses: tf.Tensor) -> tf.Tensor:
+    """One number for a batch of one as [1]."""
+    return losses[None] if losses.shape.rank == 0 else losses
 
 
 def _only(labels: Any) -> Any:

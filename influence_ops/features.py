@@ -245,7 +245,8 @@ class FeatureResolver:
     def _part(self, name: str, tensor: ModelInput, option: str) -> Feature:
         part = self._as_stored(name, option)
         if (part.kind == "bytes") != (tensor.dtype == "string"):
-            hint = "; decode it with --preprocess module:function" if part.kind == "bytes" else ""
+            of_text = "; where it is text that looks like numbers, say so by a --schema in which its type is BYTES"
+            hint = "; decode it with --preprocess module:function" if part.kind == "bytes" else of_text
             raise ValueError(f"feature {name!r} holds {part.kind} values, the model's input {tensor.name!r} takes {tensor.dtype}{hint}")
         if self._converts and self._schema is None and part.kind == "int" and "float" in tensor.dtype:
             # The first rows of a column of floats may all be whole numbers.

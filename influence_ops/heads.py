@@ -9,6 +9,8 @@ import keras
 import tensorflow as tf
 
 _ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
+_ROUNDING = ("Floor", "Ceil", "Round", "Rint", "FloorDiv", "FloorMod")
+_MOVES = ("Cast", "Identity", "Reshape", "ExpandDims", "Squeeze", "StridedSlice")
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 
 
@@ -35,6 +37,7 @@ class Heads:
       activations: `softmax`, `sigmoid` or `linear` (the outputs are taken as they are), for each output in `tf.nest`'s order.
       masked: whether any output carries a mask.
       additional: how many losses the model's layers add (`add_loss`, activity regularisers).
+      rounds: an operation of the network that rounds what was computed before it (such as `Floor`), or None.
       opaque: whether an output may be a probability whose logits can't be seen: a SavedModel's, or a sigmoid's past Keras.
     """
 
@@ -42,6 +45,7 @@ class Heads:
     masked: bool = False
     additional: int = 0
     opaque: bool = False
+    rounds: str | None = None
 
     @staticmethod
     def find(model: Any, specs: Any) -> Heads:
@@ -55,8 +59,8 @@ class Heads:
             found.append(Heads(tuple(map(_activation, outputs)), masked, len(additional_losses(model)), opaque))
             return outputs
 
-        tf.function(trace, input_signature=[specs], autograph=False).get_concrete_function()
-        return found[0]
+        graph = tf.function(trace, input_signature=[specs], autograph=False).get_concrete_function().graph
+        return dataclasses.replace(found[0], rounds=_rounding(graph))
 
     def split(self, outputs: Any, dtype: tf.DType) -> Outputs:
         """What the model returned, before activations, in `dtype` (a model of mixed precision ends in a narrower one)."""
@@ -72,6 +76,24 @@ class Heads:
         ends = [keras.activations.get(name) for name in self.activations]
         again = [end(value) for value, end in zip(flat, ends, strict=True)]
         return tf.nest.pack_sequence_as(values, again)
+
+
+def _rounding(graph: Any) -> str | None:
+    """The kind of an operation that rounds numbers which were computed, not given."""
+    for operation in graph.get_operations():
+        if operation.type in _ROUNDING and not _is_given(operation.inputs[0]):
+            return operation.type
+        is_cast = operation.type == "Cast" and operation.inputs[0].dtype.is_floating and operation.outputs[0].dtype.is_integer
+        if is_cast and not _is_given(operation.inputs[0]):
+            return "Cast"
+    return None
+
+
+def _is_given(tensor: tf.Tensor) -> bool:
+    """Whether a tensor is an input of the graph, or a number that no arithmetic has made."""
+    while tensor.op.type in _MOVES and tensor.op.inputs[0].dtype.is_floating:
+        tensor = tensor.op.inputs[0]
+    return tensor.op.type in ("Placeholder", "Const", "Cast")
 
 
 def additional_losses(model: Any) -> list[tf.Tensor]:

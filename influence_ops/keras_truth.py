@@ -43,13 +43,6 @@ class KerasTruth:
         self.reads_weight: str | None = None
         self._compute()
 
-    @property
-    def dtype(self) -> str:
-        """The narrowest dtype on the way."""
-        computed = getattr(self._model, "_flatten_layers", lambda: [])()
-        narrow = [layer.compute_dtype for layer in computed if layer.compute_dtype in ("float16", "bfloat16")]
-        return narrow[0] if narrow else "float32"
-
     def losses(self) -> np.ndarray:
         """[B]."""
         return np.array(self._losses)
@@ -115,6 +108,13 @@ class KerasTruth:
             return _own(function, labels, outputs, weights, self._model)
         losses = self._loss.losses if self._loss.compiled else _in_keras(self._loss.losses, labels, outputs)
         return _as_compiled(losses, labels, outputs, weights, self._model, self._loss.weights)
+
+
+def narrowest_dtype(model: Any) -> str:
+    """The narrowest dtype on the way through a model; at least float32, in which Keras computes losses."""
+    layers = getattr(model, "_flatten_layers", list)()
+    narrow = [layer.compute_dtype for layer in layers if layer.compute_dtype in ("float16", "bfloat16")]
+    return narrow[0] if narrow else "float32"
 
 
 def _own(function: Any, labels: Any, outputs: Any, weights: Any, model: Any) -> tf.Tensor:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from influence_ops.guard import Agreement, check_agreement
 from influence_ops.heads import Heads
 from influence_ops.linear_head import LinearHeadDerivatives, is_linear_head
 from influence_ops.losses import resolve_loss
-from influence_ops.network import Precision, declared_specs, feed, open_network, to_numpy
+from influence_ops.network import Network, Precision, declared_specs, feed, open_network, to_numpy
 from influence_ops.position_losses import weights_argument
 from influence_ops.weights import LAST_WITH_WEIGHTS, StartLayer, watched_variables
 
@@ -89,19 +90,33 @@ class InfluenceModel:
         self.process_batch_for_loss_fn = process_batch_for_loss_fn
         self.training_loss = resolve_loss(loss_function, model)
         self.loss_name = self.training_loss.name
-        self.network = open_network(model, precision)
-        self.model = self.network.model
-        self.dtype = self.network.dtype
+        self._precision: Precision = precision
+        self._watched = (weights, start_layer, last_layer)
         self.weight_decay = float(weight_decay)
         self.regularizer: Regularizer = regularizer
-        self.variables = watched_variables(self.model, weights, start_layer, last_layer)
+        self._use(open_network(model, precision))
+        rounds = self._made.loss.heads.rounds if self._made is not None and self.network.is_copy else None
+        if rounds is not None and precision == "float64":
+            raise ValueError(
+                f"the model rounds what it has computed ({rounds}), which in float64 may fall to another side than in its own dtype; use "
+                "precision 'native'"
+            )
+        if rounds is not None:
+            self._use(open_network(model, "native"))
+
+    def _use(self, network: Network) -> None:
+        """Computes on `network` from now on."""
+        self.network = network
+        self.model = network.model
+        self.dtype = network.dtype
+        self.variables = watched_variables(self.model, *self._watched)
         self.size = sum(int(np.prod(variable.shape)) for variable in self.variables)
         self.total_size = sum(int(np.prod(variable.shape)) for variable in self.model.trainable_variables)
         self._functions: dict[str, Any] = {}
         self._layout: Layout | None = None
         self._regularizer_gradient: np.ndarray | None = None
         self._made: Derivatives | None = None
-        if self.network.inputs:
+        if network.inputs:
             self._derive(declared_specs(self.model, self.dtype))
 
     def _derive(self, specs: Any) -> Derivatives:
@@ -142,13 +157,22 @@ class InfluenceModel:
     def check(self, batch: ExampleBatch) -> Agreement:
         """Compares everything that is computed here with the user's own model and loss, on the first examples of `batch`; see `guard`.
 
-        `evaluate` does so with the first batch of a model that was not checked yet.
+        `evaluate` does so with the first batch of a model that was not checked yet. With precision `auto`, a float64 copy that does not
+        agree, or can't be evaluated, gives way to the model itself.
 
         Raises:
     ValueError: something differs; the message says what, by how much, and the mend.
         """
         with _TRACING:  # it calls the user's model, in which another thread may have put its recorders
-            found = check_agreement(self, batch)
+            try:
+                found = check_agreement(self, batch)
+            except Exception as error:
+                if self._precision != "auto" or not self.network.is_copy:
+                    raise
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                self._use(open_network(self.network.original, "native"))
+                logging.getLogger(__name__).warning("computed in %s, the model's own precision: %s", self.dtype, reason[-1].strip())
+                found = check_agreement(self, batch)
         if found.examples:  # else none of them could be evaluated
             self.agreement = found
         return found
@@ -270,10 +294,24 @@ class InfluenceModel:
         offset = self.regularizer_value() if self.regularizer == "loss" else 0.0
         return to_numpy(losses) + offset
 
+    def curvature_weights(self, batch: ExampleBatch) -> tf.Tensor:
+        """The weight of each example in a curvature that is never negative: [B].
+
+        Raises:
+          ValueError: one is negative; its example takes curvature away.
+        """
+        if batch.weights is not None and (batch.weights < 0).any():
+            row = int(np.flatnonzero((batch.weights < 0).reshape(len(batch), -1).any(axis=1))[0])
+            raise ValueError(
+                f"example {batch.ids[row]} has the weight {np.min(batch.weights[row]):.6g}: a negative one has no part in a Gauss–Newton "
+                "or Fisher matrix; use --curvature exact, with a damping that makes it positive, or leave such examples out"
+            )
+        return self.example_weights(batch)
+
     def gauss_newton_factors(self, batch: ExampleBatch) -> tf.Tensor:
         """F: [B, C, P] with F_iᵀ F_i the Gauss–Newton matrix of example i."""
         factors = self._call("gauss_newton_factors", batch)
-        return factors * tf.sqrt(self.example_weights(batch))[:, None, None]
+        return factors * tf.sqrt(self.curvature_weights(batch))[:, None, None]
 
     # Sums over the batch, without the regulariser.
 
@@ -297,7 +335,7 @@ class InfluenceModel:
 
     def gauss_newton_sum(self, batch: ExampleBatch) -> np.ndarray:
         """Σ_i J_iᵀ (∂²ℓ/∂z²) J_i: [P, P] float64."""
-        return to_numpy(self._call("gauss_newton_sum", batch, self.example_weights(batch)))
+        return to_numpy(self._call("gauss_newton_sum", batch, self.curvature_weights(batch)))
 
     def hessian_vector_products(self, batch: ExampleBatch, vectors: np.ndarray) -> np.ndarray:
         """(Σ_i ∇²ℓ(z_i)) v for each row v of `vectors` [R, P]: [R, P] float64."""
@@ -309,11 +347,12 @@ class InfluenceModel:
         return self._products("gauss_newton_products", batch, vectors)
 
     def _products(self, name: str, batch: ExampleBatch, vectors: np.ndarray) -> np.ndarray:
+        weights = self.curvature_weights(batch) if name == "gauss_newton_products" else self.example_weights(batch)
         products = np.empty((len(vectors), self.size))
         for start in range(0, len(vectors), _VECTORS_AT_ONCE):
             rows = slice(start, start + _VECTORS_AT_ONCE)
             directions = tf.constant(vectors[rows], dtype=self.dtype)
-            products[rows] = to_numpy(self._call(name, batch, self.example_weights(batch), directions))
+            products[rows] = to_numpy(self._call(name, batch, weights, directions))
         return products
 
     # The regulariser R(θ): the watched variables' own Keras regularisers and weight_decay.

@@ -83,6 +83,13 @@ def _own_dtype(model: Any) -> str:
 
 def _refuse_layers(model: Any) -> None:
     """What can't be explained whatever the data."""
+    structure = getattr(model, "input", None) if isinstance(model, Functional) else None
+    for key, tensor in structure.items() if isinstance(structure, dict) else ():
+        if key != getattr(tensor, "name", key):
+            raise ValueError(
+                f"the model's input {tensor.name!r} has the key {key!r} in its dictionary of inputs; name both alike: "
+                f"keras.Input(..., name={key!r})"
+            )
     for layer in model._flatten_layers():
         if getattr(layer, "quantization_mode", None) not in (None, "float8"):
             raise ValueError(

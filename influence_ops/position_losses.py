@@ -19,8 +19,12 @@ Found = tuple[tf.Tensor, tf.Tensor | None]
 
 
 def mixes_examples(loss: Any) -> bool:
-    """Whether a loss of Keras's looks at the whole batch."""
-    return _function(loss) in _MIXING
+    """Whether a loss looks, or may look, at the whole batch: two of Keras's, and any of the user's own."""
+    function = _function(loss)
+    if loss is None or isinstance(function, str) or function in BUILT_IN.values():
+        return False
+    of_keras = (getattr(function, "__module__", None) or type(function).__module__).startswith("keras.")
+    return function in _MIXING or not of_keras
 
 
 def _function(loss: Any) -> Any:

@@ -23,24 +23,16 @@ _EXAMPLES_READ = 100  # so that some of them are good
 def check_model(
     model: InfluenceModel, spec: ModelSpec, config: InfluenceConfig, splits: Sequence[tuple[FeatureSpec, list[Shard]]]
 ) -> tuple[InfluenceModel, ModelSpec]:
-    """The model that agrees with the user's own on the first examples of each split, and its recipe.
+    """The model, compared with the user's own on the first examples of each split, and the recipe for just that one.
 
-    Where the precision is left open and a float64 copy does not agree, it is the model itself.
+    Where the precision is left open and a float64 copy does not agree, it is the model itself; see `InfluenceModel.check`.
 
     Raises:
       ValueError: it does not agree, or can't evaluate the examples; the message says what differs and the mend.
     """
-    try:
-        _check(model, config, splits)
-        return model, dataclasses.replace(spec, agreement=model.agreement)
-    except ValueError as error:
-        if spec.precision != "auto" or not model.network.is_copy:
-            raise
-        native = dataclasses.replace(spec, precision="native")
-        model = native.open()
-        _LOG.warning("computed in %s, the model's own precision: %s", model.dtype, error)
-        _check(model, config, splits)
-        return model, dataclasses.replace(native, agreement=model.agreement)
+    _check(model, config, splits)
+    precision = spec.precision if model.network.is_copy else "native"
+    return model, dataclasses.replace(spec, agreement=model.agreement, precision=precision)
 
 
 def _check(model: InfluenceModel, config: InfluenceConfig, splits: Sequence[tuple[FeatureSpec, list[Shard]]]) -> None:

@@ -47,7 +47,7 @@ class Kfac(Curvature):
         return {COUNT: np.zeros(1, dtype=np.int64)}
 
     def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
-        weights = model.example_weights(batch)
+        weights = model.curvature_weights(batch)
         layout = model.layout(batch.inputs).blocks
         of_batch: Statistic = {}
         for draw, blocks in enumerate(fisher_blocks(model, batch, self.fisher, self.seed)):

@@ -127,7 +127,7 @@ class RandomProjection(Curvature):
 
     def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
         projection, layout = self.projection(model, batch), model.layout()
-        roots = None if batch.weights is None else tf.sqrt(model.example_weights(batch))
+        roots = None if batch.weights is None else tf.sqrt(model.curvature_weights(batch))
         of_batch: Statistic = {}
         for blocks in _apart(model, fisher_blocks(model, batch, self.options.fisher, self.options.seed)):
             projected = projection.of_gradients(Gradients(layout, blocks if roots is None else scaled(blocks, roots)))

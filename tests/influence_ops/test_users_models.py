@@ -483,9 +483,9 @@ class Counting(layers.Layer):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (Noise, "float64 copy of the model is not the model.*first in the layer 'noise|second time|Keras computes"),
-        (Counting, "second time|is not the model|Keras computes"),
-        (BatchCentred, "Keras computes|mixes the examples of a batch|is not the model"),
+        (Noise, "second time"),
+        (Counting, "second time"),
+        (BatchCentred, "mixes the examples of a batch"),
     ],
 )
 @pytest.mark.parametrize("precision", ["auto", "native"])
@@ -511,8 +511,89 @@ class Forgets(layers.Layer):
 def test_a_copy_that_is_not_the_model_is_refused_by_layer() -> None:
     model = model_of(layers.Dense(3), Forgets(2.0), layers.Dense(3, "softmax"))
     with pytest.raises(ValueError, match=r"first in the layer 'forgets.*' \(Forgets\); use precision 'native'"):
-        check(model, vectors(), classes())
-    check(model, vectors(), classes(), precision="native")
+        check(model, vectors(), classes(), precision="float64")
+    for precision in ("auto", "native"):
+        explained = InfluenceModel(model, weights="all", precision=precision)  # type: ignore[arg-type]
+        explained.check(batch(Case(model, vectors(), classes())))
+        assert explained.dtype == "float32"
+
+
+class Bins(layers.Layer):
+    """Rounds what it has computed: 0.7 · 10 is 7 in float32, and below 7 for the same number in float64."""
+
+    def call(self, x: Any) -> Any:
+        return tf.one_hot(tf.cast(tf.floor(x[:, 0] * 10), tf.int32), 10, dtype=x.dtype)
+
+
+def test_a_model_that_rounds_is_computed_as_it_is() -> None:
+    x = np.array([[0.55]] * 3 + [[0.7], [0.6], [0.3]], np.float32)
+    case = Case(model_of(Bins(), layers.Dense(3, "softmax"), shape=(1,)), x, classes())
+    model = InfluenceModel(case.model, weights="all")
+    assert model.dtype == "float32"
+    found = np.asarray(model.losses_and_gradients(batch(case))[1])
+    wanted = losses_and_gradients(case.model, x, case.y)[1]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=FLOAT32 * np.abs(wanted).max())
+    with pytest.raises(ValueError, match="rounds what it has computed .Floor.*precision 'native'"):
+        InfluenceModel(case.model, precision="float64")
+
+
+def by_count_in_the_batch(labels: Any, outputs: Any) -> Any:
+    """Weighs each class by how rare it is in the batch."""
+    each = losses.sparse_categorical_crossentropy(labels, outputs)
+    same = tf.cast(tf.equal(tf.reshape(labels, [-1, 1]), tf.reshape(labels, [1, -1])), outputs.dtype)
+    return each / tf.reduce_sum(same, axis=1)
+
+
+def test_a_loss_of_the_users_own_sees_one_example() -> None:
+    """However large the batch: data that are sorted by label hide what it does from any first examples."""
+    model = model_of(layers.Dense(3, "softmax"), loss=by_count_in_the_batch)
+    y = np.array([0, 0, 0, 1, 1, 2])
+    wanted = losses_and_gradients(model, vectors(), y)[1]
+    for precision in ("auto", "native"):
+        explained = InfluenceModel(model, weights="all", precision=precision)  # type: ignore[arg-type]
+        found = np.asarray(explained.losses_and_gradients(batch(Case(model, vectors(), y)))[1])
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=FLOAT32 * np.abs(wanted).max())
+        with pytest.raises(ValueError, match="it mixes the examples of a batch"):
+            explained.check(batch(Case(model, vectors(), y)))
+
+
+def with_constants(labels: Any, outputs: Any) -> Any:
+    """Weights of classes, as users write them: in float32."""
+    weights = tf.gather(tf.constant([1.0, 5.0, 0.2]), tf.cast(tf.reshape(labels, [-1]), tf.int32))
+    return weights * losses.sparse_categorical_crossentropy(labels, outputs)
+
+
+def test_a_loss_that_can_not_be_had_in_float64_is_computed_in_the_models_own() -> None:
+    model = model_of(layers.Dense(3, "softmax"), loss=with_constants)
+    case = Case(model, vectors(), classes())
+    explained = InfluenceModel(model, weights="all")
+    explained.check(batch(case))
+    assert explained.dtype == "float32"
+    wanted = losses_and_gradients(model, case.x, case.y)[1]
+    np.testing.assert_allclose(
+        np.asarray(explained.losses_and_gradients(batch(case))[1]), wanted, rtol=0, atol=FLOAT32 * np.abs(wanted).max()
+    )
+
+
+@pytest.mark.parametrize("kind", ["gauss_newton", "kfac", "ekfac", "random_projection"])
+def test_a_negative_weight_has_no_part_in_a_curvature_that_is_never_negative(kind: str) -> None:
+    from influence_ops.curvature import FinishOptions, curvature_by_name, fit
+
+    model = InfluenceModel(model_of(layers.Dense(4, "tanh"), layers.Dense(3, "softmax")), weights="all")
+    weights = np.array([1.0, 1.0, -0.5, 1.0, 1.0, 1.0])
+    data = ExampleBatch(np.arange(ROWS).astype(str).astype(object), vectors(), classes(), weights)
+    with pytest.raises(ValueError, match="example 2 has the weight -0.5.*--curvature exact"):
+        fit(model, curvature_by_name(kind), lambda: [data], FinishOptions(1.0))
+    with pytest.raises(ValueError, match="example 2 has the weight -0.5"):
+        model.gauss_newton_products(data, np.ones((1, model.size)))
+
+
+def test_inputs_whose_keys_are_not_their_names_are_refused() -> None:
+    a, b = keras.Input((4,), name="b"), keras.Input((4,), name="a")
+    model = keras.Model({"a": a, "b": b}, layers.Dense(3, "softmax")(layers.Subtract()([a, b])))
+    model.compile(loss=CE)
+    with pytest.raises(ValueError, match="input 'b' has the key 'a'.*name both alike"):
+        InfluenceModel(model)
 
 
 def test_an_added_loss_that_mixes_examples_is_refused() -> None:

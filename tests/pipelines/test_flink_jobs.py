@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
 
 from pipelines.flink_jobs import cancel_job
@@ -89,6 +90,7 @@ class SlowPipeline:
 
     state = PipelineState.RUNNING
     cancelled = False
+    options = PipelineOptions([])
 
     def run(self) -> SlowPipeline:
         return self

@@ -39,7 +39,7 @@ SHUFFLED = {Shard, StatisticPart, TopKPart, GroupPart, RejectedExample}
 # Side inputs are materialised too: references, facts about files, and what was rejected.
 BROADCAST = {Broadcast, QueryReference, WrittenFile, ShardCount, RejectedBlock, RejectedExample, GroupPart, StatisticPart, SolverReport}
 # Keys, and what Beam's own transforms wrap elements in.
-_PLAIN = {str, int, type(None), Timestamp, PaneInfo}
+_PLAIN = {str, int, bool, type(None), Timestamp, PaneInfo}
 
 
 def leaves(hint: object) -> Iterator[object]:
@@ -125,8 +125,10 @@ def test_only_small_types_cross(job: DigitsJob, tmp_path: pathlib.Path, options:
     found = crossings(pipeline)
     check(found)
     labels = {crossing.label for crossing in found if crossing.kind == "GroupByKey"}
-    # The walk has seen them all: two reads are spread, what is rejected is put in order, and each combined table is one more.
+    # The walk has seen them all: two reads are spread, what is rejected is put in order (what scoring alone rejects too, after a pass),
+    # and each combined table is one more.
     combined = len({"top_k", "group_influence"} & set(config.output_tables))
+    combined += bool(config.make_curvature().passes) and config.removal == "first_order"
     assert len(labels) == 3 + config.make_curvature().passes + combined + config.second_order_groups + config.solver_passes, labels
 
 

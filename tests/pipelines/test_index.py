@@ -29,7 +29,9 @@ PROJECTED: dict[str, Any] = {"curvature": "random_projection", "projection_dim":
 
 
 def indexed(job: DigitsJob, output: pathlib.Path, files: int = 3, **options: Any) -> InfluenceConfig:
-    config = job.config(output, files=files, **{"outputs": "index", "test": None, "group_feature": None, **PROJECTED, **options})
+    # A curvature that is there already takes no option of its fit.
+    fitting = {"curvature": PROJECTED["curvature"]} if {"update", "curvature_path"} & set(options) else PROJECTED
+    config = job.config(output, files=files, **{"outputs": "index", "test": None, "group_feature": None, **fitting, **options})
     run_quietly(config)
     return config
 
@@ -293,9 +295,8 @@ def test_rejected_examples_of_every_update_are_kept(job: DigitsJob, tmp_path: pa
         rows = [split.example(row) for row in range(number * 20, number * 20 + 20)]
         rows[3] = split.example(3, {"image": floats([float("nan")] * 64)})
         (data / f"part-{number}.tfrecord").write_bytes(framed(rows))
-    options = {"max_rejected": 1, "damping": "0.01"}
-    indexed(job, tmp_path / "index", train=str(data / "part-0.tfrecord"), **options)
-    indexed(job, tmp_path / "index", train=str(data / "part-*.tfrecord"), update=True, **options)
+    indexed(job, tmp_path / "index", train=str(data / "part-0.tfrecord"), max_rejected=1, damping="0.01")
+    indexed(job, tmp_path / "index", train=str(data / "part-*.tfrecord"), update=True, max_rejected=1)
     rejected = pq.read_table(tmp_path / "index" / "rejected").to_pandas()
     assert sorted(rejected.file) == ["part-0.tfrecord", "part-1.tfrecord"] and set(rejected["index"]) == {3}
     assert read_manifest(str(tmp_path / "index"))["counts"]["index"] == {"shards": 2, "examples": 38, "rejected": 2}

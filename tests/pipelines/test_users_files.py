@@ -82,7 +82,7 @@ def test_scores_are_products_of_kerass_gradients(name: str, tmp_path: pathlib.Pa
     made, data_of, options = CASES[name]
     rng = np.random.default_rng(4)
     splits = {split: data_of(rng, count) for split, count in ROWS.items()}
-    files = {split: write(tmp_path, split, data) for split, data in splits.items()}
+    files: dict[str, Any] = {split: write(tmp_path, split, data) for split, data in splits.items()}
     config = InfluenceConfig(
         model=f"{MODELS}:{made}", output=str(tmp_path / "out"), weights="all", curvature="identity", outputs="scores", **files, **options
     )
@@ -105,7 +105,7 @@ def test_scores_are_products_of_kerass_gradients(name: str, tmp_path: pathlib.Pa
 
 def test_a_copy_that_is_another_model_is_refused_where_it_is_asked_for(tmp_path: pathlib.Path) -> None:
     rng = np.random.default_rng(4)
-    files = {split: write(tmp_path, split, vectors(rng, count)) for split, count in ROWS.items()}
+    files: dict[str, Any] = {split: write(tmp_path, split, vectors(rng, count)) for split, count in ROWS.items()}
     config = InfluenceConfig(model=f"{MODELS}:forgetful", output=str(tmp_path / "out"), precision="float64", **files)
     with pytest.raises(ValueError, match="test examples: the float64 copy .* first in the layer 'forgetful.*; use precision 'native'"):
         run_quietly(config)

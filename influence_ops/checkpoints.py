@@ -66,6 +66,10 @@ class Checkpoints(InfluenceModel):
     def check(self, batch: ExampleBatch) -> Agreement:
         """See `InfluenceModel`; the largest difference of any checkpoint."""
         found = [dataclasses.astuple(part.check(batch)) for part in self.parts]
+        if any(part.dtype != self.dtype for part in self.parts):  # one gave up its float64 copy
+            raise ValueError(
+                "a checkpoint's float64 copy is not the checkpoint, or can't be evaluated; use precision 'native' for all of them"
+            )
         worst = Agreement(found[0][0], *(max(values) for values in list(zip(*found, strict=True))[1:]))
         if worst.examples:
             self.agreement = worst

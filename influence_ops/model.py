@@ -123,10 +123,11 @@ class InfluenceModel:
         """The derivatives, made once: the network is traced on inputs of `specs` to see how it ends."""
         if self._made is None:
             heads = Heads.find(self.model, specs)
-            self._loss = ExampleLoss(self.training_loss, heads, tuple(getattr(self.model, "output_names", None) or ()))
-            linear = is_linear_head(self.model, self.variables, heads)
-            kind = LinearHeadDerivatives(self.model, self._loss) if linear else None
-            self._made = kind or AutodiffDerivatives(self.model, self._loss, self.variables)
+            loss = ExampleLoss(self.training_loss, heads, tuple(getattr(self.model, "output_names", None) or ()))
+            if is_linear_head(self.model, self.variables, heads):
+                self._made = LinearHeadDerivatives(self.model, loss)
+            else:
+                self._made = AutodiffDerivatives(self.model, loss, self.variables)
         return self._made
 
     @property
@@ -161,7 +162,7 @@ class InfluenceModel:
         agree, or can't be evaluated, gives way to the model itself.
 
         Raises:
-    ValueError: something differs; the message says what, by how much, and the mend.
+          ValueError: something differs; the message says what, by how much, and the mend.
         """
         with _TRACING:  # it calls the user's model, in which another thread may have put its recorders
             try:

@@ -596,6 +596,16 @@ def test_inputs_whose_keys_are_not_their_names_are_refused() -> None:
         InfluenceModel(model)
 
 
+def test_checkpoints_that_give_up_their_copies_are_refused() -> None:
+    from influence_ops.checkpoints import Checkpoints
+
+    networks = [model_of(layers.Dense(3), Forgets(factor), layers.Dense(3, "softmax")) for factor in (1.0, 2.0)]
+    data = batch(Case(networks[0], vectors(), classes()))
+    with pytest.raises(ValueError, match="a checkpoint's float64 copy is not the checkpoint.*precision 'native' for all"):
+        Checkpoints([InfluenceModel(network, weights="all") for network in networks]).check(data)
+    Checkpoints([InfluenceModel(network, weights="all", precision="native") for network in networks]).check(data)
+
+
 def test_an_added_loss_that_mixes_examples_is_refused() -> None:
     class Spread(layers.Layer):
         def call(self, x: Any) -> Any:

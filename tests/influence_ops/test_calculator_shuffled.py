@@ -143,7 +143,12 @@ def test_an_order_that_stays_can_be_saved_and_joined(case, cache, tmp_path):
 
 def test_examples_drawn_at_random_are_used_as_they_were_or_refused(case):
     """A map that draws: the linear search keeps what it saw; another search can't find it again."""
-    noisy = case.fixed.map(lambda x, y: (x + tf.random.normal(tf.shape(x)), y))
+    draws = np.random.default_rng(0)  # a draw of TensorFlow's would be the same at each pass where a global seed is set
+
+    def noise(x: np.ndarray) -> np.ndarray:
+        return (x + draws.normal(size=x.shape)).astype(np.float32)
+
+    noisy = case.fixed.map(lambda x, y: (tf.ensure_shape(tf.numpy_function(noise, [x], tf.float32), x.shape), y))
     plain = FirstOrderInfluenceCalculator(case.model, case.fixed)
     for (x, y), values, samples, _, labels in plain.top_k(
         case.test, noisy, 3, influence_vector_in_cache=CACHE.NO_CACHE, d_type=tf.float64, with_ids=True

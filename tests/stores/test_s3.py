@@ -73,11 +73,11 @@ def test_an_index_that_grows_and_a_query(bucket: Bucket, tmp_path: pathlib.Path,
     run_quietly(bucket.config("wanted", **options), *bucket.options)
     model = ["--model", bucket.path("model.keras"), *FN_API, *bucket.options]
     folder = str(bucket.config("wanted").train).rpartition("/")[0]
-    of_index = ["--curvature_path", bucket.path("wanted/curvature"), "--curvature", "random_projection", "--projection_dim", "40"]
+    of_index = ["--curvature_path", bucket.path("wanted/curvature")]
     index = ["index", *model, "--output", bucket.path("indexed")]
     assert main([*index, "--train", f"{folder}/part-00000.tfrecord", *of_index]) == 0
     bucket.client.put_object(Bucket=bucket.name, Key=f"indexed/{INDEX}/shard-00007.parquet", Body=b"of a killed update")
-    assert main([*index, "--train", f"{folder}/part-*.tfrecord", "--update", *of_index[2:]]) == 0
+    assert main([*index, "--train", f"{folder}/part-*.tfrecord", "--update"]) == 0
     assert len([file for file in assert_holds_only_the_run(bucket, "indexed")["files"] if file["table"] == INDEX]) == 3
     query = ["query", *model, "--index", bucket.path("indexed"), "--test", bucket.config("wanted").test or "", "--outputs", "scores"]
     assert main([*query, "--output", bucket.path("queried")]) == 0, capsys.readouterr().err

@@ -1,22 +1,35 @@
-"""Installs the packages `influence_ops`, `transforms`, `pipelines` and `dataflow_templates`, and the command `beam-influence`."""
+"""Installs one package, `beam_influence`, whose rooms are the folders beside this file, and the command `beam-influence`."""
 
 import pathlib
+import re
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+HERE = pathlib.Path(__file__).parent
+ROOMS = ["influence_ops", "transforms", "pipelines", "dataflow_templates"]
+
+
+class WithoutSetup(build_py):
+    """Packs the modules beside this file but not this file, which is no part of the package."""
+
+    def find_package_modules(self, package, package_dir):
+        return [found for found in super().find_package_modules(package, package_dir) if found[1] != "setup"]
+
 
 setup(
     name="beam-influence",
-    version="0.1.0",
+    version=re.search(r'^__version__ = "(.+)"$', (HERE / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)[1],
     description="Training-data attribution by influence functions, as a distributed Apache Beam pipeline over TensorFlow models",
-    long_description=(pathlib.Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
-    packages=find_packages(
-        include=["influence_ops", "influence_ops.*", "transforms", "transforms.*", "pipelines", "pipelines.*", "dataflow_templates"]
-    ),
-    package_data={"dataflow_templates": ["metadata.json"]},
+    package_dir={"beam_influence": "."},
+    packages=["beam_influence", *(f"beam_influence.{room}" for room in find_packages(include=[*ROOMS, *(f"{room}.*" for room in ROOMS)]))],
+    package_data={"beam_influence": ["py.typed"], "beam_influence.dataflow_templates": ["metadata.json"]},
+    cmdclass={"build_py": WithoutSetup},
     # No floor is below the first release without the holes that are known in it (tests/test_installs.py has the list).
     install_requires=[
         "apache-beam>=2.77,<3",
@@ -51,5 +64,10 @@ setup(
             "scikit-learn>=1.5",
         ],
     },
-    entry_points={"console_scripts": ["beam-influence=pipelines.cli:main", "beam-influence-worker=pipelines.worker:main"]},
+    entry_points={
+        "console_scripts": [
+            "beam-influence=beam_influence.pipelines.cli:main",
+            "beam-influence-worker=beam_influence.pipelines.worker:main",
+        ]
+    },
 )

@@ -66,8 +66,8 @@ def measure(arguments: argparse.Namespace, options: dict[str, Any]) -> dict[str,
     """One command, in this process; its imports are not in the seconds."""
     import pyarrow.parquet as pq
 
-    from pipelines.config import InfluenceConfig
-    from pipelines.launch import run
+    from beam_influence.pipelines.config import InfluenceConfig
+    from beam_influence.pipelines.launch import run
 
     folder: pathlib.Path = arguments.folder
     output = folder / f"{arguments.curvature}-{options.pop('name')}"

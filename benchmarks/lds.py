@@ -18,23 +18,23 @@ import sys
 import time
 from typing import Any
 
-import influence_ops.device  # sets TensorFlow's log level before it is imported
+from beam_influence.influence_ops import device  # sets TensorFlow's log level before it is imported
 
-influence_ops.device.configure_tensorflow()
+device.configure_tensorflow()
 
 import keras  # noqa: E402  (after the log level is set)
 import numpy as np  # noqa: E402
 
+from beam_influence.influence_ops import ExampleBatch  # noqa: E402
+from beam_influence.influence_ops.curvature import CURVATURES  # noqa: E402
+from beam_influence.influence_ops.evaluation.lds import linear_datamodelling_score  # noqa: E402
+from beam_influence.influence_ops.evaluation.leave_one_out import leave_one_out  # noqa: E402
+from beam_influence.influence_ops.model.influence_model import InfluenceModel  # noqa: E402
+from beam_influence.influence_ops.scoring.in_memory import fit_curvature, solve_over  # noqa: E402
+from beam_influence.influence_ops.scoring.scores import ScoreOptions, Scorer, concatenate_queries, embed_queries  # noqa: E402
+from beam_influence.pipelines.build import PASS_TOLERANCE  # noqa: E402
+from beam_influence.pipelines.config import InfluenceConfig, option_type  # noqa: E402
 from benchmarks.scale import write_examples  # noqa: E402
-from influence_ops import ExampleBatch  # noqa: E402
-from influence_ops.curvature import CURVATURES  # noqa: E402
-from influence_ops.evaluation.lds import linear_datamodelling_score  # noqa: E402
-from influence_ops.evaluation.leave_one_out import leave_one_out  # noqa: E402
-from influence_ops.in_memory import fit_curvature, solve_over  # noqa: E402
-from influence_ops.model import InfluenceModel  # noqa: E402
-from influence_ops.scores import ScoreOptions, Scorer, concatenate_queries, embed_queries  # noqa: E402
-from pipelines.build import PASS_TOLERANCE  # noqa: E402
-from pipelines.config import InfluenceConfig, option_type  # noqa: E402
 
 DATA = pathlib.Path(__file__).parent.parent / "tests" / "data" / "lds_digits.npz"
 WEIGHT_DECAY = 1e-3

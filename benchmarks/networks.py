@@ -73,9 +73,9 @@ def in_child(folder: pathlib.Path, network: str, *arguments: str) -> dict[str, A
 
 def make(network: str, folder: pathlib.Path) -> dict[str, Any]:
     """The data as TFRecord shards and a trained network; kept when they are there."""
-    import influence_ops.device  # quiets TensorFlow before it is imported
+    from beam_influence.influence_ops import device  # quiets TensorFlow before it is imported
 
-    influence_ops.device.configure_tensorflow()
+    device.configure_tensorflow()
     import keras
     import numpy as np
 
@@ -169,8 +169,8 @@ def run_job(network: str, folder: pathlib.Path, way: dict[str, Any]) -> dict[str
     """The job as `beam-influence run` runs it."""
     import pyarrow.parquet as pq
 
-    from pipelines.config import InfluenceConfig
-    from pipelines.launch import run
+    from beam_influence.pipelines.config import InfluenceConfig
+    from beam_influence.pipelines.launch import run
 
     usage, start = Usage(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     began = time.monotonic()

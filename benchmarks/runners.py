@@ -103,7 +103,7 @@ def run(folder: pathlib.Path, output: pathlib.Path, asked: str, arguments: str) 
     files = ["--model", "model.keras", "--train", "train-*.tfrecord.gz", "--test", "test-*.tfrecord.gz"]
     files = [word if word.startswith("--") else str(folder.resolve() / word) for word in files]
     job = ["--output", str(output.resolve()), "--overwrite", "--threads", "1", *asked.split()]
-    command = [sys.executable, "-m", "pipelines.cli", "run", *files, *job, *arguments.split()]
+    command = [sys.executable, "-m", "beam_influence.pipelines.cli", "run", *files, *job, *arguments.split()]
     started = time.monotonic()
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=TIME_LIMIT)
     if done.returncode:

@@ -101,9 +101,9 @@ def make(folder: pathlib.Path, size: int) -> dict[str, Any]:
     done = folder / f"made-{size}"
     if done.exists():
         return {}
-    import influence_ops.device  # quiets TensorFlow before it is imported
+    from beam_influence.influence_ops import device  # quiets TensorFlow before it is imported
 
-    influence_ops.device.configure_tensorflow()
+    device.configure_tensorflow()
     import keras
     import numpy as np
 
@@ -155,8 +155,8 @@ def run_job(folder: pathlib.Path, size: int) -> dict[str, Any]:
     """The job as `beam-influence run` runs it."""
     import pyarrow.parquet as pq
 
-    from pipelines.config import InfluenceConfig
-    from pipelines.launch import run
+    from beam_influence.pipelines.config import InfluenceConfig
+    from beam_influence.pipelines.launch import run
 
     usage = Usage()
     config = InfluenceConfig(

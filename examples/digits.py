@@ -14,9 +14,9 @@ import shlex
 import sys
 from typing import Any
 
-import influence_ops.device  # sets TensorFlow's log level before it is imported
+from beam_influence.influence_ops import device  # sets TensorFlow's log level before it is imported
 
-influence_ops.device.configure_tensorflow()
+device.configure_tensorflow()
 
 import keras  # noqa: E402  (after the log level is set)
 import numpy as np  # noqa: E402
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 
-from pipelines.cli import main as beam_influence  # noqa: E402
+from beam_influence.pipelines.cli import main as beam_influence  # noqa: E402
 
 TEST = 100
 SHARDS = {"train": 4, "test": 1}

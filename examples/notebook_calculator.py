@@ -17,18 +17,16 @@ import pathlib
 import sys
 import tempfile
 
-import influence_ops.device  # sets TensorFlow's log level before it is imported
+from beam_influence.influence_ops import device  # sets TensorFlow's log level before it is imported
 
-influence_ops.device.configure_tensorflow()
+device.configure_tensorflow()
 
 import numpy as np  # noqa: E402  (after the log level is set)
 import pyarrow.parquet as pq  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
+from beam_influence import ORDER, FirstOrderInfluenceCalculator, InfluenceConfig, InfluenceModel, run  # noqa: E402
 from examples.digits import SHARDS, load_split, train_model, write_shards  # noqa: E402
-from influence_ops import ORDER, FirstOrderInfluenceCalculator, InfluenceModel  # noqa: E402
-from pipelines.config import InfluenceConfig  # noqa: E402
-from pipelines.launch import run  # noqa: E402
 
 FLIPPED = 0.08
 TEST_POINTS = 20

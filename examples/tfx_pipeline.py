@@ -14,9 +14,9 @@ import pathlib
 import sys
 from typing import Any
 
-import influence_ops.device  # sets TensorFlow's log level before it is imported
+from beam_influence.influence_ops import device  # sets TensorFlow's log level before it is imported
 
-influence_ops.device.configure_tensorflow()
+device.configure_tensorflow()
 
 import keras  # noqa: E402  (after the log level is set)
 import numpy as np  # noqa: E402
@@ -31,11 +31,11 @@ from tfx.orchestration import metadata  # noqa: E402
 from tfx.orchestration.local.local_dag_runner import LocalDagRunner  # noqa: E402
 from tfx.orchestration.pipeline import Pipeline  # noqa: E402
 
-from influence_ops.tfrecord import read_records  # noqa: E402
-from pipelines.tfx import ExampleCleaner, InfluenceCalculator  # noqa: E402
-from pipelines.tfx.artifacts import standard_artifacts  # noqa: E402
-from pipelines.tfx.resolve_artifacts import split_patterns  # noqa: E402
-from transforms.files import match_files  # noqa: E402
+from beam_influence.influence_ops.reading.tfrecord_framing import read_records  # noqa: E402
+from beam_influence.pipelines.tfx import ExampleCleaner, InfluenceCalculator  # noqa: E402
+from beam_influence.pipelines.tfx.artifacts import standard_artifacts  # noqa: E402
+from beam_influence.pipelines.tfx.resolve_artifacts import split_patterns  # noqa: E402
+from beam_influence.transforms.files import match_files  # noqa: E402
 
 WRONG = 0.1
 TEST = 500

@@ -9,15 +9,15 @@ from typing import Any
 import apache_beam as beam
 from apache_beam import pvalue
 
-from influence_ops import schemas
-from influence_ops.index import IndexDtype, Search
-from influence_ops.result_files import written_files
-from influence_ops.top_k import Order
-from pipelines.config import InfluenceConfig
-from pipelines.grow_index import BASE, source_base
-from pipelines.prepare import Plan, prepare
-from pipelines.resume import EMBED, OPERATOR, stage_of_pass
-from transforms import (
+from beam_influence.influence_ops.results import schemas
+from beam_influence.influence_ops.results.result_files import written_files
+from beam_influence.influence_ops.scoring.index import IndexDtype, Search
+from beam_influence.influence_ops.scoring.top_k import Order
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.grow_index import BASE, source_base
+from beam_influence.pipelines.prepare import Plan, prepare
+from beam_influence.pipelines.resume import EMBED, OPERATOR, stage_of_pass
+from beam_influence.transforms import (
     AccumulateCurvature,
     AdvanceCurvature,
     CombineTopK,
@@ -37,14 +37,14 @@ from transforms import (
     WriteRejected,
     WriteTopK,
 )
-from transforms.broadcast import Broadcast
-from transforms.elements import QueryReference, RejectedExample, ShardCount, SolverReport, StatisticPart, WrittenFile
-from transforms.files import join
-from transforms.progress import Progress
-from transforms.read_shards import COUNTS, REJECTED, ShardReader
-from transforms.record_stage import RecordStage, StageRecord
-from transforms.score_examples import FILES, GROUPS, TOP_K
-from transforms.typed import collection
+from beam_influence.transforms.broadcast import Broadcast
+from beam_influence.transforms.elements import QueryReference, RejectedExample, ShardCount, SolverReport, StatisticPart, WrittenFile
+from beam_influence.transforms.files import join
+from beam_influence.transforms.progress import Progress
+from beam_influence.transforms.read_shards import COUNTS, REJECTED, ShardReader
+from beam_influence.transforms.record_stage import RecordStage, StageRecord
+from beam_influence.transforms.score_examples import FILES, GROUPS, TOP_K
+from beam_influence.transforms.typed import collection
 
 PASS_TOLERANCE = 1e-6
 STAGES = ("curvature", "embed", "index", "score")

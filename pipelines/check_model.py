@@ -6,15 +6,15 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.features import FeatureSpec
-from influence_ops.guard import Disagreement
-from influence_ops.model import InfluenceModel
-from pipelines.config import InfluenceConfig
-from transforms.elements import Shard
-from transforms.open_model import ModelSpec
-from transforms.progress import Progress
-from transforms.read_shards import ShardReader
+from beam_influence.influence_ops.model.guard import Disagreement
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.reading.features import FeatureSpec
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.transforms.elements import Shard
+from beam_influence.transforms.open_model import ModelSpec
+from beam_influence.transforms.progress import Progress
+from beam_influence.transforms.read_shards import ShardReader
 
 _LOG = logging.getLogger(__name__)
 _EXAMPLES_READ = 100  # so that some of them are good

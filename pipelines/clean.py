@@ -10,15 +10,15 @@ from typing import Any
 
 import apache_beam as beam
 
-from influence_ops.clean_files import Cleaning
-from influence_ops.result_files import read_manifest, table_files
-from pipelines.launch import pipeline_options, run_pipeline
-from pipelines.runners import choose_engine, open_file_systems
-from transforms import CleanShards, CopyFiles, SelectThreshold, WriteCleaningFacts
-from transforms.clean_shards import CopiedFile, ScoredShard, below_of
-from transforms.elements import Shard
-from transforms.files import BeamFiles, join, match_files
-from transforms.read_shards import list_shards
+from beam_influence.influence_ops.reading.clean_files import Cleaning
+from beam_influence.influence_ops.results.result_files import read_manifest, table_files
+from beam_influence.pipelines.launch import pipeline_options, run_pipeline
+from beam_influence.pipelines.runners import choose_engine, open_file_systems
+from beam_influence.transforms import CleanShards, CopyFiles, SelectThreshold, WriteCleaningFacts
+from beam_influence.transforms.clean_shards import CopiedFile, ScoredShard, below_of
+from beam_influence.transforms.elements import Shard
+from beam_influence.transforms.files import BeamFiles, join, match_files
+from beam_influence.transforms.read_shards import list_shards
 
 FACTS = "cleaning/facts.json"
 """What was done, below the output folder: in a folder of its own, where no pattern of examples finds it."""
@@ -144,7 +144,7 @@ def clean(
 
     Args:
       config: the options.
-      beam_arguments: the engine and its options (`pipelines.runners`), and any of Beam's.
+      beam_arguments: the engine and its options (`beam_influence.pipelines.runners`), and any of Beam's.
       make_pipeline: makes the empty pipeline, where a host program wants to.
 
     Raises:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from apache_beam.io.filesystems import FileSystems
 
-from influence_ops.index import INDEX
-from influence_ops.result_files import read_manifest, written_files
-from pipelines.config import InfluenceConfig
-from pipelines.resume import Resumed
-from transforms.clear_work import ClearWork, clear_work
-from transforms.files import TEMPORARY, BeamFiles, join
-from transforms.folders import delete_files, list_folder, quoted
+from beam_influence.influence_ops.results.result_files import read_manifest, written_files
+from beam_influence.influence_ops.scoring.index import INDEX
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.resume import Resumed
+from beam_influence.transforms.clear_work import ClearWork, clear_work
+from beam_influence.transforms.files import TEMPORARY, BeamFiles, join
+from beam_influence.transforms.folders import delete_files, list_folder, quoted
 
 
 def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str, resumed: Resumed | None = None) -> None:

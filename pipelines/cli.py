@@ -8,11 +8,11 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from influence_ops.redact import without_secrets
-from pipelines import runners
-from pipelines.config import ONLY_CURVATURE, ONLY_INDEX, InfluenceConfig, option_type
-from pipelines.evaluate_config import MEASURES, RETRAINING, EvaluateConfig
-from pipelines.unknown_options import refuse_misplaced
+from beam_influence.influence_ops.redact import without_secrets
+from beam_influence.pipelines import runners
+from beam_influence.pipelines.config import ONLY_CURVATURE, ONLY_INDEX, InfluenceConfig, option_type
+from beam_influence.pipelines.evaluate_config import MEASURES, RETRAINING, EvaluateConfig
+from beam_influence.pipelines.unknown_options import refuse_misplaced
 
 GROUP_HELP = {
     "data": "what is read",
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return misplaced
     if known.command == "evaluate":
         return _evaluate(known, beam_arguments)
-    from pipelines.launch import run, summary_text  # TensorFlow and Beam: seconds that --help need not wait
+    from beam_influence.pipelines.launch import run, summary_text  # TensorFlow and Beam: seconds that --help need not wait
 
     # A step that fails is logged by Beam with the stack; `reason` has its message for the user.
     logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
@@ -164,7 +164,7 @@ def exit_status(program: Callable[[], object], failed: str = "the run failed: ")
         print(f"beam-influence: {without_secrets(str(error))}", file=sys.stderr)
         return 2
     except Exception as error:
-        from pipelines.launch import RunFailedError  # TensorFlow and Beam: seconds that wrong options need not wait
+        from beam_influence.pipelines.launch import RunFailedError  # TensorFlow and Beam: seconds that wrong options need not wait
 
         if not isinstance(error, RunFailedError):
             raise
@@ -180,8 +180,8 @@ def _evaluate(known: argparse.Namespace, beam_arguments: list[str]) -> int:
         if beam_arguments and known.measure not in RETRAINING:
             raise ValueError(f"{beam_arguments[0].partition('=')[0]} is not an option of evaluate {known.measure}; leave it out")
         config = EvaluateConfig(**options)  # before the imports that take seconds
-        from pipelines.evaluate import evaluate
-        from pipelines.evaluation_result import evaluation_text
+        from beam_influence.pipelines.evaluate import evaluate
+        from beam_influence.pipelines.evaluation_result import evaluation_text
 
         logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
         print(evaluation_text(evaluate(config, [*runners.as_arguments(known), *beam_arguments])))

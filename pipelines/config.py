@@ -11,8 +11,8 @@ import typing
 from typing import Any
 
 if typing.TYPE_CHECKING:  # when it is needed, it is imported: --help need not wait for TensorFlow
-    from influence_ops.curvature import Curvature, FinishOptions
-    from influence_ops.scores import ScoreOptions
+    from beam_influence.influence_ops.curvature import Curvature, FinishOptions
+    from beam_influence.influence_ops.scoring.scores import ScoreOptions
 
 
 COMMANDS = ("run", "fit", "index", "query")
@@ -362,7 +362,7 @@ class InfluenceConfig:
     work_dir: str | None = _option(None, "Temporary files; all workers must reach it. Default: OUTPUT/.work.", _RUN)
 
     def __post_init__(self) -> None:
-        from influence_ops import schemas
+        from beam_influence.influence_ops.results import schemas
 
         for name in ("model", "train", "test", "output", "index"):
             value = getattr(self, name)
@@ -570,10 +570,10 @@ class InfluenceConfig:
 
     def make_curvature(self) -> Curvature:
         """The curvature, not fitted yet."""
-        from influence_ops.curvature import FittedOnSample, curvature_by_name
-        from influence_ops.curvature.arnoldi import DEFAULT_RANK, Arnoldi, ArnoldiOptions
-        from influence_ops.curvature.conjugate_gradient import ConjugateGradient
-        from influence_ops.curvature.random_projection import DEFAULT_DIM, ProjectionOptions, RandomProjection
+        from beam_influence.influence_ops.curvature import FittedOnSample, curvature_by_name
+        from beam_influence.influence_ops.curvature.arnoldi import DEFAULT_RANK, Arnoldi, ArnoldiOptions
+        from beam_influence.influence_ops.curvature.conjugate_gradient import ConjugateGradient
+        from beam_influence.influence_ops.curvature.random_projection import DEFAULT_DIM, ProjectionOptions, RandomProjection
 
         settings: dict[str, Any] = {"fisher": self.fisher or "signed", "seed": self.seed} if self.curvature in _BY_LAYER else {}
         curvature = curvature_by_name(self.curvature, self.n_samples, self.seed, settings)
@@ -600,7 +600,7 @@ class InfluenceConfig:
 
     def finish_options(self) -> FinishOptions:
         """The curvature's options."""
-        from influence_ops.curvature import FinishOptions
+        from beam_influence.influence_ops.curvature import FinishOptions
 
         damping: float | str = self.damping
         try:
@@ -614,8 +614,8 @@ class InfluenceConfig:
 
     def score_options(self) -> ScoreOptions:
         """The scores' options."""
-        from influence_ops.in_memory import complete_options
-        from influence_ops.scores import ScoreOptions
+        from beam_influence.influence_ops.scoring.in_memory import complete_options
+        from beam_influence.influence_ops.scoring.scores import ScoreOptions
 
         try:
             options = ScoreOptions(typing.cast(Any, self.normalize), typing.cast(Any, self.removal), tolerance=self.score_tolerance)
@@ -651,7 +651,7 @@ class InfluenceConfig:
 
     def as_json(self) -> dict[str, Any]:
         """All options, for the manifest; without passwords and tokens in addresses."""
-        from influence_ops.redact import without_secrets
+        from beam_influence.influence_ops.redact import without_secrets
 
         return {name: without_secrets(value) if isinstance(value, str) else value for name, value in dataclasses.asdict(self).items()}
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from influence_ops.curvature import Preconditioner, load_preconditioner
-from influence_ops.evaluation.correlation import pearson, spearman
-from influence_ops.evaluation.damping_sweep import GRID, SweepPoint, summed_gradients, sweep
-from influence_ops.evaluation.ground_truth import GroundTruth
-from influence_ops.evaluation.score_table import ScoreTable
-from pipelines.config import solving_passes
-from pipelines.evaluate_config import EvaluateConfig
-from pipelines.evaluation_result import Row
-from pipelines.scored_data import ScoredData, check_code
-from transforms.files import BeamFiles, join
+from beam_influence.influence_ops.curvature import Preconditioner, load_preconditioner
+from beam_influence.influence_ops.evaluation.correlation import pearson, spearman
+from beam_influence.influence_ops.evaluation.damping_sweep import GRID, SweepPoint, summed_gradients, sweep
+from beam_influence.influence_ops.evaluation.ground_truth import GroundTruth
+from beam_influence.influence_ops.evaluation.score_table import ScoreTable
+from beam_influence.pipelines.config import solving_passes
+from beam_influence.pipelines.evaluate_config import EvaluateConfig
+from beam_influence.pipelines.evaluation_result import Row
+from beam_influence.pipelines.scored_data import ScoredData, check_code
+from beam_influence.transforms.files import BeamFiles, join
 
 _PLAIN = {"normalize": "none", "removal": "first_order"}
 

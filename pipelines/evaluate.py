@@ -11,22 +11,22 @@ from typing import Any, TextIO
 import numpy as np
 import pyarrow.parquet as pq
 
-from influence_ops.evaluation.brittleness import effect
-from influence_ops.evaluation.choices import are_numbers, nearest_examples, random_examples
-from influence_ops.evaluation.ground_truth import GroundTruth, load_ground_truth
-from influence_ops.evaluation.lds import lds_difference, linear_datamodelling_score
-from influence_ops.evaluation.leave_one_out import leave_one_out
-from influence_ops.evaluation.mislabelled import by_chance, detection
-from influence_ops.evaluation.retraining import load_train_function
-from influence_ops.evaluation.score_table import ScoreTable
-from influence_ops.evaluation.tail_patch import loss_changes, mean_gradients
-from pipelines.damping_sweep import check_sweep, sweep_runs
-from pipelines.evaluate_config import EvaluateConfig
-from pipelines.evaluation_result import Evaluation, Row, write_evaluation
-from pipelines.retrainings import Retrainer
-from pipelines.runners import choose_engine, open_file_systems
-from pipelines.scored_data import ScoredData
-from transforms.files import BeamFiles, join
+from beam_influence.influence_ops.evaluation.brittleness import effect
+from beam_influence.influence_ops.evaluation.choices import are_numbers, nearest_examples, random_examples
+from beam_influence.influence_ops.evaluation.ground_truth import GroundTruth, load_ground_truth
+from beam_influence.influence_ops.evaluation.lds import lds_difference, linear_datamodelling_score
+from beam_influence.influence_ops.evaluation.leave_one_out import leave_one_out
+from beam_influence.influence_ops.evaluation.mislabelled import by_chance, detection
+from beam_influence.influence_ops.evaluation.retraining import load_train_function
+from beam_influence.influence_ops.evaluation.score_table import ScoreTable
+from beam_influence.influence_ops.evaluation.tail_patch import loss_changes, mean_gradients
+from beam_influence.pipelines.damping_sweep import check_sweep, sweep_runs
+from beam_influence.pipelines.evaluate_config import EvaluateConfig
+from beam_influence.pipelines.evaluation_result import Evaluation, Row, write_evaluation
+from beam_influence.pipelines.retrainings import Retrainer
+from beam_influence.pipelines.runners import choose_engine, open_file_systems
+from beam_influence.pipelines.scored_data import ScoredData
+from beam_influence.transforms.files import BeamFiles, join
 
 _RANDOM_DRAWS = 3
 GROUND_TRUTH = "ground_truth.npz"

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms.files import BeamFiles, join
+from beam_influence.transforms.files import BeamFiles, join
 
 
 @dataclasses.dataclass(frozen=True)

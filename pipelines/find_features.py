@@ -7,13 +7,22 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from influence_ops.decode import RowDecoder
-from influence_ops.features import Description, FeatureResolver, FeatureSpec, ModelInput, Roles, Schema, fit_to_output, takes_double
-from influence_ops.preprocess import Preprocess, with_results
-from influence_ops.readers import READERS, detect_format
-from pipelines.config import InfluenceConfig
-from transforms.elements import Shard
-from transforms.files import BeamFiles
+from beam_influence.influence_ops.reading import READERS, detect_format
+from beam_influence.influence_ops.reading.decode import RowDecoder
+from beam_influence.influence_ops.reading.features import (
+    Description,
+    FeatureResolver,
+    FeatureSpec,
+    ModelInput,
+    Roles,
+    Schema,
+    fit_to_output,
+    takes_double,
+)
+from beam_influence.influence_ops.reading.preprocess import Preprocess, with_results
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.transforms.elements import Shard
+from beam_influence.transforms.files import BeamFiles
 
 _EXAMPLES_TRIED = 100
 _PREPROCESSED = 20  # one by one, so fewer

@@ -8,12 +8,12 @@ import os
 import posixpath
 from typing import Any
 
-from influence_ops.index import INDEX
-from influence_ops.result_files import SourceFile, read_manifest, table_files, written_files
-from pipelines.config import InfluenceConfig
-from transforms.elements import Shard
-from transforms.files import BeamFiles
-from transforms.index_examples import content_digest
+from beam_influence.influence_ops.results.result_files import SourceFile, read_manifest, table_files, written_files
+from beam_influence.influence_ops.scoring.index import INDEX
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.transforms.elements import Shard
+from beam_influence.transforms.files import BeamFiles
+from beam_influence.transforms.index_examples import content_digest
 
 BASE = "source_base"
 

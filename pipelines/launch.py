@@ -17,21 +17,21 @@ from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
 
-from influence_ops import schemas
-from influence_ops.device import count_gpus, release_gpu
-from influence_ops.redact import without_secrets
-from influence_ops.result_files import MANIFEST, read_manifest
-from pipelines import local_workers
-from pipelines.build import STAGES, build
-from pipelines.clear_output import clear_at_the_end, clear_output, clear_unfinished
-from pipelines.config import InfluenceConfig
-from pipelines.flink_jobs import cancel_job
-from pipelines.prepare import prepare
-from pipelines.progress_bar import ProgressBar
-from pipelines.resume import OPERATOR
-from pipelines.runners import Engine, choose_engine, open_file_systems
-from transforms.files import BeamFiles, join
-from transforms.read_shards import NAMESPACE
+from beam_influence.influence_ops.device import count_gpus, release_gpu
+from beam_influence.influence_ops.redact import without_secrets
+from beam_influence.influence_ops.results import schemas
+from beam_influence.influence_ops.results.result_files import MANIFEST, read_manifest
+from beam_influence.pipelines import local_workers
+from beam_influence.pipelines.build import STAGES, build
+from beam_influence.pipelines.clear_output import clear_at_the_end, clear_output, clear_unfinished
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.flink_jobs import cancel_job
+from beam_influence.pipelines.prepare import prepare
+from beam_influence.pipelines.progress_bar import ProgressBar
+from beam_influence.pipelines.resume import OPERATOR
+from beam_influence.pipelines.runners import Engine, choose_engine, open_file_systems
+from beam_influence.transforms.files import BeamFiles, join
+from beam_influence.transforms.read_shards import NAMESPACE
 
 
 class RunFailedError(Exception):
@@ -117,7 +117,7 @@ def run(
 
     Args:
       config: the options.
-      beam_arguments: the engine and its options (`pipelines.runners`), and any of Beam's, such as `--parallelism=8`.
+      beam_arguments: the engine and its options (`beam_influence.pipelines.runners`), and any of Beam's, such as `--parallelism=8`.
       stream: where progress is drawn (default: standard error).
       make_pipeline: makes the empty pipeline, where a host program wants to (default: from the options).
 

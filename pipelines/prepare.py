@@ -8,21 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from influence_ops.curvature import load_preconditioner
-from influence_ops.features import FeatureSpec, parse_schema
-from influence_ops.guard import Agreement
-from influence_ops.index import INDEX
-from influence_ops.network import declared_outputs
-from influence_ops.result_files import read_facts, table_files
-from pipelines.check_model import check_model
-from pipelines.config import InfluenceConfig
-from pipelines.find_features import find_features
-from pipelines.grow_index import index_to_grow
-from pipelines.resume import Resumed, find_finished
-from transforms.elements import Shard
-from transforms.files import BeamFiles, join, match_files
-from transforms.open_model import ModelSpec
-from transforms.read_shards import list_shards
+from beam_influence.influence_ops.curvature import load_preconditioner
+from beam_influence.influence_ops.model.guard import Agreement
+from beam_influence.influence_ops.model.network import declared_outputs
+from beam_influence.influence_ops.reading.features import FeatureSpec, parse_schema
+from beam_influence.influence_ops.results.result_files import read_facts, table_files
+from beam_influence.influence_ops.scoring.index import INDEX
+from beam_influence.pipelines.check_model import check_model
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.find_features import find_features
+from beam_influence.pipelines.grow_index import index_to_grow
+from beam_influence.pipelines.resume import Resumed, find_finished
+from beam_influence.transforms.elements import Shard
+from beam_influence.transforms.files import BeamFiles, join, match_files
+from beam_influence.transforms.open_model import ModelSpec
+from beam_influence.transforms.read_shards import list_shards
 
 _LOG = logging.getLogger(__name__)
 _NEED_HESSIAN = ("exact", "conjugate_gradient", "cgd", "lissa")

@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
-from influence_ops.features import FeatureSpec
-from pipelines.config import InfluenceConfig
-from transforms.elements import Shard
-from transforms.files import BeamFiles, join
-from transforms.open_model import ModelSpec
-from transforms.record_stage import StageRecord, read_record, record_path
+from beam_influence.influence_ops.reading.features import FeatureSpec
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.transforms.elements import Shard
+from beam_influence.transforms.files import BeamFiles, join
+from beam_influence.transforms.open_model import ModelSpec
+from beam_influence.transforms.record_stage import StageRecord, read_record, record_path
 
 OPERATOR = "operator"
 EMBED = "embed"

@@ -12,15 +12,15 @@ from typing import TextIO
 import apache_beam as beam
 import numpy as np
 
-from influence_ops.evaluation.ground_truth import GroundTruth
-from influence_ops.evaluation.retraining import Outcome, Retraining, load_train_function
-from pipelines.launch import RunFailedError, pipeline_options, run_pipeline
-from pipelines.progress_bar import ProgressBar
-from pipelines.runners import choose_engine
-from pipelines.scored_data import ScoredData
-from transforms.files import BeamFiles, join
-from transforms.progress import Progress
-from transforms.retrain_models import STAGE, RetrainModels, outcome_path, read_outcome, save_ids
+from beam_influence.influence_ops.evaluation.ground_truth import GroundTruth
+from beam_influence.influence_ops.evaluation.retraining import Outcome, Retraining, load_train_function
+from beam_influence.pipelines.launch import RunFailedError, pipeline_options, run_pipeline
+from beam_influence.pipelines.progress_bar import ProgressBar
+from beam_influence.pipelines.runners import choose_engine
+from beam_influence.pipelines.scored_data import ScoredData
+from beam_influence.transforms.files import BeamFiles, join
+from beam_influence.transforms.progress import Progress
+from beam_influence.transforms.retrain_models import STAGE, RetrainModels, outcome_path, read_outcome, save_ids
 
 FOLDER = "retrainings"
 

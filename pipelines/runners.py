@@ -23,8 +23,8 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pipelines.config import InfluenceConfig
-from pipelines.unknown_options import refuse_unknown
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.unknown_options import refuse_unknown
 
 PRESETS = ("local", "prism", "flink", "dataflow")
 ENVIRONMENTS = ("LOOPBACK", "EXTERNAL", "PROCESS", "DOCKER")

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from influence_ops.evaluation.score_table import ScoreTable
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.model import InfluenceModel
-from influence_ops.sample import concatenate
-from pipelines.config import InfluenceConfig
-from pipelines.prepare import Plan, prepare
-from transforms.progress import Progress
-from transforms.read_shards import ShardReader
+from beam_influence.influence_ops.curvature.sample import concatenate
+from beam_influence.influence_ops.evaluation.score_table import ScoreTable
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.prepare import Plan, prepare
+from beam_influence.transforms.progress import Progress
+from beam_influence.transforms.read_shards import ShardReader
 
 _LEFT_OUT = ("group_feature", "test_group_feature", "influence_vectors_path", "max_rejected")
 _MAY_BE_CODE = ("model", "loss", "preprocess")

@@ -6,9 +6,9 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from pipelines import runners
-from pipelines.cli import exit_status, parser
-from pipelines.config import InfluenceConfig, option_type
+from beam_influence.pipelines import runners
+from beam_influence.pipelines.cli import exit_status, parser
+from beam_influence.pipelines.config import InfluenceConfig, option_type
 
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
@@ -36,7 +36,7 @@ def as_options(parameters: Iterable[str]) -> Iterator[str]:
 
 def main(parameters: Sequence[str] | None = None) -> int:
     """Submits the job and returns without waiting for it: 0 submitted, 1 refused by the engine, 2 wrong parameters."""
-    from pipelines.launch import submit  # TensorFlow and Beam
+    from beam_influence.pipelines.launch import submit  # TensorFlow and Beam
 
     def start() -> None:
         options = list(as_options(sys.argv[1:] if parameters is None else parameters))

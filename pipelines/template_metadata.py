@@ -1,4 +1,7 @@
-"""`metadata.json` of the Flex Template, made from the options: python -m pipelines.template_metadata > dataflow_templates/metadata.json"""
+"""`metadata.json` of the Flex Template, made from the options:
+
+    python -m beam_influence.pipelines.template_metadata > dataflow_templates/metadata.json
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ import json
 import re
 from typing import Any
 
-from pipelines.cli import GROUP_HELP
-from pipelines.config import InfluenceConfig, option_type
-from pipelines.runners import DEFAULT_GPU
+from beam_influence.pipelines.cli import GROUP_HELP
+from beam_influence.pipelines.config import InfluenceConfig, option_type
+from beam_influence.pipelines.runners import DEFAULT_GPU
 
 _URL = r"[a-z][a-z0-9]*://[^\s,]+"
 _FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"

@@ -7,8 +7,8 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 
-from pipelines.config import InfluenceConfig
-from pipelines.evaluate_config import EvaluateConfig
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.evaluate_config import EvaluateConfig
 
 _DESCRIBE_SECONDS = 10.0
 _SURELY_MEANT = 0.8

@@ -98,7 +98,7 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
             "control_endpoint": request.control_endpoint.url,
             "logging_endpoint": request.logging_endpoint.url,
         }
-        command = [sys.executable, "-m", "pipelines.worker", *(f"--{name}={value}" for name, value in given.items())]
+        command = [sys.executable, "-m", "beam_influence.pipelines.worker", *(f"--{name}={value}" for name, value in given.items())]
         try:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         except OSError as error:

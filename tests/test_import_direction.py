@@ -10,24 +10,30 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 FORBIDDEN = {
-    "influence_ops": {"apache_beam", "transforms", "pipelines"},
-    "transforms": {"pipelines"},
-    "pipelines": set[str](),
+    "influence_ops": {"apache_beam", "transforms", "pipelines", "beam_influence"},
+    "transforms": {"pipelines", "beam_influence"},
+    "pipelines": {"beam_influence"},  # the public list is made of these; from within it is a circle
 }
 FILES = [(package, path) for package in FORBIDDEN for path in sorted((ROOT / package).rglob("*.py"))]
 
 
+def room(module: str) -> str:
+    """The room of one of our own modules; of another, its top-level package."""
+    own, _, rest = module.partition(".")
+    return (rest if own == "beam_influence" and rest else module).split(".")[0]
+
+
 def imported(source: str, package: str) -> set[str]:
-    """The top-level packages that a module imports anywhere, inside functions and by name too."""
+    """The rooms and other packages that a module imports anywhere, inside functions and by name too."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {room(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(package if node.level else (node.module or "").split(".")[0])
+            found.add(package if node.level else room(node.module or ""))
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__"):
             if node.args and isinstance(node.args[0], ast.Constant):
-                found.add(str(node.args[0].value).split(".")[0])
+                found.add(room(str(node.args[0].value)))
     return found
 
 
@@ -49,4 +55,4 @@ def test_each_room_uses_the_one_below():
     assert "influence_ops" in seen["transforms"]
     assert "transforms" in seen["pipelines"]
     assert imported("def f():\n    import apache_beam.io\n", "x") == {"apache_beam"}
-    assert imported("import importlib\nimportlib.import_module('pipelines.cli')\n", "x") == {"importlib", "pipelines"}
+    assert imported("import importlib\nimportlib.import_module('beam_influence.pipelines.cli')\n", "x") == {"importlib", "pipelines"}

@@ -12,24 +12,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from influence_ops.array_folder import from_npy, load_arrays, save_arrays, to_npy
-from influence_ops.curvature import load_preconditioner
-from influence_ops.redact import HIDDEN, without_secrets
-from influence_ops.result_files import read_manifest
-from pipelines.config import InfluenceConfig
-from pipelines.launch import reason
-from transforms.clean_shards import below_of
-from transforms.files import BeamFiles, FoundFile
+from beam_influence.influence_ops.curvature import load_preconditioner
+from beam_influence.influence_ops.redact import HIDDEN, without_secrets
+from beam_influence.influence_ops.results.array_folder import from_npy, load_arrays, save_arrays, to_npy
+from beam_influence.influence_ops.results.result_files import read_manifest
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.launch import reason
+from beam_influence.transforms.clean_shards import below_of
+from beam_influence.transforms.files import BeamFiles, FoundFile
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("influence_ops", "transforms", "pipelines", "dataflow_templates")
-SOURCES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+SOURCES = [ROOT / "__init__.py", *sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))]
 
 # Modules whose files run code when they are read.
 _PICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle", "yaml"}
 _RUNNING = {"eval", "exec", "compile", "__import__"}
-# Who imports a module by a name that is not in the source: what the user names, and what was named before.
-_IMPORTING = {"influence_ops/import_path.py", "transforms/open_model.py", "influence_ops/evaluation/retraining.py"}
+# Who imports a module by a name that is not in the call: what the user names, what was named before, and the public list.
+_IMPORTING = {"__init__.py", "influence_ops/import_path.py", "transforms/open_model.py", "influence_ops/evaluation/retraining.py"}
 
 
 def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
@@ -107,8 +107,8 @@ def test_every_reader_of_options_in_a_manifest_is_known() -> None:
 @pytest.mark.parametrize("option", ["model", "loss", "preprocess", "curvature"])
 def test_a_manifest_names_no_code(tmp_path: pathlib.Path, measure: str, option: str) -> None:
     """Each measure on a run whose manifest names a module: it is not imported, and the message tells the option to give."""
-    from pipelines.evaluate import evaluate
-    from pipelines.evaluate_config import EvaluateConfig
+    from beam_influence.pipelines.evaluate import evaluate
+    from beam_influence.pipelines.evaluate_config import EvaluateConfig
 
     if option == "curvature" and measure != "sweep":
         return  # only the sweep needs the run's own
@@ -170,7 +170,7 @@ def test_an_array_s_name_can_not_point_elsewhere(tmp_path: pathlib.Path, name: s
 
 
 def test_names_of_an_object_store_can_not_leave_the_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transforms import load_model
+    from beam_influence.transforms import load_model
 
     assert below_of("gs://bucket/in/a/b.tfrecord", "gs://bucket/in/") == "a/b.tfrecord"
     with pytest.raises(ValueError, match="outside of the output folder"):

@@ -12,17 +12,17 @@ from apache_beam.typehints.decorators import with_input_types, with_output_types
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
-from influence_ops.curvature import Curvature, Statistic
-from influence_ops.example_batch import ExampleBatch, Rejected
-from influence_ops.model import InfluenceModel
-from influence_ops.scores import evaluate
-from transforms.broadcast import Broadcast
-from transforms.elements import Shard, StatisticPart, at_end_of_bundle
-from transforms.finish_curvature import resumed
-from transforms.merging import MergingCombineFn
-from transforms.open_model import ModelSpec
-from transforms.read_shards import COUNTS, REJECTED, REPORT_TYPES, ShardDoFn, ShardReader
-from transforms.typed import collection, outputs
+from beam_influence.influence_ops.curvature import Curvature, Statistic
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
+from beam_influence.influence_ops.scoring.scores import evaluate
+from beam_influence.transforms.broadcast import Broadcast
+from beam_influence.transforms.elements import Shard, StatisticPart, at_end_of_bundle
+from beam_influence.transforms.finish_curvature import resumed
+from beam_influence.transforms.merging import MergingCombineFn
+from beam_influence.transforms.open_model import ModelSpec
+from beam_influence.transforms.read_shards import COUNTS, REJECTED, REPORT_TYPES, ShardDoFn, ShardReader
+from beam_influence.transforms.typed import collection, outputs
 
 
 class _Pass:

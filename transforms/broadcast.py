@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from influence_ops.array_folder import array_path, digest_of, from_npy, load_meta, read_arrays, save_arrays, to_npy
-from transforms.files import BeamFiles
+from beam_influence.influence_ops.results.array_folder import array_path, digest_of, from_npy, load_meta, read_arrays, save_arrays, to_npy
+from beam_influence.transforms.files import BeamFiles
 
 INLINE_LIMIT = 10 << 20
 INLINE_PART_LIMIT = 64 << 10  # of one among many: thousands of layers have thousands of parts

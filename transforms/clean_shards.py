@@ -12,11 +12,11 @@ import apache_beam as beam
 import numpy as np
 from apache_beam import pvalue
 
-from influence_ops.clean_files import Cleaning, clean_file
-from influence_ops.result_files import iterate_table
-from transforms.elements import Shard
-from transforms.files import BeamFiles
-from transforms.typed import collection
+from beam_influence.influence_ops.reading.clean_files import Cleaning, clean_file
+from beam_influence.influence_ops.results.result_files import iterate_table
+from beam_influence.transforms.elements import Shard
+from beam_influence.transforms.files import BeamFiles
+from beam_influence.transforms.typed import collection
 
 _BATCH = 1 << 16
 

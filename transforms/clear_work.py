@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import apache_beam as beam
 from apache_beam import pvalue
 
-from transforms.files import TEMPORARY, join
-from transforms.folders import delete_files, delete_folder, list_folder
-from transforms.typed import collection
+from beam_influence.transforms.files import TEMPORARY, join
+from beam_influence.transforms.folders import delete_files, delete_folder, list_folder
+from beam_influence.transforms.typed import collection
 
 
 def clear_work(output: str, tables: tuple[str, ...], work: str) -> None:

@@ -9,9 +9,9 @@ import apache_beam as beam
 from apache_beam import pvalue
 from apache_beam.typehints.decorators import with_input_types, with_output_types
 
-from transforms.elements import TopKPart
-from transforms.merging import MergingCombineFn
-from transforms.typed import collection
+from beam_influence.transforms.elements import TopKPart
+from beam_influence.transforms.merging import MergingCombineFn
+from beam_influence.transforms.typed import collection
 
 
 @with_input_types(TopKPart)

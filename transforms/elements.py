@@ -12,11 +12,11 @@ from typing import Any
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-from influence_ops.example_batch import Rejected
-from influence_ops.group_sums import GroupSums
-from influence_ops.result_files import WrittenFile as WrittenFile
-from influence_ops.top_k import TopK
-from transforms.broadcast import Broadcast
+from beam_influence.influence_ops.reading.example_batch import Rejected
+from beam_influence.influence_ops.results.result_files import WrittenFile as WrittenFile
+from beam_influence.influence_ops.scoring.group_sums import GroupSums
+from beam_influence.influence_ops.scoring.top_k import TopK
+from beam_influence.transforms.broadcast import Broadcast
 
 MESSAGE_LIMIT = 1000
 

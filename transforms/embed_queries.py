@@ -9,18 +9,18 @@ import apache_beam as beam
 from apache_beam import pvalue
 from apache_beam.utils.shared import Shared
 
-from influence_ops.example_batch import ExampleBatch, Rejected
-from influence_ops.index import embed_for_index
-from influence_ops.model import InfluenceModel
-from influence_ops.scores import QueryBlock, concatenate_queries, embed_queries
-from influence_ops.text_arrays import bytes_to_texts, texts_to_bytes
-from transforms.broadcast import INLINE_LIMIT, Broadcast
-from transforms.elements import QueryReference, Shard
-from transforms.files import join
-from transforms.finish_curvature import open_preconditioner
-from transforms.open_model import ModelSpec
-from transforms.read_shards import COUNTS, REJECTED, REPORT_TYPES, ShardDoFn, ShardReader
-from transforms.typed import outputs
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
+from beam_influence.influence_ops.results.text_arrays import bytes_to_texts, texts_to_bytes
+from beam_influence.influence_ops.scoring.index import embed_for_index
+from beam_influence.influence_ops.scoring.scores import QueryBlock, concatenate_queries, embed_queries
+from beam_influence.transforms.broadcast import INLINE_LIMIT, Broadcast
+from beam_influence.transforms.elements import QueryReference, Shard
+from beam_influence.transforms.files import join
+from beam_influence.transforms.finish_curvature import open_preconditioner
+from beam_influence.transforms.open_model import ModelSpec
+from beam_influence.transforms.read_shards import COUNTS, REJECTED, REPORT_TYPES, ShardDoFn, ShardReader
+from beam_influence.transforms.typed import outputs
 
 QUERIES = "queries"
 

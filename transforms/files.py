@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from transforms import s3_clients as s3_clients
+from beam_influence.transforms import s3_clients as s3_clients
 
 TEMPORARY = ".tmp"
 _HERE = "./"

@@ -9,13 +9,13 @@ import apache_beam as beam
 from apache_beam import pvalue
 from apache_beam.typehints.decorators import IOTypeHints
 
-from influence_ops.curvature import Curvature, FinishOptions, Preconditioner, Statistic, load_preconditioner
-from influence_ops.curvature.base import preconditioner_from
-from transforms.broadcast import INLINE_PART_LIMIT, Broadcast
-from transforms.elements import StatisticPart
-from transforms.files import BeamFiles, join
-from transforms.open_model import ModelSpec
-from transforms.typed import collection
+from beam_influence.influence_ops.curvature import Curvature, FinishOptions, Preconditioner, Statistic, load_preconditioner
+from beam_influence.influence_ops.curvature.base import preconditioner_from
+from beam_influence.transforms.broadcast import INLINE_PART_LIMIT, Broadcast
+from beam_influence.transforms.elements import StatisticPart
+from beam_influence.transforms.files import BeamFiles, join
+from beam_influence.transforms.open_model import ModelSpec
+from beam_influence.transforms.typed import collection
 
 
 def publish_preconditioner(preconditioner: Preconditioner, folder: str) -> Broadcast:

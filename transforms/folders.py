@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
-from influence_ops.array_folder import LocalFiles
+from beam_influence.influence_ops.results.array_folder import LocalFiles
 
 _DELETED_AT_ONCE = 1000  # what S3 takes in one request
 

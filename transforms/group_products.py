@@ -9,18 +9,18 @@ import apache_beam as beam
 from apache_beam import pvalue
 from apache_beam.utils.windowed_value import WindowedValue
 
-from influence_ops.example_batch import ExampleBatch, Rejected
-from influence_ops.group_sums import GroupSums
-from influence_ops.groups import add_hessian_products, first_steps, group_vectors
-from influence_ops.text_arrays import bytes_to_texts, texts_to_bytes
-from transforms.broadcast import Broadcast
-from transforms.elements import GroupPart, Shard, at_end_of_bundle
-from transforms.files import join
-from transforms.finish_curvature import open_preconditioner
-from transforms.open_model import ModelSpec
-from transforms.read_shards import COUNTS, REJECTED, ShardDoFn, ShardReader
-from transforms.score_examples import GRADIENTS
-from transforms.typed import collection, outputs
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
+from beam_influence.influence_ops.results.text_arrays import bytes_to_texts, texts_to_bytes
+from beam_influence.influence_ops.scoring.group_sums import GroupSums
+from beam_influence.influence_ops.scoring.groups import add_hessian_products, first_steps, group_vectors
+from beam_influence.transforms.broadcast import Broadcast
+from beam_influence.transforms.elements import GroupPart, Shard, at_end_of_bundle
+from beam_influence.transforms.files import join
+from beam_influence.transforms.finish_curvature import open_preconditioner
+from beam_influence.transforms.open_model import ModelSpec
+from beam_influence.transforms.read_shards import COUNTS, REJECTED, ShardDoFn, ShardReader
+from beam_influence.transforms.score_examples import GRADIENTS
+from beam_influence.transforms.typed import collection, outputs
 
 PRODUCTS = "products"
 
@@ -69,7 +69,7 @@ class _ProductsDoFn(ShardDoFn):
 
 @dataclasses.dataclass
 class MultiplyGroups(beam.PTransform):
-    """Σ_{i∈G} ∇²ℓ(z_i) s_G for each group G and its step s_G; see `influence_ops.groups`.
+    """Σ_{i∈G} ∇²ℓ(z_i) s_G for each group G and its step s_G; see `beam_influence.influence_ops.scoring.groups`.
 
     Args:
       reader: reads the training shards.

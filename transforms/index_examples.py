@@ -13,21 +13,21 @@ import numpy as np
 from apache_beam import pvalue
 from apache_beam.utils.shared import Shared
 
-from influence_ops.curvature import Preconditioner
-from influence_ops.example_batch import ExampleBatch, Rejected
-from influence_ops.in_memory import run_facts
-from influence_ops.index import INDEX, IndexDtype, index_schema, index_table
-from influence_ops.model import InfluenceModel
-from influence_ops.result_files import ParquetFile, SourceFile
-from influence_ops.scores import ScoreOptions, evaluate
-from transforms.broadcast import Broadcast
-from transforms.elements import Shard, WrittenFile
-from transforms.files import BeamFiles
-from transforms.finish_curvature import open_preconditioner
-from transforms.open_model import ModelSpec
-from transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
-from transforms.score_examples import FILES
-from transforms.typed import outputs
+from beam_influence.influence_ops.curvature import Preconditioner
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
+from beam_influence.influence_ops.results.result_files import ParquetFile, SourceFile
+from beam_influence.influence_ops.scoring.in_memory import run_facts
+from beam_influence.influence_ops.scoring.index import INDEX, IndexDtype, index_schema, index_table
+from beam_influence.influence_ops.scoring.scores import ScoreOptions, evaluate
+from beam_influence.transforms.broadcast import Broadcast
+from beam_influence.transforms.elements import Shard, WrittenFile
+from beam_influence.transforms.files import BeamFiles
+from beam_influence.transforms.finish_curvature import open_preconditioner
+from beam_influence.transforms.open_model import ModelSpec
+from beam_influence.transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
+from beam_influence.transforms.score_examples import FILES
+from beam_influence.transforms.typed import outputs
 
 _LOG = logging.getLogger(__name__)
 _CHUNK = 1 << 22

@@ -12,10 +12,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from influence_ops.import_path import load_object
-from influence_ops.network import load_keras_file
-from influence_ops.saved_model import GRAPH_FILE, SavedModelNetwork
-from transforms.files import BeamFiles, join, match_files
+from beam_influence.influence_ops.import_path import load_object
+from beam_influence.influence_ops.model.network import load_keras_file
+from beam_influence.influence_ops.model.saved_model import GRAPH_FILE, SavedModelNetwork
+from beam_influence.transforms.files import BeamFiles, join, match_files
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _CHUNK = 16 << 20

@@ -8,13 +8,13 @@ import importlib
 import threading
 from typing import Any
 
-from influence_ops.checkpoints import Checkpoints
-from influence_ops.device import configure_tensorflow
-from influence_ops.guard import Agreement
-from influence_ops.model import InfluenceModel, Regularizer
-from influence_ops.network import Precision
-from influence_ops.weights import LAST_WITH_WEIGHTS
-from transforms.load_model import load_checkpoint, load_model
+from beam_influence.influence_ops.device import configure_tensorflow
+from beam_influence.influence_ops.model.checkpoints import Checkpoints
+from beam_influence.influence_ops.model.guard import Agreement
+from beam_influence.influence_ops.model.influence_model import InfluenceModel, Regularizer
+from beam_influence.influence_ops.model.network import Precision
+from beam_influence.influence_ops.model.weights import LAST_WITH_WEIGHTS
+from beam_influence.transforms.load_model import load_checkpoint, load_model
 
 _OPENING = threading.RLock()
 _SESSIONS: collections.OrderedDict[str, InfluenceModel] = collections.OrderedDict()

@@ -12,15 +12,15 @@ from apache_beam import pvalue
 from apache_beam.metrics.metric import Metrics
 from apache_beam.typehints.decorators import IOTypeHints
 
-from influence_ops.decode import RowDecoder
-from influence_ops.example_batch import ExampleBatch, Rejected
-from influence_ops.features import FeatureSpec
-from influence_ops.halving import Halving
-from influence_ops.readers import READERS, Reader
-from transforms.elements import RejectedExample, Shard, ShardCount
-from transforms.files import BeamFiles, common_folder, match_files
-from transforms.progress import Progress
-from transforms.typed import collection
+from beam_influence.influence_ops.model.halving import Halving
+from beam_influence.influence_ops.reading import READERS, Reader
+from beam_influence.influence_ops.reading.decode import RowDecoder
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
+from beam_influence.influence_ops.reading.features import FeatureSpec
+from beam_influence.transforms.elements import RejectedExample, Shard, ShardCount
+from beam_influence.transforms.files import BeamFiles, common_folder, match_files
+from beam_influence.transforms.progress import Progress
+from beam_influence.transforms.typed import collection
 
 NAMESPACE = "beam_influence"
 

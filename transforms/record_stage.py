@@ -10,11 +10,11 @@ from typing import Any
 import apache_beam as beam
 from apache_beam import pvalue
 
-from influence_ops.array_folder import save_arrays
-from transforms.broadcast import Broadcast
-from transforms.elements import QueryReference, RejectedExample, ShardCount
-from transforms.files import BeamFiles, join
-from transforms.typed import collection
+from beam_influence.influence_ops.results.array_folder import save_arrays
+from beam_influence.transforms.broadcast import Broadcast
+from beam_influence.transforms.elements import QueryReference, RejectedExample, ShardCount
+from beam_influence.transforms.files import BeamFiles, join
+from beam_influence.transforms.typed import collection
 
 RECORD_VERSION = 3
 REJECTED_LIMIT = 10_000  # a record with more rejected examples would be too large for one worker, some 10 MB

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 import apache_beam as beam
 from apache_beam import pvalue
 
-from transforms.elements import ShardCount, WrittenFile
-from transforms.typed import collection
+from beam_influence.transforms.elements import ShardCount, WrittenFile
+from beam_influence.transforms.typed import collection
 
 
 class _RefuseDoFn(beam.DoFn):

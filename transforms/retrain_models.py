@@ -13,16 +13,23 @@ import pyarrow.parquet as pq
 from apache_beam import pvalue
 from apache_beam.utils.shared import Shared
 
-from influence_ops.evaluation.retraining import LOSSES, Outcome, Retraining, evaluate_test_points, load_train_function, retrain
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.model import InfluenceModel
-from influence_ops.schemas import with_facts
-from transforms.elements import Shard
-from transforms.files import BeamFiles, join
-from transforms.open_model import ModelSpec
-from transforms.progress import Progress
-from transforms.read_shards import ShardReader
-from transforms.typed import collection
+from beam_influence.influence_ops.evaluation.retraining import (
+    LOSSES,
+    Outcome,
+    Retraining,
+    evaluate_test_points,
+    load_train_function,
+    retrain,
+)
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.results.schemas import with_facts
+from beam_influence.transforms.elements import Shard
+from beam_influence.transforms.files import BeamFiles, join
+from beam_influence.transforms.open_model import ModelSpec
+from beam_influence.transforms.progress import Progress
+from beam_influence.transforms.read_shards import ShardReader
+from beam_influence.transforms.typed import collection
 
 STAGE = "retrain"
 
@@ -102,7 +109,7 @@ class RetrainModels(beam.PTransform):
     Every worker reads the files itself: elements hold a bit for each training example, no example.
 
     Args:
-      train_fn: the user's function, `module:function`; see `influence_ops.evaluation.retraining`.
+      train_fn: the user's function, `module:function`; see `beam_influence.influence_ops.evaluation.retraining`.
       model: the model that was scored; its loss and its architecture.
       train, test: the files; train_reader, test_reader: how they are read.
       ids_path: what `save_ids` wrote.

@@ -10,22 +10,22 @@ import pyarrow as pa
 from apache_beam import pvalue
 from apache_beam.utils.shared import Shared
 
-from influence_ops import schemas, tables
-from influence_ops.example_batch import ExampleBatch, Rejected
-from influence_ops.group_sums import GroupSums
-from influence_ops.in_memory import add_to_groups, run_facts
-from influence_ops.model import InfluenceModel
-from influence_ops.result_files import ParquetFile
-from influence_ops.scores import BatchScores, ScoreOptions, Scorer
-from influence_ops.top_k import Order, TopK
-from transforms.broadcast import Broadcast
-from transforms.elements import GroupPart, QueryReference, Shard, TopKPart, WrittenFile, at_end_of_bundle
-from transforms.embed_queries import open_queries
-from transforms.files import BeamFiles
-from transforms.finish_curvature import open_preconditioner
-from transforms.open_model import ModelSpec
-from transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
-from transforms.typed import outputs
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
+from beam_influence.influence_ops.results import schemas, tables
+from beam_influence.influence_ops.results.result_files import ParquetFile
+from beam_influence.influence_ops.scoring.group_sums import GroupSums
+from beam_influence.influence_ops.scoring.in_memory import add_to_groups, run_facts
+from beam_influence.influence_ops.scoring.scores import BatchScores, ScoreOptions, Scorer
+from beam_influence.influence_ops.scoring.top_k import Order, TopK
+from beam_influence.transforms.broadcast import Broadcast
+from beam_influence.transforms.elements import GroupPart, QueryReference, Shard, TopKPart, WrittenFile, at_end_of_bundle
+from beam_influence.transforms.embed_queries import open_queries
+from beam_influence.transforms.files import BeamFiles
+from beam_influence.transforms.finish_curvature import open_preconditioner
+from beam_influence.transforms.open_model import ModelSpec
+from beam_influence.transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
+from beam_influence.transforms.typed import outputs
 
 TOP_K = "top_k"
 GROUPS = "groups"

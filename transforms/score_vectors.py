@@ -13,19 +13,19 @@ from apache_beam.metrics.metric import Metrics
 from apache_beam.typehints.decorators import IOTypeHints
 from apache_beam.utils.shared import Shared
 
-from influence_ops import tables
-from influence_ops.in_memory import run_facts
-from influence_ops.index import Search, best_of_file, stored_vectors
-from influence_ops.result_files import ParquetFile, iterate_table
-from influence_ops.scores import ScoreOptions
-from influence_ops.top_k import Order, TopK
-from transforms.broadcast import Broadcast
-from transforms.elements import QueryReference, Shard, ShardCount, TopKPart, WrittenFile
-from transforms.embed_queries import open_queries
-from transforms.files import BeamFiles
-from transforms.read_shards import COUNTS, NAMESPACE
-from transforms.score_examples import FILES, TOP_K, at_end_of_bundle
-from transforms.typed import outputs
+from beam_influence.influence_ops.results import tables
+from beam_influence.influence_ops.results.result_files import ParquetFile, iterate_table
+from beam_influence.influence_ops.scoring.in_memory import run_facts
+from beam_influence.influence_ops.scoring.index import Search, best_of_file, stored_vectors
+from beam_influence.influence_ops.scoring.scores import ScoreOptions
+from beam_influence.influence_ops.scoring.top_k import Order, TopK
+from beam_influence.transforms.broadcast import Broadcast
+from beam_influence.transforms.elements import QueryReference, Shard, ShardCount, TopKPart, WrittenFile
+from beam_influence.transforms.embed_queries import open_queries
+from beam_influence.transforms.files import BeamFiles
+from beam_influence.transforms.read_shards import COUNTS, NAMESPACE
+from beam_influence.transforms.score_examples import FILES, TOP_K, at_end_of_bundle
+from beam_influence.transforms.typed import outputs
 
 _STAGE = "score"
 

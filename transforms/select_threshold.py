@@ -14,9 +14,9 @@ import numpy as np
 from apache_beam import pvalue
 from apache_beam.typehints.decorators import with_input_types, with_output_types
 
-from influence_ops.result_files import iterate_table
-from transforms.files import BeamFiles
-from transforms.typed import collection
+from beam_influence.influence_ops.results.result_files import iterate_table
+from beam_influence.transforms.files import BeamFiles
+from beam_influence.transforms.typed import collection
 
 _BITS = 16
 _DIGITS = 64 // _BITS

@@ -2,7 +2,7 @@
 
 A pass reads every training example once, multiplies its curvature with one vector for each query that is not solved yet,
 and adds: what is combined are T × P sums. No P × P matrix is needed. The state of the iteration is a broadcast; see
-`influence_ops.query_solver`.
+`beam_influence.influence_ops.scoring.query_solver`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from apache_beam import pvalue
 from apache_beam.typehints.decorators import with_input_types, with_output_types
 from apache_beam.utils.shared import Shared
 
-from influence_ops import schemas
-from influence_ops.example_batch import ExampleBatch, Rejected
-from influence_ops.model import InfluenceModel
-from influence_ops.query_solver import System, batch_products, begin, solutions, step, to_multiply
-from influence_ops.result_files import write_table
-from influence_ops.scores import QueryBlock, evaluate
-from influence_ops.tables import residuals_table
-from transforms.broadcast import INLINE_LIMIT, Broadcast
-from transforms.elements import QueryReference, Shard, SolverReport, StatisticPart, WrittenFile, at_end_of_bundle
-from transforms.embed_queries import open_queries, publish_queries
-from transforms.files import BeamFiles, join
-from transforms.finish_curvature import open_preconditioner
-from transforms.merging import MergingCombineFn
-from transforms.open_model import ModelSpec
-from transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
-from transforms.typed import collection, outputs
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
+from beam_influence.influence_ops.results import schemas
+from beam_influence.influence_ops.results.result_files import write_table
+from beam_influence.influence_ops.results.tables import residuals_table
+from beam_influence.influence_ops.scoring.query_solver import System, batch_products, begin, solutions, step, to_multiply
+from beam_influence.influence_ops.scoring.scores import QueryBlock, evaluate
+from beam_influence.transforms.broadcast import INLINE_LIMIT, Broadcast
+from beam_influence.transforms.elements import QueryReference, Shard, SolverReport, StatisticPart, WrittenFile, at_end_of_bundle
+from beam_influence.transforms.embed_queries import open_queries, publish_queries
+from beam_influence.transforms.files import BeamFiles, join
+from beam_influence.transforms.finish_curvature import open_preconditioner
+from beam_influence.transforms.merging import MergingCombineFn
+from beam_influence.transforms.open_model import ModelSpec
+from beam_influence.transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
+from beam_influence.transforms.typed import collection, outputs
 
 _ROWS = "rows"
 _BLOCK_BYTES = 32 << 20

@@ -8,10 +8,10 @@ import apache_beam as beam
 from apache_beam import pvalue
 from apache_beam.typehints.decorators import with_input_types, with_output_types
 
-from influence_ops.group_sums import GroupSums
-from transforms.elements import GroupPart
-from transforms.merging import MergingCombineFn
-from transforms.typed import collection
+from beam_influence.influence_ops.scoring.group_sums import GroupSums
+from beam_influence.transforms.elements import GroupPart
+from beam_influence.transforms.merging import MergingCombineFn
+from beam_influence.transforms.typed import collection
 
 
 @with_input_types(GroupPart)

@@ -11,10 +11,10 @@ from typing import Any
 import apache_beam as beam
 from apache_beam import pvalue
 
-from influence_ops.result_files import write_manifest, written_files
-from transforms.broadcast import Broadcast
-from transforms.elements import ShardCount, SolverReport, WrittenFile
-from transforms.files import BeamFiles
+from beam_influence.influence_ops.results.result_files import write_manifest, written_files
+from beam_influence.transforms.broadcast import Broadcast
+from beam_influence.transforms.elements import ShardCount, SolverReport, WrittenFile
+from beam_influence.transforms.files import BeamFiles
 
 _VERSIONED = ("apache-beam", "keras", "numpy", "pyarrow", "tensorflow", "tfx-bsl")
 

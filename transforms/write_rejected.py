@@ -15,12 +15,12 @@ from typing import Any
 import apache_beam as beam
 from apache_beam import pvalue
 
-from influence_ops import tables
-from influence_ops.example_batch import Rejected
-from influence_ops.result_files import write_table
-from transforms.elements import RejectedBlock, RejectedExample, WrittenFile
-from transforms.files import BeamFiles, join
-from transforms.typed import collection, outputs
+from beam_influence.influence_ops.reading.example_batch import Rejected
+from beam_influence.influence_ops.results import tables
+from beam_influence.influence_ops.results.result_files import write_table
+from beam_influence.transforms.elements import RejectedBlock, RejectedExample, WrittenFile
+from beam_influence.transforms.files import BeamFiles, join
+from beam_influence.transforms.typed import collection, outputs
 
 BLOCK = 1 << 14  # neighbouring places in a file: with messages as long as they may be, some 30 MB
 _SHOWN = 5

@@ -8,20 +8,20 @@ from collections.abc import Iterable, Iterator
 import apache_beam as beam
 from apache_beam import pvalue
 
-from influence_ops import tables
-from influence_ops.groups import first_steps, group_tables, group_vectors, second_order_vectors
-from influence_ops.in_memory import run_facts
-from influence_ops.result_files import write_table
-from influence_ops.scores import ScoreOptions
-from transforms.broadcast import Broadcast
-from transforms.elements import GroupPart, QueryReference, TopKPart, WrittenFile
-from transforms.embed_queries import open_queries
-from transforms.files import BeamFiles
-from transforms.finish_curvature import open_preconditioner
-from transforms.group_products import PRODUCTS
-from transforms.open_model import ModelSpec
-from transforms.score_examples import GRADIENTS, SELF
-from transforms.typed import collection
+from beam_influence.influence_ops.results import tables
+from beam_influence.influence_ops.results.result_files import write_table
+from beam_influence.influence_ops.scoring.groups import first_steps, group_tables, group_vectors, second_order_vectors
+from beam_influence.influence_ops.scoring.in_memory import run_facts
+from beam_influence.influence_ops.scoring.scores import ScoreOptions
+from beam_influence.transforms.broadcast import Broadcast
+from beam_influence.transforms.elements import GroupPart, QueryReference, TopKPart, WrittenFile
+from beam_influence.transforms.embed_queries import open_queries
+from beam_influence.transforms.files import BeamFiles
+from beam_influence.transforms.finish_curvature import open_preconditioner
+from beam_influence.transforms.group_products import PRODUCTS
+from beam_influence.transforms.open_model import ModelSpec
+from beam_influence.transforms.score_examples import GRADIENTS, SELF
+from beam_influence.transforms.typed import collection
 
 
 class _WriteDoFn(beam.DoFn):

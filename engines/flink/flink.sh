@@ -220,7 +220,7 @@ else
   start job-manager java -Xmx512m "${options[@]}" -cp "$jars/lib/*" \
     org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint --configDir "$run/conf" --executionMode cluster
   start_missing_task_managers
-  start worker-pool "$python" -m pipelines.worker --worker_pool --port "$pool_port"
+  start worker-pool "$python" -m beam_influence.pipelines.worker --worker_pool --port "$pool_port"
   start job-server java -Xmx512m "${options[@]}" -Djava.system.class.loader=HiddenJars "-Dhidden.jars=$jars/lib" \
     -cp "$jars/hidden-jars.jar" "${driver[@]}" "--flink-master=localhost:$rest_port" "--flink-conf-dir=$run/conf"
   wait_for "$workers task managers" has_task_managers

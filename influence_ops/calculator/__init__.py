@@ -5,10 +5,10 @@ id is its position in its data set. Sign and scale are the reference's: positive
 change of the loss when the example is removed.
 """
 
-from influence_ops.calculator.arnoldi import ArnoldiInfluenceCalculator as ArnoldiInfluenceCalculator
-from influence_ops.calculator.first_order import FirstOrderInfluenceCalculator as FirstOrderInfluenceCalculator
-from influence_ops.calculator.fitting import IHVPCalculator as IHVPCalculator
-from influence_ops.calculator.options import CACHE as CACHE
-from influence_ops.calculator.options import ORDER as ORDER
-from influence_ops.calculator.second_order import SecondOrderInfluenceCalculator as SecondOrderInfluenceCalculator
-from influence_ops.calculator.trac_in import TracIn as TracIn
+from beam_influence.influence_ops.calculator.arnoldi import ArnoldiInfluenceCalculator as ArnoldiInfluenceCalculator
+from beam_influence.influence_ops.calculator.first_order import FirstOrderInfluenceCalculator as FirstOrderInfluenceCalculator
+from beam_influence.influence_ops.calculator.fitting import IHVPCalculator as IHVPCalculator
+from beam_influence.influence_ops.calculator.options import CACHE as CACHE
+from beam_influence.influence_ops.calculator.options import ORDER as ORDER
+from beam_influence.influence_ops.calculator.second_order import SecondOrderInfluenceCalculator as SecondOrderInfluenceCalculator
+from beam_influence.influence_ops.calculator.trac_in import TracIn as TracIn

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from influence_ops.calculator.pairs import InfluenceCalculator
-from influence_ops.curvature import FinishOptions, fit
-from influence_ops.curvature.arnoldi import ArnoldiOptions, StreamedArnoldi
-from influence_ops.model import InfluenceModel
-from influence_ops.scores import ScoreOptions
-from influence_ops.tf_datasets import dataset_form
+from beam_influence.influence_ops.calculator.pairs import InfluenceCalculator
+from beam_influence.influence_ops.calculator.tf_datasets import dataset_form
+from beam_influence.influence_ops.curvature import FinishOptions, fit
+from beam_influence.influence_ops.curvature.arnoldi import ArnoldiOptions, StreamedArnoldi
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.scoring.scores import ScoreOptions
 
 _MOST_PASSES = 8
 

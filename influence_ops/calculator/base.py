@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from influence_ops.calculator.fitting import CurvatureChoice, CurvatureSource, fit_operator
-from influence_ops.calculator.samples import RESHUFFLED
-from influence_ops.curvature import Preconditioner
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.model import InfluenceModel
-from influence_ops.scores import evaluate
-from influence_ops.tf_datasets import count_points, dataset_form, example_batches, example_digests
+from beam_influence.influence_ops.calculator.fitting import CurvatureChoice, CurvatureSource, fit_operator
+from beam_influence.influence_ops.calculator.samples import RESHUFFLED
+from beam_influence.influence_ops.calculator.tf_datasets import count_points, dataset_form, example_batches, example_digests
+from beam_influence.influence_ops.curvature import Preconditioner
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.scoring.scores import evaluate
 
 
 class DatasetCalculator:

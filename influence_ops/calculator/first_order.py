@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from influence_ops.calculator.fitting import IHVP, CurvatureChoice, CurvatureSource, costly
-from influence_ops.calculator.pairs import InfluenceCalculator
-from influence_ops.calculator.vectors import Sides
-from influence_ops.curvature import FinishOptions, Preconditioner
-from influence_ops.model import InfluenceModel
-from influence_ops.scores import Normalize, ScoreOptions, relative_factor
+from beam_influence.influence_ops.calculator.fitting import IHVP, CurvatureChoice, CurvatureSource, costly
+from beam_influence.influence_ops.calculator.pairs import InfluenceCalculator
+from beam_influence.influence_ops.calculator.vectors import Sides
+from beam_influence.influence_ops.curvature import FinishOptions, Preconditioner
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.scoring.scores import Normalize, ScoreOptions, relative_factor
 
 
 class FirstOrderInfluenceCalculator(InfluenceCalculator):

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 
-from influence_ops.calculator.passes import DEFAULT_PASSES, DEFAULT_TOLERANCE, SolvedByPasses
-from influence_ops.curvature import Curvature, FinishOptions, Preconditioner, curvature_by_name, fit, load_preconditioner
-from influence_ops.curvature.arnoldi import Arnoldi
-from influence_ops.curvature.conjugate_gradient import ConjugateGradient, IterativePreconditioner
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.model import InfluenceModel
+from beam_influence.influence_ops.calculator.passes import DEFAULT_PASSES, DEFAULT_TOLERANCE, SolvedByPasses
+from beam_influence.influence_ops.curvature import Curvature, FinishOptions, Preconditioner, curvature_by_name, fit, load_preconditioner
+from beam_influence.influence_ops.curvature.arnoldi import Arnoldi
+from beam_influence.influence_ops.curvature.conjugate_gradient import ConjugateGradient, IterativePreconditioner
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 _ARNOLDI_PASSES = 8
 

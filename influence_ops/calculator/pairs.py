@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from influence_ops import tables
-from influence_ops.calculator.options import CACHE, ORDER, ranking
-from influence_ops.calculator.samples import TopExamples, VectorBlocks, find_again, same_examples
-from influence_ops.calculator.saved import digest_of
-from influence_ops.calculator.vectors import VectorCalculator
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.nearest_neighbors import LinearSearch, NearestNeighbors
-from influence_ops.tf_datasets import dataset_form, example_digests, sample_parts, to_example_batch
-from influence_ops.top_k import TopK
+from beam_influence.influence_ops.calculator.options import CACHE, ORDER, ranking
+from beam_influence.influence_ops.calculator.samples import TopExamples, VectorBlocks, find_again, same_examples
+from beam_influence.influence_ops.calculator.saved import digest_of
+from beam_influence.influence_ops.calculator.tf_datasets import dataset_form, example_digests, sample_parts, to_example_batch
+from beam_influence.influence_ops.calculator.vectors import VectorCalculator
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.results import tables
+from beam_influence.influence_ops.scoring.nearest_neighbors import LinearSearch, NearestNeighbors
+from beam_influence.influence_ops.scoring.top_k import TopK
 
 
 class Found(NamedTuple):

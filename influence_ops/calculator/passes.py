@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from influence_ops.array_folder import FileStore
-from influence_ops.curvature import Preconditioner
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.model import InfluenceModel
-from influence_ops.query_solver import solutions, solve
+from beam_influence.influence_ops.curvature import Preconditioner
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.results.array_folder import FileStore
+from beam_influence.influence_ops.scoring.query_solver import solutions, solve
 
 DEFAULT_PASSES = 5  # as the Beam job; see benchmarks/README.md
 DEFAULT_TOLERANCE = 1e-6  # the job's

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from influence_ops.top_k import Order, TopK
+from beam_influence.influence_ops.scoring.top_k import Order, TopK
 
 RESHUFFLED = (
     "another pass over the dataset gave other examples, or another order; use shuffle(…, reshuffle_each_iteration=False), and cache() "

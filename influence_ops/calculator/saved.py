@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from influence_ops import result_files
-from influence_ops.array_folder import LocalFiles, load_arrays, save_arrays
+from beam_influence.influence_ops.results import result_files
+from beam_influence.influence_ops.results.array_folder import LocalFiles, load_arrays, save_arrays
 
 VECTORS = "influence_vectors"
 _MADE_OF = "calculator"  # of the manifest

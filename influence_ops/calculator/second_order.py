@@ -1,4 +1,4 @@
-"""Influence of groups to second order: Basu, You & Feizi 2020, 1911.00418; see `influence_ops.groups`."""
+"""Influence of groups to second order: Basu, You & Feizi 2020, 1911.00418; see `beam_influence.influence_ops.scoring.groups`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from influence_ops.calculator.base import DatasetCalculator
-from influence_ops.calculator.fitting import IHVP, CurvatureChoice, CurvatureSource
-from influence_ops.curvature import FinishOptions
-from influence_ops.group_sums import GroupSums
-from influence_ops.groups import GroupVectors, add_hessian_products, first_steps, second_order_vectors
-from influence_ops.model import InfluenceModel
+from beam_influence.influence_ops.calculator.base import DatasetCalculator
+from beam_influence.influence_ops.calculator.fitting import IHVP, CurvatureChoice, CurvatureSource
+from beam_influence.influence_ops.curvature import FinishOptions
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.scoring.group_sums import GroupSums
+from beam_influence.influence_ops.scoring.groups import GroupVectors, add_hessian_products, first_steps, second_order_vectors
 
 _GROUP = "group"
 

@@ -1,4 +1,4 @@
-"""TracIn: Pruthi et al. 2020, 2002.08484, equation 4; see `influence_ops.checkpoints`."""
+"""TracIn: Pruthi et al. 2020, 2002.08484, equation 4; see `beam_influence.influence_ops.model.checkpoints`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from influence_ops.calculator.pairs import InfluenceCalculator
-from influence_ops.checkpoints import Checkpoints
-from influence_ops.curvature import FinishOptions
-from influence_ops.curvature.identity import Identity
-from influence_ops.model import InfluenceModel
-from influence_ops.scores import ScoreOptions
+from beam_influence.influence_ops.calculator.pairs import InfluenceCalculator
+from beam_influence.influence_ops.curvature import FinishOptions
+from beam_influence.influence_ops.curvature.identity import Identity
+from beam_influence.influence_ops.model.checkpoints import Checkpoints
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.scoring.scores import ScoreOptions
 
 
 class TracIn(InfluenceCalculator):

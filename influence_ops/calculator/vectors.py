@@ -12,15 +12,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from influence_ops import result_files, tables
-from influence_ops.calculator.base import DatasetCalculator
-from influence_ops.calculator.options import CACHE, ORDER, ranking
-from influence_ops.calculator.samples import TopExamples, same_examples
-from influence_ops.calculator.saved import VECTORS, SavedTable, VectorReader, digest_of, save_digests, vector_files
-from influence_ops.curvature import Preconditioner
-from influence_ops.in_memory import run_facts
-from influence_ops.scores import ScoreOptions
-from influence_ops.tf_datasets import dataset_form, example_batches, example_digests, sample_parts, to_example_batch
+from beam_influence.influence_ops.calculator.base import DatasetCalculator
+from beam_influence.influence_ops.calculator.options import CACHE, ORDER, ranking
+from beam_influence.influence_ops.calculator.samples import TopExamples, same_examples
+from beam_influence.influence_ops.calculator.saved import VECTORS, SavedTable, VectorReader, digest_of, save_digests, vector_files
+from beam_influence.influence_ops.calculator.tf_datasets import (
+    dataset_form,
+    example_batches,
+    example_digests,
+    sample_parts,
+    to_example_batch,
+)
+from beam_influence.influence_ops.curvature import Preconditioner
+from beam_influence.influence_ops.results import result_files, tables
+from beam_influence.influence_ops.scoring.in_memory import run_facts
+from beam_influence.influence_ops.scoring.scores import ScoreOptions
 
 
 class Sides(NamedTuple):

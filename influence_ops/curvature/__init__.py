@@ -1,29 +1,32 @@
-"""The table of curvatures. A new one is one file in this folder and one line here."""
+"""In: gradients of training examples. Out: a preconditioner, which multiplies a gradient by the inverse curvature.
+
+The table of curvatures: a new one is one file in this folder and one line here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from influence_ops.curvature.arnoldi import Arnoldi
-from influence_ops.curvature.base import COUNT as COUNT
-from influence_ops.curvature.base import Curvature as Curvature
-from influence_ops.curvature.base import FinishOptions as FinishOptions
-from influence_ops.curvature.base import Preconditioner as Preconditioner
-from influence_ops.curvature.base import Statistic as Statistic
-from influence_ops.curvature.base import fit as fit
-from influence_ops.curvature.base import load_preconditioner as load_preconditioner
-from influence_ops.curvature.conjugate_gradient import ConjugateGradient
-from influence_ops.curvature.ekfac import Ekfac
-from influence_ops.curvature.exact import Exact
-from influence_ops.curvature.gauss_newton import GaussNewton
-from influence_ops.curvature.gauss_newton_cg import GaussNewtonCg
-from influence_ops.curvature.identity import Identity
-from influence_ops.curvature.kfac import Kfac
-from influence_ops.curvature.lissa import Lissa
-from influence_ops.curvature.random_projection import RandomProjection
-from influence_ops.curvature.sampled import FittedOnSample, SampleCurvature
-from influence_ops.import_path import load_object
+from beam_influence.influence_ops.curvature.arnoldi import Arnoldi
+from beam_influence.influence_ops.curvature.base import COUNT as COUNT
+from beam_influence.influence_ops.curvature.base import Curvature as Curvature
+from beam_influence.influence_ops.curvature.base import FinishOptions as FinishOptions
+from beam_influence.influence_ops.curvature.base import Preconditioner as Preconditioner
+from beam_influence.influence_ops.curvature.base import Statistic as Statistic
+from beam_influence.influence_ops.curvature.base import fit as fit
+from beam_influence.influence_ops.curvature.base import load_preconditioner as load_preconditioner
+from beam_influence.influence_ops.curvature.conjugate_gradient import ConjugateGradient
+from beam_influence.influence_ops.curvature.ekfac import Ekfac
+from beam_influence.influence_ops.curvature.exact import Exact
+from beam_influence.influence_ops.curvature.gauss_newton import GaussNewton
+from beam_influence.influence_ops.curvature.gauss_newton_cg import GaussNewtonCg
+from beam_influence.influence_ops.curvature.identity import Identity
+from beam_influence.influence_ops.curvature.kfac import Kfac
+from beam_influence.influence_ops.curvature.lissa import Lissa
+from beam_influence.influence_ops.curvature.random_projection import RandomProjection
+from beam_influence.influence_ops.curvature.sampled import FittedOnSample, SampleCurvature
+from beam_influence.influence_ops.import_path import load_object
 
 CURVATURES: dict[str, type[Curvature]] = {
     kind.name: kind
@@ -48,7 +51,7 @@ def curvature_by_name(name: str, n_samples: int | None = None, seed: int = 0, se
     if ":" in name:
         kind = load_object(name)
         if not (isinstance(kind, type) and issubclass(kind, Curvature)):
-            raise ValueError(f"{name!r} is not a class derived from influence_ops.curvature.Curvature")
+            raise ValueError(f"{name!r} is not a class derived from beam_influence.Curvature")
     elif (kind := CURVATURES.get(ALIASES.get(name, name))) is None:
         raise ValueError(f"no curvature is called {name!r}; use one of {', '.join(CURVATURES)}, or your own as module:Class")
     settings = settings or {}

@@ -8,13 +8,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from influence_ops.block_krylov import KrylovState, advance, eigenpairs, start
-from influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic, fit
-from influence_ops.curvature.low_rank import LowRankPreconditioner
-from influence_ops.curvature.sampled import SAMPLE, SampleCurvature, with_examples
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.model import InfluenceModel
-from influence_ops.sample import Sample
+from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic, fit
+from beam_influence.influence_ops.curvature.block_krylov import KrylovState, advance, eigenpairs, start
+from beam_influence.influence_ops.curvature.low_rank import LowRankPreconditioner
+from beam_influence.influence_ops.curvature.sample import Sample
+from beam_influence.influence_ops.curvature.sampled import SAMPLE, SampleCurvature, with_examples
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 Matrix = Literal["gauss_newton", "hessian"]
 

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
-from influence_ops.array_folder import FileStore, load_arrays, save_arrays
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.gradients import Gradients
-from influence_ops.model import InfluenceModel
+from beam_influence.influence_ops.model.gradients import Gradients
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.results.array_folder import FileStore, load_arrays, save_arrays
 
 _P = TypeVar("_P", bound="Preconditioner")
 

@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from influence_ops.array_folder import FileStore
-from influence_ops.conjugate_gradients import Products, conjugate_gradients
-from influence_ops.curvature.base import FinishOptions, Preconditioner, Statistic, register_preconditioner
-from influence_ops.curvature.sampled import SAMPLE, SampleCurvature, mean_hessian_products, with_examples
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.model import InfluenceModel
-from influence_ops.sample import Sample, from_arrays, to_arrays
+from beam_influence.influence_ops.curvature.base import FinishOptions, Preconditioner, Statistic, register_preconditioner
+from beam_influence.influence_ops.curvature.conjugate_gradients import Products, conjugate_gradients
+from beam_influence.influence_ops.curvature.sample import Sample, from_arrays, to_arrays
+from beam_influence.influence_ops.curvature.sampled import SAMPLE, SampleCurvature, mean_hessian_products, with_examples
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.results.array_folder import FileStore
 
 _BATCH = 256
 _AUTO_FRACTION = 0.1

@@ -9,10 +9,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic, register_preconditioner
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.gradients import Gradients
-from influence_ops.model import InfluenceModel
+from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic, register_preconditioner
+from beam_influence.influence_ops.model.gradients import Gradients
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 BLOCK = 2048  # 32 MB of float64: far below Beam's limit of 2 GB for one element
 MAX_SIZE = 16_384  # 2 GB for the matrix, as much again for its eigenvectors

@@ -13,12 +13,12 @@ from typing import ClassVar
 import numpy as np
 import tensorflow as tf
 
-from influence_ops.curvature.base import Curvature, FinishOptions, Preconditioner, Statistic
-from influence_ops.curvature.kfac import Kfac, accumulate
-from influence_ops.curvature.kronecker import kronecker, rotate, squared_sum
-from influence_ops.fisher import Fisher
-from influence_ops.gradients import Block, BlockLayout
-from influence_ops.model import InfluenceModel
+from beam_influence.influence_ops.curvature.base import Curvature, FinishOptions, Preconditioner, Statistic
+from beam_influence.influence_ops.curvature.kfac import Kfac, accumulate
+from beam_influence.influence_ops.curvature.kronecker import kronecker, rotate, squared_sum
+from beam_influence.influence_ops.model.fisher import Fisher
+from beam_influence.influence_ops.model.gradients import Block, BlockLayout
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
 
 
 class Ekfac(Kfac):

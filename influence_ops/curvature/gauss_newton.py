@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from influence_ops.curvature.dense import DenseCurvature
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.model import InfluenceModel
+from beam_influence.influence_ops.curvature.dense import DenseCurvature
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 
 class GaussNewton(DenseCurvature):

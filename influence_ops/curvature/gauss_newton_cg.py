@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from influence_ops.curvature.ekfac import Ekfac
+from beam_influence.influence_ops.curvature.ekfac import Ekfac
 
 
 class GaussNewtonCg(Ekfac):

@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow as tf
 
-from influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
-from influence_ops.curvature.kronecker import Side, decompose, kronecker
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.fisher import FISHERS, Fisher, fisher_blocks
-from influence_ops.gradients import Block, BlockLayout, Factored, OneHot
-from influence_ops.gradients.blocks import positions_of
-from influence_ops.model import InfluenceModel
+from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
+from beam_influence.influence_ops.curvature.kronecker import Side, decompose, kronecker
+from beam_influence.influence_ops.model.fisher import FISHERS, Fisher, fisher_blocks
+from beam_influence.influence_ops.model.gradients import Block, BlockLayout, Factored, OneHot
+from beam_influence.influence_ops.model.gradients.blocks import positions_of
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 MAX_SIDE = 8192
 """A side with more inputs or outputs keeps only its diagonal."""

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from influence_ops.curvature.base import FinishOptions, Preconditioner, register_preconditioner
-from influence_ops.gradients import Block, Factored, Gradients, Layout, OneHot
-from influence_ops.gradients.blocks import materialise, parts_of
-from influence_ops.model import InfluenceModel
+from beam_influence.influence_ops.curvature.base import FinishOptions, Preconditioner, register_preconditioner
+from beam_influence.influence_ops.model.gradients import Block, Factored, Gradients, Layout, OneHot
+from beam_influence.influence_ops.model.gradients.blocks import materialise, parts_of
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
 
 DEFAULT_RANK = 1024
 """How many numbers `embed` gives when no rank is named."""

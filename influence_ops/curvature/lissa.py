@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from influence_ops.conjugate_gradients import Products
-from influence_ops.curvature.conjugate_gradient import SOLVERS, ConjugateGradient
+from beam_influence.influence_ops.curvature.conjugate_gradient import SOLVERS, ConjugateGradient
+from beam_influence.influence_ops.curvature.conjugate_gradients import Products
 
 
 def neumann_series(

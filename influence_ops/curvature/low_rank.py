@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from influence_ops.curvature.base import Preconditioner, register_preconditioner
-from influence_ops.gradients import Gradients
+from beam_influence.influence_ops.curvature.base import Preconditioner, register_preconditioner
+from beam_influence.influence_ops.model.gradients import Gradients
 
 
 @register_preconditioner

@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow as tf
 
-from influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic, register_preconditioner
-from influence_ops.curvature.dense import upper_blocks
-from influence_ops.curvature.kfac import accumulate
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.fisher import FISHERS, Fisher, fisher_blocks
-from influence_ops.gradients import Block, Gradients, Layout
-from influence_ops.gradients.blocks import scaled
-from influence_ops.model import InfluenceModel
-from influence_ops.projections import Projection, ProjectionKind, make_projection
+from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic, register_preconditioner
+from beam_influence.influence_ops.curvature.dense import upper_blocks
+from beam_influence.influence_ops.curvature.kfac import accumulate
+from beam_influence.influence_ops.curvature.projections import Projection, ProjectionKind, make_projection
+from beam_influence.influence_ops.model.fisher import FISHERS, Fisher, fisher_blocks
+from beam_influence.influence_ops.model.gradients import Block, Gradients, Layout
+from beam_influence.influence_ops.model.gradients.blocks import scaled
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 DEFAULT_DIM = 512
 MAX_DIM = 16_384  # 2 GB for the matrix, as much again for its eigenvectors

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from influence_ops.curvature.base import Curvature, FinishOptions, Preconditioner, Statistic, fit
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.model import InfluenceModel
-from influence_ops.sample import Sample, from_arrays, to_arrays
-from influence_ops.text_arrays import bytes_to_texts, texts_to_bytes
+from beam_influence.influence_ops.curvature.base import Curvature, FinishOptions, Preconditioner, Statistic, fit
+from beam_influence.influence_ops.curvature.sample import Sample, from_arrays, to_arrays
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.results.text_arrays import bytes_to_texts, texts_to_bytes
 
 SAMPLE = "sample"
 _SEEN = "seen"

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from influence_ops.example_batch import ExampleBatch, Inputs
-from influence_ops.top_k import TopK
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Inputs
+from beam_influence.influence_ops.scoring.top_k import TopK
 
 
 def random_examples(train_ids: Sequence[str], k: int, seed: int) -> list[str]:

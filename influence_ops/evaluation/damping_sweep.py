@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from influence_ops.curvature import Preconditioner
-from influence_ops.evaluation.correlation import bootstrap_error, mean_over_columns
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.model import InfluenceModel
-from influence_ops.scores import evaluate
+from beam_influence.influence_ops.curvature import Preconditioner
+from beam_influence.influence_ops.evaluation.correlation import bootstrap_error, mean_over_columns
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.scoring.scores import evaluate
 
 Correlation = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(predicted [S, T], actual [S, T]) -> [T], such as `spearman`."""

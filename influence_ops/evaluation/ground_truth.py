@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from influence_ops.array_folder import FileStore, LocalFiles
+from beam_influence.influence_ops.results.array_folder import FileStore, LocalFiles
 
 _ARRAYS = ("subset_masks", "subset_test_loss", "loo_idx", "loo_test_loss", "base_test_loss", "train_ids", "test_ids")
 

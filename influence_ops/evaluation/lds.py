@@ -12,7 +12,7 @@ import dataclasses
 
 import numpy as np
 
-from influence_ops.evaluation.correlation import bootstrap_error, mean_over_columns, spearman
+from beam_influence.influence_ops.evaluation.correlation import bootstrap_error, mean_over_columns, spearman
 
 
 @dataclasses.dataclass(frozen=True)

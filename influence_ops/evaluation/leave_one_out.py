@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from influence_ops.evaluation.correlation import bootstrap_error, mean_over_columns, pearson, spearman
+from beam_influence.influence_ops.evaluation.correlation import bootstrap_error, mean_over_columns, pearson, spearman
 
 
 @dataclasses.dataclass(frozen=True)

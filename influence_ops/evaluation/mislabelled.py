@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from influence_ops.evaluation.correlation import ranks
+from beam_influence.influence_ops.evaluation.correlation import ranks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,11 +22,11 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.float64_copy import copy_states, same_layers
-from influence_ops.import_path import load_object
-from influence_ops.model import InfluenceModel
-from influence_ops.network import feed
+from beam_influence.influence_ops.import_path import load_object
+from beam_influence.influence_ops.model.float64_copy import copy_states, same_layers
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.network import feed
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 # The generators that are seeded are the process's own: two trainings at once would draw from each other's.
 _GENERATORS = threading.Lock()

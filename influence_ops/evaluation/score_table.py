@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from influence_ops.array_folder import FileStore
-from influence_ops.result_files import iterate_table, read_facts, read_manifest, table_files
+from beam_influence.influence_ops.results.array_folder import FileStore
+from beam_influence.influence_ops.results.result_files import iterate_table, read_facts, read_manifest, table_files
 
 _ROWS = 1 << 17  # a batch of rows: some 4 MB of ids and scores
 _SPARSE = 8  # a block with more cells than this for each row is not laid out

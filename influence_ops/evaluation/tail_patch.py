@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.model import InfluenceModel
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 
 def mean_gradients(model: InfluenceModel, train: Iterable[ExampleBatch], sets: Sequence[Sequence[str]]) -> np.ndarray:

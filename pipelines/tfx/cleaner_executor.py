@@ -7,10 +7,10 @@ from typing import Any
 
 from tfx.types.artifact import Artifact
 
-from pipelines.clean import CleanConfig, clean
-from pipelines.tfx.beam_executor import BeamExecutor
-from pipelines.tfx.options import to_json
-from pipelines.tfx.resolve_artifacts import (
+from beam_influence.pipelines.clean import CleanConfig, clean
+from beam_influence.pipelines.tfx.beam_executor import BeamExecutor
+from beam_influence.pipelines.tfx.options import to_json
+from beam_influence.pipelines.tfx.resolve_artifacts import (
     CUSTOM_SPLIT_PATTERN,
     FILE_FORMAT,
     PAYLOAD_FORMAT,
@@ -24,7 +24,7 @@ Artifacts = dict[str, list[Artifact]]
 
 
 class CleanerExecutor(BeamExecutor):
-    """Runs `pipelines.clean` on the splits that were scored."""
+    """Runs `beam_influence.pipelines.clean` on the splits that were scored."""
 
     def Do(self, input_dict: Artifacts, output_dict: Artifacts, exec_properties: dict[str, Any]) -> None:
         """Writes all splits below the uri of the output.

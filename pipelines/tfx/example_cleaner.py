@@ -7,11 +7,11 @@ from tfx.dsl.components.base.executor_spec import BeamExecutorSpec
 from tfx.types.channel import BaseChannel, Channel
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
-from influence_ops.clean_files import Cleaning
-from pipelines.clean import check_share
-from pipelines.tfx.artifacts import InfluenceScores, standard_artifacts
-from pipelines.tfx.cleaner_executor import CleanerExecutor
-from pipelines.tfx.options import code_digests, to_json
+from beam_influence.influence_ops.reading.clean_files import Cleaning
+from beam_influence.pipelines.clean import check_share
+from beam_influence.pipelines.tfx.artifacts import InfluenceScores, standard_artifacts
+from beam_influence.pipelines.tfx.cleaner_executor import CleanerExecutor
+from beam_influence.pipelines.tfx.options import code_digests, to_json
 
 
 class ExampleCleanerSpec(ComponentSpec):

@@ -10,9 +10,9 @@ from tfx.dsl.components.base.executor_spec import BeamExecutorSpec
 from tfx.types.channel import BaseChannel, Channel
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
-from pipelines.tfx.artifacts import Curvature, InfluenceScores, standard_artifacts
-from pipelines.tfx.influence_executor import InfluenceExecutor
-from pipelines.tfx.options import code_digests, encode_options, encode_splits
+from beam_influence.pipelines.tfx.artifacts import Curvature, InfluenceScores, standard_artifacts
+from beam_influence.pipelines.tfx.influence_executor import InfluenceExecutor
+from beam_influence.pipelines.tfx.options import code_digests, encode_options, encode_splits
 
 
 class InfluenceCalculatorSpec(ComponentSpec):

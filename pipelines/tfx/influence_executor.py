@@ -10,13 +10,13 @@ from typing import Any
 from apache_beam.io.filesystems import FileSystems
 from tfx.types.artifact import Artifact
 
-from influence_ops.result_files import iterate_table, table_files
-from pipelines.config import InfluenceConfig
-from pipelines.launch import RunSummary, run, summary_text
-from pipelines.tfx.beam_executor import BeamExecutor
-from pipelines.tfx.options import to_json
-from pipelines.tfx.resolve_artifacts import data_format, model_path, schema_path, single, split_patterns
-from transforms.files import BeamFiles, join
+from beam_influence.influence_ops.results.result_files import iterate_table, table_files
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.launch import RunSummary, run, summary_text
+from beam_influence.pipelines.tfx.beam_executor import BeamExecutor
+from beam_influence.pipelines.tfx.options import to_json
+from beam_influence.pipelines.tfx.resolve_artifacts import data_format, model_path, schema_path, single, split_patterns
+from beam_influence.transforms.files import BeamFiles, join
 
 _CANDIDATES = 20
 

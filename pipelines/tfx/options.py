@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from pipelines.config import InfluenceConfig, option_type
+from beam_influence.pipelines.config import InfluenceConfig, option_type
 
 GIVEN = {
     "model": "the input model",

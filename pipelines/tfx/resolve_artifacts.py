@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tfx.types import artifact_utils
 from tfx.types.artifact import Artifact
 
-from transforms.files import BeamFiles, join, match_files
+from beam_influence.transforms.files import BeamFiles, join, match_files
 
 PAYLOAD_FORMAT, FILE_FORMAT, CUSTOM_SPLIT_PATTERN = "payload_format", "file_format", "custom_split_pattern"
 

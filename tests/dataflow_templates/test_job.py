@@ -17,11 +17,11 @@ import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines import template
-from pipelines.build import build
-from pipelines.runners import choose_engine
+from beam_influence.pipelines import template
+from beam_influence.pipelines.build import build
+from beam_influence.pipelines.runners import choose_engine
+from beam_influence.transforms.files import BeamFiles
 from tests.pipelines.digits_job import DigitsJob, assert_same_tables
-from transforms.files import BeamFiles
 
 ROOT = pathlib.Path(__file__).parents[2]
 ON_DATAFLOW = ("--runner=dataflow", "--project=project-a", "--region=us-central1", "--temp_location=gs://bucket-a/temp")
@@ -178,7 +178,7 @@ def test_the_launcher_gets_a_job_and_does_not_wait(job: DigitsJob, tmp_path: pat
 
 def _map_paths(monkeypatch: pytest.MonkeyPatch, local: dict[str, str]) -> None:
     """What is planned is read from this machine; the addresses stay in the job."""
-    from pipelines import launch, prepare
+    from beam_influence.pipelines import launch, prepare
 
     real = prepare.prepare
 

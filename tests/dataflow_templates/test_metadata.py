@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from pipelines import runners
-from pipelines.cli import parser
-from pipelines.config import InfluenceConfig, option_type
-from pipelines.template import as_options
-from pipelines.template_metadata import template_metadata
+from beam_influence.pipelines import runners
+from beam_influence.pipelines.cli import parser
+from beam_influence.pipelines.config import InfluenceConfig, option_type
+from beam_influence.pipelines.template import as_options
+from beam_influence.pipelines.template_metadata import template_metadata
 
 FOLDER = pathlib.Path(__file__).parents[2] / "dataflow_templates"
 METADATA: dict[str, Any] = json.loads((FOLDER / "metadata.json").read_text(encoding="utf-8"))
@@ -25,7 +25,7 @@ JOBS = sorted((FOLDER / "jobs").glob("*.json"))
 
 
 def test_the_file_is_what_the_options_make() -> None:
-    assert METADATA == template_metadata(), "python -m pipelines.template_metadata > dataflow_templates/metadata.json"
+    assert METADATA == template_metadata(), "python -m beam_influence.pipelines.template_metadata > dataflow_templates/metadata.json"
 
 
 def test_every_option_is_a_parameter_and_the_other_way_round() -> None:

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipelines.config import InfluenceConfig
-from pipelines.launch import RunSummary
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.launch import RunSummary
 from tests.pipelines.digits_job import DigitsJob, run_quietly
 
 ROOT = pathlib.Path(__file__).parents[2]

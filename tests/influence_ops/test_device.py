@@ -14,7 +14,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from influence_ops import device
+from beam_influence.influence_ops import device
 
 
 @pytest.fixture

@@ -19,14 +19,14 @@ import tensorflow as tf
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from influence_ops.array_folder import load_arrays, save_arrays
-from influence_ops.curvature import load_preconditioner
-from influence_ops.curvature.base import preconditioner_from
-from influence_ops.decode import RowDecoder
-from influence_ops.features import Feature, FeatureSpec
-from influence_ops.index import index_table, stored_vectors
-from influence_ops.readers import READERS, detect_format
-from influence_ops.result_files import (
+from beam_influence.influence_ops.curvature import load_preconditioner
+from beam_influence.influence_ops.curvature.base import preconditioner_from
+from beam_influence.influence_ops.reading import READERS, detect_format
+from beam_influence.influence_ops.reading.decode import RowDecoder
+from beam_influence.influence_ops.reading.features import Feature, FeatureSpec
+from beam_influence.influence_ops.reading.tfrecord_framing import DamagedRecord, read_records, write_records
+from beam_influence.influence_ops.results.array_folder import load_arrays, save_arrays
+from beam_influence.influence_ops.results.result_files import (
     SourceFile,
     WrittenFile,
     iterate_table,
@@ -36,7 +36,7 @@ from influence_ops.result_files import (
     write_manifest,
     written_files,
 )
-from influence_ops.tfrecord import DamagedRecord, read_records, write_records
+from beam_influence.influence_ops.scoring.index import index_table, stored_vectors
 
 pytestmark = pytest.mark.timeout(240)
 _SLOW = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)

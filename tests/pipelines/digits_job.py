@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.in_memory import InfluenceResult, compute_in_memory
-from influence_ops.model import InfluenceModel
-from influence_ops.network import load_keras_file
-from influence_ops.tfrecord import write_records
-from pipelines.build import PASS_TOLERANCE
-from pipelines.config import InfluenceConfig
-from pipelines.launch import RunSummary, run
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.network import load_keras_file
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.reading.tfrecord_framing import write_records
+from beam_influence.influence_ops.scoring.in_memory import InfluenceResult, compute_in_memory
+from beam_influence.pipelines.build import PASS_TOLERANCE
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.launch import RunSummary, run
 
 SIZES = {"train": 300, "test": 20}
 

@@ -12,8 +12,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pipelines.launch import RunFailedError
-from pipelines.prepare import prepare
+from beam_influence.pipelines.launch import RunFailedError
+from beam_influence.pipelines.prepare import prepare
+from beam_influence.transforms.progress import Progress
+from beam_influence.transforms.read_shards import ShardReader
 from tests.pipelines.digits_job import (
     SIZES,
     DigitsJob,
@@ -26,8 +28,6 @@ from tests.pipelines.digits_job import (
     run_quietly,
     strings,
 )
-from transforms.progress import Progress
-from transforms.read_shards import ShardReader
 
 # The kept examples are the same, only in batches of other shapes: what is left is rounding (seen: 1e-13).
 ROUNDING = 1e-9

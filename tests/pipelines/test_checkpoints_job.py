@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config import InfluenceConfig
+from beam_influence.pipelines.config import InfluenceConfig
 from tests.pipelines.digits_job import TOLERANCE, DigitsJob, run_quietly
 
 

@@ -15,13 +15,13 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import PaneInfo
 
-from influence_ops.tfrecord import read_records
-from pipelines.clean import CleanConfig, build_cleaning, clean
-from pipelines.launch import RunFailedError
+from beam_influence.influence_ops.reading.tfrecord_framing import read_records
+from beam_influence.pipelines.clean import CleanConfig, build_cleaning, clean
+from beam_influence.pipelines.launch import RunFailedError
+from beam_influence.transforms.clean_shards import CopiedFile, ScoredShard
+from beam_influence.transforms.select_threshold import ScoreHistogram, _Search
 from tests.pipelines.digits_job import FN_API, SIZES, DigitsJob, files_below, framed, read, run_quietly
 from tests.pipelines.test_graph import crossings
-from transforms.clean_shards import CopiedFile, ScoredShard
-from transforms.select_threshold import ScoreHistogram, _Search
 
 SHARE = 0.1
 

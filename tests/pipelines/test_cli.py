@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from pipelines.cli import main, parser
-from pipelines.config import InfluenceConfig
-from pipelines.launch import summary_text
+from beam_influence.pipelines.cli import main, parser
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.launch import summary_text
 from tests.pipelines.conftest import FinishedRun
 from tests.pipelines.digits_job import FN_API, DigitsJob
 
@@ -112,5 +112,5 @@ def test_the_closing_table(finished: FinishedRun) -> None:
 
 def test_help_does_not_wait_for_beam() -> None:
     """The command is imported without Beam: `--help` answers before seconds of imports."""
-    code = "import sys, pipelines.cli; sys.exit('apache_beam' in sys.modules)"
+    code = "import sys, beam_influence.pipelines.cli; sys.exit('apache_beam' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.config import InfluenceConfig
+from beam_influence.pipelines.config import InfluenceConfig
 
 REQUIRED: dict[str, Any] = {"model": "m.keras", "train": "train-*", "test": "test-*", "output": "out"}
 

@@ -11,10 +11,10 @@ import pytest
 import tensorflow as tf
 from apache_beam.metrics.metric import MetricsFilter
 
-from influence_ops.curvature import CURVATURES
-from influence_ops.model import InfluenceModel
-from pipelines import launch
-from pipelines.launch import RunFailedError
+from beam_influence.influence_ops.curvature import CURVATURES
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.pipelines import launch
+from beam_influence.pipelines.launch import RunFailedError
 from tests.pipelines.digits_job import DigitsJob, assert_same_rows, influence_model, read, run_quietly
 
 ROOM = 20
@@ -73,10 +73,10 @@ def test_one_example_too_many_ends_the_run(job: DigitsJob, tmp_path: pathlib.Pat
 @pytest.mark.parametrize("name", sorted(CURVATURES))
 def test_a_failed_batch_leaves_no_trace_in_a_statistic(job: DigitsJob, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each evaluation that `add` makes fails once: the statistic is then what it was, to the bit."""
-    from influence_ops.curvature import curvature_by_name
+    from beam_influence.influence_ops.curvature import curvature_by_name
 
     model, split = influence_model(str(job.model), "last"), job.splits["train"]
-    from influence_ops.example_batch import ExampleBatch
+    from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
     ids = np.array([f"a:{row}" for row in range(30)], dtype=object)
     batch = ExampleBatch(ids, split.images[:30], split.labels[:30])

@@ -8,10 +8,10 @@ import shutil
 
 import pytest
 
-from pipelines.cli import main, parser
-from pipelines.config import InfluenceConfig
-from pipelines.evaluate_config import EvaluateConfig
-from pipelines.unknown_options import refuse_misplaced, refuse_unknown
+from beam_influence.pipelines.cli import main, parser
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.evaluate_config import EvaluateConfig
+from beam_influence.pipelines.unknown_options import refuse_misplaced, refuse_unknown
 from tests.documented_commands import all_commands, of_document, of_help, of_text
 from tests.pipelines.digits_job import DigitsJob
 

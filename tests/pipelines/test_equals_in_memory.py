@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from influence_ops.curvature import load_preconditioner
+from beam_influence.influence_ops.curvature import load_preconditioner
 from tests.pipelines.conftest import FinishedRun
 from tests.pipelines.digits_job import OUTPUTS, DigitsJob, assert_same_rows, assert_same_tables, read, run_quietly
 

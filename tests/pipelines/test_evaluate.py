@@ -12,16 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from influence_ops import schemas
-from influence_ops.evaluation.ground_truth import load_ground_truth
-from influence_ops.evaluation.lds import linear_datamodelling_score
-from influence_ops.result_files import ParquetFile, write_manifest
-from influence_ops.tables import scores_table
-from pipelines.cli import main
-from pipelines.config import InfluenceConfig
-from pipelines.evaluate import evaluate
-from pipelines.evaluate_config import MEASURES, EvaluateConfig
-from pipelines.evaluation_result import Evaluation
+from beam_influence.influence_ops.evaluation.ground_truth import load_ground_truth
+from beam_influence.influence_ops.evaluation.lds import linear_datamodelling_score
+from beam_influence.influence_ops.results import schemas
+from beam_influence.influence_ops.results.result_files import ParquetFile, write_manifest
+from beam_influence.influence_ops.results.tables import scores_table
+from beam_influence.pipelines.cli import main
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.evaluate import evaluate
+from beam_influence.pipelines.evaluate_config import MEASURES, EvaluateConfig
+from beam_influence.pipelines.evaluation_result import Evaluation
 from tests.influence_ops.reference import DATA
 from tests.pipelines.convex_job import CALLS, TRAIN, ConvexJob
 from tests.pipelines.digits_job import FN_API, run_quietly

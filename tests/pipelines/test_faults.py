@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from apache_beam.io.localfilesystem import LocalFileSystem
 
-from pipelines.config import InfluenceConfig
-from pipelines.launch import RunFailedError
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.launch import RunFailedError
+from beam_influence.transforms.files import TEMPORARY
 from tests.pipelines.digits_job import DigitsJob, assert_same_rows, files_below, read, run_quietly
-from transforms.files import TEMPORARY
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -98,7 +98,7 @@ def test_a_disk_that_fills(job: DigitsJob, tmp_path: pathlib.Path, monkeypatch: 
 def test_a_file_that_changes_after_it_was_found(
     job: DigitsJob, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, stage: str, how: str
 ) -> None:
-    from transforms.read_shards import ShardReader
+    from beam_influence.transforms.read_shards import ShardReader
 
     (tmp_path / "data").mkdir()
     source = pathlib.Path(job.config(tmp_path / "out").train or "").parent

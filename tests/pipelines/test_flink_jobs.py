@@ -12,9 +12,9 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
 
-from pipelines.flink_jobs import cancel_job
-from pipelines.launch import RunFailedError, run_pipeline
-from pipelines.runners import Engine
+from beam_influence.pipelines.flink_jobs import cancel_job
+from beam_influence.pipelines.launch import RunFailedError, run_pipeline
+from beam_influence.pipelines.runners import Engine
 
 
 class Cluster(http.server.ThreadingHTTPServer):

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.in_memory import compute_in_memory
-from influence_ops.model import InfluenceModel
-from influence_ops.tfrecord import write_records
-from pipelines.config import InfluenceConfig
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.reading.tfrecord_framing import write_records
+from beam_influence.influence_ops.scoring.in_memory import compute_in_memory
+from beam_influence.pipelines.config import InfluenceConfig
 from tests.pipelines.digits_job import SIZES, DigitsJob, Split, assert_same_rows, floats, ints, read, run_quietly, strings
 
 # One image row a step, one batch of 64, the same float32 values: only the order of sums could differ.

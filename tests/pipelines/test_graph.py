@@ -17,11 +17,10 @@ from apache_beam.typehints import typehints
 from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import PaneInfo
 
-from influence_ops.example_batch import ExampleBatch
-from pipelines.build import build
-from tests.pipelines.digits_job import DigitsJob
-from transforms.broadcast import Broadcast
-from transforms.elements import (
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.pipelines.build import build
+from beam_influence.transforms.broadcast import Broadcast
+from beam_influence.transforms.elements import (
     GroupPart,
     QueryReference,
     RejectedBlock,
@@ -33,6 +32,7 @@ from transforms.elements import (
     TopKPart,
     WrittenFile,
 )
+from tests.pipelines.digits_job import DigitsJob
 
 # Names of files and ranges, sums and tables: none grows with the number of training examples, but for the reasons of rejections.
 SHUFFLED = {Shard, StatisticPart, TopKPart, GroupPart, RejectedExample}

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from influence_ops.curvature import load_preconditioner
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.index import InfluenceIndex, index_table, stored_vectors
-from influence_ops.result_files import iterate_table, read_manifest
-from pipelines.cli import main
-from pipelines.config import InfluenceConfig
-from pipelines.launch import RunFailedError
+from beam_influence.influence_ops.curvature import load_preconditioner
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.results.result_files import iterate_table, read_manifest
+from beam_influence.influence_ops.scoring.index import InfluenceIndex, index_table, stored_vectors
+from beam_influence.pipelines.cli import main
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.launch import RunFailedError
 from tests.pipelines.digits_job import DigitsJob, files_below, influence_model, run_quietly
 
 # Of the largest score: float32 keeps 24 bits of each of two numbers' products, float16 11 bits of the stored one.
@@ -367,7 +367,7 @@ def test_nothing_crosses_but_names_and_facts(job: DigitsJob, index: pathlib.Path
     import apache_beam as beam
     from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
-    from pipelines.build import build
+    from beam_influence.pipelines.build import build
     from tests.pipelines.test_graph import check, crossings
 
     making = job.config(tmp_path / "a", outputs="index", test=None, group_feature=None, **PROJECTED)

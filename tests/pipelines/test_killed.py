@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 import pytest
 
-from influence_ops.array_folder import LocalFiles
-from pipelines.clear_output import clear_output, clear_unfinished
-from pipelines.config import InfluenceConfig
+from beam_influence.influence_ops.results.array_folder import LocalFiles
+from beam_influence.pipelines.clear_output import clear_output, clear_unfinished
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.transforms.files import BeamFiles
 from tests.pipelines.digits_job import DigitsJob, assert_same_tables, files_below, read, run_quietly
-from transforms.files import BeamFiles
 
 # The stages write into these, in this order; the run is killed as soon as one holds a file, finished or not.
 MOMENTS: dict[str, Callable[[pathlib.Path], bool]] = {
@@ -30,7 +30,7 @@ MOMENTS: dict[str, Callable[[pathlib.Path], bool]] = {
 def command(config: InfluenceConfig) -> list[str]:
     options = ["model", "train", "test", "output", "group_feature", "outputs", "top_k", "batch_size", "threads"]
     words = [word for name in options for word in (f"--{name}", str(getattr(config, name)))]
-    return [sys.executable, "-m", "pipelines.cli", "run", *words, "--runner=FnApiRunner"]
+    return [sys.executable, "-m", "beam_influence.pipelines.cli", "run", *words, "--runner=FnApiRunner"]
 
 
 def kill_when(config: InfluenceConfig, moment: Callable[[pathlib.Path], bool]) -> bool:

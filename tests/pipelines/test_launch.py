@@ -15,12 +15,12 @@ import pytest
 import tensorflow as tf
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines.build import build
-from pipelines.launch import RunFailedError, reason
-from pipelines.prepare import prepare
-from pipelines.progress_bar import ProgressBar
+from beam_influence.pipelines.build import build
+from beam_influence.pipelines.launch import RunFailedError, reason
+from beam_influence.pipelines.prepare import prepare
+from beam_influence.pipelines.progress_bar import ProgressBar
+from beam_influence.transforms.progress import Progress
 from tests.pipelines.digits_job import FN_API, DigitsJob, run_quietly
-from transforms.progress import Progress
 
 TWO_PROCESSES = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
 

@@ -12,16 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.in_memory import compute_in_memory
-from influence_ops.model import InfluenceModel
-from influence_ops.saved_model import SavedModelNetwork
-from influence_ops.scores import ScoreOptions
-from pipelines.config import InfluenceConfig
-from pipelines.prepare import prepare
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.saved_model import SavedModelNetwork
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.scoring.in_memory import compute_in_memory
+from beam_influence.influence_ops.scoring.scores import ScoreOptions
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.prepare import prepare
+from beam_influence.transforms.load_model import load_model
 from tests.pipelines import models_of_tests
 from tests.pipelines.digits_job import DigitsJob, assert_same_rows, read, run_quietly
-from transforms.load_model import load_model
 
 MODELS = "tests.pipelines.models_of_tests"
 FLOAT32 = 2e-4  # scores of a float32 model against float64, of the largest; seen: 2e-5

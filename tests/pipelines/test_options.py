@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from pipelines import launch
-from pipelines.cli import main, parser
-from pipelines.config import COMMANDS, InfluenceConfig, option_type
-from pipelines.evaluate_config import MEASURES, RETRAINING, EvaluateConfig
-from pipelines.runners import choose_engine
-from pipelines.unknown_options import options_of_commands, refuse_unknown
+from beam_influence.pipelines import launch
+from beam_influence.pipelines.cli import main, parser
+from beam_influence.pipelines.config import COMMANDS, InfluenceConfig, option_type
+from beam_influence.pipelines.evaluate_config import MEASURES, RETRAINING, EvaluateConfig
+from beam_influence.pipelines.runners import choose_engine
+from beam_influence.pipelines.unknown_options import options_of_commands, refuse_unknown
 
 NEEDED = {
     "run": {"model": "m", "train": "a", "output": "o"},

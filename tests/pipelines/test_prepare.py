@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import pytest
 
-from pipelines.clear_output import clear_output
-from pipelines.prepare import prepare
+from beam_influence.pipelines.clear_output import clear_output
+from beam_influence.pipelines.prepare import prepare
 from tests.pipelines.conftest import FinishedRun
 from tests.pipelines.digits_job import DigitsJob, files_below, read, run_quietly
 

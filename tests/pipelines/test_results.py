@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from influence_ops import schemas
+from beam_influence.influence_ops.results import schemas
 from tests.pipelines.conftest import FinishedRun
 from tests.pipelines.digits_job import OUTPUTS, SIZES, DigitsJob, files_below, influence_model, read, run_quietly
 

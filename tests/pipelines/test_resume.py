@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from apache_beam.metrics.metric import MetricsFilter
 
-from pipelines import launch
-from pipelines.config import InfluenceConfig
-from pipelines.launch import RunFailedError
+from beam_influence.pipelines import launch
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.launch import RunFailedError
+from beam_influence.transforms.read_shards import NAMESPACE, ShardReader
 from tests.pipelines.digits_job import DigitsJob, assert_same_rows, files_below, read, run_quietly
 from tests.pipelines.test_killed import kill_when
-from transforms.read_shards import NAMESPACE, ShardReader
 
 pytestmark = pytest.mark.timeout(300)
 

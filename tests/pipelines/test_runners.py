@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipelines import runners
-from pipelines.config import InfluenceConfig
-from pipelines.launch import run
-from pipelines.runners import Engine, choose_engine, prism_folder
+from beam_influence.pipelines import runners
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.launch import run
+from beam_influence.pipelines.runners import Engine, choose_engine, prism_folder
 
 CONFIG = InfluenceConfig(model="gs://b/model.keras", train="gs://b/train-*", test="gs://b/test-*", output="gs://b/out")
 DATAFLOW = ("--runner=dataflow", "--project=p", "--region=us-central1", "--temp_location=gs://b/temp", "--sdk_container_image=i")

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from influence_ops.curvature import FinishOptions, Preconditioner, Statistic
-from influence_ops.curvature.base import register_preconditioner
-from influence_ops.curvature.conjugate_gradient import NotConvergedWarning
-from influence_ops.curvature.identity import Identity
-from influence_ops.model import InfluenceModel
-from influence_ops.result_files import read_manifest
-from pipelines.cli import main
+from beam_influence.influence_ops.curvature import FinishOptions, Preconditioner, Statistic
+from beam_influence.influence_ops.curvature.base import register_preconditioner
+from beam_influence.influence_ops.curvature.conjugate_gradient import NotConvergedWarning
+from beam_influence.influence_ops.curvature.identity import Identity
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.results.result_files import read_manifest
+from beam_influence.pipelines.cli import main
 from tests.pipelines.conftest import FinishedRun
 from tests.pipelines.digits_job import FN_API, TOLERANCE, DigitsJob, run_quietly
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines.config import InfluenceConfig
-from tests.influence_ops.keras_oracle import losses_and_gradients
+from beam_influence.pipelines.config import InfluenceConfig
+from tests.influence_ops.model.keras_oracle import losses_and_gradients
 from tests.pipelines import models_of_users
 from tests.pipelines.digits_job import floats, framed, ints, read, run_quietly
 

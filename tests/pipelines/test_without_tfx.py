@@ -16,10 +16,11 @@ CODE = """
 import sys
 for name in ("tfx", "ml_metadata"):
     sys.modules[name] = None  # as if it were not installed
-import benchmarks.scale, examples.digits, influence_ops, pipelines.clean, pipelines.cli, pipelines.launch, transforms
+import benchmarks.scale, examples.digits, beam_influence.influence_ops, beam_influence.transforms
+import beam_influence.pipelines.clean, beam_influence.pipelines.cli, beam_influence.pipelines.launch
 assert not [name for name in sys.modules if name.split(".")[0] in ("tfx", "ml_metadata") and sys.modules[name]]
 try:
-    import pipelines.tfx
+    import beam_influence.pipelines.tfx
 except ImportError as error:
     print(error)
 """
@@ -29,7 +30,7 @@ except ImportError as error:
 def test_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr
-    assert "pipelines.tfx needs the extra 'tfx'" in done.stdout
+    assert "beam_influence.pipelines.tfx needs the extra 'tfx'" in done.stdout
     assert "pip install -e '.[tfx]'" in done.stdout
     assert "pip install --no-deps -r requirements-tfx.txt -e ." in done.stdout
 

@@ -12,7 +12,7 @@ import sys
 import pytest
 from apache_beam.portability.api import beam_fn_api_pb2
 
-from pipelines.worker import WorkerPool, main
+from beam_influence.pipelines.worker import WorkerPool, main
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ def test_task_managers_end_their_own_workers_only() -> None:
 def test_a_pool_serves_until_it_is_terminated() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    command = [sys.executable, "-m", "pipelines.worker", "--worker_pool", "--port", str(port)]
+    command = [sys.executable, "-m", "beam_influence.pipelines.worker", "--worker_pool", "--port", str(port)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
@@ -72,6 +72,6 @@ def test_words_that_are_no_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_command_is_installed() -> None:
     """The name that the presets use is the one that setup.py installs."""
-    from pipelines.runners import WORKER_COMMAND
+    from beam_influence.pipelines.runners import WORKER_COMMAND
 
-    assert f'"{WORKER_COMMAND}=pipelines.worker:main"' in (pathlib.Path(__file__).parents[2] / "setup.py").read_text()
+    assert f'"{WORKER_COMMAND}=beam_influence.pipelines.worker:main"' in (pathlib.Path(__file__).parents[2] / "setup.py").read_text()

@@ -15,7 +15,7 @@ from typing import Any
 import boto3
 import pytest
 
-from pipelines.config import InfluenceConfig
+from beam_influence.pipelines.config import InfluenceConfig
 from tests.pipelines.digits_job import DigitsJob
 
 ACCESS = {"s3_access_key_id": "test", "s3_secret_access_key": "test", "s3_region_name": "us-east-1"}

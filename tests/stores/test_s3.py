@@ -7,14 +7,14 @@ import pathlib
 
 import pytest
 
-from influence_ops.index import INDEX
-from pipelines.cli import main
-from pipelines.launch import submit
+from beam_influence.influence_ops.scoring.index import INDEX
+from beam_influence.pipelines.cli import main
+from beam_influence.pipelines.launch import submit
+from beam_influence.transforms.files import BeamFiles
 from tests.pipelines.convex_job import ConvexJob
 from tests.pipelines.digits_job import FN_API, assert_same_rows, assert_same_tables, read, run_quietly
 from tests.pipelines.test_killed import command, kill_command
 from tests.stores.conftest import Bucket
-from transforms.files import BeamFiles
 
 pytestmark = [pytest.mark.stores, pytest.mark.timeout(600)]
 

@@ -18,8 +18,9 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.utils.shared import Shared
 
-from influence_ops.array_folder import load_arrays
-from transforms.broadcast import INLINE_LIMIT, Broadcast
+from beam_influence.influence_ops.results.array_folder import load_arrays
+from beam_influence.transforms.broadcast import INLINE_LIMIT, Broadcast
+from beam_influence.transforms.files import BeamFiles
 
 ARRAYS = {
     "matrix": np.arange(12.0).reshape(3, 4).T,  # not contiguous
@@ -62,8 +63,8 @@ def test_a_late_retry_changes_nothing_that_others_have(tmp_path: pathlib.Path, i
     assert before.items() < {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("curvature/*.npy")}.items()
     if is_remote:
         first, again = (dataclasses.replace(one, folder=f"file://{folder}") for one in (first, again))
-        monkeypatch.setattr("transforms.files.BeamFiles.open_read", lambda self, path: open(path.removeprefix("file://"), "rb"))
-        monkeypatch.setattr("transforms.files.BeamFiles.exists", lambda self, path: os.path.exists(path.removeprefix("file://")))
+        monkeypatch.setattr(BeamFiles, "open_read", lambda self, path: open(path.removeprefix("file://"), "rb"))
+        monkeypatch.setattr(BeamFiles, "exists", lambda self, path: os.path.exists(path.removeprefix("file://")))
     assert (opened["a"] == 1).all() and (first.open()[0]["a"] == 1).all() and (again.open()[0]["a"] == 1 + 1e-15).all()
     assert (load_arrays(folder)[0]["a"] == 1 + 1e-15).all()  # what later runs find is one of them, whole
 

@@ -11,14 +11,14 @@ import apache_beam as beam
 import numpy as np
 import pytest
 
-from influence_ops.curvature import curvature_by_name
-from influence_ops.group_sums import GroupSums
-from influence_ops.top_k import TopK
-from transforms.accumulate_curvature import _MergePartsCombineFn
-from transforms.combine_top_k import TopKCombineFn
-from transforms.elements import GroupPart, StatisticPart, TopKPart
-from transforms.solve_queries import SumPartsCombineFn
-from transforms.sum_groups import GroupSumsCombineFn
+from beam_influence.influence_ops.curvature import curvature_by_name
+from beam_influence.influence_ops.scoring.group_sums import GroupSums
+from beam_influence.influence_ops.scoring.top_k import TopK
+from beam_influence.transforms.accumulate_curvature import _MergePartsCombineFn
+from beam_influence.transforms.combine_top_k import TopKCombineFn
+from beam_influence.transforms.elements import GroupPart, StatisticPart, TopKPart
+from beam_influence.transforms.solve_queries import SumPartsCombineFn
+from beam_influence.transforms.sum_groups import GroupSumsCombineFn
 
 INPUTS = 6
 

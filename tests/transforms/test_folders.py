@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata, FileSystem
 
-from transforms.clear_work import clear_work
-from transforms.files import BeamFiles, match_files
-from transforms.folders import delete_files, delete_folder, list_folder
+from beam_influence.transforms.clear_work import clear_work
+from beam_influence.transforms.files import BeamFiles, match_files
+from beam_influence.transforms.folders import delete_files, delete_folder, list_folder
 
 _KEPT: dict[str, bytes] = {}
 _DELETED: list[list[str]] = []

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from influence_ops.scores import QueryBlock
-from transforms.broadcast import INLINE_LIMIT
-from transforms.elements import Shard
-from transforms.embed_queries import _EmbedDoFn, open_queries
+from beam_influence.influence_ops.scoring.scores import QueryBlock
+from beam_influence.transforms.broadcast import INLINE_LIMIT
+from beam_influence.transforms.elements import Shard
+from beam_influence.transforms.embed_queries import _EmbedDoFn, open_queries
 
 
 def block(rows: int, width: int) -> QueryBlock:

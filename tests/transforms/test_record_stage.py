@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from influence_ops.example_batch import Rejected
-from transforms import finish_curvature
-from transforms.broadcast import INLINE_PART_LIMIT, Broadcast
-from transforms.elements import RejectedExample, StatisticPart
-from transforms.record_stage import REJECTED_LIMIT, _RecordDoFn, read_record
+from beam_influence.influence_ops.reading.example_batch import Rejected
+from beam_influence.transforms import finish_curvature
+from beam_influence.transforms.broadcast import INLINE_PART_LIMIT, Broadcast
+from beam_influence.transforms.elements import RejectedExample, StatisticPart
+from beam_influence.transforms.record_stage import REJECTED_LIMIT, _RecordDoFn, read_record
 
 
 @pytest.mark.parametrize("count", [REJECTED_LIMIT, REJECTED_LIMIT + 1])

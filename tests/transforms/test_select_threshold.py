@@ -15,8 +15,8 @@ from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms import SelectThreshold
-from transforms.select_threshold import ordered_keys
+from beam_influence.transforms import SelectThreshold
+from beam_influence.transforms.select_threshold import ordered_keys
 
 ODD = np.array([0.0, -0.0, 1.0, -1.0, 5e-324, -5e-324, 1.7e308, -1.7e308, 1 + 2**-52, 1e-3])
 

@@ -11,10 +11,10 @@ import keras
 import numpy as np
 import pytest
 
-from influence_ops.curvature import FinishOptions, curvature_by_name, fit
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.scores import QueryBlock, ScoreOptions, Scorer
-from transforms.open_model import ModelSpec
+from beam_influence.influence_ops.curvature import FinishOptions, curvature_by_name, fit
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.scoring.scores import QueryBlock, ScoreOptions, Scorer
+from beam_influence.transforms.open_model import ModelSpec
 
 THREADS = 8
 

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
-from influence_ops.example_batch import Rejected
-from transforms.elements import MESSAGE_LIMIT, RejectedBlock, RejectedExample
-from transforms.write_rejected import BLOCK, WriteRejected, _first_of_each_kind, _VerdictDoFn, _WriteBlockDoFn
+from beam_influence.influence_ops.reading.example_batch import Rejected
+from beam_influence.transforms.elements import MESSAGE_LIMIT, RejectedBlock, RejectedExample
+from beam_influence.transforms.write_rejected import BLOCK, WriteRejected, _first_of_each_kind, _VerdictDoFn, _WriteBlockDoFn
 
 
 def example(index: int, file: str = "f", stage: str = "read", error: str = "damaged_data", message: str = "bad") -> RejectedExample:

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from influence_ops.evaluation.ground_truth import GroundTruth, load_ground_truth
+from beam_influence.influence_ops.evaluation.ground_truth import GroundTruth, load_ground_truth
 from tests.influence_ops.reference import DATA
 
 

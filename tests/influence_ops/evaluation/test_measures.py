@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from influence_ops.evaluation.brittleness import effect
-from influence_ops.evaluation.correlation import bootstrap_error, mean_over_columns, pearson, ranks, spearman
-from influence_ops.evaluation.lds import linear_datamodelling_score
-from influence_ops.evaluation.leave_one_out import leave_one_out
-from influence_ops.evaluation.mislabelled import by_chance, detection
+from beam_influence.influence_ops.evaluation.brittleness import effect
+from beam_influence.influence_ops.evaluation.correlation import bootstrap_error, mean_over_columns, pearson, ranks, spearman
+from beam_influence.influence_ops.evaluation.lds import linear_datamodelling_score
+from beam_influence.influence_ops.evaluation.leave_one_out import leave_one_out
+from beam_influence.influence_ops.evaluation.mislabelled import by_chance, detection
 
 ROUNDING = 1e-12  # sums of some hundred numbers of order 1
 

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from influence_ops.evaluation.retraining import (
+from beam_influence.influence_ops.evaluation.retraining import (
     Outcome,
     Retraining,
     evaluate_test_points,
@@ -19,8 +19,8 @@ from influence_ops.evaluation.retraining import (
     load_train_function,
     retrain,
 )
-from influence_ops.example_batch import ExampleBatch
-from influence_ops.model import InfluenceModel
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 N = 11
 

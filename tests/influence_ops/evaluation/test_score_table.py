@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from influence_ops import schemas
-from influence_ops.evaluation.score_table import ScoreTable
-from influence_ops.result_files import ParquetFile, write_manifest
-from influence_ops.tables import scores_table
+from beam_influence.influence_ops.evaluation.score_table import ScoreTable
+from beam_influence.influence_ops.results import schemas
+from beam_influence.influence_ops.results.result_files import ParquetFile, write_manifest
+from beam_influence.influence_ops.results.tables import scores_table
 
 N, T = 37, 5
 TRAIN = [f"train:{row}" for row in range(N)]
@@ -59,7 +59,7 @@ def test_sums_equal_those_of_the_matrix(tmp_path: pathlib.Path, rows: int, shuff
 
 
 def test_a_block_that_would_be_mostly_empty(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("influence_ops.evaluation.score_table._SPARSE", 0)
+    monkeypatch.setattr("beam_influence.influence_ops.evaluation.score_table._SPARSE", 0)
     masks = np.random.default_rng(2).random((9, N)) < 0.5
     run = ScoreTable(str(write_run(tmp_path, shuffled=True)), rows=20)
     assert np.abs(run.subset_sums(masks, TRAIN, TEST) - masks @ scores().T).max() < 1e-13

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
-from pipelines.tfx.artifacts import standard_artifacts
+from beam_influence.pipelines.tfx.artifacts import standard_artifacts
 from tests.pipelines.digits_job import SIZES, DigitsJob, framed
 
 FORMATS = ("gzip", "plain", "sequence", "parquet", "custom")

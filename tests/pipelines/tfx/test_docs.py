@@ -15,11 +15,11 @@ from tfx.dsl.components.base.base_node import BaseNode
 from tfx.dsl.components.common.importer import Importer
 from tfx.orchestration.pipeline import Pipeline
 
-from pipelines.tfx import ExampleCleaner, InfluenceCalculator
-from pipelines.tfx.artifacts import standard_artifacts
-from pipelines.tfx.example_cleaner import ExampleCleanerSpec
-from pipelines.tfx.influence_calculator import InfluenceCalculatorSpec
-from pipelines.tfx.options import GIVEN
+from beam_influence.pipelines.tfx import ExampleCleaner, InfluenceCalculator
+from beam_influence.pipelines.tfx.artifacts import standard_artifacts
+from beam_influence.pipelines.tfx.example_cleaner import ExampleCleanerSpec
+from beam_influence.pipelines.tfx.influence_calculator import InfluenceCalculatorSpec
+from beam_influence.pipelines.tfx.options import GIVEN
 
 ROOT = pathlib.Path(__file__).parent.parent.parent.parent
 TEXT = (ROOT / "docs" / "tfx.md").read_text(encoding="utf-8")

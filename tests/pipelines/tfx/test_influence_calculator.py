@@ -18,14 +18,14 @@ from apache_beam.options.pipeline_options import DirectOptions
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.types.channel import Channel
 
-from influence_ops.curvature import load_preconditioner
-from influence_ops.network import load_keras_file
-from influence_ops.result_files import read_manifest
-from pipelines.cli import main
-from pipelines.launch import RunFailedError
-from pipelines.tfx import Curvature, InfluenceCalculator, InfluenceScores
-from pipelines.tfx.artifacts import standard_artifacts
-from pipelines.tfx.influence_executor import InfluenceExecutor
+from beam_influence.influence_ops.curvature import load_preconditioner
+from beam_influence.influence_ops.model.network import load_keras_file
+from beam_influence.influence_ops.results.result_files import read_manifest
+from beam_influence.pipelines.cli import main
+from beam_influence.pipelines.launch import RunFailedError
+from beam_influence.pipelines.tfx import Curvature, InfluenceCalculator, InfluenceScores
+from beam_influence.pipelines.tfx.artifacts import standard_artifacts
+from beam_influence.pipelines.tfx.influence_executor import InfluenceExecutor
 from tests.pipelines.digits_job import SIZES, DigitsJob, files_below
 from tests.pipelines.tfx.artifacts_of_tests import FORMATS, keras_model, write_examples
 

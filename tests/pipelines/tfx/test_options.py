@@ -12,10 +12,10 @@ from tests.pipelines.tfx import needs_tfx as needs_tfx  # first: skips without t
 # isort: split
 from tfx.types.channel import Channel
 
-from pipelines.config import InfluenceConfig
-from pipelines.tfx import ExampleCleaner, InfluenceCalculator, InfluenceScores
-from pipelines.tfx.artifacts import standard_artifacts
-from pipelines.tfx.options import GIVEN, code_digests, encode_options, encode_splits
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.tfx import ExampleCleaner, InfluenceCalculator, InfluenceScores
+from beam_influence.pipelines.tfx.artifacts import standard_artifacts
+from beam_influence.pipelines.tfx.options import GIVEN, code_digests, encode_options, encode_splits
 
 EXAMPLES, MODEL = Channel(type=standard_artifacts.Examples), Channel(type=standard_artifacts.Model)
 SCORES = Channel(type=InfluenceScores)

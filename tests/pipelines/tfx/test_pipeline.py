@@ -23,9 +23,9 @@ from tfx.orchestration import metadata
 from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 from tfx.orchestration.pipeline import Pipeline
 
-from influence_ops.tfrecord import read_records
-from pipelines.tfx import ExampleCleaner, InfluenceCalculator
-from pipelines.tfx.artifacts import standard_artifacts
+from beam_influence.influence_ops.reading.tfrecord_framing import read_records
+from beam_influence.pipelines.tfx import ExampleCleaner, InfluenceCalculator
+from beam_influence.pipelines.tfx.artifacts import standard_artifacts
 from tests.pipelines.digits_job import SIZES, DigitsJob, read
 from tests.pipelines.tfx.artifacts_of_tests import keras_model, write_examples
 

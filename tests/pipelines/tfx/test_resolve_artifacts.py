@@ -11,8 +11,8 @@ import pytest
 from tests.pipelines.tfx import needs_tfx as needs_tfx  # first: skips without the extra
 
 # isort: split
-from pipelines.tfx.artifacts import standard_artifacts
-from pipelines.tfx.resolve_artifacts import data_format, model_path, schema_path, single, split_names, split_patterns
+from beam_influence.pipelines.tfx.artifacts import standard_artifacts
+from beam_influence.pipelines.tfx.resolve_artifacts import data_format, model_path, schema_path, single, split_names, split_patterns
 
 
 def make(uri: str = "/data/7", **custom: Any) -> Any:

@@ -1,0 +1,299 @@
+"""Per-example derivatives of any model by automatic differentiation.
+
+Every method takes tensors of one batch and returns tensors; P is the number of watched weights,
+flattened variable by variable in row-major order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import keras
+import tensorflow as tf
+
+from beam_influence.influence_ops.model.additional_losses import AdditionalLosses
+from beam_influence.influence_ops.model.example_loss import ExampleLoss, Targets
+from beam_influence.influence_ops.model.gradients.blocks import Block, Layout
+from beam_influence.influence_ops.model.gradients.discover import discover
+from beam_influence.influence_ops.model.gradients.recorded import recorded
+from beam_influence.influence_ops.model.heads import Outputs
+
+_ROWS_AT_ONCE = 64  # Hessian rows in one vectorised pass: bounds memory to 64 copies of the activations
+
+
+class AutodiffDerivatives:
+    """Derivatives of a model's per-example loss with respect to its watched variables."""
+
+    def __init__(self, model: keras.Model, loss: ExampleLoss, variables: list[Any]):
+        self._model = model
+        self.loss = loss
+        self._additional = AdditionalLosses(model)
+        self._keras_variables = variables
+        self._variables = [variable.value for variable in variables]
+        self._size = sum(int(tf.size(variable)) for variable in self._variables)
+        self._mapping: Literal["vectorised", "in part", "one by one"] = "vectorised"
+
+    def outputs(self, inputs: Any) -> Outputs:
+        """The model's outputs before their activation, in inference mode."""
+        return self.loss.heads.split(self._model(inputs, training=False), self._variables[0].dtype)
+
+    def losses(self, inputs: Any, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
+        """w_i ℓ(z_i): [B]."""
+        found = weights * self.loss(targets, self.outputs(inputs))
+        return found + self._additional_of_each(inputs) if self._additional.kinds else found
+
+    def _additional_of_each(self, inputs: Any) -> tf.Tensor:
+        """What layers add to each example's loss (`add_loss`, activity regularisers): [B]; the examples' weights are not on it."""
+        return self._map_examples(lambda x: self._additional.alone(tf.nest.map_structure(lambda leaf: leaf[None], x)), inputs)
+
+    def discover(self, inputs: Any, penalty: Callable[[Any], float | None]) -> Layout:
+        """Finds the factored blocks of the watched weights; see `gradients.discover`. Once, before the methods with blocks."""
+        if self.loss.heads.additional:
+            self._additional.find(inputs)
+
+        def packed(examples: Any) -> tf.Tensor:
+            return pack(self.outputs(examples).values)
+
+        self._plan = discover(self._model, self._keras_variables, packed, inputs, penalty)
+        return self._plan.layout
+
+    @property
+    def without_factors(self) -> list[str]:
+        """The weights that no rule covers, by path; known after `discover`."""
+        return [variable.path for variable in self._plan.rest]
+
+    def losses_and_blocks(self, inputs: Any, targets: Targets, weights: tf.Tensor) -> tuple[tf.Tensor, tuple[Block, ...]]:
+        """w_i ℓ(z_i) [B] and its gradients as blocks."""
+
+        def losses(outputs: Outputs) -> tuple[tf.Tensor, tf.Tensor]:
+            found = weights * self.loss(targets, outputs)
+            total = tf.reduce_sum(found)
+            return found, total + self._additional.total(tf.shape(weights)[0]) if self._additional.kinds else total
+
+        def one(example: Any) -> list[tf.Tensor]:
+            x, y, weight = tf.nest.map_structure(lambda leaf: leaf[None], example)
+            with self._rest_tape() as tape:
+                loss = tf.reduce_sum(weight * self.loss(y, self.outputs(x)))
+                if self._additional.kinds:
+                    loss += self._additional.total(1)
+            return self._rest_gradients(tape, loss)
+
+        found, blocks = self._blocks(inputs, losses, one, (inputs, targets, weights))
+        return found + self._additional_of_each(inputs) if self._additional.kinds else found, blocks
+
+    def output_blocks(self, inputs: Any, directions: tf.Tensor) -> tuple[Block, ...]:
+        """J_iᵀ u_i as blocks, for u [B, C] along the packed outputs."""
+
+        def along(outputs: Outputs) -> tuple[tf.Tensor, tf.Tensor]:
+            return directions, tf.reduce_sum(directions * pack(outputs.values))
+
+        def one(example: Any) -> list[tf.Tensor]:
+            x, direction = tf.nest.map_structure(lambda leaf: leaf[None], example)
+            with self._rest_tape() as tape:
+                total = tf.reduce_sum(direction * pack(self.outputs(x).values))
+            return self._rest_gradients(tape, total)
+
+        return self._blocks(inputs, along, one, (inputs, directions))[1]
+
+    def packed_outputs(self, inputs: Any) -> tf.Tensor:
+        """All outputs, before their activation: [B, C]."""
+        return pack(self.outputs(inputs).values)
+
+    def position_weights(self, inputs: Any, targets: Targets) -> tf.Tensor:
+        """What each position's loss is multiplied by: [B, ...]; see `ExampleLoss`."""
+        return self.loss.position_weights(targets, self.outputs(inputs))
+
+    def output_curvature_root(self, inputs: Any, targets: Targets) -> tf.Tensor:
+        """R [B, C, C] with R Rᵀ the positive part of H_out = ∂²ℓ/∂z²."""
+        return self._output_root(targets, self.outputs(inputs))
+
+    def _output_root(self, targets: Targets, outputs: Outputs) -> tf.Tensor:
+        def loss_of_packed(packed: tf.Tensor) -> tf.Tensor:
+            return self.loss(targets, outputs._replace(values=unpack(packed, outputs.values)))
+
+        return matrix_root(output_hessian(loss_of_packed, tf.stop_gradient(pack(outputs.values))))
+
+    def _blocks(
+        self, inputs: Any, value: Callable[[Outputs], tuple[tf.Tensor, tf.Tensor]], one: Callable[[Any], Any], elements: Any
+    ) -> tuple[tf.Tensor, tuple[Block, ...]]:
+        plan = self._plan
+        with tf.GradientTape(persistent=False, watch_accessed_variables=False) as tape:
+            with recorded(plan.layers, tape) as calls:
+                outputs = self.outputs(inputs)
+            found, total = value(outputs)
+        sources = [call.outputs for call in calls]
+        errors = tape.gradient(total, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO) if sources else []
+        rest = self._map_examples(one, elements) if plan.rest else []
+        return found, plan.blocks(calls, [tf.convert_to_tensor(error) for error in errors], rest)
+
+    @contextlib.contextmanager
+    def _rest_tape(self) -> Iterator[tf.GradientTape]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            for variable in self._plan.rest:
+                tape.watch(variable.value)
+            yield tape
+
+    def _rest_gradients(self, tape: tf.GradientTape, target: tf.Tensor) -> list[tf.Tensor]:
+        variables = [variable.value for variable in self._plan.rest]
+        gradients = tape.gradient(target, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return [tf.reshape(tf.convert_to_tensor(gradient), [-1]) for gradient in gradients]
+
+    def gauss_newton_factors(self, inputs: Any, targets: Targets) -> tf.Tensor:
+        """F [B, C, P] with Σ_c F_icᵀ F_ic = J_iᵀ H_out,i J_i: the positive part of each example's curvature.
+
+        What layers add to the loss is not in it: it is no function of the outputs.
+        """
+        roots = self.output_curvature_root(inputs, targets)
+
+        def one(example: Any) -> tf.Tensor:
+            (x, root) = example
+            with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+                self._watch(tape)
+                z = tf.reshape(pack(self.outputs(tf.nest.map_structure(lambda leaf: leaf[None], x)).values)[0], [-1])
+                rows = [tf.reduce_sum(root[:, c] * z) for c in range(z.shape.num_elements() or 0)]
+            return tf.stack([self._flatten(tape.gradient(row, self._variables)) for row in rows])
+
+        return self._map_examples(one, (inputs, roots))
+
+    def gauss_newton_sum(self, inputs: Any, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
+        """Σ_i w_i J_iᵀ H_out,i J_i: [P, P]."""
+        factors = self.gauss_newton_factors(inputs, targets)
+        rows = tf.reshape(factors * tf.sqrt(weights)[:, None, None], [-1, self._size])
+        return tf.matmul(rows, rows, transpose_a=True)
+
+    def hessian_vector_products(self, inputs: Any, targets: Targets, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+        """(Σ_i w_i ∇²ℓ(z_i)) v for each row v of `vectors` [R, P]: [R, P]."""
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
+            self._watch(outer)
+            with tf.GradientTape(watch_accessed_variables=False) as inner:
+                self._watch(inner)
+                total = tf.reduce_sum(self.losses(inputs, targets, weights))
+            gradient = self._flatten(inner.gradient(total, self._variables))
+
+        def one(vector: tf.Tensor) -> tf.Tensor:
+            return self._flatten(outer.gradient([gradient], self._variables, output_gradients=[vector]))
+
+        return self._map(one, vectors)
+
+    def gauss_newton_products(self, inputs: Any, targets: Targets, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+        """(Σ_i w_i J_iᵀ H_out,i J_i) v for each row v of `vectors` [R, P]: [R, P].
+
+        J v is the derivative of the product u ↦ Jᵀu, which is linear in u (Townsend 2017), so that no forward mode is needed.
+        H_out's negative part, where a loss is not convex in the outputs, is left out as in `gauss_newton_factors`.
+        """
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
+            with tf.GradientTape(persistent=True, watch_accessed_variables=False) as inner:
+                self._watch(inner)
+                structured = self.outputs(inputs)
+                packed = pack(structured.values)
+            outputs = tf.stop_gradient(packed)
+            any_rows = tf.zeros_like(outputs)
+            outer.watch(any_rows)
+            pulled = self._flatten(inner.gradient([packed], self._variables, output_gradients=[any_rows]))
+
+        roots = self._output_root(targets, structured) * tf.sqrt(weights)[:, None, None]
+        curvatures = tf.matmul(roots, roots, transpose_b=True)
+
+        def one(vector: tf.Tensor) -> tf.Tensor:
+            pushed = outer.gradient([pulled], any_rows, output_gradients=[vector])
+            flat = tf.reshape(pushed, [tf.shape(curvatures)[0], -1, 1])
+            curved = tf.reshape(tf.matmul(curvatures, flat), tf.shape(outputs))
+            return self._flatten(inner.gradient([packed], self._variables, output_gradients=[curved]))
+
+        return self._map(one, vectors)
+
+    def hessian_sum(self, inputs: Any, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
+        """Σ_i w_i ∇²ℓ(z_i): [P, P], a block of rows at a time."""
+        starts = tf.range(0, self._size, _ROWS_AT_ONCE)
+        dtype = self._variables[0].dtype
+
+        def block(start: tf.Tensor) -> tf.Tensor:
+            # Rows past the end are zeros, so that every block has one shape.
+            rows = tf.one_hot(start + tf.range(_ROWS_AT_ONCE), self._size, dtype=dtype)
+            return self.hessian_vector_products(inputs, targets, weights, rows)
+
+        blocks = tf.map_fn(block, starts, fn_output_signature=dtype, parallel_iterations=1)
+        return tf.reshape(blocks, [-1, self._size])[: self._size]
+
+    def _watch(self, tape: tf.GradientTape) -> None:
+        for variable in self._variables:
+            tape.watch(variable)
+
+    def _flatten(self, gradients: list[Any]) -> tf.Tensor:
+        dense = [
+            tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient)
+            for gradient, variable in zip(gradients, self._variables, strict=True)
+        ]
+        return tf.concat([tf.reshape(part, [-1]) for part in dense], axis=0)
+
+    def _map_examples(self, function: Callable[[Any], Any], elements: Any) -> Any:
+        # One example more: recurrent layers can't be vectorised over a batch of one.
+        padded = tf.nest.map_structure(lambda tensor: tf.concat([tensor, tensor[:1]], axis=0), elements)
+        return tf.nest.map_structure(lambda tensor: tensor[:-1], self._map(function, padded))
+
+    def _map(self, function: Callable[[Any], Any], elements: Any) -> Any:
+        if self._mapping == "vectorised":
+            try:
+                return _in_own_graph(lambda of: tf.vectorized_map(function, of, fallback_to_while_loop=False), elements)
+            except (ValueError, NotImplementedError, TypeError) as error:
+                reason = str(error).splitlines()[0]
+                logging.getLogger(__name__).warning(
+                    "an op of this model can't be vectorised over examples (%s); using a loop, which is much slower", reason
+                )
+                # Lists of tensors: a loop within (recurrent layers, one on another), whose derivative is wrong when vectorised in part.
+                self._mapping = "one by one" if "variant" in reason else "in part"
+        if self._mapping == "in part":
+            try:
+                return _in_own_graph(lambda of: tf.vectorized_map(function, of, fallback_to_while_loop=True), elements)
+            except (ValueError, TypeError):
+                self._mapping = "one by one"
+        first = function(tf.nest.map_structure(lambda leaf: leaf[0], elements))
+        signature = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), first)
+        return tf.map_fn(function, elements, fn_output_signature=signature)
+
+
+def _in_own_graph(function: Callable[[Any], Any], elements: Any) -> Any:
+    """`function(elements)`, traced by itself: a failed attempt leaves operations behind, which would run with the others."""
+    return tf.function(function, autograph=False)(elements)
+
+
+def pack(outputs: Any) -> tf.Tensor:
+    """All outputs of a model as one tensor [B, C]; a single one as it is."""
+    tensors = tf.nest.flatten(outputs)
+    if len(tensors) == 1:
+        return tensors[0]
+    return tf.concat([tf.reshape(tensor, [tf.shape(tensor)[0], tensor.shape[1:].num_elements()]) for tensor in tensors], axis=1)
+
+
+def unpack(packed: tf.Tensor, like: Any) -> Any:
+    """The outputs that `pack` packed, in the structure and shapes of `like`."""
+    tensors = tf.nest.flatten(like)
+    if len(tensors) == 1:
+        return tf.nest.pack_sequence_as(like, [packed])
+    parts = tf.split(packed, [tensor.shape[1:].num_elements() for tensor in tensors], axis=1)
+    shaped = [tf.reshape(part, [-1, *tensor.shape[1:]]) for part, tensor in zip(parts, tensors, strict=True)]
+    return tf.nest.pack_sequence_as(like, shaped)
+
+
+def output_hessian(loss: Callable[[tf.Tensor], tf.Tensor], outputs: tf.Tensor) -> tf.Tensor:
+    """∂²ℓ_i/∂z_i²: [B, C, C], C the size of one example's output, of `loss`: outputs -> [B]."""
+    with tf.GradientTape() as outer:
+        outer.watch(outputs)
+        with tf.GradientTape() as inner:
+            inner.watch(outputs)
+            losses = loss(outputs)
+        gradient = inner.gradient(losses, outputs)
+    hessian = outer.batch_jacobian(gradient, outputs)
+    size = outputs.shape[1:].num_elements() or tf.reduce_prod(tf.shape(outputs)[1:])
+    return tf.reshape(hessian, [-1, size, size])
+
+
+def matrix_root(matrices: tf.Tensor) -> tf.Tensor:
+    """R with R Rᵀ = the positive semi-definite part of each matrix: [B, C, C]."""
+    # eigh of a matrix with NaN does not return; such an example is rejected by its loss.
+    finite = tf.reduce_all(tf.math.is_finite(matrices), axis=[1, 2], keepdims=True)
+    values, vectors = tf.linalg.eigh(tf.where(finite, matrices, tf.zeros_like(matrices)))
+    return vectors * tf.sqrt(tf.maximum(values, 0))[:, None, :]

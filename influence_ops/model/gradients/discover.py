@@ -1,0 +1,186 @@
+"""Which of a network's watched weights have factored gradients: by the rules, and checked against the tape."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import tensorflow as tf
+
+from beam_influence.influence_ops.model.gradients.blocks import Block, BlockLayout, Layout, Materialised, Piece, materialise
+from beam_influence.influence_ops.model.gradients.layer_rules import Cover, cover
+from beam_influence.influence_ops.model.gradients.recorded import Call, recorded
+
+_EXAMPLES = 3
+_ROUNDING = 1e4
+_SMALL = 1e-3
+_UNKNOWN_LENGTH = 8  # stands for a dimension that the model leaves open
+
+
+class Plan:
+    """How each block of a network's gradient is computed.
+
+    Attributes:
+      layout: the blocks.
+      layers: the layers whose calls must be recorded.
+      covers: for each block, its layer and rule; None: the block's variable is materialised by automatic differentiation.
+      rest: the variables of those, in order.
+    """
+
+    def __init__(self, layout: Layout, covers: list[tuple[Any, Cover] | None], rest: list[Any]):
+        self.layout = layout
+        self.covers = covers
+        self.rest = rest
+        self.layers = list({id(found[0]): found[0] for found in covers if found is not None}.values())
+
+    def blocks(self, calls: list[Call], errors: list[tf.Tensor], rest: list[tf.Tensor]) -> tuple[Block, ...]:
+        """The blocks, from the recorded calls, the loss's derivative by each one's output, and [B, n] of each of `rest`."""
+        others = iter(rest)
+        found: list[Block] = []
+        for known in self.covers:
+            if known is None:
+                found.append(Materialised(next(others)))
+            else:
+                layer, rule = known
+                uses = [rule.block(call.inputs, error) for call, error in zip(calls, errors, strict=True) if call.layer is layer]
+                found.append(_together(uses))
+        return tuple(found)
+
+
+def _together(uses: list[Block]) -> Block:
+    """A layer that is called several times has the positions of all calls."""
+    if len(uses) == 1:
+        return uses[0]
+    if isinstance(uses[0], Materialised):
+        return Materialised(tf.add_n([use[0] for use in uses]))
+    return uses[0]._make(tf.concat(parts, axis=1) for parts in zip(*uses, strict=True))
+
+
+def discover(
+    model: Any, variables: list[Any], outputs: Callable[[Any], tf.Tensor], inputs: Any, penalty: Callable[[Any], float | None]
+) -> Plan:
+    """The plan for `variables`, tried on made-up examples: a block whose sum is not the tape's gradient falls back.
+
+    A weight may be used outside its layer (a tied embedding), and a layer in a way that no rule foresees.
+
+    Args:
+      model: the network.
+      variables: the watched ones, in the order of θ.
+      outputs: inputs -> what is differentiated, [B, C].
+      inputs: examples in the model's structure; only shapes and types of floating tensors are used.
+      penalty: a variable's constant second derivative of the regulariser, None if it has no such; kernel and bias are one block
+        only where they agree.
+    """
+    starts = dict(zip(map(id, variables), np.cumsum([0, *(int(tf.size(v.value)) for v in variables)]).tolist(), strict=False))
+    candidates: list[tuple[Any, Cover]] = []
+    for layer in _all_layers(model):
+        kernel, bias = (getattr(layer, name, None) for name in ("kernel", "bias"))
+        joined = kernel is not None and bias is not None and penalty(kernel) is not None and penalty(kernel) == penalty(bias)
+        candidates += [(layer, found) for found in cover(layer, lambda variable: id(variable) in starts, joined)]
+    trusted = _check(candidates, variables, outputs, made_up(inputs)) if candidates else []
+    blocks: list[tuple[int, BlockLayout, tuple[Any, Cover] | None]] = []
+    covered: set[int] = set()
+    for layer, rule in trusted:
+        pieces = []
+        for variable, axes, first_row, rows in rule.variables:
+            pieces.append(Piece(starts[id(variable)], tuple(int(size) for size in variable.shape), axes, first_row, rows))
+            covered.add(id(variable))
+        name = " + ".join(variable.path for variable, *_ in rule.variables)
+        layout = BlockLayout(name, rule.kind, rule.rows, rule.columns, tuple(pieces))
+        blocks.append((min(piece.start for piece in pieces), layout, (layer, rule)))
+    rest = [variable for variable in variables if id(variable) not in covered]
+    for variable in rest:
+        shape = tuple(int(size) for size in variable.shape)
+        size = int(np.prod(shape))
+        piece = Piece(starts[id(variable)], shape, tuple(range(len(shape))), 0, 1)
+        blocks.append((piece.start, BlockLayout(variable.path, "materialised", 1, size, (piece,)), None))
+    blocks.sort(key=lambda block: block[0])
+    size = sum(layout.size for _, layout, _ in blocks)
+    return Plan(Layout(tuple(layout for _, layout, _ in blocks), size), [known for _, _, known in blocks], rest)
+
+
+def _all_layers(model: Any) -> list[Any]:
+    flatten = getattr(model, "_flatten_layers", None)
+    return list(flatten(include_self=False, recursive=True)) if flatten is not None else []
+
+
+def _check(
+    candidates: list[tuple[Any, Cover]], variables: list[Any], outputs: Callable[[Any], tf.Tensor], inputs: Any
+) -> list[tuple[Any, Cover]]:
+    """The candidates whose blocks, summed over examples, are the tape's gradient of a random function of the outputs."""
+    layers = list({id(layer): layer for layer, _ in candidates}.values())
+    try:
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            for variable in variables:
+                tape.watch(variable.value)
+            with recorded(layers, tape) as calls:
+                found = outputs(inputs)
+            directions = tf.constant(np.random.default_rng(0).standard_normal(found.numpy().shape), dtype=found.dtype)
+            total = tf.reduce_sum(directions * found)
+        sources = [call.outputs for call in calls]
+        errors = cast(list[tf.Tensor], tape.gradient(total, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO))
+        values = [variable.value for variable in variables]
+        found_gradients = cast(Any, tape.gradient(total, values, unconnected_gradients=tf.UnconnectedGradients.ZERO))
+    except Exception as error:
+        logging.getLogger(__name__).warning(
+            "the layers can't be tried on made-up examples (%s); gradients are materialised", str(error).splitlines()[0]
+        )
+        return []
+    dense = [_flat(gradient) for gradient in found_gradients]
+    scale = max(float(np.abs(gradient).max()) for gradient in dense)
+    by_variable = {id(variable): gradient for variable, gradient in zip(variables, dense, strict=True)}
+    trusted = []
+    for layer, rule in candidates:
+        try:
+            uses = [rule.block(call.inputs, g) for call, g in zip(calls, errors, strict=True) if call.layer is layer]
+            if uses and _agrees(rule, _together(uses), by_variable, scale):
+                trusted.append((layer, rule))
+        except Exception as error:
+            logging.getLogger(__name__).info("layer %s is used in a way that no rule knows: %s", layer.name, str(error).splitlines()[0])
+    return trusted
+
+
+def _flat(gradient: Any) -> np.ndarray:
+    return np.asarray(tf.convert_to_tensor(gradient), dtype=np.float64).ravel()  # a lookup's is sparse
+
+
+def _agrees(rule: Cover, block: Block, expected: dict[int, np.ndarray], scale: float) -> bool:
+    pieces = []
+    for variable, axes, first_row, rows in rule.variables:
+        pieces.append(Piece(0, tuple(int(size) for size in variable.shape), axes, first_row, rows))
+    layout = BlockLayout("", rule.kind, rule.rows, rule.columns, tuple(pieces))
+    summed = [tf.reduce_sum(piece, axis=0).numpy() for _, piece in layout.flat_pieces(materialise(layout, block))]
+    wanted = [expected[id(variable)] for variable, *_ in rule.variables]
+    # Rounding is relative to the terms of a sum. Some gradients are zero but for it (a bias of attention's keys).
+    own = max(float(np.abs(gradient).max()) for gradient in wanted)
+    tolerance = _ROUNDING * float(np.finfo(summed[0].dtype).eps) * max(own, _SMALL * scale)
+    return all(np.allclose(a, b, rtol=0, atol=tolerance) for a, b in zip(summed, wanted, strict=True))
+
+
+def made_up(inputs: Any) -> Any:
+    """Examples of the same shapes: seeded normal numbers; integers and strings as they are."""
+    rng = np.random.default_rng(1)
+
+    def one(tensor: Any) -> tf.Tensor:
+        tensor = tf.convert_to_tensor(tensor)
+        if not tensor.dtype.is_floating:
+            return tf.repeat(tensor[:1], _EXAMPLES, axis=0)
+        return tf.constant(rng.standard_normal((_EXAMPLES, *tensor.shape[1:])), dtype=tensor.dtype)
+
+    return tf.nest.map_structure(one, inputs)
+
+
+def declared_examples(model: Any) -> Any:
+    """An example for a model that declares its inputs: ones in the shapes and types it takes; None where it declares none."""
+    if not getattr(model, "inputs", None):
+        return None
+
+    def ones(tensor: Any) -> Any:
+        shape = [1, *(_UNKNOWN_LENGTH if size is None else size for size in tensor.shape[1:])]
+        # Ones: id 0 is often a mask.
+        return tf.constant("", shape=shape) if tensor.dtype == "string" else tf.ones(shape, tensor.dtype)
+
+    structure = model.inputs[0] if len(model.inputs) == 1 else {tensor.name: tensor for tensor in model.inputs}
+    return tf.nest.map_structure(ones, structure)

@@ -1,0 +1,167 @@
+"""The network on which everything is computed: a float64 copy of the user's model, or the model itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.models import Functional  # not exported, and the class keras.Model(inputs, outputs) makes
+
+from beam_influence.influence_ops.model.float64_copy import NoCopy, float64_copy
+from beam_influence.influence_ops.model.saved_model import SavedModelNetwork
+from beam_influence.influence_ops.reading.features import ModelInput
+
+Precision = Literal["auto", "float64", "native"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What is computed on.
+
+    Attributes:
+      model: a copy in float64, or `original` itself.
+      original: the user's model.
+      dtype: what `model` computes in.
+      inputs: the original's inputs as it declares them; empty for a subclassed model.
+    """
+
+    model: Any
+    original: Any
+    dtype: str
+    inputs: tuple[ModelInput, ...]
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the two must be compared."""
+        return self.model is not self.original
+
+
+def open_network(model: Any, precision: Precision) -> Network:
+    """The network of `model` in a precision; the model is never changed.
+
+    `native` is the model itself. `float64` is a copy by Keras's own serialisation (`float64_copy`), of which a subclassed model
+    and a SavedModel have none; `auto` takes the copy where there is one.
+
+    Raises:
+      ValueError: the model is not built, is quantised or keeps state from batch to batch, or has no float64 copy.
+    """
+    inputs = declared_inputs(model)
+    if isinstance(model, SavedModelNetwork):
+        if precision == "float64" and model.dtype != "float64":
+            raise ValueError("a SavedModel can't be rebuilt in float64; use precision 'native', or a .keras file")
+        return Network(model, model, model.dtype, inputs)
+    if not model.built:
+        raise ValueError("the model has no weights yet; call it once on a batch, or load a trained one")
+    _refuse_layers(model)
+    native = Network(model, model, _own_dtype(model), inputs)
+    if precision == "native":
+        return native
+    if not isinstance(model, (keras.Sequential, Functional)):
+        if precision == "float64" and native.dtype != "float64":
+            raise ValueError(
+                f"{type(model).__name__} is a subclassed model and can't be rebuilt in float64; "
+                "use precision 'native'"
+            )
+        return native
+    try:
+        return Network(float64_copy(model), model, "float64", inputs)
+    except NoCopy as reason:
+        if precision == "float64":
+            raise ValueError(f"the model can't be rebuilt in float64: {reason}; use precision 'native'") from reason
+        logging.getLogger(__name__).info("computed in %s, since the model can't be rebuilt in float64: %s", native.dtype, reason)
+        return native
+
+
+def _own_dtype(model: Any) -> str:
+    trainable = model.trainable_variables or model.variables
+    return str(trainable[0].dtype) if trainable else "float32"
+
+
+def _refuse_layers(model: Any) -> None:
+    """What can't be explained whatever the data."""
+    structure = getattr(model, "input", None) if isinstance(model, Functional) else None
+    for key, tensor in structure.items() if isinstance(structure, dict) else ():
+        if key != getattr(tensor, "name", key):
+            raise ValueError(
+                f"the model's input {tensor.name!r} has the key {key!r} in its dictionary of inputs; name both alike: "
+                f"keras.Input(..., name={key!r})"
+            )
+    for layer in model._flatten_layers():
+        if getattr(layer, "quantization_mode", None) not in (None, "float8"):
+            raise ValueError(
+                f"the layer {layer.name!r} is quantised ({layer.quantization_mode}): its weights are integers and have no gradient; "
+                "give the model as it was before model.quantize()"
+            )
+        if getattr(layer, "stateful", False) and isinstance(layer, keras.layers.RNN):
+            raise ValueError(
+                f"the layer {layer.name!r} is stateful: what it says of an example depends on those before it; build the model with "
+                "stateful=False and load its weights"
+            )
+
+
+def declared_inputs(model: Any) -> tuple[ModelInput, ...]:
+    """The inputs that a model declares."""
+    tensors = getattr(model, "inputs", None) or []
+    return tuple(ModelInput(tensor.name, tuple(tensor.shape[1:]), str(tensor.dtype)) for tensor in tensors)
+
+
+def declared_outputs(model: Any) -> dict[str, tuple[int | None, ...]]:
+    """The shape, without the batch, of each output that a model declares, by its name; empty where it declares none."""
+    tensors = getattr(model, "outputs", None) or []
+    names = getattr(model, "output_names", None) or [str(place) for place in range(len(tensors))]
+    return {name: tuple(tensor.shape[1:]) for name, tensor in zip(names, tensors, strict=True)}
+
+
+def declared_specs(model: Any, dtype: str) -> Any:
+    """What `feed` gives for the inputs that a model declares."""
+    specs = {}
+    for tensor in model.inputs:
+        wide = tensor.dtype != "string" and tf.as_dtype(tensor.dtype).is_floating
+        specs[tensor.name] = tf.TensorSpec([None, *tensor.shape[1:]], dtype if wide else tensor.dtype)
+    return next(iter(specs.values())) if len(specs) == 1 else specs
+
+
+def feed(model: keras.Model, inputs: Any, dtype: str) -> Any:
+    """Inputs in the dtypes the model takes: floats in `dtype`, integers and strings as declared."""
+    declared = getattr(model, "inputs", None) or []
+    by_name = {tensor.name: tensor.dtype for tensor in declared}
+
+    def cast(array: Any, wanted: str | None) -> Any:
+        tensor = tf.convert_to_tensor(array)
+        if wanted is None:
+            return tf.cast(tensor, dtype) if tensor.dtype.is_floating else tensor
+        if wanted == "string" or tensor.dtype == tf.string:
+            return tensor
+        return tf.cast(tensor, dtype if tf.as_dtype(wanted).is_floating else wanted)
+
+    if isinstance(inputs, dict):
+        return {name: cast(array, by_name.get(name)) for name, array in inputs.items()}
+    if isinstance(inputs, (list, tuple)):
+        return type(inputs)(cast(array, tensor.dtype) for array, tensor in zip(inputs, declared, strict=True))
+    return cast(inputs, declared[0].dtype if len(declared) == 1 else None)
+
+
+def load_keras_file(path: str) -> keras.Model:
+    """The model in a `.keras` file, in Keras's safe mode: no code in the file is run.
+
+    Raises:
+      ValueError: not a `.keras` file, or one that Keras can't read or refuses.
+    """
+    try:
+        model: Any = keras.models.load_model(path, safe_mode=True)
+        return model
+    except Exception as error:
+        raise ValueError(
+            f"can't load the model {path!r}: {error}. It must be a .keras file written by "
+            "model.save(); one with Lambda layers is refused, since loading it would run its code. For one with classes of "
+            "your own give --model module:function, a function that imports them and returns the loaded model"
+        ) from error
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """The tensor's value in float64."""
+    return np.asarray(tensor, dtype=np.float64)

@@ -1,0 +1,142 @@
+"""CSV files with a header row (plain or gzip): each column is a scalar feature."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import itertools
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO, ClassVar, cast
+
+import numpy as np
+import pyarrow as pa
+
+from beam_influence.influence_ops.reading.features import Description, Feature, Kind, Stored
+from beam_influence.influence_ops.reading.reader import Reader, RowError, Rows
+
+_LARGEST_CELL = 64 << 20  # encoded images; Python's own limit is 128 KiB
+_ARROW: dict[Kind, pa.DataType] = {"float": pa.float64(), "int": pa.int64(), "bytes": pa.large_binary()}
+
+
+class CsvReader(Reader):
+    """A row is a record after the header, from 0; blank lines are not counted."""
+
+    name: ClassVar[str] = "csv"
+    expects: ClassVar[str] = "CSV files with a header row (plain or gzip)"
+
+    def read(self, file: BinaryIO, size: int) -> Iterator[Rows]:
+        rows = _numbered(file)
+        header = next(rows, None)
+        if header is None:
+            return
+        names = header if isinstance(header, list) else []
+        cells: list[list[str]] = []
+        positions: list[int] = []
+        rejected: list[RowError] = []
+        if isinstance(header, RowError):
+            rejected.append(header)
+        for index, row in enumerate(rows):
+            if isinstance(row, RowError):
+                rejected.append(row._replace(index=index))
+            elif len(row) != len(names):
+                message = f"the row has {len(row)} cells, the header {len(names)}"
+                rejected.append(RowError(index, "read", "wrong_columns", message))
+            else:
+                cells.append(row)
+                positions.append(index)
+            if len(cells) + len(rejected) >= size:
+                yield self._rows(names, cells, positions, rejected)
+                cells, positions, rejected = [], [], []
+        if cells or rejected:
+            yield self._rows(names, cells, positions, rejected)
+
+    def _rows(self, names: list[str], cells: list[list[str]], positions: list[int], rejected: list[RowError]) -> Rows:
+        bad: dict[int, str] = {}
+        columns: dict[str, pa.Array] = {}
+        by_name = dict(zip(names, zip(*cells, strict=True), strict=True)) if cells else {}
+        for feature in self.features:
+            if feature.name in by_name:
+                columns[feature.name] = _parse(by_name[feature.name], feature, bad)
+        table = pa.RecordBatch.from_pydict(columns or {"": pa.nulls(len(cells))})
+        numbers = np.array(positions, dtype=np.int64)
+        if bad:
+            rejected = rejected + [RowError(positions[row], "decode", "wrong_type", bad[row]) for row in sorted(bad)]
+            keep = np.setdiff1d(np.arange(len(cells)), np.fromiter(bad, np.int64))
+            table, numbers = table.take(pa.array(keep)), numbers[keep]
+        return Rows(table, numbers, rejected)
+
+    @classmethod
+    def describe(cls, file: BinaryIO, rows: int) -> Description:
+        numbered = _numbered(file)
+        names = next(numbered, None)
+        if not isinstance(names, list):
+            return {}
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"the CSV header names {', '.join(map(repr, repeated))} more than once; give each column its own name")
+        found = [row for row in itertools.islice(numbered, rows) if isinstance(row, list) and len(row) == len(names)]
+        if not found:
+            return {}
+        return {name: Stored(_kind(column), ()) for name, column in zip(names, zip(*found, strict=True), strict=True)}
+
+
+def _numbered(file: BinaryIO) -> Iterator[list[str] | RowError]:
+    """The header and the rows; what ends the file early as a `RowError` in its place."""
+    csv.field_size_limit(max(csv.field_size_limit(), _LARGEST_CELL))
+    start = file.read(2)
+    file.seek(0)
+    stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if start == b"\x1f\x8b" else file
+    # Bytes that are no UTF-8 pass through: they matter only where a feature holds them.
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    try:
+        for row in csv.reader(text):
+            if row:
+                yield row
+    except (csv.Error, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        yield RowError(0, "read", "damaged_csv", f"the file can't be read as CSV from here on: {error}; the rest is lost")
+    finally:
+        if not text.closed:
+            text.detach()  # the caller closes its file
+
+
+def _kind(cells: Sequence[str]) -> Kind:
+    """Numbers when most of the cells that are not empty are."""
+    filled = [cell for cell in cells if cell.strip()]
+    numbers = [cell for cell in filled if _number(cell, float) is not None]
+    if not filled or 2 * len(numbers) <= len(filled):
+        return "bytes"
+    return "int" if all(_number(cell, int) is not None for cell in numbers) else "float"
+
+
+def _number(cell: str, kind: Any) -> Any:
+    """The number that a cell holds, or None."""
+    if "_" in cell:  # Python's own notation, not CSV's
+        return None
+    try:
+        return kind(cell)
+    except ValueError:
+        return None
+
+
+def _parse(cells: Sequence[str], feature: Feature, bad: dict[int, str]) -> pa.Array:
+    """The cells in the feature's kind; an empty number is null, and what is no number is noted in `bad`."""
+    if feature.kind == "bytes":
+        return pa.array([cell.encode("utf-8", "surrogateescape") for cell in cells], type=_ARROW["bytes"])
+    try:
+        return pa.array(cells).cast(_ARROW[feature.kind])
+    except (pa.ArrowException, UnicodeEncodeError):
+        pass  # spaces, signs, an empty or a wrong cell: one by one
+    values = []
+    for row, cell in enumerate(cells):
+        value = _number(cell, int if feature.kind == "int" else float)
+        if value is None and feature.kind == "int":
+            number = _number(cell, float)
+            value = int(number) if number is not None and np.isfinite(number) and number == int(number) else None
+        if value is not None and feature.kind == "int" and not -(2**63) <= value < 2**63:
+            value = None
+        if value is None and cell.strip():
+            bad.setdefault(row, f"feature {feature.name!r}: {cell[:40]!r} is not {'an int' if feature.kind == 'int' else 'a number'}")
+        values.append(value)
+    return pa.array(values, type=_ARROW[feature.kind])

@@ -1,0 +1,100 @@
+"""Parquet files: columns of scalars, lists, fixed-size lists or lists of lists, read row group by row group."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, BinaryIO, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from beam_influence.influence_ops.reading.features import Description, Kind, Stored, most_common
+from beam_influence.influence_ops.reading.reader import Reader, RowError, Rows
+
+
+class ParquetReader(Reader):
+    """A row is a row of the file, counted through its row groups."""
+
+    name: ClassVar[str] = "parquet"
+    expects: ClassVar[str] = "Parquet files"
+
+    def read(self, file: BinaryIO, size: int) -> Iterator[Rows]:
+        if not file.seek(0, 2):
+            return  # an empty file has no rows, as in the other formats
+        file.seek(0)
+        start, total = 0, None
+        try:
+            parquet = pq.ParquetFile(file)
+            total = parquet.metadata.num_rows
+            names = parquet.schema_arrow.names
+            wanted = [feature.name for feature in self.features if feature.name in names]
+            for table in self._batches(parquet, wanted, size):
+                yield Rows(table, np.arange(start, start + table.num_rows), [])
+                start += table.num_rows
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) is not None:
+                raise  # the storage failed, not the file's content
+            lost = f"the {total - start:,} rows from here on are" if total is not None else "all of it is"
+            message = f"the Parquet file is damaged or none: {error}; {lost} lost"
+            empty = pa.RecordBatch.from_pylist([], schema=pa.schema([]))
+            yield Rows(empty, np.zeros(0, np.int64), [RowError(start, "read", "damaged_parquet", message)])
+
+    @staticmethod
+    def _batches(parquet: Any, wanted: list[str], size: int) -> Iterator[pa.RecordBatch]:
+        if wanted:
+            yield from parquet.iter_batches(size, columns=wanted)
+            return
+        # No column that is wanted: the rows are still there, each to be rejected.
+        for start in range(0, parquet.metadata.num_rows, size):
+            yield pa.RecordBatch.from_pydict({"": pa.nulls(min(size, parquet.metadata.num_rows - start))})
+
+    @classmethod
+    def describe(cls, file: BinaryIO, rows: int) -> Description:
+        try:
+            parquet = pq.ParquetFile(file)
+            tables = list(itertools.islice(parquet.iter_batches(rows), 1))
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) is not None:
+                raise
+            return {}
+        if not tables or not tables[0].num_rows:
+            return {}
+        table = tables[0]
+        columns = [_describe(name, column) for name, column in zip(table.schema.names, table.columns, strict=True)]
+        return most_common(cell for column in columns for cell in column)
+
+
+def _describe(name: str, column: pa.Array) -> list[dict[str, Stored]]:
+    """The feature in each row that has it."""
+    depth, leaf = 0, column.type
+    while pa.types.is_list(leaf) or pa.types.is_large_list(leaf) or pa.types.is_fixed_size_list(leaf):
+        depth, leaf = depth + 1, leaf.value_type
+    if pa.types.is_dictionary(leaf):
+        leaf = leaf.value_type
+    kind = _kind(leaf)
+    if kind is None:
+        return []
+    if depth == 0:
+        return [{name: Stored(kind, ())}] * (len(column) - column.null_count)
+    found = []
+    for value in column.to_pylist():
+        shape: list[int] = []
+        while isinstance(value, list) and len(shape) < depth:
+            shape.append(len(value))
+            value = value[0] if value else None
+        if len(shape) == depth:
+            found.append({name: Stored(kind, tuple(shape))})
+    return found
+
+
+def _kind(leaf: pa.DataType) -> Kind | None:
+    if pa.types.is_floating(leaf) or pa.types.is_decimal(leaf):
+        return "float"
+    if pa.types.is_integer(leaf) or pa.types.is_boolean(leaf):
+        return "int"
+    is_text = pa.types.is_string(leaf) or pa.types.is_large_string(leaf)
+    if is_text or pa.types.is_binary(leaf) or pa.types.is_large_binary(leaf) or pa.types.is_fixed_size_binary(leaf):
+        return "bytes"
+    return None

@@ -1,0 +1,231 @@
+"""The inner products of training gradients with solved queries, block by block, each in the cheapest way.
+
+A solved query v = (H + λI)⁻¹ ∇ℓ(t) is a matrix V_t [I, O] in each block of the layout. Its product with the gradient
+Σ_s a_s ⊗ g_s of an example is
+
+    gemm      Σ_io (Σ_s a_s ⊗ g_s)_io V_t,io        the gradient is built, then one matrix product for all queries
+    low_rank  Σ_s Σ_r (a_s · l_tr) (g_s · r_tr)      V_t ≈ Σ_r l_tr ⊗ r_tr: two small matrix products, nothing is built
+    lookup    Σ_s V_t[id_s] · g_s                    an embedding: only the rows of its tokens are read
+
+A query of one position is of rank 1, and so is its K-FAC solution without damping. Damping breaks that, but
+1/(λ_A λ_S + λ) is close to a sum of few products: the singular value decomposition of V_t finds the shortest one for
+any curvature.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Literal
+
+import numpy as np
+import tensorflow as tf
+
+from beam_influence.influence_ops.model.gradients import Block, BlockLayout, Factored, Gradients, Layout, OneHot
+from beam_influence.influence_ops.model.gradients.blocks import materialise, parts_of, positions_of
+
+TOLERANCE = 1e-7
+"""The default of the largest relative error ‖V − Σ_r l ⊗ r‖ / ‖V‖ in a block."""
+
+_AT_ONCE = 1 << 25  # numbers in memory at once: 256 MB of float64
+_TRIED = 4  # queries whose rank is looked for first
+_GRAM = 256  # up to this many rows or columns a full decomposition is cheap
+_OVERSAMPLED = 8  # columns of the range finder beyond the rank (Halko, Martinsson & Tropp 2011)
+
+Way = Literal["gemm", "low_rank", "lookup"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The estimate by which a block's contraction was chosen.
+
+    Attributes:
+      block: the block's name.
+      shape: I, O, the positions S, and the queries T.
+      way: what was chosen.
+      rank: of `low_rank`; 0 otherwise.
+      flops: of each training example, for the chosen way.
+      gemm_flops: what `gemm` would take.
+    """
+
+    block: str
+    shape: tuple[int, int, int, int]
+    way: Way
+    rank: int
+    flops: float
+    gemm_flops: float
+
+    def __str__(self) -> str:
+        rows, columns, positions, queries = self.shape
+        rank = f" of rank {self.rank}" if self.rank else ""
+        return (
+            f"{self.block}: [{rows}, {columns}], {positions} positions, {queries} queries: {self.way}{rank}, "
+            f"{self.flops:.3g} flops an example ({self.flops / self.gemm_flops:.2g} of gemm's)"
+        )
+
+
+_EXPECTED_EXAMPLES = 50_000
+
+
+class Contraction:
+    """Scores of any batch against T solved queries.
+
+    Args:
+      layout: of the model.
+      solved: [T, P] float64.
+      dtype: of the computation.
+      examples: about how many training examples will be scored: whether looking for a low rank pays; 0: not known, as of `identity`,
+        which is fitted to none.
+      tolerance: see `TOLERANCE`; 0: only exact ways.
+    """
+
+    def __init__(self, layout: Layout, solved: np.ndarray, dtype: str, examples: int, tolerance: float = TOLERANCE):
+        self._layout = layout
+        self._solved = solved
+        self._dtype = dtype
+        self._examples = examples or _EXPECTED_EXAMPLES
+        self._tolerance = tolerance
+        self._ways: list[_Gemm | _LowRank | _Lookup] = []
+
+    @property
+    def costs(self) -> list[Cost]:
+        """The choices; empty before the first batch, whose positions they depend on."""
+        return [way.cost for way in self._ways]
+
+    def scores(self, gradients: Gradients) -> np.ndarray:
+        """Σ_p V_tp G_ip: [T, B] float64."""
+        if not len(gradients):  # each example of the batch was rejected
+            return np.zeros((len(self._solved), 0))
+        if not self._ways:
+            self._ways = [self._choose(layout, block) for layout, block in zip(self._layout.blocks, gradients.blocks, strict=True)]
+            for cost in self.costs:
+                logging.getLogger(__name__).info("scores of %s", cost)
+        total = np.zeros((len(self._solved), len(gradients)))
+        for way, block in zip(self._ways, gradients.blocks, strict=True):
+            total += np.asarray(way.scores(block), dtype=np.float64).T
+        if gradients.offset is not None:
+            total += (self._solved @ np.asarray(gradients.offset, dtype=np.float64))[:, None]
+        return total
+
+    def _choose(self, layout: BlockLayout, block: Block) -> _Gemm | _LowRank | _Lookup:
+        queries = len(self._solved)
+        positions = positions_of(block)
+        shape = (layout.rows, layout.columns, positions, queries)
+        matrices = layout.matrices(self._solved)
+        build = 0 if layout.kind == "materialised" else 2 * positions * (layout.size if isinstance(block, Factored) else layout.columns)
+        gemm = float(build + 2 * layout.size * queries)
+        if isinstance(block, OneHot):
+            lookup = 2.0 * positions * queries * layout.columns
+            if lookup < gemm:
+                return _Lookup(Cost(layout.name, shape, "lookup", 0, lookup, gemm), matrices, self._dtype)
+        if isinstance(block, Factored) and self._tolerance > 0 and queries:
+            of_rank_one = 2.0 * positions * queries * (layout.rows + layout.columns + 1)
+            most = min(int(gemm / of_rank_one), layout.rows, layout.columns)
+            if most and _search_flops(layout, queries, most) < 0.5 * self._examples * gemm:
+                factors = low_rank(matrices, most, self._tolerance)
+                if factors is not None:
+                    rank = factors[0].shape[1]
+                    cost = Cost(layout.name, shape, "low_rank", rank, rank * of_rank_one, gemm)
+                    return _LowRank(cost, factors, self._dtype)
+        return _Gemm(Cost(layout.name, shape, "gemm", 0, gemm, gemm), layout, matrices, self._dtype)
+
+
+def _search_flops(layout: BlockLayout, queries: int, most: int) -> float:
+    """What `low_rank` takes, in flops at the speed of a large matrix product; decompositions of small matrices run at a tenth of it."""
+    small = min(layout.rows, layout.columns)
+    if small <= _GRAM:
+        return queries * (4.0 * layout.size * small + 250.0 * small**3)
+    return 80.0 * queries * layout.size * (most + _OVERSAMPLED)
+
+
+class _Gemm:
+    def __init__(self, cost: Cost, layout: BlockLayout, matrices: np.ndarray, dtype: str):
+        self.cost = cost
+        self._layout = layout
+        self._queries = tf.constant(matrices.reshape(len(matrices), -1).T, dtype)
+
+    def scores(self, block: Block) -> tf.Tensor:
+        parts = [
+            tf.matmul(tf.reshape(materialise(self._layout, part), [-1, self._layout.size]), self._queries)
+            for _, part in parts_of(block, max(1, _AT_ONCE // self._layout.size))
+        ]
+        return parts[0] if len(parts) == 1 else tf.concat(parts, axis=0)
+
+
+class _LowRank:
+    def __init__(self, cost: Cost, factors: tuple[np.ndarray, np.ndarray], dtype: str):
+        self.cost = cost
+        left, right = factors
+        self._queries, self._rank = left.shape[:2]
+        self._left = tf.constant(left.reshape(-1, left.shape[2]).T, dtype)
+        self._right = tf.constant(right.reshape(-1, right.shape[2]).T, dtype)
+
+    def scores(self, block: Block) -> tf.Tensor:
+        assert isinstance(block, Factored)
+        positions = positions_of(block)
+        parts = []
+        for _, (a, g) in parts_of(block, max(1, _AT_ONCE // (positions * self._queries * self._rank))):
+            left = tf.matmul(tf.reshape(a, [-1, a.shape[2]]), self._left)
+            right = tf.matmul(tf.reshape(g, [-1, g.shape[2]]), self._right)
+            parts.append(tf.reduce_sum(tf.reshape(left * right, [-1, positions, self._queries, self._rank]), axis=[1, 3]))
+        return tf.concat(parts, axis=0)
+
+
+class _Lookup:
+    def __init__(self, cost: Cost, matrices: np.ndarray, dtype: str):
+        self.cost = cost
+        self._rows = tf.constant(matrices.transpose(1, 0, 2), dtype)  # [I, T, O]
+
+    def scores(self, block: Block) -> tf.Tensor:
+        assert isinstance(block, OneHot)
+        _, queries, columns = self._rows.shape
+        parts = []
+        for _, (ids, errors) in parts_of(block, max(1, _AT_ONCE // (positions_of(block) * int(queries or 1) * int(columns or 1)))):
+            rows = tf.gather(self._rows, ids)  # [b, S, T, O]
+            parts.append(tf.einsum("bsto,bso->bt", rows, errors))
+        return tf.concat(parts, axis=0)
+
+
+def low_rank(matrices: np.ndarray, most: int, tolerance: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """l [T, r, I] and r [T, r, O] with ‖V_t − Σ_r l_tr ⊗ r_tr‖ ≤ tolerance · ‖V_t‖ for each matrix V [T, I, O]; None: r > `most`.
+
+    A few of the matrices are tried first.
+    """
+    few = matrices[:: max(1, len(matrices) // _TRIED)]
+    if len(few) < len(matrices) and _factors(few, most, tolerance) is None:
+        return None
+    return _factors(matrices, most, tolerance)
+
+
+def _factors(matrices: np.ndarray, most: int, tolerance: float) -> tuple[np.ndarray, np.ndarray] | None:
+    count, rows, columns = matrices.shape
+    squared = np.linalg.norm(matrices, axis=(1, 2)) ** 2
+    if min(rows, columns) <= _GRAM:
+        # Right singular vectors of V, or of its transpose, from the smaller Gram matrix: squared errors to float64's rounding.
+        turned = columns > rows
+        tall = matrices.transpose(0, 2, 1) if turned else matrices
+        values, vectors = np.linalg.eigh(tall.transpose(0, 2, 1) @ tall)
+        basis = vectors[:, :, ::-1]
+        tail = np.maximum(np.cumsum(np.maximum(values, 0), axis=1)[:, ::-1], 0)
+    else:
+        # A randomised range finder with one power iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4); its error is computed.
+        turned, tall = False, matrices
+        start = np.random.default_rng(0).standard_normal((rows, min(most + _OVERSAMPLED, rows, columns)))
+        range_of = np.linalg.qr(matrices.transpose(0, 2, 1) @ start)[0]
+        range_of = np.linalg.qr(matrices.transpose(0, 2, 1) @ (matrices @ range_of))[0]
+        inside = matrices @ range_of
+        values, vectors = np.linalg.eigh(inside.transpose(0, 2, 1) @ inside)
+        basis = range_of @ vectors[:, :, ::-1]
+        outside = np.maximum(squared - np.linalg.norm(inside, axis=(1, 2)) ** 2, 0)
+        tail = np.cumsum(np.maximum(values, 0), axis=1)[:, ::-1] + outside[:, None]
+    # tail[:, r]: what is left out, squared, when r terms are kept.
+    fits = tail <= (tolerance**2 * squared)[:, None]
+    if not (fits.any(axis=1) | (tail.shape[1] <= most)).all():
+        return None
+    needed = np.where(fits.any(axis=1), fits.argmax(axis=1), tail.shape[1])
+    rank = max(int(needed.max(initial=0)), 1)
+    if rank > most:
+        return None
+    right = basis[:, :, :rank].transpose(0, 2, 1)
+    left = (tall @ basis[:, :, :rank]).transpose(0, 2, 1)
+    return (right, left) if turned else (left, right)

@@ -1,0 +1,252 @@
+"""Influence of a batch of training examples on blocks of queries.
+
+    I(z_i, t) = ∇ℓ(t)ᵀ (H + λI)⁻¹ ∇ℓ(z_i)
+
+Positive: removing z_i would raise the loss at t (a helpful example); negative: a harmful one. I / n is the
+predicted change of the loss at t (Koh & Liang 2017, equation 2, whose I_up,loss is −I).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from beam_influence.influence_ops.curvature import Preconditioner
+from beam_influence.influence_ops.model.gradients import Gradients
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
+from beam_influence.influence_ops.scoring.contraction import TOLERANCE, Contraction
+
+Normalize = Literal["none", "theta", "loss"]
+Removal = Literal["first_order", "newton"]
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryBlock:
+    """T test examples, embedded.
+
+    Attributes:
+      ids: (T,) array of str.
+      gradients: ∇ℓ(t): [T, P] float64.
+      solved: (H + λI)⁻¹ ∇ℓ(t): [T, P] float64.
+      groups: optional (T,) array of str.
+    """
+
+    ids: np.ndarray
+    gradients: np.ndarray
+    solved: np.ndarray
+    groups: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreOptions:
+    """Which quantities are computed.
+
+    Attributes:
+      normalize: RelatIF (Barshan, Brunet & Dziugaite 2020, 2003.11630): `theta` divides by ‖v_i‖
+        (equation 9), `loss` by √I(z_i, z_i) (equation 12), v_i the influence vector. A zero gradient
+        has influence 0.
+      removal: `first_order`, or `newton`: the curvature without the example and the mean over n − 1.
+      self_influence, vectors: whether I(z_i, z_i) and v_i are given.
+      gradients: whether ∇ℓ(z_i) are given, for the sums over groups.
+      tolerance: the largest relative error of a low-rank query; see `contraction`.
+    """
+
+    normalize: Normalize = "none"
+    removal: Removal = "first_order"
+    self_influence: bool = False
+    vectors: bool = False
+    gradients: bool = False
+    tolerance: float = TOLERANCE
+
+    def __post_init__(self) -> None:
+        if self.normalize not in ("none", "theta", "loss"):
+            raise ValueError(f"normalize={self.normalize!r} must be 'none', 'theta' or 'loss'")
+        if self.removal not in ("first_order", "newton"):
+            raise ValueError(f"removal={self.removal!r} must be 'first_order' or 'newton'")
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"score_tolerance={self.tolerance!r} must be at least 0 and below 1")
+        if self.removal == "newton" and self.normalize != "none":
+            raise ValueError("removal='newton' predicts the change of the loss and can't be normalised; use normalize='none'")
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchScores:
+    """What `Scorer.score` gives for the examples of a batch that could be evaluated.
+
+    Attributes:
+      batch: those B examples.
+      scores: one [T, B] float64 for each query block.
+      plain_scores: the same, never normalised.
+      self_influence: [B], or None.
+      vectors: influence vectors v_i [B, P] (normalised with `normalize`), or None.
+      gradients: ∇ℓ(z_i) [B, P] float64, or None.
+      rejected: the examples whose loss or gradient is not finite.
+    """
+
+    batch: ExampleBatch
+    scores: list[np.ndarray]
+    plain_scores: list[np.ndarray]
+    self_influence: np.ndarray | None
+    vectors: np.ndarray | None
+    gradients: np.ndarray | None
+    rejected: list[Rejected]
+
+
+def evaluate(model: InfluenceModel, batch: ExampleBatch) -> tuple[ExampleBatch, np.ndarray, Gradients, list[Rejected]]:
+    """Losses [B] and gradients of the examples for which both are finite; the others as rejected.
+
+    Raises:
+      ValueError: this is the first batch that the model sees, and it disagrees with the user's own; see `InfluenceModel.check`.
+    """
+    if model.agreement is None and len(batch):
+        model.check(batch)
+    losses, gradients = model.losses_and_gradients(batch)
+    finite_loss = np.isfinite(losses)
+    finite = finite_loss & gradients.finite()
+    if finite.all():
+        return batch, losses, gradients, []
+    rejected = []
+    for row in np.flatnonzero(~finite):
+        what = f"its loss is {losses[row]}" if not finite_loss[row] else "its gradient is not finite"
+        rejected.append(batch.reject(int(row), "not_finite", what))
+    keep = np.flatnonzero(finite)
+    return batch.select(keep), losses[keep], gradients.select(keep), rejected
+
+
+def embed_queries(model: InfluenceModel, preconditioner: Preconditioner, batch: ExampleBatch) -> tuple[QueryBlock, list[Rejected]]:
+    """The batch's test examples as a query block, solved once."""
+    kept, _, gradients, rejected = evaluate(model, batch)
+    raw = np.asarray(gradients, dtype=np.float64)
+    return QueryBlock(kept.ids, raw, preconditioner.apply(raw), kept.groups), rejected
+
+
+def concatenate_queries(blocks: list[QueryBlock], size: int) -> list[QueryBlock]:
+    """The same queries, in order, in blocks of `size` (the last may be shorter)."""
+    if not blocks:
+        return []
+    ids = np.concatenate([block.ids for block in blocks])
+    gradients = np.concatenate([block.gradients for block in blocks])
+    solved = np.concatenate([block.solved for block in blocks])
+    named = [block.groups for block in blocks if block.groups is not None]
+    groups = np.concatenate(named) if len(named) == len(blocks) else None
+    parts = [slice(start, start + size) for start in range(0, len(ids), size)]
+    return [QueryBlock(ids[p], gradients[p], solved[p], None if groups is None else groups[p]) for p in parts]
+
+
+class Scorer:
+    """Scores batches of training examples against query blocks that stay on the device."""
+
+    def __init__(
+        self,
+        model: InfluenceModel,
+        preconditioner: Preconditioner,
+        queries: list[QueryBlock],
+        options: ScoreOptions,
+    ):
+        self._model = model
+        self._preconditioner = preconditioner = preconditioner.bind(model)
+        self._options = options
+        self._needs_vectors = options.normalize == "theta" or options.vectors
+        self._needs_self = options.normalize == "loss" or options.self_influence
+        self._solved = [block.solved for block in queries]
+        self._contractions: list[Contraction] | None = None
+        if bool(preconditioner.meta.get("leave_one_out")) != (options.removal == "newton"):
+            raise ValueError(
+                f"removal={options.removal!r} needs a curvature that was fitted for it: exact or gauss_newton, "
+                "fitted with the same --removal"
+            )
+
+    def score(self, batch: ExampleBatch) -> BatchScores:
+        """Influence of each example of `batch` on each query."""
+        options = self._options
+        batch, _, gradients, rejected = evaluate(self._model, batch)
+        if options.removal == "newton":
+            return self._score_newton(batch, gradients, rejected)
+        plain = [contraction.scores(gradients) for contraction in self._contract(gradients)]
+        raw = np.asarray(gradients, dtype=np.float64) if self._needs_vectors or options.gradients else None
+        vectors = self._preconditioner.apply(raw) if self._needs_vectors and raw is not None else None
+        own = None
+        if self._needs_self:
+            products = raw * vectors if raw is not None and vectors is not None else None
+            own = self._preconditioner.self_influence(gradients) if products is None else products.sum(axis=1)
+        factor = relative_factor(options.normalize, len(batch), vectors, own)
+        scores = plain if options.normalize == "none" else [block * factor for block in plain]
+        return BatchScores(
+            batch,
+            scores,
+            plain,
+            own * factor if options.self_influence and own is not None else None,
+            vectors * factor[:, None] if options.vectors and vectors is not None else None,
+            raw if options.gradients else None,
+            rejected,
+        )
+
+    def _contract(self, gradients: Gradients) -> list[Contraction]:
+        if self._contractions is None:
+            examples, tolerance = self._preconditioner.examples, self._options.tolerance
+            self._contractions = [
+                Contraction(gradients.layout, solved, self._model.dtype, examples, tolerance) for solved in self._solved
+            ]
+        return self._contractions
+
+    def _score_newton(self, batch: ExampleBatch, gradients: Gradients, rejected: list[Rejected]) -> BatchScores:
+        """n × the change of the loss at each query by a Newton step of the removal itself.
+
+        Without example i the objective is mean_{j≠i} ℓ_j + R over n − 1 examples. At a stationary point its
+        gradient is −(g_i + ∇R)/(n − 1), and its Hessian B − F_iᵀF_i/(n − 1) with B = n/(n − 1)·H_data + ∇²R + λI,
+        which the preconditioner holds. The Woodbury identity gives the inverse: C extra solves per example.
+        """
+        n = self._preconditioner.examples
+        factors = np.asarray(self._model.gauss_newton_factors(batch), dtype=np.float64)
+        count, outputs, size = factors.shape
+        right = np.asarray(gradients, dtype=np.float64)
+        if self._model.regularizer == "curvature":  # else it is in every example's gradient already
+            right = right + self._model.regularizer_gradient()
+        solved_factors = self._preconditioner.apply(factors.reshape(-1, size)).reshape(factors.shape)
+        inner = (n - 1) * np.eye(outputs) - np.einsum("bcp,bdp->bcd", factors, solved_factors)
+        leverage = np.linalg.eigvalsh(inner)[:, 0]
+        fine = leverage > 1e-9 * (n - 1)
+        for row in np.flatnonzero(~fine):
+            message = "without it the curvature is singular; use a larger --damping"
+            rejected.append(batch.reject(int(row), "leverage", message))
+        keep = np.flatnonzero(fine)
+        batch, right, solved_factors = batch.select(keep), right[keep], solved_factors[keep]
+        correction = np.linalg.solve(inner[keep], np.einsum("bcp,bp->bc", solved_factors, right)[:, :, None])[:, :, 0]
+        moved = right + np.einsum("bcp,bc->bp", factors[keep], correction)  # B × the step × (n − 1)
+        scores = [n / (n - 1) * (solved @ moved.T) for solved in self._solved]
+        vectors = n / (n - 1) * self._preconditioner.apply(moved)
+        raw = np.asarray(gradients, dtype=np.float64)[keep]
+        return BatchScores(
+            batch,
+            scores,
+            scores,
+            np.einsum("bp,bp->b", raw, vectors) if self._options.self_influence else None,
+            vectors if self._options.vectors else None,
+            raw if self._options.gradients else None,
+            rejected,
+        )
+
+
+def relative_factor(
+    normalize: Normalize, count: int, vectors: np.ndarray | None = None, self_influence: np.ndarray | None = None
+) -> np.ndarray:
+    """What each row's influence is multiplied by: 1, 1/‖v‖ (theta) or 1/√I(z, z) (loss); 0 for a zero gradient.
+
+    Args:
+      count: B.
+      vectors: v [B, P], for `theta`.
+      self_influence: I(z, z) [B], for `loss`.
+    """
+    if normalize == "theta" and vectors is not None:
+        norms = np.linalg.norm(vectors, axis=1)
+    elif normalize == "loss" and self_influence is not None:
+        norms = np.sqrt(np.maximum(self_influence, 0))
+    else:
+        return np.ones(count)
+    return np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)

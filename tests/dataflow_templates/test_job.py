@@ -15,7 +15,7 @@ from typing import Any
 
 import apache_beam as beam
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from beam_influence.pipelines import template
 from beam_influence.pipelines.build import build
@@ -167,6 +167,8 @@ def test_the_launcher_gets_a_job_and_does_not_wait(job: DigitsJob, tmp_path: pat
     remote: dict[str, str] = {f"gs://bucket-a/{name}": str(getattr(job.config(tmp_path), name)) for name in ("model", "train", "test")}
     _map_paths(monkeypatch, {**remote, "gs://bucket-a/out": str(tmp_path / "out")})
     monkeypatch.setattr(beam.Pipeline, "run", run)
+    # Beam asks Google for the bucket's policy, to warn of it; without a network that takes two minutes.
+    monkeypatch.setattr(GoogleCloudOptions, "_warn_if_soft_delete_policy_enabled", lambda self, arg_name: None)
     given = [f"--{name}=gs://bucket-a/{name}" for name in ("model", "train", "test")]
     launched = ["--runner=DataflowRunner", *ON_DATAFLOW[1:], IMAGE, "--job_name=a", "--template_location=gs://bucket-a/job"]
     assert template.main([*given, "--output=gs://bucket-a/out", *launched]) == 0

@@ -362,7 +362,7 @@ class InfluenceConfig:
     work_dir: str | None = _option(None, "Temporary files; all workers must reach it. Default: OUTPUT/.work.", _RUN)
 
     def __post_init__(self) -> None:
-        from beam_influence.influence_ops.results import schemas
+        from beam_influence.influence_ops.scoring.outputs.table import OUTPUTS
 
         for name in ("model", "train", "test", "output", "index"):
             value = getattr(self, name)
@@ -375,11 +375,11 @@ class InfluenceConfig:
         for name, least in (("top_k", 1), ("batch_size", 1), ("query_block_size", 1), ("max_rejected", 0), ("threads", 0), ("passes", 0)):
             if (getattr(self, name) or 0) < least:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least {least}")
-        unknown = [name for name in self.output_tables if name not in schemas.OUTPUTS]
+        unknown = [name for name in self.output_tables if name not in OUTPUTS]
         if unknown or not (self.output_tables or self.only_curvature or self.only_index):
-            raise ValueError(f"--outputs {self.outputs!r} must name some of {', '.join(schemas.OUTPUTS)}; separate them by commas")
+            raise ValueError(f"--outputs {self.outputs!r} must name some of {', '.join(OUTPUTS)}; separate them by commas")
         self._check_sources()
-        of_groups = [name for name in self.output_tables if name in schemas.GROUP_OUTPUTS]
+        of_groups = [name for name in self.output_tables if OUTPUTS[name].needs_groups]
         if of_groups and not self.group_feature:
             raise ValueError(f"--outputs {of_groups[0]} needs --group_feature, the feature that names an example's group")
         if self.second_order_groups and (not of_groups or self.normalize != "none" or self.removal != "first_order"):
@@ -614,14 +614,12 @@ class InfluenceConfig:
 
     def score_options(self) -> ScoreOptions:
         """The scores' options."""
-        from beam_influence.influence_ops.scoring.in_memory import complete_options
         from beam_influence.influence_ops.scoring.scores import ScoreOptions
 
         try:
-            options = ScoreOptions(typing.cast(Any, self.normalize), typing.cast(Any, self.removal), tolerance=self.score_tolerance)
+            return ScoreOptions(typing.cast(Any, self.normalize), typing.cast(Any, self.removal), tolerance=self.score_tolerance)
         except ValueError as error:
             raise ValueError(f"--{error}") from error
-        return complete_options(options, frozenset(self.output_tables), self.second_order_groups)
 
     def input_mapping(self) -> dict[str, str]:
         """Model input name -> feature name; the key '' stands for the only input."""

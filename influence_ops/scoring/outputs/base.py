@@ -99,11 +99,12 @@ class Output(abc.ABC):
 
     Attributes:
       tables: the schema of each table by its name.
-      needs_test_points, needs_groups: whether there is nothing to compute without them.
+      of_test_points: those of the tables that there are none of without test points.
+      needs_groups: whether each training example must name its group.
     """
 
     tables: Mapping[str, pa.Schema]
-    needs_test_points: bool = False
+    of_test_points: frozenset[str] = frozenset()
     needs_groups: bool = False
 
     @property

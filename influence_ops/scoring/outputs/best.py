@@ -21,7 +21,7 @@ class BestByTestPoint(CombinedOutput[TopK]):
     """The first k training examples for each test point; a part and a file for each block of these."""
 
     tables = {"top_k": schemas.TOP_K}
-    needs_test_points = True
+    of_test_points = frozenset({"top_k"})
 
     def create(self, scoring: Scoring) -> dict[str, TopK]:
         options = scoring.options

@@ -37,6 +37,7 @@ class Groups(CombinedOutput[GroupSums]):
         "group_self_influence": schemas.GROUP_SELF_INFLUENCE,
         "group_vectors": schemas.GROUP_VECTORS,
     }
+    of_test_points = frozenset({"group_influence"})
     needs_groups = True
     by_part = False
 
@@ -94,8 +95,9 @@ class Groups(CombinedOutput[GroupSums]):
             "group_self_influence": [names, pa.array(self_influence), loss_change(self_influence, scoring.n), counts],
             "group_vectors": [names, vector_column(groups.vectors * factor[:, None]), counts],
         }
-        for table in columns.keys() & set(scoring.options.tables):
-            yield FinishedTable(table, SINGLE_FILE, pa.Table.from_arrays(columns[table], schema=self.tables[table]))
+        for table in columns:
+            if table in scoring.options.tables:
+                yield FinishedTable(table, SINGLE_FILE, pa.Table.from_arrays(columns[table], schema=self.tables[table]))
 
 
 def _rows_of(part: GroupSums, names: list[str]) -> np.ndarray:

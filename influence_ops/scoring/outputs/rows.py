@@ -15,7 +15,7 @@ class Scores(RowOutput):
     """Every pair of a training example and a test point."""
 
     tables = {"scores": schemas.SCORES}
-    needs_test_points = True
+    of_test_points = frozenset({"scores"})
 
     def rows(self, scored: BatchScores, scoring: Scoring) -> Iterator[pa.Table]:
         for block, scores in zip(scoring.queries.values(), scored.scores, strict=True):

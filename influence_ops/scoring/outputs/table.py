@@ -33,6 +33,16 @@ def outputs_of(tables: Iterable[str]) -> list[Output]:
     return list(dict.fromkeys(OUTPUTS[table] for table in tables))
 
 
+def tables_of_test_points() -> tuple[str, ...]:
+    """The tables that need test points."""
+    return tuple(table for table, output in OUTPUTS.items() if table in output.of_test_points)
+
+
+def tables_of_scores() -> tuple[str, ...]:
+    """Those of them that need nothing but the influence of each training example: saved vectors, or an index, are enough."""
+    return tuple(table for table in tables_of_test_points() if not OUTPUTS[table].needs_groups)
+
+
 def complete_options(options: OutputOptions) -> OutputOptions:
     """The options with just those quantities switched on that the tables need."""
     needed = {quantity: False for quantity in ("self_influence", "vectors", "gradients")}

@@ -36,8 +36,6 @@ def _option(
 
 ONLY_CURVATURE = "curvature"
 ONLY_INDEX = "index"
-_NEED_TEST = ("top_k", "scores", "group_influence")
-_FROM_VECTORS = ("top_k", "scores")
 _ITERATIVE = ("conjugate_gradient", "cgd", "lissa")
 _INDEX_RANK = 256  # an index has no residual term, so it needs more eigenpairs: docs/index.md
 _EMBEDDING = ("arnoldi", "random_projection")
@@ -362,7 +360,7 @@ class InfluenceConfig:
     work_dir: str | None = _option(None, "Temporary files; all workers must reach it. Default: OUTPUT/.work.", _RUN)
 
     def __post_init__(self) -> None:
-        from beam_influence.influence_ops.results import schemas
+        from beam_influence.influence_ops.scoring.outputs.table import OUTPUTS
 
         for name in ("model", "train", "test", "output", "index"):
             value = getattr(self, name)
@@ -375,11 +373,11 @@ class InfluenceConfig:
         for name, least in (("top_k", 1), ("batch_size", 1), ("query_block_size", 1), ("max_rejected", 0), ("threads", 0), ("passes", 0)):
             if (getattr(self, name) or 0) < least:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least {least}")
-        unknown = [name for name in self.output_tables if name not in schemas.OUTPUTS]
+        unknown = [name for name in self.output_tables if name not in OUTPUTS]
         if unknown or not (self.output_tables or self.only_curvature or self.only_index):
-            raise ValueError(f"--outputs {self.outputs!r} must name some of {', '.join(schemas.OUTPUTS)}; separate them by commas")
+            raise ValueError(f"--outputs {self.outputs!r} must name some of {', '.join(OUTPUTS)}; separate them by commas")
         self._check_sources()
-        of_groups = [name for name in self.output_tables if name in schemas.GROUP_OUTPUTS]
+        of_groups = [name for name in self.output_tables if OUTPUTS[name].needs_groups]
         if of_groups and not self.group_feature:
             raise ValueError(f"--outputs {of_groups[0]} needs --group_feature, the feature that names an example's group")
         if self.second_order_groups and (not of_groups or self.normalize != "none" or self.removal != "first_order"):
@@ -435,7 +433,9 @@ class InfluenceConfig:
 
     def _check_sources(self) -> None:
         """Whether the files that the outputs are made from are given."""
-        of_tests = [name for name in self.output_tables if name in _NEED_TEST]
+        from beam_influence.influence_ops.scoring.outputs.table import tables_of_scores, tables_of_test_points
+
+        of_tests = [name for name in self.output_tables if name in tables_of_test_points()]
         if of_tests and self.test is None:
             raise ValueError(f"--outputs {of_tests[0]} needs --test, the test points to explain")
         self._check_index()
@@ -450,10 +450,10 @@ class InfluenceConfig:
                 raise ValueError(f"--{option} takes the place of --{clashing[0]}; leave that out")
             if getattr(self, option).rstrip("/") == self.output.rstrip("/"):
                 raise ValueError(f"--output {self.output!r} would replace the {option.split('_path')[0]} that is read; give another folder")
-            others = [name for name in self.output_tables if name not in _FROM_VECTORS]
+            others = [name for name in self.output_tables if name not in tables_of_scores()]
             if others or self.removal != "first_order":
                 raise ValueError(
-                    f"--{option} gives {' and '.join(_FROM_VECTORS)}, first order; "
+                    f"--{option} gives {' and '.join(tables_of_scores())}, first order; "
                     f"for {others[0] if others else 'removal ' + self.removal} give --train"
                 )
         if self.passes and self.curvature == "arnoldi":
@@ -462,12 +462,12 @@ class InfluenceConfig:
                     f"--n_samples {self.n_samples} is of arnoldi over a sample; with --passes it reads all examples: leave one out"
                 )
         elif self.passes or self.solver_passes:
-            others = [name for name in self.output_tables if name not in _NEED_TEST]
+            others = [name for name in self.output_tables if name not in tables_of_test_points()]
             if self.curvature not in _BY_PASSES or others or self.normalize != "none" or self.second_order_groups:
                 raise ValueError(
                     f"passes over the data solve test points, with --curvature {' or '.join(_BY_PASSES)}: --outputs "
-                    f"{', '.join(_NEED_TEST)}, not normalised, to first order; for the rest use --passes 0, which gives EK-FAC's "
-                    "answer or the sample's"
+                    f"{', '.join(tables_of_test_points())}, not normalised, to first order; for the rest use --passes 0, which gives "
+                    "EK-FAC's answer or the sample's"
                 )
         if self.only_curvature and self.passes and self.curvature != "arnoldi":
             raise ValueError(f"--passes of {self.curvature} solves test points, and fit has none; leave it out")
@@ -614,14 +614,12 @@ class InfluenceConfig:
 
     def score_options(self) -> ScoreOptions:
         """The scores' options."""
-        from beam_influence.influence_ops.scoring.in_memory import complete_options
         from beam_influence.influence_ops.scoring.scores import ScoreOptions
 
         try:
-            options = ScoreOptions(typing.cast(Any, self.normalize), typing.cast(Any, self.removal), tolerance=self.score_tolerance)
+            return ScoreOptions(typing.cast(Any, self.normalize), typing.cast(Any, self.removal), tolerance=self.score_tolerance)
         except ValueError as error:
             raise ValueError(f"--{error}") from error
-        return complete_options(options, frozenset(self.output_tables), self.second_order_groups)
 
     def input_mapping(self) -> dict[str, str]:
         """Model input name -> feature name; the key '' stands for the only input."""

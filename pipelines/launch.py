@@ -19,8 +19,8 @@ from apache_beam.runners.runner import PipelineState
 
 from beam_influence.influence_ops.device import count_gpus, release_gpu
 from beam_influence.influence_ops.redact import without_secrets
-from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.results.result_files import MANIFEST, read_manifest
+from beam_influence.influence_ops.scoring.outputs.table import TABLES
 from beam_influence.pipelines import local_workers
 from beam_influence.pipelines.build import STAGES, build
 from beam_influence.pipelines.clear_output import clear_at_the_end, clear_output, clear_unfinished
@@ -141,7 +141,7 @@ def _run(
     engine = choose_engine(beam_arguments, config)
     _check_gpus(engine)
     plan = prepare(config)
-    clear_output(config, tuple(schemas.TABLES), MANIFEST, plan.resumed)
+    clear_output(config, tuple(TABLES), MANIFEST, plan.resumed)
     if _processes(engine) != 1:
         release_gpu()  # the workers are other processes
     known = set() if plan.resumed is None else set(plan.resumed.finished)
@@ -153,7 +153,7 @@ def _run(
         result = run_pipeline(pipeline, engine)
     if not BeamFiles().exists(join(config.output, MANIFEST)):
         raise RunFailedError(f"the pipeline ended in the state {result.state} without a manifest in {config.output!r}")
-    clear_unfinished(config, tuple(schemas.TABLES))
+    clear_unfinished(config, tuple(TABLES))
     manifest = read_manifest(config.output, BeamFiles())
     return RunSummary(config.output, manifest, _milliseconds(result), time.monotonic() - started)
 
@@ -186,10 +186,10 @@ def submit(config: InfluenceConfig, beam_arguments: Iterable[str] = ()) -> Any:
     open_file_systems(beam_arguments)
     engine = choose_engine(beam_arguments, config)
     plan = prepare(config)
-    clear_output(config, tuple(schemas.TABLES), MANIFEST, plan.resumed)
+    clear_output(config, tuple(TABLES), MANIFEST, plan.resumed)
     pipeline = beam.Pipeline(options=pipeline_options(engine))
     job = build(pipeline, config, plan, accelerator=engine.accelerator)
-    _ = job.manifest | "ClearWork" >> clear_at_the_end(config, tuple(schemas.TABLES))
+    _ = job.manifest | "ClearWork" >> clear_at_the_end(config, tuple(TABLES))
     local_workers.prepare_for(pipeline.options)
     try:
         return pipeline.run()

@@ -72,11 +72,11 @@ class _MergePartsCombineFn(MergingCombineFn[StatisticPart]):
     def __init__(self, curvature: Curvature):
         self._curvature = curvature
 
-    def copy(self, part: StatisticPart) -> StatisticPart:
-        return StatisticPart(part.name, copy.deepcopy(part.array))
+    def copy(self, element: StatisticPart) -> StatisticPart:
+        return StatisticPart(element.name, copy.deepcopy(element.array))
 
-    def merge(self, own: StatisticPart, other: StatisticPart) -> StatisticPart:
-        return StatisticPart(own.name, self._curvature.merge_part(own.name, own.array, other.array))
+    def merge(self, total: StatisticPart, element: StatisticPart) -> StatisticPart:
+        return StatisticPart(total.name, self._curvature.merge_part(total.name, total.array, element.array))
 
 
 @dataclasses.dataclass

@@ -25,7 +25,7 @@ from beam_influence.influence_ops.calculator.tf_datasets import (
 )
 from beam_influence.influence_ops.curvature import Preconditioner
 from beam_influence.influence_ops.results import result_files, tables
-from beam_influence.influence_ops.scoring.in_memory import run_facts
+from beam_influence.influence_ops.scoring.outputs.base import run_facts
 from beam_influence.influence_ops.scoring.scores import ScoreOptions
 
 

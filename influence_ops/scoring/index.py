@@ -20,8 +20,8 @@ from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rej
 from beam_influence.influence_ops.results import schemas, tables
 from beam_influence.influence_ops.results.array_folder import FileStore
 from beam_influence.influence_ops.results.result_files import iterate_table, read_facts, table_files
-from beam_influence.influence_ops.scoring.in_memory import run_facts
 from beam_influence.influence_ops.scoring.nearest_neighbors import FaissSearch
+from beam_influence.influence_ops.scoring.outputs.base import run_facts
 from beam_influence.influence_ops.scoring.scores import QueryBlock, ScoreOptions, concatenate_queries, evaluate
 from beam_influence.influence_ops.scoring.top_k import Order, TopK
 

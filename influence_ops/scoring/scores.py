@@ -77,25 +77,27 @@ class ScoreOptions:
 
 @dataclasses.dataclass(frozen=True)
 class BatchScores:
-    """What `Scorer.score` gives for the examples of a batch that could be evaluated.
+    """The influence of B training examples, those of a batch that could be evaluated.
 
     Attributes:
-      batch: those B examples.
+      ids: (B,) array of str.
       scores: one [T, B] float64 for each query block.
       plain_scores: the same, never normalised.
+      groups: optional (B,) array of str.
       self_influence: [B], or None.
       vectors: influence vectors v_i [B, P] (normalised with `normalize`), or None.
       gradients: ∇ℓ(z_i) [B, P] float64, or None.
       rejected: the examples whose loss or gradient is not finite.
     """
 
-    batch: ExampleBatch
+    ids: np.ndarray
     scores: list[np.ndarray]
     plain_scores: list[np.ndarray]
-    self_influence: np.ndarray | None
-    vectors: np.ndarray | None
-    gradients: np.ndarray | None
-    rejected: list[Rejected]
+    groups: np.ndarray | None = None
+    self_influence: np.ndarray | None = None
+    vectors: np.ndarray | None = None
+    gradients: np.ndarray | None = None
+    rejected: list[Rejected] = dataclasses.field(default_factory=list)
 
 
 def evaluate(model: InfluenceModel, batch: ExampleBatch) -> tuple[ExampleBatch, np.ndarray, Gradients, list[Rejected]]:
@@ -178,9 +180,10 @@ class Scorer:
         factor = relative_factor(options.normalize, len(batch), vectors, own)
         scores = plain if options.normalize == "none" else [block * factor for block in plain]
         return BatchScores(
-            batch,
+            batch.ids,
             scores,
             plain,
+            batch.groups,
             own * factor if options.self_influence and own is not None else None,
             vectors * factor[:, None] if options.vectors and vectors is not None else None,
             raw if options.gradients else None,
@@ -223,9 +226,10 @@ class Scorer:
         vectors = n / (n - 1) * self._preconditioner.apply(moved)
         raw = np.asarray(gradients, dtype=np.float64)[keep]
         return BatchScores(
-            batch,
+            batch.ids,
             scores,
             scores,
+            batch.groups,
             np.einsum("bp,bp->b", raw, vectors) if self._options.self_influence else None,
             vectors if self._options.vectors else None,
             raw if self._options.gradients else None,

@@ -10,7 +10,7 @@ import pyarrow as pa
 from apache_beam import pvalue
 from apache_beam.utils.shared import Shared
 
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.results import schemas, tables
 from beam_influence.influence_ops.results.result_files import ParquetFile
@@ -42,7 +42,7 @@ _SHARD_TABLES = ("self_influence", "scores", "influence_vectors")
 class _Scoring:
     """What one process needs to score: made once, shared by its DoFns."""
 
-    def __init__(self, model: InfluenceModel, broadcast: Broadcast, references: list[QueryReference], options: ScoreOptions):
+    def __init__(self, model: ExplainedModel, broadcast: Broadcast, references: list[QueryReference], options: ScoreOptions):
         preconditioner = open_preconditioner(broadcast)
         self.keys, self.blocks = open_queries(references)
         self.scorer = Scorer(model, preconditioner, self.blocks, options)

@@ -13,7 +13,7 @@ from beam_influence.influence_ops.calculator.fitting import CurvatureChoice, Cur
 from beam_influence.influence_ops.calculator.samples import RESHUFFLED
 from beam_influence.influence_ops.calculator.tf_datasets import count_points, dataset_form, example_batches, example_digests
 from beam_influence.influence_ops.curvature import Preconditioner
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.scoring.scores import evaluate
 
@@ -29,7 +29,7 @@ class DatasetCalculator:
       ValueError: the dtype is no floating one.
     """
 
-    def __init__(self, model: InfluenceModel, dtype: tf.DType | str = tf.float64):
+    def __init__(self, model: ExplainedModel, dtype: tf.DType | str = tf.float64):
         self.model = model
         self.dtype = tf.as_dtype(dtype)
         if not self.dtype.is_floating:

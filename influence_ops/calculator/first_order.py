@@ -9,7 +9,7 @@ from beam_influence.influence_ops.calculator.fitting import IHVP, CurvatureChoic
 from beam_influence.influence_ops.calculator.pairs import InfluenceCalculator
 from beam_influence.influence_ops.calculator.vectors import Sides
 from beam_influence.influence_ops.curvature import FinishOptions, Preconditioner
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.scoring.scores import Normalize, ScoreOptions, relative_factor
 
 
@@ -49,7 +49,7 @@ class FirstOrderInfluenceCalculator(InfluenceCalculator):
 
     def __init__(
         self,
-        model: InfluenceModel,
+        model: ExplainedModel,
         dataset: CurvatureSource,
         ihvp_calculator: IHVP = "exact",
         n_samples_for_hessian: int | None = None,

@@ -10,7 +10,7 @@ import tensorflow as tf
 from beam_influence.influence_ops.calculator.base import DatasetCalculator
 from beam_influence.influence_ops.calculator.fitting import IHVP, CurvatureChoice, CurvatureSource
 from beam_influence.influence_ops.curvature import FinishOptions
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.scoring.group_sums import GroupSums
 from beam_influence.influence_ops.scoring.groups import GroupVectors, add_hessian_products, first_steps, second_order_vectors
 
@@ -34,7 +34,7 @@ class SecondOrderInfluenceCalculator(DatasetCalculator):
 
     def __init__(
         self,
-        model: InfluenceModel,
+        model: ExplainedModel,
         dataset: CurvatureSource,
         ihvp_calculator: IHVP = "exact",
         n_samples_for_hessian: int | None = None,

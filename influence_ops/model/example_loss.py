@@ -19,7 +19,6 @@ from beam_influence.influence_ops.model.position_losses import (
     keras_losses,
     mixes_examples,
     own_losses,
-    weights_argument,
 )
 from beam_influence.influence_ops.model.positions import example_losses, position_weights
 
@@ -80,11 +79,6 @@ class ExampleLoss:
             return "categorical"
         return "bernoulli" if loss is BUILT_IN["sigmoid_cross_entropy"] else None
 
-    @property
-    def takes_weights(self) -> bool:
-        """Whether the examples' weights go to the loss itself, in `targets`, and must not be multiplied by again."""
-        return weights_argument(self.training.own_function) is not None
-
     def position_weights(self, targets: Targets, outputs: Outputs) -> tf.Tensor:
         """What each position's loss is multiplied by in the example's: [B, ...]; of a loss with a likelihood."""
         (term,) = self._terms(targets["labels"], outputs)
@@ -98,7 +92,7 @@ class ExampleLoss:
             labels = _only(labels) if not tf.nest.is_nested(outputs.values) else labels
             losses, mask = own_losses(function, labels, self.heads.predictions(outputs.values), weights)
             single = outputs.masks[0] if len(outputs.masks) == 1 else None
-            return example_losses(_of_one(losses), _both(single, mask), None if self.takes_weights else weights)
+            return example_losses(_of_one(losses), _both(single, mask), None if self.training.takes_weights else weights)
         total: Any = None
         for term in self._terms(labels, outputs):
             losses, mask = keras_losses(*term[:5])

@@ -11,8 +11,7 @@ import tensorflow as tf
 from keras.src.trainers.compile_utils import CompileLoss  # not exported: how `compile` turns what it is given into a loss
 
 from beam_influence.influence_ops.model.heads import additional_losses
-from beam_influence.influence_ops.model.losses import sigmoid_cross_entropy, softmax_cross_entropy, squared_error
-from beam_influence.influence_ops.model.position_losses import weights_argument
+from beam_influence.influence_ops.model.losses import sigmoid_cross_entropy, softmax_cross_entropy, squared_error, weights_argument
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +83,25 @@ class TrainingLoss:
         given = self.losses
         known = self.compiled or isinstance(given, (str, list, tuple, dict, keras.losses.Loss)) or given in BUILT_IN.values()
         return None if known or getattr(given, "__module__", "").startswith("keras.") else given
+
+    @property
+    def takes_weights(self) -> bool:
+        """Whether the examples' weights go to the loss itself, in `Targets`, and must not be multiplied by again."""
+        return weights_argument(self.own_function) is not None
+
+
+def weights_argument(function: Any) -> str | None:
+    """The argument in which a function of the user's takes the examples' weights, by which it multiplies itself: `sample_weight`,
+    or a third one that it can't do without; None where it takes none."""
+    try:
+        arguments = {} if function is None else dict(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return None
+    if "sample_weight" in arguments:
+        return "sample_weight"
+    third = list(arguments.values())[2:3]
+    needed = [one.name for one in third if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    return needed[0] if needed else None
 
 
 def resolve_loss(loss: Any, model: Any = None) -> TrainingLoss:

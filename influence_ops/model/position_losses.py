@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from beam_influence.influence_ops.model.losses import BUILT_IN, softmax_cross_entropy, squared_error
+from beam_influence.influence_ops.model.losses import BUILT_IN, softmax_cross_entropy, squared_error, weights_argument
 
 _MIXING = (keras.losses.hinge, keras.losses.squared_hinge)  # they look for labels 0 and 1 in the whole batch
 _CROSS_ENTROPIES = (keras.losses.sparse_categorical_crossentropy, keras.losses.categorical_crossentropy)
@@ -98,20 +97,6 @@ def _by_shapes(name: str, labels: tf.Tensor, predictions: tf.Tensor) -> Any:
         return keras.losses.binary_crossentropy
     sparse = labels.shape.rank == predictions.shape.rank - 1 or labels.shape[-1] == 1
     return keras.losses.sparse_categorical_crossentropy if sparse else keras.losses.categorical_crossentropy
-
-
-def weights_argument(function: Any) -> str | None:
-    """The argument in which a function of the user's takes the examples' weights, by which it multiplies itself: `sample_weight`,
-    or a third one that it can't do without; None where it takes none."""
-    try:
-        arguments = {} if function is None else dict(inspect.signature(function).parameters)
-    except (TypeError, ValueError):
-        return None
-    if "sample_weight" in arguments:
-        return "sample_weight"
-    third = list(arguments.values())[2:3]
-    needed = [one.name for one in third if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
-    return needed[0] if needed else None
 
 
 def _with_mask(losses: Any) -> tuple[tf.Tensor, tf.Tensor | None]:

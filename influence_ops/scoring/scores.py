@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 
 from beam_influence.influence_ops.curvature import Preconditioner
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Gradients
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.scoring.contraction import TOLERANCE, Contraction
 
@@ -98,11 +98,11 @@ class BatchScores:
     rejected: list[Rejected]
 
 
-def evaluate(model: InfluenceModel, batch: ExampleBatch) -> tuple[ExampleBatch, np.ndarray, Gradients, list[Rejected]]:
+def evaluate(model: ExplainedModel, batch: ExampleBatch) -> tuple[ExampleBatch, np.ndarray, Gradients, list[Rejected]]:
     """Losses [B] and gradients of the examples for which both are finite; the others as rejected.
 
     Raises:
-      ValueError: this is the first batch that the model sees, and it disagrees with the user's own; see `InfluenceModel.check`.
+      ValueError: this is the first batch that the model sees, and it disagrees with the user's own; see `ExplainedModel.check`.
     """
     if model.agreement is None and len(batch):
         model.check(batch)
@@ -119,7 +119,7 @@ def evaluate(model: InfluenceModel, batch: ExampleBatch) -> tuple[ExampleBatch, 
     return batch.select(keep), losses[keep], gradients.select(keep), rejected
 
 
-def embed_queries(model: InfluenceModel, preconditioner: Preconditioner, batch: ExampleBatch) -> tuple[QueryBlock, list[Rejected]]:
+def embed_queries(model: ExplainedModel, preconditioner: Preconditioner, batch: ExampleBatch) -> tuple[QueryBlock, list[Rejected]]:
     """The batch's test examples as a query block, solved once."""
     kept, _, gradients, rejected = evaluate(model, batch)
     raw = np.asarray(gradients, dtype=np.float64)
@@ -144,7 +144,7 @@ class Scorer:
 
     def __init__(
         self,
-        model: InfluenceModel,
+        model: ExplainedModel,
         preconditioner: Preconditioner,
         queries: list[QueryBlock],
         options: ScoreOptions,

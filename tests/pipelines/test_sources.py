@@ -13,7 +13,7 @@ from beam_influence.influence_ops.curvature import FinishOptions, Preconditioner
 from beam_influence.influence_ops.curvature.base import register_preconditioner
 from beam_influence.influence_ops.curvature.conjugate_gradient import NotConvergedWarning
 from beam_influence.influence_ops.curvature.identity import Identity
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.results.result_files import read_manifest
 from beam_influence.pipelines.cli import main
 from tests.pipelines.conftest import FinishedRun
@@ -143,7 +143,7 @@ class HalvedIdentity(Identity):
 
     name = "halved_identity"
 
-    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+    def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         meta = {**super().finish(model, statistic, options).meta, "curvature": self.name}
         return HalvedPreconditioner({}, meta)
 

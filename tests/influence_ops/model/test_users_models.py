@@ -597,13 +597,13 @@ def test_inputs_whose_keys_are_not_their_names_are_refused() -> None:
 
 
 def test_checkpoints_that_give_up_their_copies_are_refused() -> None:
-    from beam_influence.influence_ops.model.checkpoints import Checkpoints
+    from beam_influence.influence_ops.model.checkpoints import CheckpointSum
 
     networks = [model_of(layers.Dense(3), Forgets(factor), layers.Dense(3, "softmax")) for factor in (1.0, 2.0)]
     data = batch(Case(networks[0], vectors(), classes()))
     with pytest.raises(ValueError, match="a checkpoint's float64 copy is not the checkpoint.*precision 'native' for all"):
-        Checkpoints([InfluenceModel(network, weights="all") for network in networks]).check(data)
-    Checkpoints([InfluenceModel(network, weights="all", precision="native") for network in networks]).check(data)
+        CheckpointSum([InfluenceModel(network, weights="all") for network in networks]).check(data)
+    CheckpointSum([InfluenceModel(network, weights="all", precision="native") for network in networks]).check(data)
 
 
 def test_an_added_loss_that_mixes_examples_is_refused() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from beam_influence.influence_ops import ExampleBatch, InfluenceModel, InfluenceResult, Preconditioner, ScoreOptions, compute_in_memory
-from beam_influence.influence_ops.model.influence_model import Regularizer
+from beam_influence.influence_ops.model.explained_model import Regularizer
 from beam_influence.influence_ops.scoring.scores import Normalize
 from tests.influence_ops import reference
 

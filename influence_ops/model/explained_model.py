@@ -40,6 +40,7 @@ class ExplainedModel(abc.ABC):
       training_loss, loss_name: the loss, and a name for it that is the same from run to run.
       weight_decay, regularizer, process_batch_for_loss_fn: see `InfluenceModel`.
       agreement: what `check` found; None before.
+      batches_evaluated: how many batches of more than one example `evaluate` was given; see `guard`.
     """
 
     model: Any
@@ -53,6 +54,7 @@ class ExplainedModel(abc.ABC):
     regularizer: Regularizer
     process_batch_for_loss_fn: Callable[[Any], tuple[Any, Any, Any]] | None
     agreement: Agreement | None = None
+    batches_evaluated: int = 0
 
     @property
     @abc.abstractmethod

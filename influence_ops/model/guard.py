@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from beam_influence.influence_ops.model.gradients.blocks import Block, BlockLayout, Factored, Layout, materialise
+from beam_influence.influence_ops.model.gradients.blocks import Block, BlockLayout, Factored, Gradients, Layout, materialise
 from beam_influence.influence_ops.model.keras_truth import KerasTruth, narrowest_dtype, tensors
 from beam_influence.influence_ops.model.losses import takes_logits
 from beam_influence.influence_ops.model.network import feed, to_numpy
@@ -27,6 +27,7 @@ from beam_influence.influence_ops.model.position_losses import is_softmax_cross_
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 if TYPE_CHECKING:
+    from beam_influence.influence_ops.model.explained_model import ExplainedModel
     from beam_influence.influence_ops.model.influence_model import InfluenceModel
 
 EXAMPLES = 6
@@ -34,6 +35,7 @@ _MANY = 16  # outputs that are logits are not all between 0 and 1 by chance
 _LARGE = 1 << 22  # weights above which fewer examples will do
 _TOLERANCES = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.2}  # Keras computes its losses in float32
 _SAME = 1e-7  # of two sums in float64
+_SAME_LATER = 1e-5  # of one example's in float64; wider, since it ends a run that is under way
 
 
 class Disagreement(ValueError):
@@ -94,16 +96,48 @@ def check_agreement(model: InfluenceModel, batch: ExampleBatch) -> Agreement:
         )
     batches = _off(*_sums((losses, blocks, layout)), *_one_by_one(model, batch))
     if batches > same:
-        raise Disagreement(
-            f"a batch of {len(batch)} examples gives other losses or gradients than each example alone (off by {batches:.1g} of the "
-            "largest value): a layer or the loss mixes the examples of a batch, so that no example has a loss of its own"
-        )
+        raise _mixes_examples(len(batch), batches)
     truth = KerasTruth(model, batch)
     _refuse_weights_in_loss(truth)
     outputs = _check_outputs(model, batch, tolerance) if model.network.is_copy else 0.0
     off_losses = _check_losses(model, batch, losses, truth, tolerance)
     off_gradient = _check_gradient(model, layout, blocks, truth, tolerance)
     return Agreement(len(batch), outputs, off_losses, off_gradient, batches, again)
+
+
+def check_later_batch(model: ExplainedModel, batch: ExampleBatch, losses: np.ndarray, gradients: Gradients) -> None:
+    """Compares the example with the largest loss in `batch` with itself as a batch of one: in batches number 1, 2, 4, 8, …
+
+    Args:
+      batch: B examples whose losses and gradients are finite.
+      losses, gradients: theirs, [B] each.
+
+    Raises:
+      Disagreement: they differ.
+    """
+    if len(batch) < 2:
+        return
+    model.batches_evaluated += 1
+    if model.batches_evaluated & (model.batches_evaluated - 1):
+        return
+    row = np.array([np.argmax(np.abs(losses))])
+    alone, gradients_alone = model.losses_and_gradients(batch.select(row))
+    same = _SAME_LATER if model.dtype == "float64" else _TOLERANCES[narrowest_dtype(model.network.original)]
+    small = 10 * same  # next to values below it, a difference is rounding
+    scale = worst = 0.0
+    for layout, block, own in zip(gradients.layout.blocks, gradients.select(row).blocks, gradients_alone.blocks, strict=True):
+        wanted = _sum(layout, own)
+        scale, worst = max(scale, float(np.abs(wanted).max())), max(worst, float(np.abs(_sum(layout, block) - wanted).max()))
+    off = max(abs(float(losses[row[0]] - alone[0])) / (abs(float(alone[0])) + small), worst / (scale + small))
+    if not off <= same:
+        raise _mixes_examples(len(batch), off)
+
+
+def _mixes_examples(count: int, off: float) -> Disagreement:
+    return Disagreement(
+        f"a batch of {count} examples gives other losses or gradients than each example alone (off by {off:.1g} of the "
+        "largest value): a layer or the loss mixes the examples of a batch, so that no example has a loss of its own"
+    )
 
 
 def _one_by_one(model: InfluenceModel, batch: ExampleBatch) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -17,6 +17,7 @@ from tests.influence_ops.model.keras_oracle import losses_and_gradients
 layers, losses = keras.layers, keras.losses
 FLOAT32 = 2e-5  # Keras computes the other side in float32
 ROWS = 6
+LARGE = 1000  # above what `vectors` become
 
 
 @dataclasses.dataclass
@@ -614,6 +615,30 @@ def test_an_added_loss_that_mixes_examples_is_refused() -> None:
 
     with pytest.raises(ValueError, match="neither their mean nor their sum, so no example has a share of it; add a mean"):
         check(model_of(layers.Dense(3), Spread(), layers.Dense(3, "softmax")), vectors(), classes())
+
+
+class MixesLargeValues(layers.Layer):
+    def call(self, x: Any) -> Any:
+        return x + tf.where(tf.reduce_max(x) > LARGE, tf.reduce_mean(x, axis=0), 0)
+
+
+class AddsSpreadOfLargeValues(layers.Layer):
+    def call(self, x: Any) -> Any:
+        self.add_loss(tf.where(tf.reduce_max(x) > LARGE, tf.math.reduce_variance(x), 0))
+        return x
+
+
+@pytest.mark.parametrize("precision", ["auto", "native"])
+@pytest.mark.parametrize("layer", [MixesLargeValues, AddsSpreadOfLargeValues])
+def test_mixing_that_the_first_batch_does_not_show_is_refused_in_a_later_one(layer: type[layers.Layer], precision: Any) -> None:
+    from beam_influence.influence_ops.scoring.scores import evaluate
+
+    network = model_of(layers.Dense(4, kernel_initializer="ones"), layer(), layers.Dense(3, "softmax"))
+    model = InfluenceModel(network, weights="all", precision=precision)
+    for _ in range(3):
+        evaluate(model, batch(Case(network, vectors(), classes())))
+    with pytest.raises(ValueError, match="a batch of 6 examples gives other losses or gradients than each .*mixes the examples of a batch"):
+        evaluate(model, batch(Case(network, vectors() * LARGE, classes())))  # the fourth
 
 
 def test_a_second_softmax_is_refused(tmp_path: Any) -> None:

@@ -60,6 +60,11 @@ class CompiledDerivatives:
         return self._derivatives
 
     @property
+    def is_linear(self) -> bool:
+        """Whether they are known to be those of a final Dense layer."""
+        return isinstance(self._derivatives, LinearHeadDerivatives)
+
+    @property
     def rounds(self) -> str | None:
         """An operation of the network that rounds; see `Heads`. None where there is none, or none is known yet."""
         return None if self._derivatives is None else self._derivatives.loss.heads.rounds

@@ -16,7 +16,6 @@ from beam_influence.influence_ops.model.explained_model import ExplainedModel, R
 from beam_influence.influence_ops.model.fingerprint import model_fingerprint
 from beam_influence.influence_ops.model.gradients.blocks import Block, Gradients, Layout
 from beam_influence.influence_ops.model.guard import Agreement, check_agreement
-from beam_influence.influence_ops.model.linear_head import LinearHeadDerivatives
 from beam_influence.influence_ops.model.losses import resolve_loss
 from beam_influence.influence_ops.model.network import Network, Precision, open_network, to_numpy
 from beam_influence.influence_ops.model.regularizer import WeightRegularizer, check_weight_decay, flat_values
@@ -110,8 +109,8 @@ class InfluenceModel(ExplainedModel):
 
     @property
     def is_linear(self) -> bool:
-        """Whether the watched weights are a final Dense layer, whose derivatives have a closed form."""
-        return isinstance(self._compiled.derivatives, LinearHeadDerivatives)
+        """Whether the watched weights are known to be a final Dense layer, whose derivatives have a closed form."""
+        return self._compiled.is_linear
 
     def check(self, batch: ExampleBatch) -> Agreement:
         with TRACING:  # it calls the user's model, in which another thread may have put its recorders

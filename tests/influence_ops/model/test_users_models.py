@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from beam_influence.influence_ops import ExampleBatch, InfluenceModel
+from tests.influence_ops.model.forgetful_layer import Forgetful
 from tests.influence_ops.model.keras_oracle import losses_and_gradients
 
 layers, losses = keras.layers, keras.losses
@@ -495,23 +496,9 @@ def test_a_layer_that_is_no_function_of_the_example_is_refused(layer: Any, messa
         check(model_of(layer(), layers.Dense(3, "softmax")), vectors(), classes(), precision=precision)
 
 
-class Forgets(layers.Layer):
-    """Its configuration leaves out what it was made with."""
-
-    def __init__(self, factor: float = 1.0, **options: Any):
-        super().__init__(**options)
-        self.factor = factor
-
-    def call(self, x: Any) -> Any:
-        return x * self.factor
-
-    def get_config(self) -> dict[str, Any]:
-        return {key: value for key, value in super().get_config().items() if key != "factor"}
-
-
 def test_a_copy_that_is_not_the_model_is_refused_by_layer() -> None:
-    model = model_of(layers.Dense(3), Forgets(2.0), layers.Dense(3, "softmax"))
-    with pytest.raises(ValueError, match=r"first in the layer 'forgets.*' \(Forgets\); use precision 'native'"):
+    model = model_of(layers.Dense(3), Forgetful(2.0), layers.Dense(3, "softmax"))
+    with pytest.raises(ValueError, match=r"first in the layer 'forgetful.*' \(Forgetful\); use precision 'native'"):
         check(model, vectors(), classes(), precision="float64")
     for precision in ("auto", "native"):
         explained = InfluenceModel(model, weights="all", precision=precision)  # type: ignore[arg-type]
@@ -600,7 +587,7 @@ def test_inputs_whose_keys_are_not_their_names_are_refused() -> None:
 def test_checkpoints_that_give_up_their_copies_are_refused() -> None:
     from beam_influence.influence_ops.model.checkpoints import CheckpointSum
 
-    networks = [model_of(layers.Dense(3), Forgets(factor), layers.Dense(3, "softmax")) for factor in (1.0, 2.0)]
+    networks = [model_of(layers.Dense(3), Forgetful(factor), layers.Dense(3, "softmax")) for factor in (1.0, 2.0)]
     data = batch(Case(networks[0], vectors(), classes()))
     with pytest.raises(ValueError, match="a checkpoint's float64 copy is not the checkpoint.*precision 'native' for all"):
         CheckpointSum([InfluenceModel(network, weights="all") for network in networks]).check(data)

@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from beam_influence.influence_ops.calculator.fitting import CurvatureChoice, CurvatureSource, fit_operator
 from beam_influence.influence_ops.calculator.samples import RESHUFFLED
-from beam_influence.influence_ops.calculator.tf_datasets import count_points, dataset_form, example_batches, example_digests
-from beam_influence.influence_ops.curvature import Preconditioner
+from beam_influence.influence_ops.calculator.tf_datasets import count_points, example_batches, example_digests
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.scoring.scores import evaluate
@@ -46,13 +44,6 @@ class DatasetCalculator:
         if sizes[0] != sizes[1]:
             raise ValueError(f"the datasets have {sizes[0]} and {sizes[1]} examples; they must have the same number")
         return sizes[0]
-
-    def _fit(self, source: CurvatureSource, choice: CurvatureChoice) -> tuple[Preconditioner, str | None]:
-        """The operator, and the form of the data set that it is made from, if it is."""
-        if isinstance(source, tf.data.Dataset) and not isinstance(choice.ihvp, Preconditioner):
-            form = dataset_form(source, self.model)
-            return fit_operator(self.model, source, choice, self._passes(source)), form
-        return fit_operator(self.model, source, choice, None), None
 
     def _passes(self, dataset: tf.data.Dataset) -> Callable[[], Iterator[ExampleBatch]]:
         """The data set's batches from the start at each call: in any order, but always the same examples, each of them finite."""

@@ -52,7 +52,7 @@ class DatasetCalculator:
         def stream() -> Iterator[ExampleBatch]:
             total = 0
             for _, batch in example_batches(dataset, self.model):
-                yield batch if sums else self._finite(batch, None)[0]
+                yield batch if sums else self._evaluate(batch, None)[0]
                 total += sum(example_digests(batch).tolist())
             if sums and total != sums[0]:
                 raise ValueError(f"the examples must be the same ones at each pass: {RESHUFFLED}")
@@ -63,9 +63,9 @@ class DatasetCalculator:
     def _evaluated(self, dataset: tf.data.Dataset, device: str | None = None) -> Iterator[tuple[Any, ExampleBatch, np.ndarray]]:
         """(element, batch, gradients [B, P]) for each element."""
         for element, batch in example_batches(dataset, self.model):
-            yield element, *self._finite(batch, device)
+            yield element, *self._evaluate(batch, device)
 
-    def _finite(self, batch: ExampleBatch, device: str | None) -> tuple[ExampleBatch, np.ndarray]:
+    def _evaluate(self, batch: ExampleBatch, device: str | None) -> tuple[ExampleBatch, np.ndarray]:
         with tf.device(device) if device else contextlib.nullcontext():
             try:
                 kept, _, gradients, rejected = evaluate(self.model, batch)

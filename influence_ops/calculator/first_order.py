@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from beam_influence.influence_ops.calculator.fitted import FitOptions, FittedCalculator
-from beam_influence.influence_ops.calculator.fitting import IHVP, CurvatureSource, costly
+from beam_influence.influence_ops.calculator.fitting import IHVP, CurvatureSource, applies_by_passes
 from beam_influence.influence_ops.calculator.pairs import InfluenceCalculator
 from beam_influence.influence_ops.calculator.vectors import Sides
 from beam_influence.influence_ops.curvature import Preconditioner
@@ -85,6 +85,6 @@ class FirstOrderInfluenceCalculator(FittedCalculator, InfluenceCalculator):
         return vectors * relative_factor(self.normalize, len(vectors), vectors, self_influence)[:, None]
 
     def _sides(self, vectors_wanted: bool) -> Sides:
-        if costly(self.preconditioner) and self.normalize == "none" and not vectors_wanted:
+        if applies_by_passes(self.preconditioner) and self.normalize == "none" and not vectors_wanted:
             return Sides(lambda gradients: gradients, self.preconditioner.apply)
         return super()._sides(vectors_wanted)

@@ -116,6 +116,6 @@ def _check_fitted(fitted: Preconditioner, choice: CurvatureChoice) -> None:
         )
 
 
-def costly(operator: Preconditioner) -> bool:
+def applies_by_passes(operator: Preconditioner) -> bool:
     """Whether each `apply` is passes over data, so that the fewer vectors should be solved: the test points."""
     return isinstance(operator, (SolvedByPasses, IterativePreconditioner))

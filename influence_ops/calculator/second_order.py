@@ -32,7 +32,7 @@ class SecondOrderInfluenceCalculator(FittedCalculator):
     def _group_vector(self, group: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
         """(θ without the group − θ, Σ ∇ℓ over the group), [1, P] each; two passes over the group."""
         passes = self._passes(group)
-        gradient, count = self._gradient_sum(self._finite(batch, None)[1] for batch in passes())
+        gradient, count = self._gradient_sum(self._evaluate(batch, None)[1] for batch in passes())
         if not count:
             raise ValueError("the group has no examples")
         groups = GroupVectors([_GROUP], np.array([count]), gradient, self.preconditioner.apply(gradient))

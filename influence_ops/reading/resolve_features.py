@@ -86,11 +86,12 @@ class FeatureResolver:
         if len(parts) == 1 and names == [wanted]:
             (part,) = parts
             fixed = self._known[part.name][1]
-            shape = _fit(tensor, part.length if part.name in self._data or fixed is not None else None, fixed or part.stored, part.name)
+            length = part.length if part.name in self._data or fixed is not None else None
+            shape = _input_shape(tensor, length, fixed or part.stored, part.name)
             return dataclasses.replace(part, shape=shape)
         total = sum(part.length for part in parts)
         kind: Kind = "float" if any(part.kind == "float" for part in parts) else parts[0].kind
-        return Feature(wanted, kind, _fit(tensor, total, None, wanted), parts=tuple(parts))
+        return Feature(wanted, kind, _input_shape(tensor, total, None, wanted), parts=tuple(parts))
 
     def _part(self, name: str, tensor: ModelInput, option: str) -> Feature:
         part = self._as_stored(name, option)
@@ -114,7 +115,7 @@ class FeatureResolver:
                 matches = [name for name in self._known if fnmatch.fnmatchcase(name, part)]
                 if not matches:
                     raise ValueError(f"--input_features {wanted!r}: no feature matches {part!r}; there are {_listed(self._known)}")
-                names += matches if self._ordered else sorted(matches, key=_natural)
+                names += matches if self._ordered else sorted(matches, key=_natural_order)
             else:
                 names.append(part)
         return names
@@ -174,16 +175,16 @@ def fit_result(tensor: ModelInput, shape: tuple[int, ...], preprocess: str) -> F
 
 
 def _listed(known: Iterable[str]) -> str:
-    names = sorted(known, key=_natural)
+    names = sorted(known, key=_natural_order)
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """x2 before x10."""
+def _natural_order(name: str) -> list[tuple[int, int, str]]:
+    """A key by which names are sorted with their numbers in order: x2 before x10."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
 
 
-def _fit(tensor: ModelInput, length: int | None, fixed: tuple[int, ...] | None, feature: str) -> tuple[int, ...]:
+def _input_shape(tensor: ModelInput, length: int | None, fixed: tuple[int, ...] | None, feature: str) -> tuple[int, ...]:
     """The model's input shape with its unknown dimensions worked out from the number of values."""
     shape = tensor.shape
     if length is None:

@@ -46,11 +46,11 @@ class Plan:
             else:
                 layer, rule = known
                 uses = [rule.block(call.inputs, error) for call, error in zip(calls, errors, strict=True) if call.layer is layer]
-                found.append(_together(uses))
+                found.append(_as_one_block(uses))
         return tuple(found)
 
 
-def _together(uses: list[Block]) -> Block:
+def _as_one_block(uses: list[Block]) -> Block:
     """A layer that is called several times has the positions of all calls."""
     if len(uses) == 1:
         return uses[0]
@@ -77,7 +77,7 @@ def discover(model: Any, variables: list[Any], outputs: Callable[[Any], tf.Tenso
         kernel, bias = (getattr(layer, name, None) for name in ("kernel", "bias"))
         joined = kernel is not None and bias is not None and _equal_penalties(kernel, bias)
         candidates += [(layer, found) for found in cover(layer, lambda variable: id(variable) in starts, joined)]
-    trusted = _check(candidates, variables, outputs, made_up(inputs)) if candidates else []
+    trusted = _trusted(candidates, variables, outputs, made_up_examples(inputs)) if candidates else []
     blocks: list[tuple[int, BlockLayout, tuple[Any, Cover] | None]] = []
     covered: set[int] = set()
     for layer, rule in trusted:
@@ -110,7 +110,7 @@ def _all_layers(model: Any) -> list[Any]:
     return list(flatten(include_self=False, recursive=True)) if flatten is not None else []
 
 
-def _check(
+def _trusted(
     candidates: list[tuple[Any, Cover]], variables: list[Any], outputs: Callable[[Any], tf.Tensor], inputs: Any
 ) -> list[tuple[Any, Cover]]:
     """The candidates whose blocks, summed over examples, are the tape's gradient of a random function of the outputs."""
@@ -139,7 +139,7 @@ def _check(
     for layer, rule in candidates:
         try:
             uses = [rule.block(call.inputs, g) for call, g in zip(calls, errors, strict=True) if call.layer is layer]
-            if uses and _agrees(rule, _together(uses), by_variable, scale):
+            if uses and _agrees(rule, _as_one_block(uses), by_variable, scale):
                 trusted.append((layer, rule))
         except Exception as error:
             logging.getLogger(__name__).info("layer %s is used in a way that no rule knows: %s", layer.name, str(error).splitlines()[0])
@@ -163,7 +163,7 @@ def _agrees(rule: Cover, block: Block, expected: dict[int, np.ndarray], scale: f
     return all(np.allclose(a, b, rtol=0, atol=tolerance) for a, b in zip(summed, wanted, strict=True))
 
 
-def made_up(inputs: Any) -> Any:
+def made_up_examples(inputs: Any) -> Any:
     """Examples of the same shapes: seeded normal numbers; integers and strings as they are."""
     rng = np.random.default_rng(1)
 

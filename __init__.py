@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from beam_influence.influence_ops.curvature import Curvature as Curvature
     from beam_influence.influence_ops.curvature import FinishOptions as FinishOptions
     from beam_influence.influence_ops.curvature import Preconditioner as Preconditioner
-    from beam_influence.influence_ops.model.checkpoints import Checkpoints as Checkpoints
+    from beam_influence.influence_ops.model.checkpoints import CheckpointSum as CheckpointSum
     from beam_influence.influence_ops.model.influence_model import InfluenceModel as InfluenceModel
     from beam_influence.influence_ops.scoring.in_memory import compute_in_memory as compute_in_memory
     from beam_influence.influence_ops.scoring.index import InfluenceIndex as InfluenceIndex
@@ -42,7 +42,7 @@ _MODULE_OF = {
     "ORDER": "influence_ops.calculator",
     "SecondOrderInfluenceCalculator": "influence_ops.calculator",
     "TracIn": "influence_ops.calculator",
-    "Checkpoints": "influence_ops.model.checkpoints",
+    "CheckpointSum": "influence_ops.model.checkpoints",
     "Curvature": "influence_ops.curvature",
     "CURVATURES": "influence_ops.curvature",
     "FinishOptions": "influence_ops.curvature",

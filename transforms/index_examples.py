@@ -14,7 +14,7 @@ from apache_beam import pvalue
 from apache_beam.utils.shared import Shared
 
 from beam_influence.influence_ops.curvature import Preconditioner
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.results.result_files import ParquetFile, SourceFile
 from beam_influence.influence_ops.scoring.index import INDEX, IndexDtype, index_schema, index_table
@@ -35,7 +35,7 @@ _CHUNK = 1 << 22
 class _Embedder:
     """Model and operator of one process."""
 
-    def __init__(self, model: InfluenceModel, broadcast: Broadcast):
+    def __init__(self, model: ExplainedModel, broadcast: Broadcast):
         self.model = model
         self.preconditioner: Preconditioner = open_preconditioner(broadcast).bind(model)
         self.facts = run_facts(self.preconditioner.meta, ScoreOptions())[1]

@@ -17,7 +17,7 @@ from apache_beam import pvalue
 from apache_beam.typehints.decorators import with_input_types, with_output_types
 from apache_beam.utils.shared import Shared
 
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.results.result_files import write_table
@@ -56,7 +56,7 @@ class _StartDoFn(beam.DoFn):
 class _State:
     """What one process multiplies with in a pass."""
 
-    def __init__(self, model: InfluenceModel, broadcast: Broadcast):
+    def __init__(self, model: ExplainedModel, broadcast: Broadcast):
         self.model = model
         self.vectors = np.ascontiguousarray(to_multiply(broadcast.open()[0]))
 

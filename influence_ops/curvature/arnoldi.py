@@ -13,7 +13,7 @@ from beam_influence.influence_ops.curvature.block_krylov import KrylovState, adv
 from beam_influence.influence_ops.curvature.low_rank import LowRankPreconditioner
 from beam_influence.influence_ops.curvature.sample import Sample
 from beam_influence.influence_ops.curvature.sampled import SAMPLE, SampleCurvature, with_examples
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 Matrix = Literal["gauss_newton", "hessian"]
@@ -76,7 +76,7 @@ class StreamedArnoldi(Curvature):
         self._block_size = options.block_size or -(-_DIMENSIONS * options.rank // max(1, passes - 1))
         self._multiplied: np.ndarray | None = None
 
-    def _vectors(self, model: InfluenceModel) -> np.ndarray:
+    def _vectors(self, model: ExplainedModel) -> np.ndarray:
         """What this pass multiplies: the block; in the first pass also the probes for the trace."""
         if self._state is not None:
             return np.asarray(self._state["block"])
@@ -85,12 +85,12 @@ class StreamedArnoldi(Curvature):
             self._multiplied = np.concatenate([block, _probes(model.size, self._options.seed)])
         return self._multiplied
 
-    def create(self, model: InfluenceModel) -> Statistic:
+    def create(self, model: ExplainedModel) -> Statistic:
         vectors = self._vectors(model)
         parts = {name: np.zeros((rows.stop - rows.start, model.size)) for name, rows in _row_blocks(vectors)}
         return {COUNT: np.zeros(1, dtype=np.int64), **parts}
 
-    def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
+    def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
         vectors = self._vectors(model)
         if len(vectors):
             multiply = model.gauss_newton_products if self._options.matrix == "gauss_newton" else model.hessian_vector_products
@@ -100,7 +100,7 @@ class StreamedArnoldi(Curvature):
         statistic[COUNT] += len(batch)
         return statistic
 
-    def advance(self, model: InfluenceModel, statistic: Statistic) -> dict[str, np.ndarray]:
+    def advance(self, model: ExplainedModel, statistic: Statistic) -> dict[str, np.ndarray]:
         vectors = self._vectors(model)
         count = int(statistic[COUNT][0])
         if count == 0:
@@ -121,7 +121,7 @@ class StreamedArnoldi(Curvature):
     def resume(self, arrays: Mapping[str, np.ndarray]) -> Curvature:
         return StreamedArnoldi(dataclasses.replace(self._options, block_size=self._block_size), self.passes - 1, arrays)
 
-    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+    def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         if options.leave_one_out:
             raise ValueError(f"removal='newton' needs the whole matrix; use curvature gauss_newton or exact, not {self.name}")
         state = self.advance(model, statistic)
@@ -175,7 +175,7 @@ class Arnoldi(SampleCurvature):
         """The same over all training examples, in so many passes."""
         return StreamedArnoldi(self.options, passes)
 
-    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+    def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         sample: Sample = statistic[SAMPLE]
         rank = options.rank or self.options.rank
         block_size = self.options.block_size or _BLOCK_SIZE
@@ -195,7 +195,7 @@ def _probes(size: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, 1]).choice([-1.0, 1.0], size=(_PROBES, size))
 
 
-def _mean_eigenvalue(model: InfluenceModel, krylov: KrylovState, images: np.ndarray, seed: int) -> float:
+def _mean_eigenvalue(model: ExplainedModel, krylov: KrylovState, images: np.ndarray, seed: int) -> float:
     """trace(H)/P: the basis's part as it is, the rest by Hutchinson's estimator (Hutch++, Meyer et al. 2021, 2010.09649).
 
     Args:

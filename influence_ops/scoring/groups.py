@@ -20,7 +20,7 @@ import dataclasses
 import numpy as np
 
 from beam_influence.influence_ops.curvature import Preconditioner
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.scoring.group_sums import GroupSums
 from beam_influence.influence_ops.scoring.scores import evaluate
@@ -51,7 +51,7 @@ def group_vectors(preconditioner: Preconditioner, gradients: GroupSums) -> Group
     return GroupVectors(names, counts, summed, preconditioner.apply(summed))
 
 
-def first_steps(model: InfluenceModel, preconditioner: Preconditioner, groups: GroupVectors) -> np.ndarray:
+def first_steps(model: ExplainedModel, preconditioner: Preconditioner, groups: GroupVectors) -> np.ndarray:
     """n·u: [G, P], the first term of the series.
 
     Raises:
@@ -68,7 +68,7 @@ def first_steps(model: InfluenceModel, preconditioner: Preconditioner, groups: G
     return preconditioner.apply(right) / left[:, None]
 
 
-def add_hessian_products(model: InfluenceModel, sums: GroupSums, batch: ExampleBatch, names: list[str], steps: np.ndarray) -> None:
+def add_hessian_products(model: ExplainedModel, sums: GroupSums, batch: ExampleBatch, names: list[str], steps: np.ndarray) -> None:
     """Adds Σ_{i∈G} ∇²ℓ(z_i) s_G of the batch's examples, for each group's own s_G (`first_steps`), to `sums`."""
     batch = evaluate(model, batch)[0]
     if batch.groups is None:
@@ -84,7 +84,7 @@ def add_hessian_products(model: InfluenceModel, sums: GroupSums, batch: ExampleB
 
 
 def second_order_vectors(
-    model: InfluenceModel, preconditioner: Preconditioner, groups: GroupVectors, steps: np.ndarray, products: GroupSums
+    model: ExplainedModel, preconditioner: Preconditioner, groups: GroupVectors, steps: np.ndarray, products: GroupSums
 ) -> GroupVectors:
     """The groups with n·(θ_{−G} − θ) to second order in place of v_G.
 

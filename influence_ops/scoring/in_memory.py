@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 
 from beam_influence.influence_ops.curvature import Curvature, FinishOptions, Preconditioner, curvature_by_name, fit
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.results import tables
 from beam_influence.influence_ops.scoring.group_sums import GroupSums
@@ -32,14 +32,14 @@ class InfluenceResult:
 
 
 def fit_curvature(
-    model: InfluenceModel, curvature: Curvature, train: Iterable[ExampleBatch], options: FinishOptions
+    model: ExplainedModel, curvature: Curvature, train: Iterable[ExampleBatch], options: FinishOptions
 ) -> Preconditioner:
     """(H + λI)⁻¹ from batches of training examples; examples that are not finite are left out."""
 
     return fit(model, curvature, lambda: _finite(model, train), options)
 
 
-def _finite(model: InfluenceModel, train: Iterable[ExampleBatch]) -> Iterator[ExampleBatch]:
+def _finite(model: ExplainedModel, train: Iterable[ExampleBatch]) -> Iterator[ExampleBatch]:
     for batch in train:
         kept = evaluate(model, batch)[0]
         if len(kept):
@@ -47,7 +47,7 @@ def _finite(model: InfluenceModel, train: Iterable[ExampleBatch]) -> Iterator[Ex
 
 
 def compute_in_memory(
-    model: InfluenceModel,
+    model: ExplainedModel,
     curvature: str | Curvature | Preconditioner,
     train: Iterable[ExampleBatch],
     test: Iterable[ExampleBatch],
@@ -125,7 +125,7 @@ def _multiply_groups(
 
 def solve_over(
     train: Iterable[ExampleBatch],
-    model: InfluenceModel,
+    model: ExplainedModel,
     preconditioner: Preconditioner,
     system: System,
     queries: QueryBlock,

@@ -12,7 +12,7 @@ import tensorflow as tf
 from apache_beam.metrics.metric import MetricsFilter
 
 from beam_influence.influence_ops.curvature import CURVATURES
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.compiled import CompiledDerivatives
 from beam_influence.pipelines import launch
 from beam_influence.pipelines.launch import RunFailedError
 from tests.pipelines.digits_job import DigitsJob, assert_same_rows, influence_model, read, run_quietly
@@ -25,15 +25,15 @@ ROUNDING = 1e-9
 def shrink(monkeypatch: pytest.MonkeyPatch, room: int, which: tuple[str, ...] = ()) -> list[int]:
     """From now on every evaluation, or those in `which`, fails that is of more examples; gives the sizes that failed."""
     failed: list[int] = []
-    call = InfluenceModel._call_inputs
+    call = CompiledDerivatives._call
 
-    def limited(self: InfluenceModel, name: str, batch: Any, *extra: Any) -> Any:
+    def limited(self: CompiledDerivatives, key: str, name: str, batch: Any, *extra: Any) -> Any:
         if len(batch) > room and (not which or name in which):
             failed.append(len(batch))
             raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[1024,1024]")
-        return call(self, name, batch, *extra)
+        return call(self, key, name, batch, *extra)
 
-    monkeypatch.setattr(InfluenceModel, "_call_inputs", limited)
+    monkeypatch.setattr(CompiledDerivatives, "_call", limited)
     return failed
 
 
@@ -83,15 +83,15 @@ def test_a_failed_batch_leaves_no_trace_in_a_statistic(job: DigitsJob, name: str
     curvature = curvature_by_name(name)
     if not curvature.passes:
         pytest.skip("no statistic")
-    call, fail_at = InfluenceModel._call_inputs, [10**9]
+    call, fail_at = CompiledDerivatives._call, [10**9]
 
-    def limited(self: InfluenceModel, *args: Any) -> Any:
+    def limited(self: CompiledDerivatives, *args: Any) -> Any:
         fail_at[0] -= 1
         if fail_at[0] < 0:
             raise tf.errors.ResourceExhaustedError(None, None, "OOM")
         return call(self, *args)
 
-    monkeypatch.setattr(InfluenceModel, "_call_inputs", limited)
+    monkeypatch.setattr(CompiledDerivatives, "_call", limited)
     statistic = curvature.add(model, curvature.create(model), batch.select(np.arange(10)))
     calls = 10**9 - fail_at[0]
     before = {key: np.array(part) for key, part in statistic.items() if isinstance(part, np.ndarray)}

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from beam_influence.influence_ops.scoring.nearest_neighbors import LinearSearch as LinearSearch
     from beam_influence.pipelines.build import build as build
     from beam_influence.pipelines.config import InfluenceConfig as InfluenceConfig
-    from beam_influence.pipelines.launch import RunFailedError as RunFailedError
-    from beam_influence.pipelines.launch import RunSummary as RunSummary
     from beam_influence.pipelines.launch import run as run
+    from beam_influence.pipelines.load_influence import Influence as Influence
+    from beam_influence.pipelines.load_influence import load_influence as load_influence
+    from beam_influence.pipelines.run_pipeline import RunFailedError as RunFailedError
+    from beam_influence.pipelines.run_summary import RunSummary as RunSummary
 
 __version__ = "0.1.0"
 
@@ -55,8 +57,10 @@ _MODULE_OF = {
     "build": "pipelines.build",
     "InfluenceConfig": "pipelines.config",
     "run": "pipelines.launch",
-    "RunFailedError": "pipelines.launch",
-    "RunSummary": "pipelines.launch",
+    "Influence": "pipelines.load_influence",
+    "load_influence": "pipelines.load_influence",
+    "RunFailedError": "pipelines.run_pipeline",
+    "RunSummary": "pipelines.run_summary",
 }
 
 

@@ -11,10 +11,13 @@ import pytest
 import tensorflow as tf
 from apache_beam.metrics.metric import MetricsFilter
 
+from beam_influence.influence_ops import device
 from beam_influence.influence_ops.curvature import CURVATURES
 from beam_influence.influence_ops.model.compiled import CompiledDerivatives
 from beam_influence.pipelines import launch
-from beam_influence.pipelines.launch import RunFailedError
+from beam_influence.pipelines.run_pipeline import RunFailedError
+from beam_influence.pipelines.runners import choose_engine
+from beam_influence.pipelines.runners.local import count_processes, refuse_more_than_gpus
 from tests.pipelines.digits_job import DigitsJob, assert_same_rows, influence_model, read, run_quietly
 
 ROOM = 20
@@ -106,12 +109,12 @@ def test_a_failed_batch_leaves_no_trace_in_a_statistic(job: DigitsJob, name: str
 
 
 def test_more_processes_than_gpus_are_refused(job: DigitsJob, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "count_gpus", lambda: 1)
+    monkeypatch.setattr(device, "count_gpus", lambda: 1)
     message = r"--workers 3: a GPU is used by one process, and this machine has 1; use --workers 1, or hide"
     with pytest.raises(ValueError, match=message):
         run_quietly(job.config(tmp_path / "out"), "--direct_running_mode=multi_processing", "--direct_num_workers=3")
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(launch, "count_gpus", lambda: 4)
-    launch._check_gpus(launch.choose_engine(["--workers=3"]))
+    monkeypatch.setattr(device, "count_gpus", lambda: 4)
+    refuse_more_than_gpus(count_processes(choose_engine(["--workers=3"])))
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.results.result_files import iterate_table, read_manifest, table_files
+from beam_influence.influence_ops.scoring.outputs.table import TABLES
 from beam_influence.pipelines.runners import open_file_systems
 from beam_influence.transforms.files import BeamFiles
 
@@ -115,7 +116,7 @@ class Influence:
         return found.sort_by("rank").drop_columns(["test_id"])
 
     def _paths(self, name: str) -> list[str]:
-        if name not in self.tables and name not in schemas.TABLES:
+        if name not in self.tables and name not in TABLES:
             raise ValueError(f"there is no table {name!r}; the run in {self.folder!r} wrote {', '.join(self.tables)}")
         return table_files(self.folder, name, BeamFiles())
 
@@ -124,7 +125,7 @@ class Influence:
             return pq.read_table(pa.PythonFile(file, mode="r"), filters=filters)
 
     def __getattr__(self, name: str) -> pa.Table:
-        if name not in schemas.TABLES:
+        if name not in TABLES:
             raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
         try:
             return self.table(name)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from apache_beam import pvalue
 
 from beam_influence.influence_ops.curvature import Preconditioner
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.results.result_files import ParquetFile
 from beam_influence.influence_ops.scoring.outputs.base import OutputOptions, Scoring
 from beam_influence.influence_ops.scoring.outputs.collector import Collector
@@ -25,7 +25,7 @@ def open_scoring(
 ) -> Scoring:
     """What outputs are made with on this worker; without `model`, only those that need neither it nor the operator."""
 
-    def open_operator() -> tuple[InfluenceModel, Preconditioner]:
+    def open_operator() -> tuple[ExplainedModel, Preconditioner]:
         assert model is not None
         session = model.session()
         return session, open_preconditioner(preconditioner).bind(session)

@@ -110,7 +110,7 @@ def compute_in_memory(
 
 
 def _multiply_groups(
-    parts: dict[str, Part], train: Iterable[ExampleBatch], model: InfluenceModel, preconditioner: Preconditioner
+    parts: dict[str, Part], train: Iterable[ExampleBatch], model: ExplainedModel, preconditioner: Preconditioner
 ) -> None:
     """Adds the second pass of second-order groups to their parts."""
     gradients = parts[GRADIENTS]

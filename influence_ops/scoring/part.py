@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import Self
+from typing import Any, Self
 
 
 class Part(abc.ABC):
@@ -12,8 +12,8 @@ class Part(abc.ABC):
     __slots__ = ()
 
     @abc.abstractmethod
-    def merge(self, other: Self) -> None:
-        """Takes in the same over other training examples; `other` stays as it is."""
+    def merge(self, other: Any) -> None:
+        """Takes in a part of the same class over other training examples, which stays as it is."""
 
     @abc.abstractmethod
     def copy(self) -> Self:

@@ -13,8 +13,8 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.localfilesystem import LocalFileSystem
 
 import beam_influence
-from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.results.result_files import read_facts
+from beam_influence.influence_ops.scoring.outputs.table import TABLES
 from beam_influence.pipelines.load_influence import Influence, load_influence
 from tests.pipelines.conftest import FinishedRun
 from tests.pipelines.digits_job import SIZES, read
@@ -29,7 +29,7 @@ def test_each_table_is_that_of_the_files(influence: Influence, finished: Finishe
     assert set(influence.tables) == {*finished.config.output_tables, "rejected"}
     for name in influence.tables:
         table = getattr(influence, name)
-        assert table.schema.equals(schemas.TABLES[name]) and table is influence.table(name)
+        assert table.schema.equals(TABLES[name]) and table is influence.table(name)
         keys = [(column, "ascending") for column in table.column_names if column != "vector"]
         assert table.sort_by(keys).equals(read(finished.output, name).sort_by(keys))
         batches = list(influence.batches(name, 1000))
@@ -70,7 +70,7 @@ class _Mounted(LocalFileSystem):
     """This machine's files under another scheme."""
 
     @classmethod
-    def scheme(cls) -> str:
+    def scheme(cls) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  (Beam has no type for it)
         return "mounted"
 
     def open(self, path: str, mime_type: str = "", compression_type: str = CompressionTypes.AUTO) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 import pyarrow as pa
 
 from beam_influence.influence_ops.curvature import Preconditioner
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.scoring.part import Part
 from beam_influence.influence_ops.scoring.scores import BatchScores, QueryBlock, ScoreOptions, Scorer
@@ -67,7 +67,7 @@ class Scoring:
         options: OutputOptions,
         queries: Mapping[str, QueryBlock],
         curvature: Mapping[str, Any],
-        open_operator: Callable[[], tuple[InfluenceModel, Preconditioner]],
+        open_operator: Callable[[], tuple[ExplainedModel, Preconditioner]],
     ):
         self.options = options
         self.queries = queries
@@ -75,7 +75,7 @@ class Scoring:
         self._open_operator = open_operator
 
     @functools.cached_property
-    def operator(self) -> tuple[InfluenceModel, Preconditioner]:
+    def operator(self) -> tuple[ExplainedModel, Preconditioner]:
         """The model and the operator for it, opened when an output first needs them."""
         return self._open_operator()
 

@@ -23,7 +23,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.config import InfluenceConfig, own_options
 from beam_influence.pipelines.unknown_options import refuse_unknown
 
 PRESETS = ("local", "prism", "flink", "dataflow")
@@ -123,7 +123,8 @@ def choose_engine(arguments: Iterable[str], config: InfluenceConfig | None = Non
     preset = chosen.runner.lower()
     _check_companions(chosen)
     beam = _beam_options(beam_arguments)
-    refuse_unknown(beam_arguments, _has_server_options(preset, beam), beam.get("job_endpoint"))
+    own = () if config is None else own_options(config.curvature_kind)
+    refuse_unknown(beam_arguments, _has_server_options(preset, beam), beam.get("job_endpoint"), own)
     if chosen.gpu is not None and config is not None and (config.index or config.influence_vectors_path):
         raise ValueError("--gpu is for steps that differentiate training examples, and there is none to differentiate; leave it out")
     if preset == "local":

@@ -144,6 +144,9 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
             return
         fitting = [field for field in dataclasses.fields(self) if field.metadata["fits"]]
         given = {field.name: value for field in fitting if (value := getattr(self, field.name)) != field.default}
+        own = own_fields(self.curvature_kind.Settings)
+        if not any(own[name].metadata.get("fits", True) for name in self.own_settings):
+            given.pop("curvature_settings", None)
         if not self.solver_passes:
             given |= {name: value for name in ("passes", "tolerance") if (value := getattr(self, name)) is not None}
         if solving_passes(self.curvature_kind, self.passes) is not None:

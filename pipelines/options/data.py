@@ -18,10 +18,11 @@ class DataOptions:
         None,
         "The training set: TFRecord files (plain or gzip), Parquet or CSV; see --data_format. Patterns are allowed "
         "('train-*.tfrecord.gz'), several separated by commas.",
+        names=True,
         commands=FITTING,
     )
     test: str | None = _option(
-        None, "The test points to explain: files as for --train; needed for influence on them.", commands=("run", "query")
+        None, "The test points to explain: files as for --train; needed for influence on them.", names=True, commands=("run", "query")
     )
     influence_vectors_path: str | None = _option(
         None,
@@ -33,6 +34,7 @@ class DataOptions:
         None,
         "Answer from an index (the OUTPUT of the command index), with its curvature, instead of --train: neither the training examples "
         "nor their gradients are touched.",
+        names=True,
         commands=("run", "query"),
     )
     schema: str | None = _option(
@@ -78,10 +80,6 @@ class DataOptions:
 
     def check(self) -> None:
         """Raises `ValueError` where one is wrong."""
-        for name in ("train", "test", "index"):
-            value = getattr(self, name)
-            if value is not None and not value.strip(" ,"):
-                raise ValueError(f"--{name} {value!r} must not be empty")
         if not self.label_features or not all(self.label_features):
             raise ValueError(f"--label_feature {self.label_feature!r} must name a feature")
         if self.preprocess is not None and ":" not in self.preprocess:

@@ -68,7 +68,7 @@ class MethodOptions:
     )
     fisher: str | None = _of(KroneckerSettings, "fisher", default=None)
     tolerance: float | None = _of(IterativeSettings, "tolerance", default=None, commands=("run", "fit"))
-    max_iterations: int | None = _of(IterativeSettings, "max_iterations", default=None, commands=("run", "fit"))
+    max_iterations: int | None = _of(IterativeSettings, "max_iterations", default=None, commands=("run", "fit"), least=1)
     curvature_path: str | None = _option(
         None,
         "Use the curvature that an earlier run saved (its OUTPUT/curvature) instead of fitting one.",
@@ -132,8 +132,6 @@ class MethodOptions:
         self.finish_options()
         if self.tolerance is not None and not 0 < self.tolerance < 1:
             raise ValueError(f"--tolerance {self.tolerance} must be between 0 and 1")
-        if self.max_iterations is not None and self.max_iterations < 1:
-            raise ValueError(f"--max_iterations {self.max_iterations} must be at least 1")
         if self.rank is not None and "projection_dim" in setting_fields(kind.Settings):
             raise ValueError(f"--rank {self.rank}: of {self.curvature} it is --projection_dim that decides")
         if self.removal == "newton" and not kind.allows_newton:

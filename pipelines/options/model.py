@@ -17,6 +17,7 @@ class ModelOptions:
     model: str = _option(
         REQUIRED,
         "The trained model: a .keras file, a SavedModel folder, or your function module:function that returns a built Keras model.",
+        names=True,
     )
     model_weights: str | None = _option(None, "With --model module:function: a .weights.h5 file that is loaded into the model.")
     checkpoints: str | None = _option(
@@ -43,7 +44,7 @@ class ModelOptions:
         "without --last_layer, the only one.",
     )
     last_layer: str | None = _option(None, "With --start_layer: the last watched layer, named likewise.")
-    weight_decay: float = _option(0.0, "w of a regulariser 0.5·w·‖θ‖² that training used but the model file does not carry.")
+    weight_decay: float = _option(0.0, "w of a regulariser 0.5·w·‖θ‖² that training used but the model file does not carry.", least=0)
     regularizer: str = _option(
         "curvature",
         "Where the regulariser stands: in the curvature only (objective mean(loss) + R), or also in every example's loss.",
@@ -57,10 +58,6 @@ class ModelOptions:
 
     def check(self) -> None:
         """Raises `ValueError` where one is wrong."""
-        if not self.model.strip(" ,"):
-            raise ValueError(f"--model {self.model!r} must not be empty")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"--weight_decay {self.weight_decay} must be at least 0")
         rates, count = self.checkpoint_rates, len(self.checkpoint_paths)
         if rates is not None and len(rates) != count:
             raise ValueError(f"--checkpoint_weights {self.checkpoint_weights!r} must be {count} numbers, one for each of --checkpoints")

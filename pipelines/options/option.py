@@ -19,6 +19,7 @@ def option(
     group: str,
     choices: tuple[str, ...] | None = None,
     commands: tuple[str, ...] = COMMANDS,
+    names: bool = False,
     least: int | None = None,
     fits: bool = False,
     changes_result: bool = True,
@@ -33,6 +34,7 @@ def option(
       group: the heading that it stands under.
       choices: the values that are allowed; None: all of its type.
       commands: the commands that take it.
+      names: whether it names files, so that it can't be empty.
       least: the smallest number that is allowed.
       fits: whether it decides how a curvature is fitted, and so nothing where a saved one is used.
       changes_result: whether another value gives another result.
@@ -44,6 +46,7 @@ def option(
         "group": group,
         "choices": choices,
         "commands": commands,
+        "names": names,
         "least": least,
         "fits": fits,
         "changes_result": changes_result,
@@ -54,18 +57,20 @@ def option(
 
 
 def check_values(options: Any) -> None:
-    """Whether every option has one of its choices, and no number is too small.
+    """Whether every option has one of its choices, no name is empty and no number too small.
 
     Raises:
       ValueError: the message names the option, its value and what to write instead.
     """
     for field in dataclasses.fields(options):
-        choices, value = field.metadata["choices"], getattr(options, field.name)
-        if choices and value is not None and value not in choices:
+        choices, least, value = field.metadata["choices"], field.metadata["least"], getattr(options, field.name)
+        if value is None:
+            continue
+        if field.metadata["names"] and not value.strip(" ,"):
+            raise ValueError(f"--{field.name} {value!r} must not be empty")
+        if choices and value not in choices:
             raise ValueError(f"--{field.name} {value!r} must be one of {', '.join(choices)}")
-    for field in dataclasses.fields(options):
-        least, value = field.metadata["least"], getattr(options, field.name)
-        if least is not None and (value or 0) < least:
+        if least is not None and not value >= least:  # nan, too
             raise ValueError(f"--{field.name} {value} must be at least {least}")
 
 

@@ -18,7 +18,7 @@ _option = functools.partial(option, group="results")
 class ResultOptions:
     """What is written."""
 
-    output: str = _option(REQUIRED, "Folder for the results: Parquet tables and manifest.json.", changes_result=False)
+    output: str = _option(REQUIRED, "Folder for the results: Parquet tables and manifest.json.", names=True, changes_result=False)
     outputs: str = _option(
         "top_k",
         "Which tables to write, separated by commas: top_k, self_influence, self_influence_top_k, group_influence, "
@@ -58,8 +58,6 @@ class ResultOptions:
         """Raises `ValueError` where one is wrong."""
         from beam_influence.influence_ops.results import schemas
 
-        if not self.output.strip(" ,"):
-            raise ValueError(f"--output {self.output!r} must not be empty")
         unknown = [name for name in self.output_tables if name not in schemas.OUTPUTS]
         if unknown or not (self.output_tables or self.only_curvature or self.only_index):
             raise ValueError(f"--outputs {self.outputs!r} must name some of {', '.join(schemas.OUTPUTS)}; separate them by commas")

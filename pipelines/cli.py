@@ -151,7 +151,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     Raises:
       ValueError: a curvature of the user's own can't be used, or an option is another command's.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(prog="beam-influence", add_help=False, allow_abbrev=False)
     first.add_argument("--curvature", default="")
     curvature = first.parse_known_args(words)[0].curvature
     kind = None

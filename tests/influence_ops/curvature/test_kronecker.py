@@ -112,7 +112,7 @@ def test_equals_the_dense_definition(kind: str, curvature: type[Kfac], fisher: F
 def test_expected_fisher_has_the_trace_of_gauss_newton(curvature: type[Kfac]) -> None:
     model = make("dense", 0.0)
     train = data(model, "dense")
-    operator = fit(model, curvature("expected"), lambda: [train], FinishOptions(DAMPING))
+    operator = fit(model, curvature(KroneckerSettings(fisher="expected")), lambda: [train], FinishOptions(DAMPING))
     trace = sum(float(operator.arrays[f"eigenvalues-{number}"].sum()) for number in range(2))
     expected = np.trace(model.gauss_newton_sum(train)) / _N
     if curvature is Ekfac:

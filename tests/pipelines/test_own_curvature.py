@@ -11,11 +11,10 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from beam_influence import Curvature, FinishOptions, InfluenceConfig, InfluenceModel, Preconditioner
+from beam_influence import Curvature, CurvatureSettings, FinishOptions, InfluenceConfig, InfluenceModel, Preconditioner, setting
 from beam_influence.influence_ops.curvature import Statistic, curvature_by_name, fit, load_preconditioner
 from beam_influence.influence_ops.model.gradients import Gradients
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
-from beam_influence.influence_ops.settings import CurvatureSettings, setting
 from beam_influence.pipelines.cli import main
 from tests.pipelines.digits_job import FN_API, DigitsJob, influence_model
 

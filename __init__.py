@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from beam_influence.influence_ops.curvature import Curvature as Curvature
     from beam_influence.influence_ops.curvature import FinishOptions as FinishOptions
     from beam_influence.influence_ops.curvature import Preconditioner as Preconditioner
-    from beam_influence.influence_ops.model.checkpoints import Checkpoints as Checkpoints
+    from beam_influence.influence_ops.model.checkpoints import CheckpointSum as CheckpointSum
     from beam_influence.influence_ops.model.influence_model import InfluenceModel as InfluenceModel
     from beam_influence.influence_ops.scoring.in_memory import compute_in_memory as compute_in_memory
     from beam_influence.influence_ops.scoring.index import InfluenceIndex as InfluenceIndex
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from beam_influence.influence_ops.settings import setting as setting
     from beam_influence.pipelines.build import build as build
     from beam_influence.pipelines.config import InfluenceConfig as InfluenceConfig
-    from beam_influence.pipelines.launch import RunFailedError as RunFailedError
-    from beam_influence.pipelines.launch import RunSummary as RunSummary
     from beam_influence.pipelines.launch import run as run
+    from beam_influence.pipelines.load_influence import Influence as Influence
+    from beam_influence.pipelines.load_influence import load_influence as load_influence
+    from beam_influence.pipelines.run_pipeline import RunFailedError as RunFailedError
+    from beam_influence.pipelines.run_summary import RunSummary as RunSummary
 
 __version__ = "0.1.0"
 
@@ -44,7 +46,7 @@ _MODULE_OF = {
     "ORDER": "influence_ops.calculator",
     "SecondOrderInfluenceCalculator": "influence_ops.calculator",
     "TracIn": "influence_ops.calculator",
-    "Checkpoints": "influence_ops.model.checkpoints",
+    "CheckpointSum": "influence_ops.model.checkpoints",
     "Curvature": "influence_ops.curvature",
     "CURVATURES": "influence_ops.curvature",
     "FinishOptions": "influence_ops.curvature",
@@ -59,8 +61,10 @@ _MODULE_OF = {
     "build": "pipelines.build",
     "InfluenceConfig": "pipelines.config",
     "run": "pipelines.launch",
-    "RunFailedError": "pipelines.launch",
-    "RunSummary": "pipelines.launch",
+    "Influence": "pipelines.load_influence",
+    "load_influence": "pipelines.load_influence",
+    "RunFailedError": "pipelines.run_pipeline",
+    "RunSummary": "pipelines.run_summary",
 }
 
 

@@ -60,6 +60,7 @@ setup(
             "pyright[nodejs]>=1.1.390",
             "pytest>=9.0.3",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.8",
             "scikit-learn>=1.5",
         ],

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import apache_beam as beam
 from apache_beam import pvalue
 
-from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.results.result_files import written_files
 from beam_influence.influence_ops.scoring.index import IndexDtype, Search
+from beam_influence.influence_ops.scoring.outputs.base import CombinedOutput, OutputOptions
+from beam_influence.influence_ops.scoring.outputs.table import complete_options, outputs_of
 from beam_influence.influence_ops.scoring.top_k import Order
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.grow_index import BASE, source_base
@@ -20,7 +20,7 @@ from beam_influence.pipelines.resume import EMBED, OPERATOR, stage_of_pass
 from beam_influence.transforms import (
     AccumulateCurvature,
     AdvanceCurvature,
-    CombineTopK,
+    CombineOutputs,
     EmbedQueries,
     FinishCurvature,
     IndexExamples,
@@ -31,23 +31,35 @@ from beam_influence.transforms import (
     ScoreExamples,
     ScoreVectors,
     SolveQueries,
-    SumGroups,
-    WriteGroups,
     WriteManifest,
+    WriteOutputs,
     WriteRejected,
-    WriteTopK,
 )
 from beam_influence.transforms.broadcast import Broadcast
-from beam_influence.transforms.elements import QueryReference, RejectedExample, ShardCount, SolverReport, StatisticPart, WrittenFile
+from beam_influence.transforms.elements import (
+    FILES,
+    PARTS,
+    QueryReference,
+    RejectedExample,
+    ShardCount,
+    SolverReport,
+    StatisticPart,
+    WrittenFile,
+)
 from beam_influence.transforms.files import join
 from beam_influence.transforms.progress import Progress
 from beam_influence.transforms.read_shards import COUNTS, REJECTED, ShardReader
-from beam_influence.transforms.record_stage import RecordStage, StageRecord
-from beam_influence.transforms.score_examples import FILES, GROUPS, TOP_K
+from beam_influence.transforms.record_stage import RecordStage, TakeStage
 from beam_influence.transforms.typed import collection
 
 PASS_TOLERANCE = 1e-6
 STAGES = ("curvature", "embed", "index", "score")
+
+Operator: TypeAlias = pvalue.PCollection[Broadcast]
+Queries: TypeAlias = pvalue.PCollection[QueryReference]
+Reports: TypeAlias = pvalue.PCollection[SolverReport]
+Gate: TypeAlias = pvalue.PCollection[WrittenFile]
+Element = TypeVar("Element")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,52 +96,102 @@ def build(
       ValueError: the configuration does not fit the files or the model; see `prepare`.
     """
     plan = plan or prepare(config)
-    report = Progress(progress)
+    job = _JobBuilder(pipeline, config, plan, Progress(progress), accelerator)
+    preconditioner = job.preconditioner()
+    queries = job.embedded(preconditioner)
+    queries, reports = job.solved(preconditioner, queries)
+    gate = job.gate()
+    if config.output_tables:
+        job.score(preconditioner, queries, gate)
+    if config.only_index:
+        job.index(preconditioner, gate)
+    job.write_late_rejected()
+    return Job(plan, job.manifest(preconditioner, reports))
 
-    def reader(stage: str) -> ShardReader:
-        features = plan.test_features if stage == "embed" else plan.train_features
+
+class _JobBuilder:
+    """A job while it is put together: what its steps give beside their results comes together in lists.
+
+    Attributes:
+      counts: of every stage.
+      rejected: examples that a stage before scoring rejected.
+      late: those that only scoring rejects.
+      written: the files.
+    """
+
+    def __init__(
+        self, pipeline: beam.Pipeline, config: InfluenceConfig, plan: Plan, progress: Progress, accelerator: str | None
+    ):
+        self._pipeline = pipeline
+        self._config = config
+        self._plan = plan
+        self._progress = progress
+        self._accelerator = accelerator
+        self._curvature = config.make_curvature()
+        self._finished = {} if plan.resumed is None else plan.resumed.finished
+        # The first pass over the training set tells what is rejected. With a curvature pass, too many end the run before it scores, and
+        # what only scoring rejects comes on top; not where scoring itself is expected to: a removal's own Newton step may not exist.
+        self._is_gated = plan.curvature_path is None and self._curvature.passes > 0 and config.removal == "first_order"
+        self._kept = [] if plan.indexed is None else written_files(plan.indexed)  # files of an index that is added to
+        self._train = pipeline | "ReadShards[train]" >> ReadShards(plan.train)
+        self.counts: list[pvalue.PCollection[ShardCount]] = []
+        self.rejected: list[pvalue.PCollection[RejectedExample]] = []
+        self.late: list[pvalue.PCollection[RejectedExample]] = []
+        self.written: list[pvalue.PCollection[WrittenFile]] = []
+        self._early: pvalue.PCollection[RejectedExample] | None = None
+
+    def _reader(self, stage: str) -> ShardReader:
+        features = self._plan.test_features if stage == "embed" else self._plan.train_features
         assert features is not None
-        return ShardReader(stage, features, config.batch_size, report)
+        return ShardReader(stage, features, self._config.batch_size, self._progress)
 
-    curvature = config.make_curvature()
-    curvature_folder = join(config.output, "curvature")
-    train = pipeline | "ReadShards[train]" >> ReadShards(plan.train)
-    counts: list[pvalue.PCollection] = []
-    rejected: list[pvalue.PCollection] = []
-    late: list[pvalue.PCollection] = []
-    written: list[pvalue.PCollection] = []
-    resumed = plan.resumed
-    finished = {} if resumed is None else resumed.finished
-    has_pass = plan.curvature_path is None and curvature.passes > 0
-    if plan.curvature_path is not None:
-        preconditioner = pipeline | "LoadCurvature" >> LoadCurvature(plan.model, plan.curvature_path, curvature_folder)
-    elif OPERATOR in finished:
-        preconditioner = _take(pipeline, OPERATOR, finished, counts, rejected)
-    else:
-        passed = max((number for number in range(1, curvature.passes) if stage_of_pass(number) in finished), default=0)
-        state = _take(pipeline, stage_of_pass(passed), finished, counts, rejected) if passed else None
-        parts = pipeline | "NoStatistic" >> beam.Create([], reshuffle=False).with_output_types(tuple[str, StatisticPart])
-        for number in range(passed + 1, curvature.passes + 1):
+    def _nothing(self, label: str, kind: type[Element]) -> pvalue.PCollection[Element]:
+        return collection(self._pipeline | label >> beam.Create([], reshuffle=False).with_output_types(kind))
+
+    def preconditioner(self) -> Operator:
+        """The operator: loaded, taken from an earlier run, or fitted."""
+        config, plan = self._config, self._plan
+        folder = join(config.output, "curvature")
+        if plan.curvature_path is not None:
+            return self._pipeline | "LoadCurvature" >> LoadCurvature(plan.model, plan.curvature_path, folder)
+        if OPERATOR in self._finished:
+            return self._take(OPERATOR)
+        parts, state = self._curvature_passes()
+        finish = FinishCurvature(plan.model, self._curvature, config.finish_options(), folder, config.work_folder, state)
+        preconditioner = collection(parts | "FinishCurvature" >> finish)
+        return self._record(preconditioner, OPERATOR, self.counts[:1], self.rejected[:1])
+
+    def _curvature_passes(self) -> tuple[pvalue.PCollection[tuple[str, StatisticPart]], Operator | None]:
+        """The statistic of the last pass, and the state that this pass began with."""
+        config, plan, curvature = self._config, self._plan, self._curvature
+        done = max((number for number in range(1, curvature.passes) if stage_of_pass(number) in self._finished), default=0)
+        state = self._take(stage_of_pass(done)) if done else None
+        parts: Any = self._nothing("NoStatistic", tuple[str, StatisticPart])
+        for number in range(done + 1, curvature.passes + 1):
             stage, label = ("curvature", "") if number == 1 else (f"curvature_{number}", f"[{number}]")
-            accumulate = AccumulateCurvature(reader(stage), plan.model, curvature, state, None if config.output_tables else accelerator)
-            accumulated = train | f"AccumulateCurvature{label}" >> accumulate
+            accelerator = None if config.output_tables else self._accelerator
+            accumulate = AccumulateCurvature(self._reader(stage), plan.model, curvature, state, accelerator)
+            accumulated = self._train | f"AccumulateCurvature{label}" >> accumulate
             parts = accumulated["parts"]
             if number == 1:
-                counts.append(accumulated[COUNTS])
-                rejected.append(accumulated[REJECTED])
+                self.counts.append(accumulated[COUNTS])
+                self.rejected.append(accumulated[REJECTED])
             if number < curvature.passes:
                 advance = AdvanceCurvature(plan.model, curvature, state, join(config.work_folder, stage))
                 state = parts | f"AdvanceCurvature{label}" >> advance
-                state = _record(state, stage_of_pass(number), plan, config, counts[:1], rejected[:1])
-        finish = FinishCurvature(plan.model, curvature, config.finish_options(), curvature_folder, config.work_folder, state)
-        preconditioner = parts | "FinishCurvature" >> finish
-        preconditioner = _record(preconditioner, OPERATOR, plan, config, counts[:1], rejected[:1])
-    if plan.test and EMBED in finished:
-        queries = _take(pipeline, EMBED, finished, counts, rejected)
-    elif plan.test:
-        test = pipeline | "ReadShards[test]" >> ReadShards(plan.test)
-        embedded = test | "EmbedQueries" >> EmbedQueries(
-            reader("embed"),
+                state = self._record(state, stage_of_pass(number), self.counts[:1], self.rejected[:1])
+        return parts, state
+
+    def embedded(self, preconditioner: Operator) -> Queries:
+        """The test points' blocks."""
+        config, plan = self._config, self._plan
+        if not plan.test:
+            return self._nothing("NoQueries", QueryReference)
+        if EMBED in self._finished:
+            return self._take(EMBED)
+        test = self._pipeline | "ReadShards[test]" >> ReadShards(plan.test)
+        embed = EmbedQueries(
+            self._reader("embed"),
             plan.model,
             preconditioner,
             config.query_block_size,
@@ -137,151 +199,112 @@ def build(
             len(plan.test),
             config.index is not None,
         )
-        queries = _record(embedded["queries"], EMBED, plan, config, [embedded[COUNTS]], [embedded[REJECTED]])
-        counts.append(embedded[COUNTS])
-        rejected.append(embedded[REJECTED])
-    else:
-        queries = pipeline | "NoQueries" >> beam.Create([], reshuffle=False).with_output_types(QueryReference)
-    reports = pipeline | "NoReports" >> beam.Create([], reshuffle=False).with_output_types(SolverReport)
-    if config.solver_passes and curvature.systems is not None:
-        readers = [reader(f"pass_{number:03d}") for number in range(config.solver_passes)]
+        embedded = test | "EmbedQueries" >> embed
+        queries = self._record(embedded["queries"], EMBED, [embedded[COUNTS]], [embedded[REJECTED]])
+        self.counts.append(embedded[COUNTS])
+        self.rejected.append(embedded[REJECTED])
+        return queries
+
+    def solved(self, preconditioner: Operator, queries: Queries) -> tuple[Queries, Reports]:
+        """The test points solved over all training data where that is asked for, and how well."""
+        config, system = self._config, self._curvature.systems
+        reports = self._nothing("NoReports", SolverReport)
+        if not config.solver_passes or system is None:
+            return queries, reports
+        readers = [self._reader(f"solve_{number:03d}") for number in range(1, config.solver_passes + 1)]
         tolerance = config.tolerance or PASS_TOLERANCE
-        solve = SolveQueries(
-            readers, plan.model, curvature.systems, preconditioner, queries, tolerance, config.output, config.work_folder
-        )
-        solved = train | "SolveQueries" >> solve
-        queries, reports = solved["queries"], solved["reports"]
-        written.append(solved["files"])
-    # The first pass over the training set tells what is rejected. With a curvature pass, too many end the run here, and what only
-    # scoring rejects comes on top; not where scoring itself is expected to: a removal's own Newton step may not exist.
-    gated = has_pass and config.removal == "first_order"
-    if gated:
-        early = collection(rejected | "FlattenRejected" >> beam.Flatten(pipeline=pipeline))
-        gate = collection(early | "WriteRejected" >> WriteRejected(config.output, config.max_rejected))
-        written.append(gate)
+        solve = SolveQueries(readers, self._plan.model, system, preconditioner, queries, tolerance, config.output, config.work_folder)
+        solved = self._train | "SolveQueries" >> solve
+        self.written.append(solved[FILES])
+        return solved["queries"], solved["reports"]
+
+    def gate(self) -> Gate:
+        """What must be complete before anything is scored: the verdict on rejected examples, and on groups."""
+        if not self._is_gated:
+            return self._nothing("NoGate", WrittenFile)
+        config = self._config
+        self._early = collection(self.rejected | "FlattenRejected" >> beam.Flatten(pipeline=self._pipeline))
+        gate = collection(self._early | "WriteRejected" >> WriteRejected(config.output, config.max_rejected))
+        self.written.append(gate)
         if config.second_order_groups:
-            gate = collection((gate, counts[0] | "RefuseOneGroup" >> RefuseOneGroup()) | "Gate" >> beam.Flatten())
-    else:
-        early = None
-        gate = pipeline | "NoGate" >> beam.Create([], reshuffle=False).with_output_types(WrittenFile)
-    if config.output_tables:
+            gate = collection((gate, self.counts[0] | "RefuseOneGroup" >> RefuseOneGroup()) | "Gate" >> beam.Flatten())
+        return gate
+
+    def score(self, preconditioner: Operator, queries: Queries, gate: Gate) -> None:
+        """Every table that is asked for."""
+        config, plan = self._config, self._plan
         order: Order = "descending" if config.order == "descending" else "ascending"
+        options = complete_options(
+            OutputOptions(config.output_tables, config.score_options(), config.top_k, order, config.second_order_groups)
+        )
         if config.influence_vectors_path or config.index:
             search: Search = "faiss" if config.search == "faiss" else "linear"
-            score = ScoreVectors(
-                preconditioner, queries, config.score_options(), config.output_tables, config.top_k, order, config.output, search
-            )
+            score = ScoreVectors(preconditioner, queries, options, config.output, search)
         else:
             score = ScoreExamples(
-                reader("score"),
-                plan.model,
-                preconditioner,
-                queries,
-                gate,
-                config.score_options(),
-                config.output_tables,
-                config.top_k,
-                order,
-                config.output,
-                accelerator,
+                self._reader("score"), plan.model, preconditioner, queries, gate, options, config.output, self._accelerator
             )
-        scored = train | "ScoreExamples" >> score
-        counts.append(scored[COUNTS])
-        written.append(scored[FILES])
+        scored = self._train | "ScoreExamples" >> score
+        self.counts.append(scored[COUNTS])
+        self.written.append(scored[FILES])
         if REJECTED in scored:
-            late.append(scored[REJECTED])
-        written += _combine(config, plan, train, scored, preconditioner, queries, reader)
-    kept = [] if plan.indexed is None else written_files(plan.indexed)
-    facts = {}
-    if config.only_index:
-        known = [file.source for file in kept if file.source is not None]
-        facts[BASE] = source_base(plan.train) if plan.indexed is None else plan.indexed[BASE]
-        dtype: IndexDtype = "float16" if config.index_dtype == "float16" else "float32"
-        index = IndexExamples(reader("index"), plan.model, preconditioner, gate, dtype, known, config.output, accelerator)
-        indexed = train | "IndexExamples" >> index
-        counts.append(indexed[COUNTS])
-        written.append(indexed[FILES])
-        late.append(indexed[REJECTED])
-    if late or not gated:
-        known = 1 if gated else sum(file.table == "rejected" for file in kept)
-        together = ([] if gated else rejected) + late | "FlattenLateRejected" >> beam.Flatten(pipeline=pipeline)
-        write = WriteRejected(config.output, config.max_rejected, known, early)
-        written.append(collection(together | "WriteLateRejected" >> write))
-    all_counts = counts | "FlattenCounts" >> beam.Flatten(pipeline=pipeline)
-    manifest = (
-        written
-        | "FlattenFiles" >> beam.Flatten()
-        | "WriteManifest"
-        >> WriteManifest(
-            config.output, config.as_json(), plan.model_facts, preconditioner, all_counts, reports, plan.indexed, tuple(finished), facts
-        )
-    )
-    return Job(plan, manifest)
-
-
-def _record(
-    results: pvalue.PCollection,
-    stage: str,
-    plan: Plan,
-    config: InfluenceConfig,
-    counts: list[pvalue.PCollection],
-    rejected: list[pvalue.PCollection],
-) -> pvalue.PCollection:
-    """The results, recorded for a run that has to start again."""
-    if plan.resumed is None:
-        return results
-    digest = plan.resumed.embed if stage == EMBED else plan.resumed.curvature
-    all_counts = counts | f"FlattenCounts[{stage}]" >> beam.Flatten(pipeline=results.pipeline)
-    all_rejected = rejected | f"FlattenRejected[{stage}]" >> beam.Flatten(pipeline=results.pipeline)
-    return collection(results | f"RecordStage[{stage}]" >> RecordStage(stage, digest, config.work_folder, all_counts, all_rejected))
-
-
-def _take(
-    pipeline: beam.Pipeline,
-    stage: str,
-    finished: dict[str, StageRecord],
-    counts: list[pvalue.PCollection],
-    rejected: list[pvalue.PCollection],
-) -> pvalue.PCollection:
-    """What an earlier run recorded, in place of the stage."""
-    record = finished[stage]
-
-    def create(name: str, elements: Iterable[Any], kind: type) -> pvalue.PCollection:
-        created = beam.Create(list(elements), reshuffle=False).with_output_types(kind)
-        return collection(pipeline | f"{name}[{stage}]" >> created)
-
-    counts.append(create("KnownCounts", record.counts, ShardCount))
-    rejected.append(create("KnownRejected", record.rejected, RejectedExample))
-    if stage == EMBED:
-        return create("Known", (QueryReference(*result) for result in record.results), QueryReference)
-    return create("Known", (broadcast for _, broadcast in record.results), Broadcast)
-
-
-def _combine(
-    config: InfluenceConfig,
-    plan: Plan,
-    train: pvalue.PCollection,
-    scored: dict[str, pvalue.PCollection],
-    preconditioner: pvalue.PCollection[Broadcast],
-    queries: pvalue.PCollection[QueryReference],
-    reader: Callable[[str], ShardReader],
-) -> list[pvalue.PCollection]:
-    """The tables that are combined over all workers; gives the files written."""
-    written: list[pvalue.PCollection] = []
-    wanted = set(config.output_tables)
-    options = config.score_options()
-    if wanted & {"top_k", "self_influence_top_k"}:
-        tops = scored[TOP_K] | "CombineTopK" >> CombineTopK()
-        write_tops = WriteTopK(config.output, options, preconditioner, queries)
-        written.append(collection(tops | "WriteParquet[top_k]" >> write_tops))
-    if wanted & set(schemas.GROUP_OUTPUTS):
-        sums = collection(scored[GROUPS] | "SumGroups" >> SumGroups())
+            self.late.append(scored[REJECTED])
+        if not any(isinstance(output, CombinedOutput) for output in outputs_of(options.tables)):
+            return
+        parts = scored[PARTS] | "CombineOutputs" >> CombineOutputs()
         if config.second_order_groups:
-            multiply = MultiplyGroups(reader("groups"), plan.model, preconditioner, sums, config.work_folder)
-            products = train | "MultiplyGroups" >> multiply | "SumProducts" >> SumGroups()
-            sums = collection([sums, products] | "FlattenSums" >> beam.Flatten())
-        write_groups = WriteGroups(
-            config.output, options, preconditioner, queries, plan.model, config.output_tables, config.second_order_groups
-        )
-        written.append(collection(sums | "WriteParquet[groups]" >> write_groups))
-    return written
+            multiply = MultiplyGroups(self._reader("groups"), plan.model, preconditioner, parts, config.work_folder)
+            products = self._train | "MultiplyGroups" >> multiply | "CombineProducts" >> CombineOutputs()
+            parts = collection([parts, products] | "FlattenParts" >> beam.Flatten())
+        write = WriteOutputs(config.output, options, preconditioner, queries, plan.model)
+        self.written.append(collection(parts | "WriteOutputs" >> write))
+
+    def index(self, preconditioner: Operator, gate: Gate) -> None:
+        """The numbers of an index, of the training files that are not in it yet."""
+        config, plan = self._config, self._plan
+        known = [file.source for file in self._kept if file.source is not None]
+        dtype: IndexDtype = "float16" if config.index_dtype == "float16" else "float32"
+        index = IndexExamples(self._reader("index"), plan.model, preconditioner, gate, dtype, known, config.output, self._accelerator)
+        indexed = self._train | "IndexExamples" >> index
+        self.counts.append(indexed[COUNTS])
+        self.written.append(indexed[FILES])
+        self.late.append(indexed[REJECTED])
+
+    def write_late_rejected(self) -> None:
+        """The rejected examples that the gate has not seen."""
+        if self._is_gated and not self.late:
+            return
+        number = 1 if self._is_gated else sum(file.table == "rejected" for file in self._kept)
+        rejected = ([] if self._is_gated else self.rejected) + self.late
+        write = WriteRejected(self._config.output, self._config.max_rejected, number, self._early)
+        flattened = rejected | "FlattenLateRejected" >> beam.Flatten(pipeline=self._pipeline)
+        self.written.append(collection(flattened | "WriteLateRejected" >> write))
+
+    def manifest(self, preconditioner: Operator, reports: Reports) -> pvalue.PCollection[str]:
+        """The path of the manifest."""
+        config, plan = self._config, self._plan
+        facts = {}
+        if config.only_index:
+            facts[BASE] = source_base(plan.train) if plan.indexed is None else plan.indexed[BASE]
+        counts = self.counts | "FlattenCounts" >> beam.Flatten(pipeline=self._pipeline)
+        told = (plan.indexed, tuple(self._finished), facts)
+        write = WriteManifest(config.output, config.as_json(), plan.model_facts, preconditioner, counts, reports, *told)
+        return self.written | "FlattenFiles" >> beam.Flatten() | "WriteManifest" >> write
+
+    def _record(
+        self, results: pvalue.PCollection, stage: str, counts: list[pvalue.PCollection], rejected: list[pvalue.PCollection]
+    ) -> pvalue.PCollection:
+        """The results, recorded for a run that has to start again."""
+        resumed = self._plan.resumed
+        if resumed is None:
+            return results
+        digest = resumed.embed if stage == EMBED else resumed.curvature
+        record = RecordStage(stage, digest, self._config.work_folder, counts, rejected)
+        return collection(results | f"RecordStage[{stage}]" >> record)
+
+    def _take(self, stage: str) -> pvalue.PCollection:
+        """What an earlier run recorded, in place of the stage."""
+        taken = self._pipeline | f"TakeStage[{stage}]" >> TakeStage(self._finished[stage])
+        self.counts.append(taken[COUNTS])
+        self.rejected.append(taken[REJECTED])
+        return taken["results"]

@@ -6,8 +6,8 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.guard import Disagreement
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.reading.features import FeatureSpec
 from beam_influence.pipelines.config import InfluenceConfig
@@ -21,11 +21,11 @@ _EXAMPLES_READ = 100  # so that some of them are good
 
 
 def check_model(
-    model: InfluenceModel, spec: ModelSpec, config: InfluenceConfig, splits: Sequence[tuple[FeatureSpec, list[Shard]]]
-) -> tuple[InfluenceModel, ModelSpec]:
+    model: ExplainedModel, spec: ModelSpec, config: InfluenceConfig, splits: Sequence[tuple[FeatureSpec, list[Shard]]]
+) -> tuple[ExplainedModel, ModelSpec]:
     """The model, compared with the user's own on the first examples of each split, and the recipe for just that one.
 
-    Where the precision is left open and a float64 copy does not agree, it is the model itself; see `InfluenceModel.check`.
+    Where the precision is left open and a float64 copy does not agree, it is the model itself; see `ExplainedModel.check`.
 
     Raises:
       ValueError: it does not agree, or can't evaluate the examples; the message says what differs and the mend.
@@ -35,7 +35,7 @@ def check_model(
     return model, dataclasses.replace(spec, agreement=model.agreement, precision=precision)
 
 
-def _check(model: InfluenceModel, config: InfluenceConfig, splits: Sequence[tuple[FeatureSpec, list[Shard]]]) -> None:
+def _check(model: ExplainedModel, config: InfluenceConfig, splits: Sequence[tuple[FeatureSpec, list[Shard]]]) -> None:
     for features, shards in reversed(splits):  # the training examples last: what is recorded is of them
         batch = _first(features, shards)
         if batch is None:

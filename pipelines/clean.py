@@ -12,7 +12,7 @@ import apache_beam as beam
 
 from beam_influence.influence_ops.reading.clean_files import Cleaning
 from beam_influence.influence_ops.results.result_files import read_manifest, table_files
-from beam_influence.pipelines.launch import pipeline_options, run_pipeline
+from beam_influence.pipelines.run_pipeline import run_pipeline
 from beam_influence.pipelines.runners import choose_engine, open_file_systems
 from beam_influence.transforms import CleanShards, CopyFiles, SelectThreshold, WriteCleaningFacts
 from beam_influence.transforms.clean_shards import CopiedFile, ScoredShard, below_of
@@ -154,7 +154,7 @@ def clean(
     beam_arguments = list(beam_arguments)
     open_file_systems(beam_arguments)
     engine = choose_engine(beam_arguments)
-    pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=pipeline_options(engine))
+    pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=engine.options())
     build_cleaning(pipeline, config)
     run_pipeline(pipeline, engine)
     return json.loads(BeamFiles().read(join(config.output, FACTS)))

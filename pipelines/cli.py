@@ -185,7 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ((known, beam_arguments),) = parsed
     if known.command == "evaluate":
         return _evaluate(known, beam_arguments)
-    from beam_influence.pipelines.launch import run, summary_text  # TensorFlow and Beam: seconds that --help need not wait
+    from beam_influence.pipelines.launch import run  # TensorFlow and Beam: seconds that --help need not wait
+    from beam_influence.pipelines.run_summary import summary_text
 
     # A step that fails is logged by Beam with the stack; `reason` has its message for the user.
     logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
@@ -205,7 +206,7 @@ def exit_status(program: Callable[[], object], failed: str = "the run failed: ")
         print(f"beam-influence: {without_secrets(str(error))}", file=sys.stderr)
         return 2
     except Exception as error:
-        from beam_influence.pipelines.launch import RunFailedError  # TensorFlow and Beam: seconds that wrong options need not wait
+        from beam_influence.pipelines.run_pipeline import RunFailedError  # TensorFlow and Beam: seconds that wrong options need not wait
 
         if not isinstance(error, RunFailedError):
             raise

@@ -20,8 +20,6 @@ if typing.TYPE_CHECKING:  # when it is needed, it is imported: --help need not w
     from beam_influence.influence_ops.scoring.scores import ScoreOptions
 
 _GROUPS = (DataOptions, ModelOptions, MethodOptions, ResultOptions)
-_NEED_TEST = ("top_k", "scores", "group_influence")
-_FROM_VECTORS = ("top_k", "scores")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,9 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
 
     def _check_sources(self) -> None:
         """Whether the files that the outputs are made from are given."""
-        of_tests = [name for name in self.output_tables if name in _NEED_TEST]
+        from beam_influence.influence_ops.scoring.outputs.table import tables_of_test_points
+
+        of_tests = [name for name in self.output_tables if name in tables_of_test_points()]
         if of_tests and self.test is None:
             raise ValueError(f"--outputs {of_tests[0]} needs --test, the test points to explain")
         if self.only_index:
@@ -75,16 +75,18 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
 
     def _check_in_place_of_train(self, option: str, folder: str) -> None:
         """Whether the other options go with an index, or with saved influence vectors."""
+        from beam_influence.influence_ops.scoring.outputs.table import tables_of_scores
+
         read = ("train", "curvature_path", "group_feature", "influence_vectors_path")
         clashing = [name for name in read if name != option and getattr(self, name) is not None]
         if clashing:
             raise ValueError(f"--{option} takes the place of --{clashing[0]}; leave that out")
         if folder.rstrip("/") == self.output.rstrip("/"):
             raise ValueError(f"--output {self.output!r} would replace the {option.split('_path')[0]} that is read; give another folder")
-        others = [name for name in self.output_tables if name not in _FROM_VECTORS]
+        others = [name for name in self.output_tables if name not in tables_of_scores()]
         if others or self.removal != "first_order":
             raise ValueError(
-                f"--{option} gives {' and '.join(_FROM_VECTORS)}, first order; "
+                f"--{option} gives {' and '.join(tables_of_scores())}, first order; "
                 f"for {others[0] if others else 'removal ' + self.removal} give --train"
             )
 
@@ -104,9 +106,9 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
 
     def _check_groups(self) -> None:
         """Whether what the tables of groups need is given."""
-        from beam_influence.influence_ops.results import schemas
+        from beam_influence.influence_ops.scoring.outputs.table import OUTPUTS
 
-        of_groups = [name for name in self.output_tables if name in schemas.GROUP_OUTPUTS]
+        of_groups = [name for name in self.output_tables if OUTPUTS[name].needs_groups]
         if of_groups and not self.group_feature:
             raise ValueError(f"--outputs {of_groups[0]} needs --group_feature, the feature that names an example's group")
         if self.second_order_groups and (not of_groups or self.normalize != "none" or self.removal != "first_order"):
@@ -117,16 +119,17 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
     def _check_passes(self) -> None:
         """Whether there are test points for passes that solve them, and a curvature for the command `fit`."""
         from beam_influence.influence_ops.curvature import CURVATURES, solving_passes
+        from beam_influence.influence_ops.scoring.outputs.table import tables_of_test_points
 
         if not self.passes_fit and (self.passes or self.solver_passes):
-            others = [name for name in self.output_tables if name not in _NEED_TEST]
+            others = [name for name in self.output_tables if name not in tables_of_test_points()]
             solves = solving_passes(self.curvature_kind, self.passes) is not None
             if not solves or others or self.normalize != "none" or self.second_order_groups:
                 able = [name for name, kind in CURVATURES.items() if solving_passes(kind, None) is not None]
                 raise ValueError(
                     f"passes over the data solve test points, with --curvature {' or '.join(able)}: --outputs "
-                    f"{', '.join(_NEED_TEST)}, not normalised, to first order; for the rest use --passes 0, which gives EK-FAC's "
-                    "answer or the sample's"
+                    f"{', '.join(tables_of_test_points())}, not normalised, to first order; for the rest use --passes 0, which gives "
+                    "EK-FAC's answer or the sample's"
                 )
         if self.only_curvature and self.passes and not self.passes_fit:
             raise ValueError(f"--passes of {self.curvature} solves test points, and fit has none; leave it out")
@@ -185,14 +188,12 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
 
     def score_options(self) -> ScoreOptions:
         """The scores' options."""
-        from beam_influence.influence_ops.scoring.in_memory import complete_options
         from beam_influence.influence_ops.scoring.scores import ScoreOptions
 
         try:
-            options = ScoreOptions(typing.cast(Any, self.normalize), typing.cast(Any, self.removal), tolerance=self.score_tolerance)
+            return ScoreOptions(typing.cast(Any, self.normalize), typing.cast(Any, self.removal), tolerance=self.score_tolerance)
         except ValueError as error:
             raise ValueError(f"--{error}") from error
-        return complete_options(options, frozenset(self.output_tables), self.second_order_groups)
 
     def as_json(self) -> dict[str, Any]:
         """All options, for the manifest; without passwords and tokens in addresses."""

@@ -9,17 +9,9 @@ import numpy as np
 
 from beam_influence.influence_ops.reading import READERS, detect_format
 from beam_influence.influence_ops.reading.decode import RowDecoder
-from beam_influence.influence_ops.reading.features import (
-    Description,
-    FeatureResolver,
-    FeatureSpec,
-    ModelInput,
-    Roles,
-    Schema,
-    fit_to_output,
-    takes_double,
-)
+from beam_influence.influence_ops.reading.features import Description, FeatureSpec, ModelInput, Roles, Schema
 from beam_influence.influence_ops.reading.preprocess import Preprocess, with_results
+from beam_influence.influence_ops.reading.resolve_features import FeatureResolver, fit_to_output, takes_double
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.files import BeamFiles

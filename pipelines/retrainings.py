@@ -14,8 +14,8 @@ import numpy as np
 
 from beam_influence.influence_ops.evaluation.ground_truth import GroundTruth
 from beam_influence.influence_ops.evaluation.retraining import Outcome, Retraining, load_train_function
-from beam_influence.pipelines.launch import RunFailedError, pipeline_options, run_pipeline
 from beam_influence.pipelines.progress_bar import ProgressBar
+from beam_influence.pipelines.run_pipeline import RunFailedError, run_pipeline
 from beam_influence.pipelines.runners import choose_engine
 from beam_influence.pipelines.scored_data import ScoredData
 from beam_influence.transforms.files import BeamFiles, join
@@ -96,7 +96,7 @@ class Retrainer:
                 circumstances,
                 Progress(bar.address if engine.is_local else None),
             )
-            pipeline = beam.Pipeline(options=pipeline_options(engine))
+            pipeline = beam.Pipeline(options=engine.options())
             elements = beam.Create(retrainings, reshuffle=False).with_output_types(Retraining)
             _ = pipeline | "Retrainings" >> elements | "RetrainModels" >> retrain
             try:

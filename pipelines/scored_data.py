@@ -11,7 +11,7 @@ import numpy as np
 
 from beam_influence.influence_ops.curvature.sample import concatenate
 from beam_influence.influence_ops.evaluation.score_table import ScoreTable
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.prepare import Plan, prepare
@@ -72,7 +72,7 @@ class ScoredData:
         config = InfluenceConfig(**options, output=run.folder, outputs="self_influence", curvature=code.get("curvature") or "identity")
         self.plan: Plan = prepare(config)
         self._batch_size = config.batch_size
-        self.model: InfluenceModel = self.plan.model.open()
+        self.model: ExplainedModel = self.plan.model.open()
         if self.model.fingerprint() != run.manifest["curvature"]["fingerprint"]:
             raise ValueError(f"the model at {config.model!r} is not the one that the run in {run.folder!r} scored; score it again")
 

@@ -13,7 +13,7 @@ from typing import Any
 from beam_influence.pipelines.cli import GROUP_HELP
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.options.option import option_type
-from beam_influence.pipelines.runners import DEFAULT_GPU
+from beam_influence.pipelines.runners.dataflow import DEFAULT_GPU
 
 _URL = r"[a-z][a-z0-9]*://[^\s,]+"
 _FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"

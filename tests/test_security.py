@@ -17,7 +17,7 @@ from beam_influence.influence_ops.redact import HIDDEN, without_secrets
 from beam_influence.influence_ops.results.array_folder import from_npy, load_arrays, save_arrays, to_npy
 from beam_influence.influence_ops.results.result_files import read_manifest
 from beam_influence.pipelines.config import InfluenceConfig
-from beam_influence.pipelines.launch import reason
+from beam_influence.pipelines.run_pipeline import reason
 from beam_influence.transforms.clean_shards import below_of
 from beam_influence.transforms.files import BeamFiles, FoundFile
 

@@ -5,7 +5,7 @@ from beam_influence.transforms.accumulate_curvature import AccumulateCurvature a
 from beam_influence.transforms.clean_shards import CleanShards as CleanShards
 from beam_influence.transforms.clean_shards import CopyFiles as CopyFiles
 from beam_influence.transforms.clean_shards import WriteCleaningFacts as WriteCleaningFacts
-from beam_influence.transforms.combine_top_k import CombineTopK as CombineTopK
+from beam_influence.transforms.combine_outputs import CombineOutputs as CombineOutputs
 from beam_influence.transforms.embed_queries import EmbedQueries as EmbedQueries
 from beam_influence.transforms.finish_curvature import AdvanceCurvature as AdvanceCurvature
 from beam_influence.transforms.finish_curvature import FinishCurvature as FinishCurvature
@@ -19,8 +19,6 @@ from beam_influence.transforms.score_examples import ScoreExamples as ScoreExamp
 from beam_influence.transforms.score_vectors import ScoreVectors as ScoreVectors
 from beam_influence.transforms.select_threshold import SelectThreshold as SelectThreshold
 from beam_influence.transforms.solve_queries import SolveQueries as SolveQueries
-from beam_influence.transforms.sum_groups import SumGroups as SumGroups
 from beam_influence.transforms.write_manifest import WriteManifest as WriteManifest
+from beam_influence.transforms.write_outputs import WriteOutputs as WriteOutputs
 from beam_influence.transforms.write_rejected import WriteRejected as WriteRejected
-from beam_influence.transforms.write_results import WriteGroups as WriteGroups
-from beam_influence.transforms.write_results import WriteTopK as WriteTopK

@@ -13,7 +13,7 @@ from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_influence.influence_ops.curvature import Curvature, Statistic
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.scoring.scores import evaluate
 from beam_influence.transforms.broadcast import Broadcast
@@ -28,7 +28,7 @@ from beam_influence.transforms.typed import collection, outputs
 class _Pass:
     """What one process accumulates with: the model, and the curvature at its pass."""
 
-    def __init__(self, model: InfluenceModel, curvature: Curvature, states: list[Broadcast]):
+    def __init__(self, model: ExplainedModel, curvature: Curvature, states: list[Broadcast]):
         self.model = model
         self.curvature = resumed(curvature, states)
 
@@ -72,11 +72,11 @@ class _MergePartsCombineFn(MergingCombineFn[StatisticPart]):
     def __init__(self, curvature: Curvature):
         self._curvature = curvature
 
-    def copy(self, part: StatisticPart) -> StatisticPart:
-        return StatisticPart(part.name, copy.deepcopy(part.array))
+    def copy(self, element: StatisticPart) -> StatisticPart:
+        return StatisticPart(element.name, copy.deepcopy(element.array))
 
-    def merge(self, own: StatisticPart, other: StatisticPart) -> StatisticPart:
-        return StatisticPart(own.name, self._curvature.merge_part(own.name, own.array, other.array))
+    def merge(self, total: StatisticPart, element: StatisticPart) -> StatisticPart:
+        return StatisticPart(total.name, self._curvature.merge_part(total.name, total.array, element.array))
 
 
 @dataclasses.dataclass

@@ -14,11 +14,18 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_influence.influence_ops.reading.example_batch import Rejected
 from beam_influence.influence_ops.results.result_files import WrittenFile as WrittenFile
-from beam_influence.influence_ops.scoring.group_sums import GroupSums
-from beam_influence.influence_ops.scoring.top_k import TopK
+from beam_influence.influence_ops.scoring.part import Part as Part
 from beam_influence.transforms.broadcast import Broadcast
 
 MESSAGE_LIMIT = 1000
+
+FILES = "files"
+"""The tag of the `WrittenFile`s among a transform's outputs."""
+PARTS = "parts"
+"""The tag of the outputs' parts."""
+
+PartKey = tuple[str, str]
+"""The name of an output, and the key of one of its parts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,20 +63,6 @@ class QueryReference:
 
     key: str
     broadcast: Broadcast
-
-
-@dataclasses.dataclass(frozen=True)
-class TopKPart:
-    """The best training examples among some of the training data, for one block of queries."""
-
-    top: TopK
-
-
-@dataclasses.dataclass(frozen=True)
-class GroupPart:
-    """Group sums over some of the training data, for one block of queries."""
-
-    sums: GroupSums
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import apache_beam as beam
 from apache_beam import pvalue
 from apache_beam.utils.shared import Shared
 
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.results.text_arrays import bytes_to_texts, texts_to_bytes
 from beam_influence.influence_ops.scoring.index import embed_for_index
@@ -28,7 +28,7 @@ QUERIES = "queries"
 class _Embedder:
     """Model and operator of one process (`Shared` can't hold a tuple)."""
 
-    def __init__(self, model: InfluenceModel, broadcast: Broadcast):
+    def __init__(self, model: ExplainedModel, broadcast: Broadcast):
         self.model = model
         self.preconditioner = open_preconditioner(broadcast).bind(model)
 

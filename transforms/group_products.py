@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import apache_beam as beam
 from apache_beam import pvalue
@@ -13,16 +13,15 @@ from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rej
 from beam_influence.influence_ops.results.text_arrays import bytes_to_texts, texts_to_bytes
 from beam_influence.influence_ops.scoring.group_sums import GroupSums
 from beam_influence.influence_ops.scoring.groups import add_hessian_products, first_steps, group_vectors
+from beam_influence.influence_ops.scoring.outputs.groups import GRADIENTS, GROUPS, PRODUCTS
 from beam_influence.transforms.broadcast import Broadcast
-from beam_influence.transforms.elements import GroupPart, Shard, at_end_of_bundle
+from beam_influence.transforms.elements import Part, PartKey, Shard, at_end_of_bundle
 from beam_influence.transforms.files import join
 from beam_influence.transforms.finish_curvature import open_preconditioner
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.read_shards import COUNTS, REJECTED, ShardDoFn, ShardReader
-from beam_influence.transforms.score_examples import GRADIENTS
 from beam_influence.transforms.typed import collection, outputs
-
-PRODUCTS = "products"
+from beam_influence.transforms.write_outputs import OnlyOutput
 
 
 class _StepsDoFn(beam.DoFn):
@@ -30,10 +29,10 @@ class _StepsDoFn(beam.DoFn):
         self._model = model
         self._work = work
 
-    def process(self, _: None, preconditioner: Broadcast, parts: Iterable[tuple[str, GroupPart]]) -> Iterator[Broadcast]:
+    def process(self, _: None, preconditioner: Broadcast, gradients: tuple[PartKey, GroupSums]) -> Iterator[Broadcast]:
         model = self._model.session()
         operator = open_preconditioner(preconditioner).bind(model)
-        groups = group_vectors(operator, dict(parts)[GRADIENTS].sums)
+        groups = group_vectors(operator, gradients[1])
         arrays = {"names": texts_to_bytes(groups.names), "steps": first_steps(model, operator, groups)}
         yield Broadcast.publish(arrays, {}, join(self._work, "group_steps"))
 
@@ -63,7 +62,7 @@ class _ProductsDoFn(ShardDoFn):
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         if self._sums is not None:
-            yield at_end_of_bundle((PRODUCTS, GroupPart(self._sums)))
+            yield at_end_of_bundle(((GROUPS, PRODUCTS), self._sums))
         self._sums = None
 
 
@@ -75,28 +74,29 @@ class MultiplyGroups(beam.PTransform):
       reader: reads the training shards.
       model: the model.
       preconditioner: the operator, one `Broadcast`.
-      sums: (key, `GroupPart`) with the groups' gradient sums under `GRADIENTS`.
+      parts: (`PartKey`, `Part`), over all training data; the groups' gradient sums are among them.
       work: a folder for temporary files that all workers reach.
 
-    In: `Shard`. Out: (`PRODUCTS`, `GroupPart`), to be summed.
+    In: `Shard`. Out: (`PartKey`, `Part`): the groups' part `PRODUCTS`, to be combined.
     """
 
     reader: ShardReader
     model: ModelSpec
     preconditioner: pvalue.PCollection[Broadcast]
-    sums: pvalue.PCollection[tuple[str, GroupPart]]
+    parts: pvalue.PCollection[tuple[PartKey, Part]]
     work: str
 
-    def expand(self, shards: pvalue.PCollection[Shard]) -> pvalue.PCollection[tuple[str, GroupPart]]:
+    def expand(self, shards: pvalue.PCollection[Shard]) -> pvalue.PCollection[tuple[PartKey, Part]]:
+        gradients = collection(self.parts | "Gradients" >> OnlyOutput(GROUPS, GRADIENTS))
         steps = (
             shards.pipeline
             | "Once" >> beam.Create([None], reshuffle=False)
             | "Steps"
             >> beam.ParDo(
-                _StepsDoFn(self.model, self.work), pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(self.sums)
+                _StepsDoFn(self.model, self.work), pvalue.AsSingleton(self.preconditioner), pvalue.AsSingleton(gradients)
             ).with_output_types(Broadcast)
         )
         multiply = beam.ParDo(_ProductsDoFn(self.reader, self.model), pvalue.AsSingleton(steps))
         multiplied = outputs(shards | "Multiply" >> multiply.with_outputs(REJECTED, COUNTS, main=PRODUCTS))
-        typed = beam.Map(lambda pair: pair).with_output_types(tuple[str, GroupPart])
+        typed = beam.Map(lambda pair: pair).with_output_types(tuple[PartKey, Part])
         return collection(multiplied[PRODUCTS] | "Products" >> typed)

@@ -14,19 +14,18 @@ from apache_beam import pvalue
 from apache_beam.utils.shared import Shared
 
 from beam_influence.influence_ops.curvature import Preconditioner
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.results.result_files import ParquetFile, SourceFile
-from beam_influence.influence_ops.scoring.in_memory import run_facts
 from beam_influence.influence_ops.scoring.index import INDEX, IndexDtype, index_schema, index_table
+from beam_influence.influence_ops.scoring.outputs.base import run_facts
 from beam_influence.influence_ops.scoring.scores import ScoreOptions, evaluate
 from beam_influence.transforms.broadcast import Broadcast
-from beam_influence.transforms.elements import Shard, WrittenFile
+from beam_influence.transforms.elements import FILES, Shard, WrittenFile
 from beam_influence.transforms.files import BeamFiles
 from beam_influence.transforms.finish_curvature import open_preconditioner
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
-from beam_influence.transforms.score_examples import FILES
 from beam_influence.transforms.typed import outputs
 
 _LOG = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ _CHUNK = 1 << 22
 class _Embedder:
     """Model and operator of one process."""
 
-    def __init__(self, model: InfluenceModel, broadcast: Broadcast):
+    def __init__(self, model: ExplainedModel, broadcast: Broadcast):
         self.model = model
         self.preconditioner: Preconditioner = open_preconditioner(broadcast).bind(model)
         self.facts = run_facts(self.preconditioner.meta, ScoreOptions())[1]
@@ -79,7 +78,7 @@ class _IndexDoFn(ShardDoFn):
     def begin_shard(self, shard: Shard) -> None:
         schema = index_schema(self._embedder.dim, self._dtype)
         name = f"shard-{shard.ordinal:05d}"
-        self._file = ParquetFile(self._output, INDEX, name, self._embedder.facts, BeamFiles(), schema=schema, source=self._source)
+        self._file = ParquetFile(self._output, INDEX, name, schema, self._embedder.facts, BeamFiles(), self._source)
 
     def use(self, batch: ExampleBatch) -> list[Rejected]:
         assert self._file is not None

@@ -1,4 +1,4 @@
-"""The CombineFn that every combined statistic shares: parts of one key are merged into a copy of the first."""
+"""The CombineFn that everything summed over workers shares: elements of one key are merged into a copy of the first."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from typing import Generic, TypeVar
 
 import apache_beam as beam
 
-Part = TypeVar("Part")
+Element = TypeVar("Element")
 
 
-class MergingCombineFn(beam.CombineFn, Generic[Part]):
-    """A subclass says how a part is made one's own (`copy`) and how another is merged into it (`merge`)."""
+class MergingCombineFn(beam.CombineFn, Generic[Element]):
+    """A subclass says how an element is copied, and how another is merged into the copy."""
 
-    def copy(self, part: Part) -> Part:
-        """A part that may be changed: the element itself may be given to others too."""
+    def copy(self, element: Element) -> Element:
+        """An equal element that may be changed: the first itself may be given to others too."""
         raise NotImplementedError
 
-    def merge(self, own: Part, other: Part) -> Part:
-        """Both as one; `own` may be changed, `other` may not."""
+    def merge(self, total: Element, element: Element) -> Element:
+        """Both as one; `total` may be changed, `element` may not."""
         raise NotImplementedError
 
-    def create_accumulator(self) -> Part | None:
+    def create_accumulator(self) -> Element | None:
         return None
 
-    def add_input(self, accumulator: Part | None, element: Part) -> Part:
+    def add_input(self, accumulator: Element | None, element: Element) -> Element:
         return self.copy(element) if accumulator is None else self.merge(accumulator, element)
 
-    def merge_accumulators(self, accumulators: Iterable[Part | None]) -> Part | None:
+    def merge_accumulators(self, accumulators: Iterable[Element | None]) -> Element | None:
         total = None
-        for part in accumulators:
-            if part is not None:
-                total = self.add_input(total, part)
+        for accumulator in accumulators:
+            if accumulator is not None:
+                total = self.add_input(total, accumulator)
         return total
 
-    def extract_output(self, accumulator: Part | None) -> Part:
+    def extract_output(self, accumulator: Element | None) -> Element:
         assert accumulator is not None  # every key has an element
         return accumulator

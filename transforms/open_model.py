@@ -9,15 +9,16 @@ import threading
 from typing import Any
 
 from beam_influence.influence_ops.device import configure_tensorflow
-from beam_influence.influence_ops.model.checkpoints import Checkpoints
+from beam_influence.influence_ops.model.checkpoints import CheckpointSum
+from beam_influence.influence_ops.model.explained_model import ExplainedModel, Regularizer
 from beam_influence.influence_ops.model.guard import Agreement
-from beam_influence.influence_ops.model.influence_model import InfluenceModel, Regularizer
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.model.network import Precision
 from beam_influence.influence_ops.model.weights import LAST_WITH_WEIGHTS
 from beam_influence.transforms.load_model import load_checkpoint, load_model
 
 _OPENING = threading.RLock()
-_SESSIONS: collections.OrderedDict[str, InfluenceModel] = collections.OrderedDict()
+_SESSIONS: collections.OrderedDict[str, ExplainedModel] = collections.OrderedDict()
 _KEPT = 2  # a worker process may serve one job after another
 
 
@@ -31,7 +32,7 @@ class ModelSpec:
       threads: CPU threads of TensorFlow in each process (0: all).
       model_weights: with a function: a `.weights.h5` file.
       modules: the user's own modules, imported with the model: their curvatures make themselves known.
-      checkpoints: where the weights are in place of the model's own; see `Checkpoints`.
+      checkpoints: where the weights are in place of the model's own; see `CheckpointSum`.
       checkpoint_weights: η of each; None: their mean.
       checkpoint_digests: SHA-256 of each, as `digest`.
       agreement: what its check found when the run was planned, so that no worker does it again.
@@ -54,7 +55,7 @@ class ModelSpec:
     checkpoint_digests: tuple[str, ...] = ()
     agreement: Agreement | None = None
 
-    def open(self) -> InfluenceModel:
+    def open(self) -> ExplainedModel:
         """Loads the model.
 
         Raises:
@@ -62,13 +63,13 @@ class ModelSpec:
         """
         self._set_up()
         if self.checkpoints:
-            model: InfluenceModel = self._open_checkpoints()[0]
+            model: ExplainedModel = self._open_checkpoints()[0]
         else:
             model = self._with_options(load_model(self.path, self.model_weights, self.digest)[0])
         model.agreement = self.agreement
         return model
 
-    def session(self) -> InfluenceModel:
+    def session(self) -> ExplainedModel:
         """The model of this process, for all its stages and threads: opened once, and only read from then on.
 
         Raises:
@@ -83,7 +84,7 @@ class ModelSpec:
             _SESSIONS.move_to_end(key)
             return _SESSIONS[key]
 
-    def open_first(self) -> tuple[InfluenceModel, ModelSpec]:
+    def open_first(self) -> tuple[ExplainedModel, ModelSpec]:
         """The model as it is now, and the recipe for just that one."""
         self._set_up()
         if self.checkpoints:
@@ -92,14 +93,14 @@ class ModelSpec:
         model, digest = load_model(self.path, self.model_weights)
         return self._with_options(model), dataclasses.replace(self, digest=digest)
 
-    def _open_checkpoints(self) -> tuple[InfluenceModel, tuple[str, ...]]:
+    def _open_checkpoints(self) -> tuple[ExplainedModel, tuple[str, ...]]:
         wanted = self.checkpoint_digests or ("",) * len(self.checkpoints)
         loaded = [
             load_checkpoint(checkpoint, self.path, self.model_weights, digest)
             for checkpoint, digest in zip(self.checkpoints, wanted, strict=True)
         ]
         parts = [self._with_options(model) for model, _ in loaded]
-        return Checkpoints(parts, self.checkpoint_weights), tuple(digest for _, digest in loaded)
+        return CheckpointSum(parts, self.checkpoint_weights), tuple(digest for _, digest in loaded)
 
     def _set_up(self) -> None:
         configure_tensorflow(self.threads)

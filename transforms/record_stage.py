@@ -14,6 +14,7 @@ from beam_influence.influence_ops.results.array_folder import save_arrays
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import QueryReference, RejectedExample, ShardCount
 from beam_influence.transforms.files import BeamFiles, join
+from beam_influence.transforms.read_shards import COUNTS, REJECTED
 from beam_influence.transforms.typed import collection
 
 RECORD_VERSION = 3
@@ -115,11 +116,32 @@ class RecordStage(beam.PTransform):
     stage: str
     digest: str
     work: str
-    counts: pvalue.PCollection[ShardCount]
-    rejected: pvalue.PCollection[RejectedExample]
+    counts: list[pvalue.PCollection[ShardCount]]
+    rejected: list[pvalue.PCollection[RejectedExample]]
 
     def expand(self, results: pvalue.PCollection[Any]) -> pvalue.PCollection[Any]:
-        sides = [pvalue.AsIter(side) for side in (results, self.counts, self.rejected)]
+        counts = self.counts | "FlattenCounts" >> beam.Flatten(pipeline=results.pipeline)
+        rejected = self.rejected | "FlattenRejected" >> beam.Flatten(pipeline=results.pipeline)
+        sides = [pvalue.AsIter(side) for side in (results, counts, rejected)]
         record = beam.ParDo(_RecordDoFn(self.stage, self.digest, self.work), *sides)
         once = results.pipeline | "Once" >> beam.Create([None], reshuffle=False)
         return collection(once | "Record" >> record.with_output_types(results.element_type))
+
+
+@dataclasses.dataclass
+class TakeStage(beam.PTransform):
+    """What an earlier run recorded, in place of the stage.
+
+    In: the pipeline. Out: a dictionary of PCollections: `results` (`Broadcast`, or `QueryReference`), `counts`, `rejected`.
+    """
+
+    record: StageRecord
+
+    def expand(self, pbegin: pvalue.PBegin) -> dict[str, pvalue.PCollection]:
+        results = [QueryReference(key, broadcast) if key else broadcast for key, broadcast in self.record.results]
+        kind = QueryReference if any(key for key, _ in self.record.results) else Broadcast
+        known = {"results": (results, kind), COUNTS: (self.record.counts, ShardCount), REJECTED: (self.record.rejected, RejectedExample)}
+        return {
+            name: collection(pbegin | f"Known[{name}]" >> beam.Create(list(elements), reshuffle=False).with_output_types(kind))
+            for name, (elements, kind) in known.items()
+        }

@@ -21,7 +21,7 @@ from beam_influence.influence_ops.evaluation.retraining import (
     load_train_function,
     retrain,
 )
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.results.schemas import with_facts
 from beam_influence.transforms.elements import Shard
@@ -65,7 +65,7 @@ class _RetrainDoFn(beam.DoFn):
     def __init__(self, wanted: RetrainModels):
         self._wanted = dataclasses.replace(wanted)
         self._shared = Shared()
-        self._model: InfluenceModel | None = None
+        self._model: ExplainedModel | None = None
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_model": None}

@@ -17,7 +17,7 @@ from apache_beam import pvalue
 from apache_beam.typehints.decorators import with_input_types, with_output_types
 from apache_beam.utils.shared import Shared
 
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.results.result_files import write_table
@@ -25,7 +25,7 @@ from beam_influence.influence_ops.results.tables import residuals_table
 from beam_influence.influence_ops.scoring.query_solver import System, batch_products, begin, solutions, step, to_multiply
 from beam_influence.influence_ops.scoring.scores import QueryBlock, evaluate
 from beam_influence.transforms.broadcast import INLINE_LIMIT, Broadcast
-from beam_influence.transforms.elements import QueryReference, Shard, SolverReport, StatisticPart, WrittenFile, at_end_of_bundle
+from beam_influence.transforms.elements import FILES, QueryReference, Shard, SolverReport, StatisticPart, WrittenFile, at_end_of_bundle
 from beam_influence.transforms.embed_queries import open_queries, publish_queries
 from beam_influence.transforms.files import BeamFiles, join
 from beam_influence.transforms.finish_curvature import open_preconditioner
@@ -56,7 +56,7 @@ class _StartDoFn(beam.DoFn):
 class _State:
     """What one process multiplies with in a pass."""
 
-    def __init__(self, model: InfluenceModel, broadcast: Broadcast):
+    def __init__(self, model: ExplainedModel, broadcast: Broadcast):
         self.model = model
         self.vectors = np.ascontiguousarray(to_multiply(broadcast.open()[0]))
 
@@ -104,12 +104,12 @@ class _MultiplyDoFn(ShardDoFn):
 class SumPartsCombineFn(MergingCombineFn[StatisticPart]):
     """Adds the arrays of parts of one name."""
 
-    def copy(self, part: StatisticPart) -> StatisticPart:
-        return StatisticPart(part.name, np.array(part.array))
+    def copy(self, element: StatisticPart) -> StatisticPart:
+        return StatisticPart(element.name, np.array(element.array))
 
-    def merge(self, own: StatisticPart, other: StatisticPart) -> StatisticPart:
-        own.array.__iadd__(other.array)
-        return own
+    def merge(self, total: StatisticPart, element: StatisticPart) -> StatisticPart:
+        np.add(total.array, element.array, out=total.array)
+        return total
 
 
 class _AdvanceDoFn(beam.DoFn):
@@ -149,7 +149,8 @@ class _SolvedDoFn(beam.DoFn):
             rows = slice(first, first + len(block))
             table = residuals_table(block.ids, residuals[rows])
             facts = schemas.facts(preconditioner.description, "none", "first_order")
-            yield pvalue.TaggedOutput(FILES, write_table(self._output, "residuals", f"block-{key}", table, facts, BeamFiles()))
+            written = write_table(self._output, "residuals", f"block-{key}", schemas.RESIDUALS, table, facts, BeamFiles())
+            yield pvalue.TaggedOutput(FILES, written)
             better = QueryBlock(block.ids, block.gradients, solved[rows], block.groups)
             broadcast = publish_queries(better, join(self._work, "solved", key), left)
             left -= broadcast.inline_bytes
@@ -161,7 +162,6 @@ class _SolvedDoFn(beam.DoFn):
 
 QUERIES = "queries"
 REPORTS = "reports"
-FILES = "files"
 
 
 @dataclasses.dataclass

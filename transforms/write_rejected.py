@@ -16,15 +16,14 @@ import apache_beam as beam
 from apache_beam import pvalue
 
 from beam_influence.influence_ops.reading.example_batch import Rejected
-from beam_influence.influence_ops.results import tables
+from beam_influence.influence_ops.results import schemas, tables
 from beam_influence.influence_ops.results.result_files import write_table
-from beam_influence.transforms.elements import RejectedBlock, RejectedExample, WrittenFile
+from beam_influence.transforms.elements import FILES, RejectedBlock, RejectedExample, WrittenFile
 from beam_influence.transforms.files import BeamFiles, join
 from beam_influence.transforms.typed import collection, outputs
 
 BLOCK = 1 << 14  # neighbouring places in a file: with messages as long as they may be, some 30 MB
 _SHOWN = 5
-_FILES = "files"
 _BLOCKS = "blocks"
 
 _Key = tuple[str, str, int]
@@ -70,8 +69,8 @@ class _WriteBlockDoFn(beam.DoFn):
             return
         rows = [(r.split, Rejected(r.file, r.index, r.stage, r.error, r.message)) for r in distinct]
         name = f"part-{self._number:05d}-{split}-{hashlib.sha256(file.encode()).hexdigest()[:16]}-{block:05d}"
-        written = write_table(self._output, "rejected", name, tables.rejected_table(rows), {}, BeamFiles())
-        yield pvalue.TaggedOutput(_FILES, written)
+        written = write_table(self._output, "rejected", name, schemas.REJECTED, tables.rejected_table(rows), {}, BeamFiles())
+        yield pvalue.TaggedOutput(FILES, written)
 
 
 class _VerdictDoFn(beam.DoFn):
@@ -95,7 +94,7 @@ class _VerdictDoFn(beam.DoFn):
                 f"All are in {join(self._output, 'rejected')}; the first of each kind:{shown}"
             )
         if not count and not self._is_late:
-            yield write_table(self._output, "rejected", self._name, tables.rejected_table([]), {}, BeamFiles())
+            yield write_table(self._output, "rejected", self._name, schemas.REJECTED, tables.rejected_table([]), {}, BeamFiles())
 
 
 @dataclasses.dataclass
@@ -123,7 +122,7 @@ class WriteRejected(beam.PTransform):
                 self.before | "KeyKnown" >> beam.Map(_keyed, is_known=True).with_output_types(tuple[_Key, tuple[bool, RejectedExample]])
             )
         write = beam.ParDo(_WriteBlockDoFn(self.output, self.number))
-        types = {_FILES: WrittenFile, _BLOCKS: RejectedBlock}
+        types = {FILES: WrittenFile, _BLOCKS: RejectedBlock}
         written = outputs(
             keyed
             | "Together" >> beam.Flatten()
@@ -138,4 +137,4 @@ class WriteRejected(beam.PTransform):
                 _VerdictDoFn(self.output, self.max_rejected, self.number, self.before is not None), pvalue.AsIter(written[_BLOCKS])
             ).with_output_types(WrittenFile)
         )
-        return collection((written[_FILES], verdict) | "Both" >> beam.Flatten())
+        return collection((written[FILES], verdict) | "Both" >> beam.Flatten())

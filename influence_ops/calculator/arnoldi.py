@@ -11,7 +11,7 @@ from beam_influence.influence_ops.calculator.pairs import InfluenceCalculator
 from beam_influence.influence_ops.calculator.tf_datasets import dataset_form
 from beam_influence.influence_ops.curvature import FinishOptions, fit
 from beam_influence.influence_ops.curvature.arnoldi import StreamedArnoldi
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.scoring.scores import ScoreOptions
 from beam_influence.influence_ops.settings import ArnoldiSettings
 
@@ -43,7 +43,7 @@ class ArnoldiInfluenceCalculator(InfluenceCalculator):
 
     def __init__(
         self,
-        model: InfluenceModel,
+        model: ExplainedModel,
         train_dataset: tf.data.Dataset,
         subspace_dim: int,
         force_hermitian: bool,

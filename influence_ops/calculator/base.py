@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from beam_influence.influence_ops.calculator.fitting import CurvatureChoice, CurvatureSource, fit_operator
 from beam_influence.influence_ops.calculator.samples import RESHUFFLED
-from beam_influence.influence_ops.calculator.tf_datasets import count_points, dataset_form, example_batches, example_digests
-from beam_influence.influence_ops.curvature import Preconditioner
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.calculator.tf_datasets import count_points, example_batches, example_digests
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.scoring.scores import evaluate
 
@@ -29,7 +27,7 @@ class DatasetCalculator:
       ValueError: the dtype is no floating one.
     """
 
-    def __init__(self, model: InfluenceModel, dtype: tf.DType | str = tf.float64):
+    def __init__(self, model: ExplainedModel, dtype: tf.DType | str = tf.float64):
         self.model = model
         self.dtype = tf.as_dtype(dtype)
         if not self.dtype.is_floating:
@@ -47,13 +45,6 @@ class DatasetCalculator:
             raise ValueError(f"the datasets have {sizes[0]} and {sizes[1]} examples; they must have the same number")
         return sizes[0]
 
-    def _fit(self, source: CurvatureSource, choice: CurvatureChoice) -> tuple[Preconditioner, str | None]:
-        """The operator, and the form of the data set that it is made from, if it is."""
-        if isinstance(source, tf.data.Dataset) and not isinstance(choice.ihvp, Preconditioner):
-            form = dataset_form(source, self.model)
-            return fit_operator(self.model, source, choice, self._passes(source)), form
-        return fit_operator(self.model, source, choice, None), None
-
     def _passes(self, dataset: tf.data.Dataset) -> Callable[[], Iterator[ExampleBatch]]:
         """The data set's batches from the start at each call: in any order, but always the same examples, each of them finite."""
         sums: list[int] = []
@@ -61,7 +52,7 @@ class DatasetCalculator:
         def stream() -> Iterator[ExampleBatch]:
             total = 0
             for _, batch in example_batches(dataset, self.model):
-                yield batch if sums else self._finite(batch, None)[0]
+                yield batch if sums else self._evaluate(batch, None)[0]
                 total += sum(example_digests(batch).tolist())
             if sums and total != sums[0]:
                 raise ValueError(f"the examples must be the same ones at each pass: {RESHUFFLED}")
@@ -72,9 +63,9 @@ class DatasetCalculator:
     def _evaluated(self, dataset: tf.data.Dataset, device: str | None = None) -> Iterator[tuple[Any, ExampleBatch, np.ndarray]]:
         """(element, batch, gradients [B, P]) for each element."""
         for element, batch in example_batches(dataset, self.model):
-            yield element, *self._finite(batch, device)
+            yield element, *self._evaluate(batch, device)
 
-    def _finite(self, batch: ExampleBatch, device: str | None) -> tuple[ExampleBatch, np.ndarray]:
+    def _evaluate(self, batch: ExampleBatch, device: str | None) -> tuple[ExampleBatch, np.ndarray]:
         with tf.device(device) if device else contextlib.nullcontext():
             try:
                 kept, _, gradients, rejected = evaluate(self.model, batch)

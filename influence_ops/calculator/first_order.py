@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import numpy as np
 import tensorflow as tf
 
-from beam_influence.influence_ops.calculator.fitting import IHVP, CurvatureChoice, CurvatureSource, costly
+from beam_influence.influence_ops.calculator.fitted import FitOptions, FittedCalculator
+from beam_influence.influence_ops.calculator.fitting import IHVP, CurvatureSource, applies_by_passes
 from beam_influence.influence_ops.calculator.pairs import InfluenceCalculator
 from beam_influence.influence_ops.calculator.vectors import Sides
-from beam_influence.influence_ops.curvature import FinishOptions, Preconditioner
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.curvature import Preconditioner
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.scoring.scores import Normalize, ScoreOptions, relative_factor
 
 
-class FirstOrderInfluenceCalculator(InfluenceCalculator):
-    """Influence of training examples, for data sets at hand.
+class FirstOrderInfluenceCalculator(FittedCalculator, InfluenceCalculator):
+    """Influence of training examples and of groups of them, for data sets at hand.
+
+    A group's vector is n × the estimated change of the weights when it is removed.
 
     Args:
       model: the model; see `InfluenceModel`.
@@ -49,51 +54,30 @@ class FirstOrderInfluenceCalculator(InfluenceCalculator):
 
     def __init__(
         self,
-        model: InfluenceModel,
+        model: ExplainedModel,
         dataset: CurvatureSource,
         ihvp_calculator: IHVP = "exact",
         n_samples_for_hessian: int | None = None,
         shuffle_buffer_size: int = 10000,
         normalize: bool | Normalize = False,
-        *,
-        damping: float | str = 0.0,
-        weight_decay: float | None = None,
-        passes: int | None = None,
-        tolerance: float | None = None,
-        rank: int | None = None,
-        rcond: float | None = None,
-        seed: int = 0,
-        dtype: tf.DType | str = tf.float64,
+        **options: Unpack[FitOptions],
     ):
-        super().__init__(model if weight_decay is None else model.with_weight_decay(weight_decay), dtype)
-        self.normalize: Normalize = {False: "none", True: "theta"}.get(normalize, normalize)  # type: ignore[call-overload, assignment]
+        self.normalize: Normalize = "none" if normalize is False else "theta" if normalize is True else normalize
         self.options = ScoreOptions(self.normalize)
-        finish = FinishOptions(damping, rcond=rcond, rank=rank)
-        choice = CurvatureChoice(ihvp_calculator, n_samples_for_hessian, seed, passes, tolerance, finish)
-        self.preconditioner, self.dataset_form = self._fit(dataset, choice)
+        super().__init__(model, dataset, ihvp_calculator, n_samples_for_hessian, shuffle_buffer_size, **options)
         self.width = self.model.size
 
     def save_curvature(self, folder: str) -> None:
         """Saves the curvature for another calculator, or for a Beam job's `--curvature_path`."""
         self.preconditioner.save(folder)
 
-    # Groups.
-
-    def compute_influence_vector_group(self, group: tf.data.Dataset) -> tf.Tensor:
-        """The group's vector (1, P): n × the estimated change of the weights when it is removed."""
-        return self._result(self._vectors(self._group_gradient(group)))
-
-    def estimate_influence_values_group(self, group_train: tf.data.Dataset, group_to_evaluate: tf.data.Dataset | None = None) -> tf.Tensor:
-        """(1, 1): the group's influence on the summed loss of the other group, or of itself. Sizes may differ."""
-        gradient = self._group_gradient(group_train)
-        evaluated = gradient if group_to_evaluate is None else self._group_gradient(group_to_evaluate)
-        return self._result(evaluated @ self._vectors(gradient).T)
+    def _group_vector(self, group: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+        gradient = self._group_gradient(group)
+        return self._vectors(gradient), gradient
 
     def _saved_curvature(self) -> Preconditioner | None:
         over_a_dataset = getattr(self.preconditioner, "stream", None) is not None  # holds nothing that could be saved
         return None if over_a_dataset else self.preconditioner
-
-    # What the methods over single examples need.
 
     def _vectors(self, gradients: np.ndarray) -> np.ndarray:
         vectors = self.preconditioner.apply(gradients)
@@ -101,6 +85,6 @@ class FirstOrderInfluenceCalculator(InfluenceCalculator):
         return vectors * relative_factor(self.normalize, len(vectors), vectors, self_influence)[:, None]
 
     def _sides(self, vectors_wanted: bool) -> Sides:
-        if costly(self.preconditioner) and self.normalize == "none" and not vectors_wanted:
+        if applies_by_passes(self.preconditioner) and self.normalize == "none" and not vectors_wanted:
             return Sides(lambda gradients: gradients, self.preconditioner.apply)
         return super()._sides(vectors_wanted)

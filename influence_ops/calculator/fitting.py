@@ -14,7 +14,7 @@ from beam_influence.influence_ops.calculator.passes import DEFAULT_PASSES, DEFAU
 from beam_influence.influence_ops.curvature import Curvature, FinishOptions, Preconditioner, curvature_by_name, fit, load_preconditioner
 from beam_influence.influence_ops.curvature.arnoldi import Arnoldi, StreamedArnoldi
 from beam_influence.influence_ops.curvature.conjugate_gradient import ConjugateGradient, IterativePreconditioner
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 _ARNOLDI_PASSES = 8
@@ -56,7 +56,7 @@ class CurvatureChoice:
 
 
 def fit_operator(
-    model: InfluenceModel, source: CurvatureSource, choice: CurvatureChoice, stream: Callable[[], Iterable[ExampleBatch]] | None
+    model: ExplainedModel, source: CurvatureSource, choice: CurvatureChoice, stream: Callable[[], Iterable[ExampleBatch]] | None
 ) -> Preconditioner:
     """(H + λI)⁻¹, bound to the model.
 
@@ -79,7 +79,7 @@ def fit_operator(
 
 
 def _fit(
-    model: InfluenceModel, curvature: Curvature, choice: CurvatureChoice, stream: Callable[[], Iterable[ExampleBatch]]
+    model: ExplainedModel, curvature: Curvature, choice: CurvatureChoice, stream: Callable[[], Iterable[ExampleBatch]]
 ) -> Preconditioner:
     passes, options, tolerance = choice.passes, choice.finish, choice.tolerance
     if tolerance is not None and (not 0 < tolerance < 1 or curvature.systems is None):
@@ -119,6 +119,6 @@ def _check_fitted(fitted: Preconditioner, choice: CurvatureChoice) -> None:
         )
 
 
-def costly(operator: Preconditioner) -> bool:
+def applies_by_passes(operator: Preconditioner) -> bool:
     """Whether each `apply` is passes over data, so that the fewer vectors should be solved: the test points."""
     return isinstance(operator, (SolvedByPasses, IterativePreconditioner))

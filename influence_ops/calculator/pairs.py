@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from beam_influence.influence_ops.calculator.options import CACHE, ORDER, ranking
-from beam_influence.influence_ops.calculator.samples import TopExamples, VectorBlocks, find_again, same_examples
+from beam_influence.influence_ops.calculator.samples import TopExamples, VectorBlocks, check_same_examples, find_again
 from beam_influence.influence_ops.calculator.saved import digest_of
 from beam_influence.influence_ops.calculator.tf_datasets import dataset_form, example_digests, sample_parts, to_example_batch
 from beam_influence.influence_ops.calculator.vectors import VectorCalculator
@@ -60,7 +60,7 @@ class InfluenceCalculator(VectorCalculator):
 
         def rows_of(*flat: tf.Tensor) -> np.ndarray:
             element = tf.nest.pack_sequence_as(dataset_to_evaluate.element_spec, flat)
-            return of_test(self._finite(to_example_batch(element, form, self.model, 0), device)[1])
+            return of_test(self._evaluate(to_example_batch(element, form, self.model, 0), device)[1])
 
         def per_test_batch(*element: Any) -> tuple[Any, tf.data.Dataset]:
             tests = tf.numpy_function(rows_of, tf.nest.flatten(element), tf.float64)
@@ -187,10 +187,10 @@ class InfluenceCalculator(VectorCalculator):
             for _, batch, gradients in self._evaluated(test, device):
                 tests = of_test(gradients)
                 for positions, block in blocks:
-                    write(tables.scores_table(batch.ids, positions.astype(str), tests @ block.T, self._n))
-                same_examples(blocks.digests(), digests, path)
+                    write(tables.scores_table(batch.ids, positions.astype(str), tests @ block.T, self._example_count))
+                check_same_examples(blocks.digests(), digests, path)
                 given.append(example_digests(batch))
-            same_examples(np.concatenate(given), of_tests, path)
+            check_same_examples(np.concatenate(given), of_tests, path)
 
     def _save_top_k(
         self,
@@ -212,7 +212,7 @@ class InfluenceCalculator(VectorCalculator):
             for found in tests():
                 top = TopK(len(found.batch), k, ranking(order))
                 top.values, top.ids = found.values, found.positions.astype(str).astype(object)
-                write(tables.top_k_table(found.batch.ids, top, self._n))
-                same_examples(blocks.digests(), digests, path)
+                write(tables.top_k_table(found.batch.ids, top, self._example_count))
+                check_same_examples(blocks.digests(), digests, path)
                 given.append(example_digests(found.batch))
-            same_examples(np.concatenate(given), of_tests, path)
+            check_same_examples(np.concatenate(given), of_tests, path)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from beam_influence.influence_ops.curvature import Preconditioner
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.results.array_folder import FileStore
 from beam_influence.influence_ops.scoring.query_solver import solutions, solve
@@ -31,7 +31,7 @@ class SolvedByPasses(Preconditioner):
     """
 
     fitted: Preconditioner
-    model: InfluenceModel
+    model: ExplainedModel
     stream: Callable[[], Iterable[ExampleBatch]]
     passes: int
     residuals: list[float] = dataclasses.field(default_factory=list)
@@ -39,7 +39,7 @@ class SolvedByPasses(Preconditioner):
 
     @classmethod
     def over(
-        cls, fitted: Preconditioner, model: InfluenceModel, stream: Callable[[], Iterable[ExampleBatch]], passes: int, tolerance: float
+        cls, fitted: Preconditioner, model: ExplainedModel, stream: Callable[[], Iterable[ExampleBatch]], passes: int, tolerance: float
     ) -> SolvedByPasses:
         """The operator that `fitted` preconditions.
 

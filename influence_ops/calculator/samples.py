@@ -110,7 +110,7 @@ class VectorBlocks:
         return np.concatenate([np.zeros(0, np.uint64), *self._given])
 
 
-def same_examples(given: np.ndarray, before: np.ndarray, path: str) -> None:
+def check_same_examples(given: np.ndarray, before: np.ndarray, path: str) -> None:
     """Refuses to save what was computed in a pass that gave other examples than another one.
 
     Raises:

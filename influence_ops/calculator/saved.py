@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from beam_influence.influence_ops.results import result_files
 from beam_influence.influence_ops.results.array_folder import LocalFiles, load_arrays, save_arrays
+from beam_influence.influence_ops.scoring.outputs.table import TABLES
 
 VECTORS = "influence_vectors"
 _MADE_OF = "calculator"  # of the manifest
@@ -65,7 +66,7 @@ class SavedTable:
     @contextlib.contextmanager
     def writing(self) -> Iterator[Callable[[pa.Table], None]]:
         """Writes the table's file, then what ends the run."""
-        file = result_files.ParquetFile(self.path, self.table, "part-00000", self.facts, LocalFiles())
+        file = result_files.ParquetFile(self.path, self.table, "part-00000", TABLES[self.table], self.facts, LocalFiles())
         try:
             yield file.write
             written = file.close()

@@ -7,17 +7,14 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from beam_influence.influence_ops.calculator.base import DatasetCalculator
-from beam_influence.influence_ops.calculator.fitting import IHVP, CurvatureChoice, CurvatureSource
-from beam_influence.influence_ops.curvature import FinishOptions
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.calculator.fitted import FittedCalculator
 from beam_influence.influence_ops.scoring.group_sums import GroupSums
 from beam_influence.influence_ops.scoring.groups import GroupVectors, add_hessian_products, first_steps, second_order_vectors
 
 _GROUP = "group"
 
 
-class SecondOrderInfluenceCalculator(DatasetCalculator):
+class SecondOrderInfluenceCalculator(FittedCalculator):
     """What the removal of a whole group does, counting how its examples bear on each other.
 
     Scale: as the reference's class, and unlike `FirstOrderInfluenceCalculator`, the result is the change itself, 1/n included: a
@@ -32,46 +29,10 @@ class SecondOrderInfluenceCalculator(DatasetCalculator):
       ValueError: the data set is not batched or does not fit the model, or an option is wrong.
     """
 
-    def __init__(
-        self,
-        model: InfluenceModel,
-        dataset: CurvatureSource,
-        ihvp_calculator: IHVP = "exact",
-        n_samples_for_hessian: int | None = None,
-        shuffle_buffer_size: int = 10000,
-        *,
-        damping: float | str = 0.0,
-        weight_decay: float | None = None,
-        passes: int | None = None,
-        tolerance: float | None = None,
-        rank: int | None = None,
-        rcond: float | None = None,
-        seed: int = 0,
-        dtype: tf.DType | str = tf.float64,
-    ):
-        super().__init__(model if weight_decay is None else model.with_weight_decay(weight_decay), dtype)
-        finish = FinishOptions(damping, rcond=rcond, rank=rank)
-        choice = CurvatureChoice(ihvp_calculator, n_samples_for_hessian, seed, passes, tolerance, finish)
-        self.preconditioner, self.dataset_form = self._fit(dataset, choice)
-
-    def compute_influence_vector_group(self, group: tf.data.Dataset) -> tf.Tensor:
-        """The estimated change of the weights when the group is removed: (1, P).
-
-        Raises:
-          ValueError: the group is empty or the whole training set, or the curvature is the identity.
-        """
-        return self._result(self._change(group)[0])
-
-    def estimate_influence_values_group(self, group_train: tf.data.Dataset, group_to_evaluate: tf.data.Dataset | None = None) -> tf.Tensor:
-        """(1, 1): the change of the summed loss of the other group, or of the group itself, when it is removed. Sizes may differ."""
-        change, gradient = self._change(group_train)
-        evaluated = gradient if group_to_evaluate is None else self._group_gradient(group_to_evaluate)
-        return self._result(evaluated @ change.T)
-
-    def _change(self, group: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    def _group_vector(self, group: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
         """(θ without the group − θ, Σ ∇ℓ over the group), [1, P] each; two passes over the group."""
         passes = self._passes(group)
-        gradient, count = self._gradient_sum(self._finite(batch, None)[1] for batch in passes())
+        gradient, count = self._gradient_sum(self._evaluate(batch, None)[1] for batch in passes())
         if not count:
             raise ValueError("the group has no examples")
         groups = GroupVectors([_GROUP], np.array([count]), gradient, self.preconditioner.apply(gradient))

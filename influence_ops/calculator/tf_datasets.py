@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 PAIR = "(inputs, labels)"
@@ -19,7 +19,7 @@ PROCESSED = "process_batch_for_loss_fn"
 """The element is whatever the model's `process_batch_for_loss_fn` takes; it gives (inputs, labels, weights or None)."""
 
 
-def dataset_form(dataset: tf.data.Dataset, model: InfluenceModel) -> str:
+def dataset_form(dataset: tf.data.Dataset, model: ExplainedModel) -> str:
     """What the elements are: `PAIR`, `WEIGHTED`, `NESTED` or `PROCESSED`.
 
     ((x, y), z) is told apart by the model's inputs: of one with two inputs it is ((a, b), labels), of one with a single
@@ -49,7 +49,7 @@ def dataset_form(dataset: tf.data.Dataset, model: InfluenceModel) -> str:
     return form
 
 
-def _form(spec: Any, model: InfluenceModel) -> str:
+def _form(spec: Any, model: ExplainedModel) -> str:
     if not isinstance(spec, tuple) or len(spec) not in (2, 3):
         raise ValueError(f"the dataset's elements are {spec}; they must be {PAIR}, {WEIGHTED} or {NESTED}")
     if len(spec) == 3:
@@ -71,7 +71,7 @@ def _form(spec: Any, model: InfluenceModel) -> str:
     return NESTED
 
 
-def _declared(model: InfluenceModel) -> Sequence[Any]:
+def _declared(model: ExplainedModel) -> Sequence[Any]:
     return getattr(model.model, "inputs", None) or []
 
 
@@ -79,7 +79,7 @@ def _leaves(structure: Any) -> int:
     return len(tf.nest.flatten(structure))
 
 
-def _process_function(model: InfluenceModel) -> Callable[[Any], tuple[Any, Any, Any]] | None:
+def _process_function(model: ExplainedModel) -> Callable[[Any], tuple[Any, Any, Any]] | None:
     return getattr(model, "process_batch_for_loss_fn", None)
 
 
@@ -90,7 +90,7 @@ def _split(element: Any, form: str) -> tuple[Any, Any, Any]:
     return element if form == WEIGHTED else (*element, None)
 
 
-def _check_inputs(inputs: Any, form: str, model: InfluenceModel) -> None:
+def _check_inputs(inputs: Any, form: str, model: ExplainedModel) -> None:
     names = [tensor.name for tensor in _declared(model)]
     if isinstance(inputs, Mapping):
         missing = [name for name in names if name not in inputs]
@@ -113,7 +113,7 @@ def sample_parts(element: Any, form: str) -> tuple[Any, Any]:
     return parts[0], parts[1:]
 
 
-def to_example_batch(element: Any, form: str, model: InfluenceModel, start: int) -> ExampleBatch:
+def to_example_batch(element: Any, form: str, model: ExplainedModel, start: int) -> ExampleBatch:
     """One element as a batch; ids are positions in the dataset, beginning with `start`."""
     process = _process_function(model)
     if form == PROCESSED and process is not None:
@@ -147,7 +147,7 @@ def _weights(weights: Any, count: int) -> np.ndarray:
     return array.reshape(count) if array.size == count else array
 
 
-def example_batches(dataset: tf.data.Dataset, model: InfluenceModel) -> Iterator[tuple[Any, ExampleBatch]]:
+def example_batches(dataset: tf.data.Dataset, model: ExplainedModel) -> Iterator[tuple[Any, ExampleBatch]]:
     """Each element of the dataset, and the same as a batch.
 
     Raises:

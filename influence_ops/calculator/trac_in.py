@@ -10,7 +10,7 @@ import tensorflow as tf
 from beam_influence.influence_ops.calculator.pairs import InfluenceCalculator
 from beam_influence.influence_ops.curvature import FinishOptions
 from beam_influence.influence_ops.curvature.identity import Identity
-from beam_influence.influence_ops.model.checkpoints import Checkpoints
+from beam_influence.influence_ops.model.checkpoints import CheckpointSum
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.scoring.scores import ScoreOptions
 
@@ -31,7 +31,7 @@ class TracIn(InfluenceCalculator):
 
     def __init__(self, models: Sequence[InfluenceModel], learning_rates: float | Sequence[float], *, dtype: tf.DType | str = tf.float64):
         rates = learning_rates if isinstance(learning_rates, Sequence) else [learning_rates] * len(models)
-        together = Checkpoints(models, rates)
+        together = CheckpointSum(models, rates)
         super().__init__(together, dtype)
         self.models = tuple(models)
         self.learning_rates = list(together.part_weights)

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from beam_influence.influence_ops.calculator.base import DatasetCalculator
 from beam_influence.influence_ops.calculator.options import CACHE, ORDER, ranking
-from beam_influence.influence_ops.calculator.samples import TopExamples, same_examples
+from beam_influence.influence_ops.calculator.samples import TopExamples, check_same_examples
 from beam_influence.influence_ops.calculator.saved import VECTORS, SavedTable, VectorReader, digest_of, save_digests, vector_files
 from beam_influence.influence_ops.calculator.tf_datasets import (
     dataset_form,
@@ -25,7 +25,7 @@ from beam_influence.influence_ops.calculator.tf_datasets import (
 )
 from beam_influence.influence_ops.curvature import Preconditioner
 from beam_influence.influence_ops.results import result_files, tables
-from beam_influence.influence_ops.scoring.in_memory import run_facts
+from beam_influence.influence_ops.scoring.outputs.base import run_facts
 from beam_influence.influence_ops.scoring.scores import ScoreOptions
 
 
@@ -70,7 +70,7 @@ class VectorCalculator(DatasetCalculator, abc.ABC):
         return run_facts(self.preconditioner.meta, self.options)[1]
 
     @property
-    def _n(self) -> int:
+    def _example_count(self) -> int:
         return run_facts(self.preconditioner.meta, self.options)[0]
 
     def compute_influence_values(self, train_set: tf.data.Dataset, device: str | None = None) -> tf.data.Dataset:
@@ -178,7 +178,7 @@ class VectorCalculator(DatasetCalculator, abc.ABC):
             for _, batch, gradients in self._evaluated(train_set, device):
                 write(tables.vectors_table(batch.ids, self._vectors(gradients)))
                 given.append(example_digests(batch))
-            same_examples(np.concatenate(given), digests, path)
+            check_same_examples(np.concatenate(given), digests, path)
             save_digests(path, digests)
             curvature = self._saved_curvature()
             if curvature is not None:
@@ -193,7 +193,7 @@ class VectorCalculator(DatasetCalculator, abc.ABC):
         reader = VectorReader(path, vector_files(path, self._facts), self.width)
         for element, batch in example_batches(train_set, self.model):
             vectors = reader.take(example_digests(batch))
-            wanted = self._vectors(self._finite(batch.select(np.array([0])), None)[1])[0]
+            wanted = self._vectors(self._evaluate(batch.select(np.array([0])), None)[1])[0]
             # Loose: an iterative solve or a float32 model differs in later digits, another example in the first.
             if np.linalg.norm(vectors[0] - wanted) > 1e-2 * np.linalg.norm(wanted):
                 raise reader.others()

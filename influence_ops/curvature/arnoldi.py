@@ -13,7 +13,7 @@ from beam_influence.influence_ops.curvature.block_krylov import KrylovState, adv
 from beam_influence.influence_ops.curvature.low_rank import LowRankPreconditioner
 from beam_influence.influence_ops.curvature.sample import Sample
 from beam_influence.influence_ops.curvature.sampled import SAMPLE, SampleCurvature, with_examples
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.settings import ArnoldiSettings
 
@@ -47,7 +47,7 @@ class StreamedArnoldi(Curvature):
         self._block_size = settings.block_size or -(-_DIMENSIONS * settings.rank // (settings.passes - 1))
         self._multiplied: np.ndarray | None = None
 
-    def _vectors(self, model: InfluenceModel) -> np.ndarray:
+    def _vectors(self, model: ExplainedModel) -> np.ndarray:
         """What this pass multiplies: the block; in the first pass also the probes for the trace."""
         if self._state is not None:
             return np.asarray(self._state["block"])
@@ -56,12 +56,12 @@ class StreamedArnoldi(Curvature):
             self._multiplied = np.concatenate([block, _probes(model.size, self.settings.seed)])
         return self._multiplied
 
-    def create(self, model: InfluenceModel) -> Statistic:
+    def create(self, model: ExplainedModel) -> Statistic:
         vectors = self._vectors(model)
         parts = {name: np.zeros((rows.stop - rows.start, model.size)) for name, rows in _row_blocks(vectors)}
         return {COUNT: np.zeros(1, dtype=np.int64), **parts}
 
-    def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
+    def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
         vectors = self._vectors(model)
         if len(vectors):
             multiply = model.gauss_newton_products if self.settings.matrix == "gauss_newton" else model.hessian_vector_products
@@ -71,7 +71,7 @@ class StreamedArnoldi(Curvature):
         statistic[COUNT] += len(batch)
         return statistic
 
-    def advance(self, model: InfluenceModel, statistic: Statistic) -> dict[str, np.ndarray]:
+    def advance(self, model: ExplainedModel, statistic: Statistic) -> dict[str, np.ndarray]:
         vectors = self._vectors(model)
         count = int(statistic[COUNT][0])
         if count == 0:
@@ -92,7 +92,7 @@ class StreamedArnoldi(Curvature):
     def resume(self, arrays: Mapping[str, np.ndarray]) -> Curvature:
         return StreamedArnoldi(self.settings, self._done + 1, arrays)
 
-    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+    def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         if options.leave_one_out:
             raise ValueError(f"removal='newton' needs the whole matrix; use curvature gauss_newton or exact, not {self.name}")
         state = self.advance(model, statistic)
@@ -147,7 +147,7 @@ class Arnoldi(SampleCurvature):
     def make(cls, settings: ArnoldiSettings) -> Curvature:
         return StreamedArnoldi(settings) if settings.passes else cls(settings)
 
-    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+    def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         sample: Sample = statistic[SAMPLE]
         rank = options.rank or self.settings.rank
         block_size = self.settings.block_size or _BLOCK_SIZE
@@ -167,7 +167,7 @@ def _probes(size: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, 1]).choice([-1.0, 1.0], size=(_PROBES, size))
 
 
-def _mean_eigenvalue(model: InfluenceModel, krylov: KrylovState, images: np.ndarray, seed: int) -> float:
+def _mean_eigenvalue(model: ExplainedModel, krylov: KrylovState, images: np.ndarray, seed: int) -> float:
     """trace(H)/P: the basis's part as it is, the rest by Hutchinson's estimator (Hutch++, Meyer et al. 2021, 2010.09649).
 
     Args:

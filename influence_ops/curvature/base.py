@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Gradients
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.results.array_folder import FileStore, load_arrays, save_arrays
 from beam_influence.influence_ops.settings import CurvatureSettings
@@ -101,7 +101,7 @@ class Preconditioner(abc.ABC):
         """
         raise ValueError(f"a {self.meta['curvature']} curvature gives no embedding; use --curvature arnoldi or random_projection")
 
-    def bind(self, model: InfluenceModel) -> Preconditioner:
+    def bind(self, model: ExplainedModel) -> Preconditioner:
         """The operator ready for `apply` with `model`; refuses another one (see `check`)."""
         self.check(model)
         return self
@@ -111,7 +111,7 @@ class Preconditioner(abc.ABC):
         """n, the number of training examples that the curvature was made from (0: none were needed)."""
         return int(self.meta["examples"])
 
-    def check(self, model: InfluenceModel) -> None:
+    def check(self, model: ExplainedModel) -> None:
         """Refuses a model that this curvature was not made for.
 
         Raises:
@@ -178,11 +178,11 @@ class Curvature(abc.ABC):
         return cls(settings)
 
     @abc.abstractmethod
-    def create(self, model: InfluenceModel) -> Statistic:
+    def create(self, model: ExplainedModel) -> Statistic:
         """The statistic of no examples."""
 
     @abc.abstractmethod
-    def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
+    def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
         """The statistic with a batch added; `statistic` may be changed in place, but not by a batch that is too large for the device:
         what can raise `ResourceExhaustedError` comes before the first change."""
 
@@ -209,7 +209,7 @@ class Curvature(abc.ABC):
         """What can be done with one merged part alone before `advance` and `finish`; on Beam, parts go in parallel."""
         return part
 
-    def advance(self, model: InfluenceModel, statistic: Statistic) -> dict[str, np.ndarray]:
+    def advance(self, model: ExplainedModel, statistic: Statistic) -> dict[str, np.ndarray]:
         """What the next pass needs to know, as arrays that every worker gets; of a curvature with several passes.
 
         Raises:
@@ -222,7 +222,7 @@ class Curvature(abc.ABC):
         raise NotImplementedError(f"{self.name} has one pass")
 
     @abc.abstractmethod
-    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+    def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         """The operator.
 
         Raises:
@@ -231,7 +231,7 @@ class Curvature(abc.ABC):
 
 
 def fit(
-    model: InfluenceModel, curvature: Curvature, batches: Callable[[], Iterable[ExampleBatch]], options: FinishOptions
+    model: ExplainedModel, curvature: Curvature, batches: Callable[[], Iterable[ExampleBatch]], options: FinishOptions
 ) -> Preconditioner:
     """The operator, by one loop over the data for each pass.
 

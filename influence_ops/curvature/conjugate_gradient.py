@@ -14,7 +14,7 @@ from beam_influence.influence_ops.curvature.base import FinishOptions, Precondit
 from beam_influence.influence_ops.curvature.conjugate_gradients import Products, conjugate_gradients
 from beam_influence.influence_ops.curvature.sample import Sample, from_arrays, to_arrays
 from beam_influence.influence_ops.curvature.sampled import SAMPLE, SampleCurvature, mean_hessian_products, with_examples
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.results.array_folder import FileStore
 from beam_influence.influence_ops.settings import ConjugateGradientSettings, IterativeSettings
@@ -39,11 +39,11 @@ class IterativePreconditioner(Preconditioner):
       stream: gives the batches that H is the mean over, from the start, at each call; None: the sample.
     """
 
-    model: InfluenceModel | None = None
+    model: ExplainedModel | None = None
     stream: Callable[[], Iterable[ExampleBatch]] | None = None
     kind: ClassVar[str] = "iterative"
 
-    def bind(self, model: InfluenceModel) -> Preconditioner:
+    def bind(self, model: ExplainedModel) -> Preconditioner:
         self.check(model)
         return dataclasses.replace(self, model=model)
 
@@ -100,14 +100,14 @@ class ConjugateGradient(SampleCurvature):
     needs_hessian = True
     settings: IterativeSettings
 
-    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+    def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         sample: Sample = statistic[SAMPLE]
         if sample.batch is None or not len(sample.batch):
             raise ValueError("no training example is left to make a curvature from")
         meta = self._meta(model, lambda: sample.batches(_BATCH), options)
         return with_examples(IterativePreconditioner(to_arrays(sample.batch), meta), sample).bind(model)
 
-    def over(self, model: InfluenceModel, stream: Callable[[], Iterable[ExampleBatch]], options: FinishOptions) -> Preconditioner:
+    def over(self, model: ExplainedModel, stream: Callable[[], Iterable[ExampleBatch]], options: FinishOptions) -> Preconditioner:
         """The operator with H the mean over all batches of `stream`, which is read once for each iteration."""
         count = sum(len(batch) for batch in stream())
         if not count:
@@ -115,7 +115,7 @@ class ConjugateGradient(SampleCurvature):
         meta = {**self._meta(model, stream, options), "examples": count}
         return IterativePreconditioner({}, meta, model, stream)
 
-    def _meta(self, model: InfluenceModel, stream: Callable[[], Iterable[ExampleBatch]], options: FinishOptions) -> dict[str, Any]:
+    def _meta(self, model: ExplainedModel, stream: Callable[[], Iterable[ExampleBatch]], options: FinishOptions) -> dict[str, Any]:
         if options.leave_one_out:
             raise ValueError(f"removal='newton' needs the whole matrix; use curvature gauss_newton or exact, not {self.name}")
 

@@ -10,8 +10,8 @@ from typing import ClassVar
 import numpy as np
 
 from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Gradients
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 BLOCK = 2048  # 32 MB of float64: far below Beam's limit of 2 GB for one element
@@ -56,10 +56,10 @@ class DenseCurvature(Curvature):
     takes_rank = "always"
 
     @abc.abstractmethod
-    def batch_sum(self, model: InfluenceModel, batch: ExampleBatch) -> np.ndarray:
+    def batch_sum(self, model: ExplainedModel, batch: ExampleBatch) -> np.ndarray:
         """The sum of the batch's curvatures: [P, P] float64."""
 
-    def create(self, model: InfluenceModel) -> Statistic:
+    def create(self, model: ExplainedModel) -> Statistic:
         if model.size > MAX_SIZE:
             raise ValueError(
                 f"curvature {self.name!r} builds a {model.size:,} × {model.size:,} matrix, more than the "
@@ -71,14 +71,14 @@ class DenseCurvature(Curvature):
         }
         return {COUNT: np.zeros(1, dtype=np.int64), **statistic}
 
-    def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
+    def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
         total = self.batch_sum(model, batch)
         for name, rows, columns in upper_blocks(model.size):
             statistic[name] += total[rows, columns]
         statistic[COUNT] += len(batch)
         return statistic
 
-    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+    def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         examples = int(statistic[COUNT][0])
         if examples == 0:
             raise ValueError("no training example is left to make a curvature from")
@@ -97,7 +97,7 @@ class DenseCurvature(Curvature):
 
     def _invert(
         self,
-        model: InfluenceModel,
+        model: ExplainedModel,
         examples: int,
         eigenvalues: np.ndarray,
         eigenvectors: np.ndarray,

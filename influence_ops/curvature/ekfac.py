@@ -16,8 +16,8 @@ import tensorflow as tf
 from beam_influence.influence_ops.curvature.base import Curvature, FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.kfac import Kfac, accumulate
 from beam_influence.influence_ops.curvature.kronecker import kronecker, rotate, squared_sum
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Block, BlockLayout
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
 
 
 class Ekfac(Kfac):
@@ -37,7 +37,7 @@ class Ekfac(Kfac):
         rotated = rotate(block, self._bases[f"inputs-{number}"], self._bases[f"errors-{number}"])
         accumulate(statistic, f"eigenvalues-{number}", np.array(squared_sum(layout, rotated, weights), dtype=np.float64))
 
-    def advance(self, model: InfluenceModel, statistic: Statistic) -> dict[str, np.ndarray]:
+    def advance(self, model: ExplainedModel, statistic: Statistic) -> dict[str, np.ndarray]:
         self._examples(statistic)
         return {name: side.vectors for name, side in statistic.items() if name.startswith(("inputs-", "errors-"))}
 
@@ -47,7 +47,7 @@ class Ekfac(Kfac):
         later.passes = 1
         return later
 
-    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+    def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         bases = self._bases
         assert bases is not None
         examples = self._examples(statistic)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from beam_influence.influence_ops.curvature.dense import DenseCurvature
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 
@@ -19,5 +19,5 @@ class GaussNewton(DenseCurvature):
 
     name: ClassVar[str] = "gauss_newton"
 
-    def batch_sum(self, model: InfluenceModel, batch: ExampleBatch) -> np.ndarray:
+    def batch_sum(self, model: ExplainedModel, batch: ExampleBatch) -> np.ndarray:
         return model.gauss_newton_sum(batch)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from beam_influence.influence_ops.curvature.base import Curvature, FinishOptions, Preconditioner, Statistic
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 
@@ -27,13 +27,13 @@ class Identity(Curvature):
     passes = 0
     operators = (IdentityPreconditioner,)
 
-    def create(self, model: InfluenceModel) -> Statistic:
+    def create(self, model: ExplainedModel) -> Statistic:
         return {}
 
-    def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
+    def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
         return statistic
 
-    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+    def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         return IdentityPreconditioner(
             {},
             {"curvature": self.name, "damping": 0.0, "examples": 0, "size": model.size, "fingerprint": model.fingerprint()},

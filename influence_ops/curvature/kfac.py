@@ -13,10 +13,10 @@ import tensorflow as tf
 
 from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.kronecker import KroneckerPreconditioner, Side, decompose, kronecker
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.fisher import fisher_blocks
 from beam_influence.influence_ops.model.gradients import Block, BlockLayout, Factored, OneHot
 from beam_influence.influence_ops.model.gradients.blocks import positions_of
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.settings import KroneckerSettings
 
@@ -40,10 +40,10 @@ class Kfac(Curvature):
     takes_rank = "index"
     settings: KroneckerSettings
 
-    def create(self, model: InfluenceModel) -> Statistic:
+    def create(self, model: ExplainedModel) -> Statistic:
         return {COUNT: np.zeros(1, dtype=np.int64)}
 
-    def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
+    def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
         weights = model.curvature_weights(batch)
         layout = model.layout(batch.inputs).blocks
         of_batch: Statistic = {}
@@ -73,7 +73,7 @@ class Kfac(Curvature):
     def unpack_part(self, name: str, arrays: Mapping[str, np.ndarray]) -> Any:
         return Side(arrays["values"], arrays["vectors"]) if "values" in arrays else super().unpack_part(name, arrays)
 
-    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+    def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         examples = self._examples(statistic)
         self._check(options)
         sides, eigenvalues = [], []

@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from beam_influence.influence_ops.curvature.base import FinishOptions, Preconditioner
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Block, Factored, Gradients, Layout, OneHot
 from beam_influence.influence_ops.model.gradients.blocks import materialise, parts_of
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
 
 DEFAULT_RANK = 1024
 """How many numbers `embed` gives when no rank is named."""
@@ -79,7 +79,7 @@ class KroneckerPreconditioner(Preconditioner):
     layout: Layout | None = None
     kind: ClassVar[str] = "kronecker"
 
-    def bind(self, model: InfluenceModel) -> Preconditioner:
+    def bind(self, model: ExplainedModel) -> Preconditioner:
         self.check(model)
         layout = model.layout()
         for number, block in enumerate(layout.blocks):
@@ -171,7 +171,7 @@ def _turned(matrices: np.ndarray, inputs: np.ndarray, errors: np.ndarray) -> np.
 
 
 def kronecker(
-    model: InfluenceModel,
+    model: ExplainedModel,
     name: str,
     examples: int,
     sides: list[tuple[np.ndarray, np.ndarray]],

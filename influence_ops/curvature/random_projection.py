@@ -14,10 +14,10 @@ from beam_influence.influence_ops.curvature.base import COUNT, Curvature, Finish
 from beam_influence.influence_ops.curvature.dense import upper_blocks
 from beam_influence.influence_ops.curvature.kfac import accumulate
 from beam_influence.influence_ops.curvature.projections import Projection, make_projection
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.fisher import fisher_blocks
 from beam_influence.influence_ops.model.gradients import Block, Gradients, Layout
 from beam_influence.influence_ops.model.gradients.blocks import scaled
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.settings import ProjectionSettings
 
@@ -37,7 +37,7 @@ class ProjectedPreconditioner(Preconditioner):
     layout: Layout | None = None
     kind: ClassVar[str] = "projected"
 
-    def bind(self, model: InfluenceModel) -> Preconditioner:
+    def bind(self, model: ExplainedModel) -> Preconditioner:
         self.check(model)
         return dataclasses.replace(self, layout=model.layout())
 
@@ -88,7 +88,7 @@ class RandomProjection(Curvature):
         super().__init__(settings)
         self._made: tuple[Layout, Projection] | None = None
 
-    def projection(self, model: InfluenceModel, batch: ExampleBatch | None = None) -> Projection:
+    def projection(self, model: ExplainedModel, batch: ExampleBatch | None = None) -> Projection:
         """S; a model without declared inputs needs a batch for it, the first time."""
         layout = model.layout(None if batch is None else batch.inputs)
         if self._made is None or self._made[0] != layout:
@@ -98,14 +98,14 @@ class RandomProjection(Curvature):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_made": None}
 
-    def create(self, model: InfluenceModel) -> Statistic:
+    def create(self, model: ExplainedModel) -> Statistic:
         return {COUNT: np.zeros(1, dtype=np.int64)}
 
-    def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
+    def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
         projection, layout = self.projection(model, batch), model.layout()
         roots = None if batch.weights is None else tf.sqrt(model.curvature_weights(batch))
         of_batch: Statistic = {}
-        for blocks in _apart(model, fisher_blocks(model, batch, self.settings.fisher, self.settings.seed)):
+        for blocks in _by_part(model, fisher_blocks(model, batch, self.settings.fisher, self.settings.seed)):
             projected = projection.of_gradients(Gradients(layout, blocks if roots is None else scaled(blocks, roots)))
             for name, rows, columns in upper_blocks(projection.dim):
                 accumulate(of_batch, name, projected[:, rows].T @ projected[:, columns])
@@ -114,7 +114,7 @@ class RandomProjection(Curvature):
         statistic[COUNT] += len(batch)
         return statistic
 
-    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+    def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         if options.leave_one_out:
             raise ValueError(f"removal='newton' needs the whole matrix; use curvature gauss_newton or exact, not {self.name}")
         examples = int(statistic[COUNT][0])
@@ -157,11 +157,8 @@ class RandomProjection(Curvature):
         )
 
 
-def _apart(model: InfluenceModel, draws: Iterator[tuple[Block, ...]]) -> Iterator[tuple[Block, ...]]:
-    """The same; of checkpoints one after the other, zeros in place of the others': H is block diagonal."""
-    if not model.parts:
-        yield from draws
-        return
+def _by_part(model: ExplainedModel, draws: Iterator[tuple[Block, ...]]) -> Iterator[tuple[Block, ...]]:
+    """The draws of each part of the model by itself, with zeros in place of the others': H is block diagonal."""
     ends = np.cumsum([len(part.layout().blocks) for part in model.parts])
     for blocks in draws:
         for end, part in zip(ends, model.parts, strict=True):

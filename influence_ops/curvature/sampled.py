@@ -10,7 +10,7 @@ import numpy as np
 
 from beam_influence.influence_ops.curvature.base import Curvature, FinishOptions, Preconditioner, Statistic, fit
 from beam_influence.influence_ops.curvature.sample import Sample, from_arrays, to_arrays
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.results.text_arrays import bytes_to_texts, texts_to_bytes
 from beam_influence.influence_ops.settings import SampleSettings
@@ -27,10 +27,10 @@ class SampleCurvature(Curvature):
     passes = 1
     Settings = SampleSettings
 
-    def create(self, model: InfluenceModel) -> Statistic:
+    def create(self, model: ExplainedModel) -> Statistic:
         return {SAMPLE: Sample(self.settings.n_samples, self.settings.seed)}
 
-    def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
+    def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
         statistic[SAMPLE].add(batch)
         return statistic
 
@@ -63,7 +63,7 @@ class FittedOnSample(SampleCurvature):
         self.inner = inner
         self.systems, self.needs_hessian = inner.systems, inner.needs_hessian
 
-    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+    def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         sample: Sample = statistic[SAMPLE]
         return with_examples(fit(model, self.inner, lambda: sample.batches(_BATCH), options), sample)
 
@@ -75,7 +75,7 @@ def with_examples(preconditioner: Preconditioner, sample: Sample) -> Preconditio
     return type(preconditioner)(preconditioner.arrays, meta)
 
 
-def mean_hessian_products(model: InfluenceModel, batches: Iterable[ExampleBatch], vectors: np.ndarray) -> np.ndarray:
+def mean_hessian_products(model: ExplainedModel, batches: Iterable[ExampleBatch], vectors: np.ndarray) -> np.ndarray:
     """(1/n Σ ∇²ℓ + ∇²R) v for each row v: [R, P]."""
     total = np.zeros_like(vectors)
     count = 0

@@ -14,7 +14,7 @@ import numpy as np
 
 from beam_influence.influence_ops.curvature import Preconditioner
 from beam_influence.influence_ops.evaluation.correlation import bootstrap_error, mean_over_columns
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.scoring.scores import evaluate
 
@@ -43,7 +43,7 @@ class SweepPoint:
     chosen: bool
 
 
-def summed_gradients(model: InfluenceModel, train: Iterable[ExampleBatch], masks: np.ndarray, positions: Mapping[str, int]) -> np.ndarray:
+def summed_gradients(model: ExplainedModel, train: Iterable[ExampleBatch], masks: np.ndarray, positions: Mapping[str, int]) -> np.ndarray:
     """Σ ∇ℓ(z_i) over each subset, in one pass: [S, P] float64.
 
     Args:

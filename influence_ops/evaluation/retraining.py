@@ -23,8 +23,8 @@ import pyarrow as pa
 import tensorflow as tf
 
 from beam_influence.influence_ops.import_path import load_object
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.float64_copy import copy_states, same_layers
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.model.network import feed
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
@@ -154,7 +154,7 @@ def kept_examples(train: Stream, mask: np.ndarray, positions: Mapping[str, int])
     return batches.unbatch().apply(tf.data.experimental.assert_cardinality(int(mask.sum())))
 
 
-def evaluate_test_points(model: InfluenceModel, trained: keras.Model, test: Iterable[ExampleBatch]) -> Outcome:
+def evaluate_test_points(model: ExplainedModel, trained: keras.Model, test: Iterable[ExampleBatch]) -> Outcome:
     """The losses of the test points, by the loss that was scored, under the trained model's weights.
 
     `model` is left with these weights.
@@ -183,7 +183,7 @@ def evaluate_test_points(model: InfluenceModel, trained: keras.Model, test: Iter
     return Outcome(np.concatenate(ids), np.concatenate(losses), np.concatenate(predictions))
 
 
-def _predictions(model: InfluenceModel, batch: ExampleBatch) -> np.ndarray:
+def _predictions(model: ExplainedModel, batch: ExampleBatch) -> np.ndarray:
     """Classes, where the loss is one of classes; −1 elsewhere."""
     outputs = model.model(feed(model.model, batch.inputs, model.dtype), training=False)
     of_classes = "crossentropy" in model.loss_name.lower().replace("_", "")

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 
-def mean_gradients(model: InfluenceModel, train: Iterable[ExampleBatch], sets: Sequence[Sequence[str]]) -> np.ndarray:
+def mean_gradients(model: ExplainedModel, train: Iterable[ExampleBatch], sets: Sequence[Sequence[str]]) -> np.ndarray:
     """The mean gradient of each set of training examples, in one pass: [sets, P] float64.
 
     Raises:
@@ -42,7 +42,7 @@ def mean_gradients(model: InfluenceModel, train: Iterable[ExampleBatch], sets: S
     return totals / np.array([[max(len(names), 1)] for names in sets])
 
 
-def loss_changes(model: InfluenceModel, gradients: np.ndarray, tests: ExampleBatch, learning_rate: float) -> np.ndarray:
+def loss_changes(model: ExplainedModel, gradients: np.ndarray, tests: ExampleBatch, learning_rate: float) -> np.ndarray:
     """ℓ(t) after a step along row t of `gradients` minus ℓ(t) before, for each test point: [T]. The weights are put back."""
     before = model.losses(tests)
     own = [np.asarray(variable.value) for variable in model.variables]

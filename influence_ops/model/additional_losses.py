@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from beam_influence.influence_ops.model.gradients.discover import made_up
+from beam_influence.influence_ops.model.gradients.discover import made_up_examples
 from beam_influence.influence_ops.model.heads import additional_losses
 
 Kind = Literal["mean", "sum"]
@@ -34,7 +34,7 @@ class AdditionalLosses:
         Raises:
           ValueError: a term mixes the examples of a batch, so that none of them has a share of it.
         """
-        examples = made_up(inputs)
+        examples = made_up_examples(inputs)
         count = len(tf.nest.flatten(examples)[0])
         self._model(examples, training=False)
         together = np.array([float(term) for term in additional_losses(self._model)])

@@ -49,7 +49,7 @@ class AutodiffDerivatives:
         """What layers add to each example's loss (`add_loss`, activity regularisers): [B]; the examples' weights are not on it."""
         return self._map_examples(lambda x: self._additional.alone(tf.nest.map_structure(lambda leaf: leaf[None], x)), inputs)
 
-    def discover(self, inputs: Any, penalty: Callable[[Any], float | None]) -> Layout:
+    def discover(self, inputs: Any) -> Layout:
         """Finds the factored blocks of the watched weights; see `gradients.discover`. Once, before the methods with blocks."""
         if self.loss.heads.additional:
             self._additional.find(inputs)
@@ -57,7 +57,7 @@ class AutodiffDerivatives:
         def packed(examples: Any) -> tf.Tensor:
             return pack(self.outputs(examples).values)
 
-        self._plan = discover(self._model, self._keras_variables, packed, inputs, penalty)
+        self._plan = discover(self._model, self._keras_variables, packed, inputs)
         return self._plan.layout
 
     @property

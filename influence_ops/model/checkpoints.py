@@ -12,19 +12,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Gradients, Layout
 from beam_influence.influence_ops.model.gradients.blocks import scaled
 from beam_influence.influence_ops.model.guard import Agreement
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
-from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Inputs
 
 
-class Checkpoints(InfluenceModel):
+class CheckpointSum(ExplainedModel):
     """The same network at several points of its training.
 
     Args:
@@ -41,7 +41,7 @@ class Checkpoints(InfluenceModel):
         weights = [1 / len(parts)] * len(parts) if weights is None else [float(weight) for weight in weights]
         if len(weights) != len(parts) or not all(np.isfinite(weight) and weight > 0 for weight in weights):
             raise ValueError(f"checkpoint_weights={weights} must be {len(parts)} numbers above 0, one for each checkpoint")
-        self.parts = tuple(parts)
+        self._parts = tuple(parts)
         self.part_weights = tuple(weights)
         first = parts[0]
         for number, part in enumerate(parts):
@@ -50,7 +50,7 @@ class Checkpoints(InfluenceModel):
                     found, wanted = getattr(part, name), getattr(first, name)
                     raise ValueError(f"checkpoint {number} has {name} {found!r}, the first has {wanted!r}: checkpoints are of one network")
         self.model = parts[-1].model
-        self.loss_name, self.dtype, self.training_loss = first.loss_name, first.dtype, first.training_loss
+        self.dtype, self.training_loss = first.dtype, first.training_loss
         self.weight_decay, self.regularizer = first.weight_decay, first.regularizer
         self.variables = [variable for part in parts for variable in part.variables]
         self.size = sum(part.size for part in parts)
@@ -58,13 +58,17 @@ class Checkpoints(InfluenceModel):
         self.network = parts[-1].network
         self.process_batch_for_loss_fn = first.process_batch_for_loss_fn
         self._starts = np.cumsum([0, *(part.size for part in parts)]).tolist()
-        self._layout = None
+        self._layout: Layout | None = None
 
-    def with_weight_decay(self, weight_decay: float) -> InfluenceModel:
-        return Checkpoints([part.with_weight_decay(weight_decay) for part in self.parts], self.part_weights)
+    @property
+    def parts(self) -> tuple[InfluenceModel, ...]:
+        return self._parts
+
+    def with_weight_decay(self, weight_decay: float) -> CheckpointSum:
+        return CheckpointSum([part.with_weight_decay(weight_decay) for part in self.parts], self.part_weights)
 
     def check(self, batch: ExampleBatch) -> Agreement:
-        """See `InfluenceModel`; the largest difference of any checkpoint."""
+        """See `ExplainedModel`; the largest difference of any checkpoint."""
         found = [dataclasses.astuple(part.check(batch)) for part in self.parts]
         if any(part.dtype != self.dtype for part in self.parts):  # one gave up its float64 copy
             raise ValueError(
@@ -90,7 +94,7 @@ class Checkpoints(InfluenceModel):
         told = "|".join(f"{part.fingerprint()}:{weight!r}" for part, weight in zip(self.parts, self.part_weights, strict=True))
         return hashlib.sha256(told.encode()).hexdigest()
 
-    def layout(self, inputs: Any = None) -> Layout:
+    def layout(self, inputs: Inputs | None = None) -> Layout:
         if self._layout is None:
             blocks = []
             for number, (part, start) in enumerate(zip(self.parts, self._starts, strict=False)):

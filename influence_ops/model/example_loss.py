@@ -18,8 +18,7 @@ from beam_influence.influence_ops.model.position_losses import (
     is_softmax_cross_entropy,
     keras_losses,
     mixes_examples,
-    own_losses,
-    weights_argument,
+    user_losses,
 )
 from beam_influence.influence_ops.model.positions import example_losses, position_weights
 
@@ -56,7 +55,7 @@ class ExampleLoss:
     def __call__(self, targets: Targets, outputs: Outputs) -> tf.Tensor:
         if any(map(mixes_examples, keras.tree.flatten(self.training.losses))):
             return self._one_by_one(targets, outputs)
-        return self._together(targets, outputs)
+        return self._all_at_once(targets, outputs)
 
     def _one_by_one(self, targets: Targets, outputs: Outputs) -> tf.Tensor:
         """Each example as a batch of one: for a loss that may look at the whole of a batch, as any of the user's own may."""
@@ -65,7 +64,7 @@ class ExampleLoss:
             alone = tf.nest.map_structure(lambda leaf: leaf[None], example)
             masks = iter(alone["masks"])
             given = Outputs(alone["values"], tuple(None if mask is None else next(masks) for mask in outputs.masks))
-            return self._together(alone["targets"], given)[0]
+            return self._all_at_once(alone["targets"], given)[0]
 
         masks = [mask for mask in outputs.masks if mask is not None]
         return tf.vectorized_map(one, {"targets": targets, "values": outputs.values, "masks": masks})
@@ -76,33 +75,28 @@ class ExampleLoss:
         loss = self.training.losses
         if len(self.heads.activations) != 1 or self.training.weights is not None:
             return None
-        if self.training.own_function is None and is_softmax_cross_entropy(loss, self.heads.activations[0]):
+        if self.training.user_function is None and is_softmax_cross_entropy(loss, self.heads.activations[0]):
             return "categorical"
         return "bernoulli" if loss is BUILT_IN["sigmoid_cross_entropy"] else None
-
-    @property
-    def takes_weights(self) -> bool:
-        """Whether the examples' weights go to the loss itself, in `targets`, and must not be multiplied by again."""
-        return weights_argument(self.training.own_function) is not None
 
     def position_weights(self, targets: Targets, outputs: Outputs) -> tf.Tensor:
         """What each position's loss is multiplied by in the example's: [B, ...]; of a loss with a likelihood."""
         (term,) = self._terms(targets["labels"], outputs)
         losses, mask = keras_losses(*term[:5])
-        return position_weights(losses, _both(term.mask, mask), targets.get("weights"), _reduction(term.loss))
+        return position_weights(losses, _both_masks(term.mask, mask), targets.get("weights"), _reduction(term.loss))
 
-    def _together(self, targets: Targets, outputs: Outputs) -> tf.Tensor:
+    def _all_at_once(self, targets: Targets, outputs: Outputs) -> tf.Tensor:
         """[B]: Keras's own losses treat each example by itself."""
-        labels, weights, function = targets["labels"], targets.get("weights"), self.training.own_function
+        labels, weights, function = targets["labels"], targets.get("weights"), self.training.user_function
         if function is not None:
-            labels = _only(labels) if not tf.nest.is_nested(outputs.values) else labels
-            losses, mask = own_losses(function, labels, self.heads.predictions(outputs.values), weights)
+            labels = _single_label(labels) if not tf.nest.is_nested(outputs.values) else labels
+            losses, mask = user_losses(function, labels, self.heads.predictions(outputs.values), weights)
             single = outputs.masks[0] if len(outputs.masks) == 1 else None
-            return example_losses(_of_one(losses), _both(single, mask), None if self.takes_weights else weights)
+            return example_losses(_with_batch_axis(losses), _both_masks(single, mask), None if self.training.takes_weights else weights)
         total: Any = None
         for term in self._terms(labels, outputs):
             losses, mask = keras_losses(*term[:5])
-            reduced = example_losses(_of_one(losses), _both(term.mask, mask), weights, _reduction(term.loss)) * term.weight
+            reduced = example_losses(_with_batch_axis(losses), _both_masks(term.mask, mask), weights, _reduction(term.loss)) * term.weight
             total = reduced if total is None else total + reduced
         return total
 
@@ -110,7 +104,7 @@ class ExampleLoss:
         losses, weights = self.training.losses, self.training.weights
         predictions = self.heads.predictions(outputs.values)
         if not tf.nest.is_nested(outputs.values):
-            labels = _only(labels)
+            labels = _single_label(labels)
             if tf.nest.is_nested(labels):
                 raise ValueError(f"the model has one output, and there are {len(labels)} labels; name one, or a loss of your own for them")
             found = keras.tree.flatten(losses)
@@ -140,12 +134,12 @@ class ExampleLoss:
         ]
 
 
-def _of_one(losses: tf.Tensor) -> tf.Tensor:
+def _with_batch_axis(losses: tf.Tensor) -> tf.Tensor:
     """One number for a batch of one as [1]."""
     return losses[None] if losses.shape.rank == 0 else losses
 
 
-def _only(labels: Any) -> Any:
+def _single_label(labels: Any) -> Any:
     """The label itself, where a structure holds just one."""
     flat = tf.nest.flatten(labels)
     return flat[0] if len(flat) == 1 else labels
@@ -155,7 +149,7 @@ def _reduction(loss: Any) -> str:
     return (getattr(loss, "reduction", "sum_over_batch_size") or "none") if isinstance(loss, keras.losses.Loss) else "sum_over_batch_size"
 
 
-def _both(a: tf.Tensor | None, b: tf.Tensor | None) -> tf.Tensor | None:
+def _both_masks(a: tf.Tensor | None, b: tf.Tensor | None) -> tf.Tensor | None:
     return b if a is None else a if b is None else a & b
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Block
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
@@ -31,16 +32,17 @@ MAX_OUTPUTS = 256
 """The largest output for which ∂²ℓ/∂z² of a loss without a known likelihood is decomposed, example by example."""
 
 
-def fisher_blocks(model: InfluenceModel, batch: ExampleBatch, fisher: Fisher, seed: int) -> Iterator[tuple[Block, ...]]:
+def fisher_blocks(model: ExplainedModel, batch: ExampleBatch, fisher: Fisher, seed: int) -> Iterator[tuple[Block, ...]]:
     """Gradients as blocks, without the examples' weights, whose outer products sum to a Fisher matrix of the batch.
 
     Raises:
       ValueError: the loss has no known likelihood, and too many outputs for the general way.
     """
-    if model.parts:  # checkpoints: their blocks stand side by side
-        for draws in zip(*(fisher_blocks(part, batch, fisher, seed) for part in model.parts), strict=True):
-            yield tuple(block for draw in draws for block in draw)
-        return
+    for draws in zip(*(_blocks_of_one(part, batch, fisher, seed) for part in model.parts), strict=True):
+        yield tuple(block for draw in draws for block in draw)
+
+
+def _blocks_of_one(model: InfluenceModel, batch: ExampleBatch, fisher: Fisher, seed: int) -> Iterator[tuple[Block, ...]]:
     if fisher == "empirical":
         yield model.loss_blocks(batch)
         return

@@ -35,8 +35,8 @@ def float64_copy(model: keras.Model) -> keras.Model:
     try:
         config: Any = keras.saving.serialize_keras_object(model)
         config.pop("compile_config", None)  # a user's metrics and losses need not be known to Keras
-        known = _own_objects(model._flatten_layers())
-        copy: Any = keras.saving.deserialize_keras_object(_widened(config), custom_objects=known, safe_mode=False)
+        known = _user_objects(model._flatten_layers())
+        copy: Any = keras.saving.deserialize_keras_object(_in_float64(config), custom_objects=known, safe_mode=False)
         if not same_layers(model, copy):
             raise NoCopy("its layers are put together in another way when it is made from its configuration")
         for own, made in zip(model.variables, copy.variables, strict=False):
@@ -53,24 +53,24 @@ def float64_copy(model: keras.Model) -> keras.Model:
     return copy
 
 
-def _widened(config: Any) -> Any:
+def _in_float64(config: Any) -> Any:
     """The configuration with every narrower dtype and dtype policy as float64."""
     if isinstance(config, dict):
-        return {key: _wide(value) if key == "dtype" else _widened(value) for key, value in config.items()}
+        return {key: _float64_dtype(value) if key == "dtype" else _in_float64(value) for key, value in config.items()}
     if isinstance(config, (list, tuple)):
-        return type(config)(_widened(value) for value in config)
+        return type(config)(_in_float64(value) for value in config)
     return config
 
 
-def _wide(dtype: Any) -> Any:
+def _float64_dtype(dtype: Any) -> Any:
     if isinstance(dtype, str):
         return "float64" if dtype in _NARROW else dtype
     if isinstance(dtype, dict) and isinstance(dtype.get("config"), dict) and dtype["config"].get("name") in _NARROW:
         return {**dtype, "config": {**dtype["config"], "name": "float64"}}
-    return _widened(dtype)
+    return _in_float64(dtype)
 
 
-def _own_objects(layers: list[Any]) -> dict[str, Any]:
+def _user_objects(layers: list[Any]) -> dict[str, Any]:
     """What the configuration names and Keras may not know: the layers' classes, and their functions and regularisers."""
     found: dict[str, Any] = {}
     for layer in layers:

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from beam_influence.influence_ops.model.gradients.blocks import Block, BlockLayout, Factored, Layout, materialise
+from beam_influence.influence_ops.model.gradients.blocks import Block, BlockLayout, Factored, Gradients, Layout, materialise
 from beam_influence.influence_ops.model.keras_truth import KerasTruth, narrowest_dtype, tensors
 from beam_influence.influence_ops.model.losses import takes_logits
 from beam_influence.influence_ops.model.network import feed, to_numpy
@@ -27,13 +27,15 @@ from beam_influence.influence_ops.model.position_losses import is_softmax_cross_
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 if TYPE_CHECKING:
+    from beam_influence.influence_ops.model.explained_model import ExplainedModel
     from beam_influence.influence_ops.model.influence_model import InfluenceModel
 
 EXAMPLES = 6
-_MANY = 16  # outputs that are logits are not all between 0 and 1 by chance
-_LARGE = 1 << 22  # weights above which fewer examples will do
+_ENOUGH_OUTPUTS = 16  # outputs that are logits are not all between 0 and 1 by chance
+_LARGE_SIZE = 1 << 22  # weights above which fewer examples will do
 _TOLERANCES = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.2}  # Keras computes its losses in float32
 _SAME = 1e-7  # of two sums in float64
+_SAME_LATER = 1e-5  # of one example's in float64; wider, since it ends a run that is under way
 
 
 class Disagreement(ValueError):
@@ -67,7 +69,7 @@ def check_agreement(model: InfluenceModel, batch: ExampleBatch) -> Agreement:
     _refuse_weights_that_cancel(model, batch)
     _refuse_probabilities(model, batch)
     # Spread over the batch: neighbours in a file are alike.
-    batch = batch.select(np.unique(np.linspace(0, len(batch) - 1, EXAMPLES if model.size < _LARGE else 2).astype(np.int64)))
+    batch = batch.select(np.unique(np.linspace(0, len(batch) - 1, EXAMPLES if model.size < _LARGE_SIZE else 2).astype(np.int64)))
     try:
         losses, blocks, layout = model.plain_losses_and_blocks(batch)
     except Exception:
@@ -86,18 +88,15 @@ def check_agreement(model: InfluenceModel, batch: ExampleBatch) -> Agreement:
         losses, blocks, layout = model.plain_losses_and_blocks(batch)
     tolerance = _TOLERANCES[narrowest_dtype(model.network.original)]
     same = _SAME if model.dtype == "float64" else tolerance
-    again = _off(*_sums(model.plain_losses_and_blocks(batch)), *_sums((losses, blocks, layout)))
+    again = _difference(*_summed_blocks(model.plain_losses_and_blocks(batch)), *_summed_blocks((losses, blocks, layout)))
     if again > same:
         raise Disagreement(
             f"the same batch gives another loss or gradient the second time (off by {again:.1g} of the largest value): a layer draws "
             "random numbers or keeps state when the model is used for prediction; make it deterministic with training=False"
         )
-    batches = _off(*_sums((losses, blocks, layout)), *_one_by_one(model, batch))
+    batches = _difference(*_summed_blocks((losses, blocks, layout)), *_one_by_one(model, batch))
     if batches > same:
-        raise Disagreement(
-            f"a batch of {len(batch)} examples gives other losses or gradients than each example alone (off by {batches:.1g} of the "
-            "largest value): a layer or the loss mixes the examples of a batch, so that no example has a loss of its own"
-        )
+        raise _mixes_examples(len(batch), batches)
     truth = KerasTruth(model, batch)
     _refuse_weights_in_loss(truth)
     outputs = _check_outputs(model, batch, tolerance) if model.network.is_copy else 0.0
@@ -106,11 +105,46 @@ def check_agreement(model: InfluenceModel, batch: ExampleBatch) -> Agreement:
     return Agreement(len(batch), outputs, off_losses, off_gradient, batches, again)
 
 
+def check_later_batch(model: ExplainedModel, batch: ExampleBatch, losses: np.ndarray, gradients: Gradients) -> None:
+    """Compares the example with the largest loss in `batch` with itself as a batch of one: in batches number 1, 2, 4, 8, …
+
+    Args:
+      batch: B examples whose losses and gradients are finite.
+      losses, gradients: theirs, [B] each.
+
+    Raises:
+      Disagreement: they differ.
+    """
+    if len(batch) < 2:
+        return
+    model.batches_evaluated += 1
+    if model.batches_evaluated & (model.batches_evaluated - 1):
+        return
+    row = np.array([np.argmax(np.abs(losses))])
+    alone, gradients_alone = model.losses_and_gradients(batch.select(row))
+    same = _SAME_LATER if model.dtype == "float64" else _TOLERANCES[narrowest_dtype(model.network.original)]
+    small = 10 * same  # next to values below it, a difference is rounding
+    scale = worst = 0.0
+    for layout, block, own in zip(gradients.layout.blocks, gradients.select(row).blocks, gradients_alone.blocks, strict=True):
+        wanted = _summed_block(layout, own)
+        scale, worst = max(scale, float(np.abs(wanted).max())), max(worst, float(np.abs(_summed_block(layout, block) - wanted).max()))
+    off = max(abs(float(losses[row[0]] - alone[0])) / (abs(float(alone[0])) + small), worst / (scale + small))
+    if not off <= same:
+        raise _mixes_examples(len(batch), off)
+
+
+def _mixes_examples(count: int, off: float) -> Disagreement:
+    return Disagreement(
+        f"a batch of {count} examples gives other losses or gradients than each example alone (off by {off:.1g} of the "
+        "largest value): a layer or the loss mixes the examples of a batch, so that no example has a loss of its own"
+    )
+
+
 def _one_by_one(model: InfluenceModel, batch: ExampleBatch) -> tuple[np.ndarray, list[np.ndarray]]:
     """The losses of batches of one, and the sum of their gradients."""
-    losses, totals = _sums(model.plain_losses_and_blocks(batch.select(np.array([0]))))
+    losses, totals = _summed_blocks(model.plain_losses_and_blocks(batch.select(np.array([0]))))
     for row in range(1, len(batch)):
-        loss, sums = _sums(model.plain_losses_and_blocks(batch.select(np.array([row]))))
+        loss, sums = _summed_blocks(model.plain_losses_and_blocks(batch.select(np.array([row]))))
         losses = np.concatenate([losses, loss])
         totals = [total + part for total, part in zip(totals, sums, strict=True)]
     return losses, totals
@@ -150,11 +184,11 @@ def _refuse_probabilities(model: InfluenceModel, batch: ExampleBatch) -> None:
     model.layout(batch.inputs)
     if model.loss.heads.activations != ("linear",) or not takes_logits(model.training_loss.losses):
         return
-    found = to_numpy(model.packed_outputs(batch.select(np.arange(min(len(batch), 2 * _MANY)))))
+    found = to_numpy(model.packed_outputs(batch.select(np.arange(min(len(batch), 2 * _ENOUGH_OUTPUTS)))))
     within = found.size > 0 and bool((found >= 0).all()) and bool((found <= 1).all())
     of_classes = within and found.shape[-1] > 1 and found.ndim > 1 and np.allclose(found.sum(axis=-1), 1, atol=1e-3)
     by_range = model.loss.heads.opaque and not is_softmax_cross_entropy(model.training_loss.losses, "linear")
-    if of_classes or (within and by_range and found.size >= _MANY):
+    if of_classes or (within and by_range and found.size >= _ENOUGH_OUTPUTS):
         raise Disagreement(
             f"the loss {model.loss_name!r} takes logits, and the model's outputs are probabilities already "
             f"({'they sum to 1' if of_classes else 'all are between 0 and 1'}): it would apply the activation a second time; name the "
@@ -165,16 +199,16 @@ def _refuse_probabilities(model: InfluenceModel, batch: ExampleBatch) -> None:
 def _check_outputs(model: InfluenceModel, batch: ExampleBatch, tolerance: float) -> float:
     own = model.network.original(tensors(batch.inputs), training=False)
     copied = model.model(feed(model.model, batch.inputs, model.dtype), training=False)
-    off = _off_all(tf.nest.flatten(own), tf.nest.flatten(copied))
+    off = _largest_difference(tf.nest.flatten(own), tf.nest.flatten(copied))
     if not off <= tolerance:
         raise Disagreement(
             f"the float64 copy of the model is not the model: its outputs are off by {off:.1g} of the largest"
-            f"{_first_layer(model, batch, tolerance)}; use precision 'native', which computes on the model itself"
+            f"{_first_differing_layer(model, batch, tolerance)}; use precision 'native', which computes on the model itself"
         )
     return off
 
 
-def _first_layer(model: InfluenceModel, batch: ExampleBatch, tolerance: float) -> str:
+def _first_differing_layer(model: InfluenceModel, batch: ExampleBatch, tolerance: float) -> str:
     """Which layer differs first, where the model is made of layers whose outputs can be had."""
     original, copy = model.network.original, model.model
     inputs = tensors(batch.inputs), feed(copy, batch.inputs, model.dtype)
@@ -184,7 +218,7 @@ def _first_layer(model: InfluenceModel, batch: ExampleBatch, tolerance: float) -
                 tf.nest.flatten(keras.Model(network.inputs, layer.output)(given, training=False))
                 for network, layer, given in zip((original, copy), (own, made), inputs, strict=True)
             ]
-            if not _off_all(*found) <= tolerance:
+            if not _largest_difference(*found) <= tolerance:
                 return f", first in the layer {own.name!r} ({type(own).__name__})"
         except Exception:  # called several times, or not on the way to the outputs
             continue
@@ -193,7 +227,7 @@ def _first_layer(model: InfluenceModel, batch: ExampleBatch, tolerance: float) -
 
 def _check_losses(model: InfluenceModel, batch: ExampleBatch, losses: np.ndarray, truth: KerasTruth, tolerance: float) -> float:
     wanted = truth.losses()
-    off = _off_arrays(losses, wanted)
+    off = _relative_difference(losses, wanted)
     if not off <= tolerance:
         worst = int(np.argmax(np.abs(losses - wanted)))
         raise Disagreement(
@@ -213,7 +247,7 @@ def _check_gradient(model: InfluenceModel, layout: Layout, blocks: tuple[Block, 
     wanted = truth.gradient()
     flat = np.zeros((1, model.size))
     for block_layout, block in zip(layout.blocks, blocks, strict=True):
-        block_layout.write(_sum(block_layout, block)[None], flat)
+        block_layout.write(_summed_block(block_layout, block)[None], flat)
     scale = max(float(np.abs(wanted).max()), truth.smallest_gradient)
     off = float(np.abs(flat[0] - wanted).max()) / scale if scale else 0.0
     if not off <= tolerance:
@@ -228,30 +262,30 @@ def _check_gradient(model: InfluenceModel, layout: Layout, blocks: tuple[Block, 
     return off
 
 
-def _sum(layout: BlockLayout, block: Block) -> np.ndarray:
+def _summed_block(layout: BlockLayout, block: Block) -> np.ndarray:
     """The sum of a block's gradients: [I, O] float64."""
     if isinstance(block, Factored):
         return to_numpy(tf.einsum("bsi,bso->io", block.inputs, block.errors))
     return to_numpy(tf.reduce_sum(materialise(layout, block), axis=0))
 
 
-def _sums(found: tuple[np.ndarray, tuple[Block, ...], Layout]) -> tuple[np.ndarray, list[np.ndarray]]:
+def _summed_blocks(found: tuple[np.ndarray, tuple[Block, ...], Layout]) -> tuple[np.ndarray, list[np.ndarray]]:
     losses, blocks, layout = found
-    return losses, [_sum(block_layout, block) for block_layout, block in zip(layout.blocks, blocks, strict=True)]
+    return losses, [_summed_block(block_layout, block) for block_layout, block in zip(layout.blocks, blocks, strict=True)]
 
 
-def _off(losses: np.ndarray, sums: list[np.ndarray], other_losses: np.ndarray, other_sums: list[np.ndarray]) -> float:
+def _difference(losses: np.ndarray, sums: list[np.ndarray], other_losses: np.ndarray, other_sums: list[np.ndarray]) -> float:
     scale = max((float(np.abs(part).max()) for part in sums), default=0.0)
     worst = max((float(np.abs(a - b).max()) for a, b in zip(sums, other_sums, strict=True)), default=0.0)
-    return max(_off_arrays(losses, other_losses), worst / scale if scale else worst)
+    return max(_relative_difference(losses, other_losses), worst / scale if scale else worst)
 
 
-def _off_all(found: list[Any], wanted: list[Any]) -> float:
+def _largest_difference(found: list[Any], wanted: list[Any]) -> float:
     floats = [(a, b) for a, b in zip(found, wanted, strict=True) if tf.convert_to_tensor(a).dtype.is_floating]
-    return max((_off_arrays(to_numpy(a), to_numpy(b)) for a, b in floats), default=0.0)
+    return max((_relative_difference(to_numpy(a), to_numpy(b)) for a, b in floats), default=0.0)
 
 
-def _off_arrays(found: np.ndarray, wanted: np.ndarray) -> float:
+def _relative_difference(found: np.ndarray, wanted: np.ndarray) -> float:
     """The largest difference, relative to the largest value; NaN where one is NaN and the other is not."""
     if found.shape != wanted.shape:
         return float("inf")

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 _ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 _ROUNDING = ("Floor", "Ceil", "Round", "Rint", "FloorDiv", "FloorMod")
-_MOVES = ("Cast", "Identity", "Reshape", "ExpandDims", "Squeeze", "StridedSlice")
+_WITHOUT_ARITHMETIC = ("Cast", "Identity", "Reshape", "ExpandDims", "Squeeze", "StridedSlice")
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 
 
@@ -91,7 +91,7 @@ def _rounding(graph: Any) -> str | None:
 
 def _is_given(tensor: tf.Tensor) -> bool:
     """Whether a tensor is an input of the graph, or a number that no arithmetic has made."""
-    while tensor.op.type in _MOVES and tensor.op.inputs[0].dtype.is_floating:
+    while tensor.op.type in _WITHOUT_ARITHMETIC and tensor.op.inputs[0].dtype.is_floating:
         tensor = tensor.op.inputs[0]
     return tensor.op.type in ("Placeholder", "Const", "Cast")
 

@@ -11,8 +11,7 @@ import tensorflow as tf
 from keras.src.trainers.compile_utils import CompileLoss  # not exported: how `compile` turns what it is given into a loss
 
 from beam_influence.influence_ops.model.heads import additional_losses
-from beam_influence.influence_ops.model.losses import sigmoid_cross_entropy, softmax_cross_entropy, squared_error
-from beam_influence.influence_ops.model.position_losses import weights_argument
+from beam_influence.influence_ops.model.losses import sigmoid_cross_entropy, softmax_cross_entropy, squared_error, weights_argument
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class KerasTruth:
         self._loss = model.training_loss
         order = {id(variable): place for place, variable in enumerate(model.model.trainable_variables)}
         places = [order[id(variable)] for variable in model.variables]
-        self._own = [self._model.trainable_variables[place] for place in places]
+        self._variables = [self._model.trainable_variables[place] for place in places]
         self._losses: list[float] = []
         self._of_outputs: list[float] = []
         self._gradient = np.zeros(model.size)
@@ -74,7 +73,7 @@ class KerasTruth:
         return max(1e-3 * self._largest, 3e-4 * float(np.abs(self._losses).max(initial=0.0)))
 
     def _compute(self) -> None:
-        values = [variable.value for variable in self._own]
+        values = [variable.value for variable in self._variables]
         zero = tf.UnconnectedGradients.ZERO
         for row in range(len(self.batch)):
             one = self.batch.select(np.array([row]))
@@ -96,18 +95,18 @@ class KerasTruth:
             if direct is not None:
                 read = tape.gradient(direct, values)
                 nonzero = [part is not None and bool(np.any(tf.convert_to_tensor(part))) for part in read]
-                self.reads_weight = self._own[nonzero.index(True)].path if any(nonzero) else None
+                self.reads_weight = self._variables[nonzero.index(True)].path if any(nonzero) else None
 
     def _example_loss(self, one: ExampleBatch, outputs: Any) -> tf.Tensor:
         labels = tensors(one.labels)
         if tf.nest.is_nested(labels) and not tf.nest.is_nested(outputs) and len(labels) == 1:
             labels = tf.nest.flatten(labels)[0]
         weights = None if one.weights is None else tf.constant(one.weights, tf.float32)
-        function = self._loss.own_function
+        function = self._loss.user_function
         if function is not None:
-            return _own(function, labels, outputs, weights, self._model)
+            return _user_loss(function, labels, outputs, weights, self._model)
         losses = self._loss.losses if self._loss.compiled else _in_keras(self._loss.losses, labels, outputs)
-        return _as_compiled(losses, labels, outputs, weights, self._model, self._loss.weights)
+        return _compiled_loss(losses, labels, outputs, weights, self._model, self._loss.weights)
 
 
 def narrowest_dtype(model: Any) -> str:
@@ -117,20 +116,20 @@ def narrowest_dtype(model: Any) -> str:
     return narrow[0] if narrow else "float32"
 
 
-def _own(function: Any, labels: Any, outputs: Any, weights: Any, model: Any) -> tf.Tensor:
+def _user_loss(function: Any, labels: Any, outputs: Any, weights: Any, model: Any) -> tf.Tensor:
     name = weights_argument(function)
     if name is not None:
         return tf.reduce_mean(tf.convert_to_tensor(function(labels, outputs, **{name: tf.ones(1) if weights is None else weights})))
     if not tf.nest.is_nested(labels) and not tf.nest.is_nested(outputs):
         try:
-            return _as_compiled(function, labels, outputs, weights, model)
+            return _compiled_loss(function, labels, outputs, weights, model)
         except Exception:  # it wants integers, which Keras turns into floats
             pass
     found = tf.reduce_mean(tf.convert_to_tensor(function(labels, outputs)))
     return found if weights is None else found * tf.cast(tf.reduce_mean(weights), found.dtype)
 
 
-def _as_compiled(loss: Any, labels: Any, outputs: Any, weights: Any, model: Any, loss_weights: Any = None) -> tf.Tensor:
+def _compiled_loss(loss: Any, labels: Any, outputs: Any, weights: Any, model: Any, loss_weights: Any = None) -> tf.Tensor:
     names = getattr(model, "output_names", None) or None
     return tf.convert_to_tensor(CompileLoss(loss, loss_weights, output_names=names)(labels, outputs, weights))
 
@@ -143,11 +142,11 @@ def _in_keras(loss: Any, labels: Any, outputs: Any) -> Any:
         return (losses.SparseCategoricalCrossentropy if sparse else losses.CategoricalCrossentropy)(from_logits=True)
     size = outputs.shape[-1] if len(outputs.shape) > 1 else 1
     if loss is sigmoid_cross_entropy:
-        return lambda y, p: size * _any(losses.binary_crossentropy(y, p, from_logits=True))
-    return (lambda y, p: size * _any(losses.mean_squared_error(y, p))) if loss is squared_error else loss
+        return lambda y, p: size * _untyped(losses.binary_crossentropy(y, p, from_logits=True))
+    return (lambda y, p: size * _untyped(losses.mean_squared_error(y, p))) if loss is squared_error else loss
 
 
-def _any(tensor: Any) -> Any:
+def _untyped(tensor: Any) -> Any:
     """Keras's functions are typed as of any of its backends."""
     return tensor
 

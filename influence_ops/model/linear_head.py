@@ -72,7 +72,7 @@ class LinearHeadDerivatives:
     def _losses(self, targets: Targets) -> Callable[[tf.Tensor], tf.Tensor]:
         return lambda outputs: self.loss(targets, Outputs(outputs, (None,)))
 
-    def discover(self, inputs: Any, penalty: Callable[[Any], float | None]) -> Layout:
+    def discover(self, inputs: Any) -> Layout:
         """Kernel and bias as one block."""
         head = self._head
         shape = tuple(int(size) for size in head.kernel.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -36,17 +37,17 @@ def softmax_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 def sigmoid_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Binary cross-entropy from logits [B] or [B, ..., K], summed over the K outputs."""
-    labels, logits = _matched(labels, logits)
+    labels, logits = _in_outputs_shape(labels, logits)
     return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits), axis=-1)
 
 
 def squared_error(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
     """The sum over the last axis of (label - output)²; not halved, as Keras has it."""
-    labels, outputs = _matched(labels, outputs)
+    labels, outputs = _in_outputs_shape(labels, outputs)
     return tf.reduce_sum(tf.square(labels - outputs), axis=-1)
 
 
-def _matched(labels: tf.Tensor, outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _in_outputs_shape(labels: tf.Tensor, outputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     if outputs.shape.rank == 1:
         outputs = outputs[:, None]
     return tf.reshape(tf.cast(labels, outputs.dtype), tf.shape(outputs)), outputs
@@ -77,11 +78,30 @@ class TrainingLoss:
     compiled: bool = False
 
     @property
-    def own_function(self) -> Any:
+    def user_function(self) -> Any:
         """The user's function, where the loss is one that was given beside the model; else None."""
         given = self.losses
         known = self.compiled or isinstance(given, (str, list, tuple, dict, keras.losses.Loss)) or given in BUILT_IN.values()
         return None if known or getattr(given, "__module__", "").startswith("keras.") else given
+
+    @property
+    def takes_weights(self) -> bool:
+        """Whether the examples' weights go to the loss itself, in `Targets`, and must not be multiplied by again."""
+        return weights_argument(self.user_function) is not None
+
+
+def weights_argument(function: Any) -> str | None:
+    """The argument in which a function of the user's takes the examples' weights, by which it multiplies itself: `sample_weight`,
+    or a third one that it can't do without; None where it takes none."""
+    try:
+        arguments = {} if function is None else dict(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return None
+    if "sample_weight" in arguments:
+        return "sample_weight"
+    third = list(arguments.values())[2:3]
+    needed = [one.name for one in third if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    return needed[0] if needed else None
 
 
 def resolve_loss(loss: Any, model: Any = None) -> TrainingLoss:
@@ -98,12 +118,12 @@ def resolve_loss(loss: Any, model: Any = None) -> TrainingLoss:
     if loss is None or loss == "compiled":
         return _compiled(model)
     if not isinstance(loss, str):
-        return TrainingLoss(*_named(loss))
+        return TrainingLoss(*_with_name(loss))
     if loss in BUILT_IN:
         return TrainingLoss(BUILT_IN[loss], loss)
     if ":" in loss:
-        return TrainingLoss(_named(load_object(loss))[0], loss)
-    return TrainingLoss(*_named(_by_keras_name(loss)))
+        return TrainingLoss(_with_name(load_object(loss))[0], loss)
+    return TrainingLoss(*_with_name(_by_keras_name(loss)))
 
 
 def takes_logits(loss: Any) -> bool:
@@ -126,7 +146,7 @@ def _compiled(model: Any) -> TrainingLoss:
             )
     # Keras keeps them beside the compiled loss.
     weights = getattr(getattr(model, "_compile_loss", None), "_user_loss_weights", None)
-    names = [_named(leaf)[1] for leaf in keras.tree.flatten(losses) if leaf is not None]
+    names = [_with_name(leaf)[1] for leaf in keras.tree.flatten(losses) if leaf is not None]
     name = names[0] if not keras.tree.is_nested(losses) else f"[{', '.join(names)}]"
     return TrainingLoss(losses, name if weights is None else f"{name}×{weights}", weights, compiled=True)
 
@@ -140,7 +160,7 @@ def _by_keras_name(name: str) -> Any:
         ) from error
 
 
-def _named(loss: Any) -> tuple[Any, str]:
+def _with_name(loss: Any) -> tuple[Any, str]:
     if isinstance(loss, type) and issubclass(loss, keras.losses.Loss):
         loss = loss()
     if isinstance(loss, str):

@@ -57,7 +57,7 @@ def open_network(model: Any, precision: Precision) -> Network:
     if not model.built:
         raise ValueError("the model has no weights yet; call it once on a batch, or load a trained one")
     _refuse_layers(model)
-    native = Network(model, model, _own_dtype(model), inputs)
+    native = Network(model, model, _weights_dtype(model), inputs)
     if precision == "native":
         return native
     if not isinstance(model, (keras.Sequential, Functional)):
@@ -76,7 +76,7 @@ def open_network(model: Any, precision: Precision) -> Network:
         return native
 
 
-def _own_dtype(model: Any) -> str:
+def _weights_dtype(model: Any) -> str:
     trainable = model.trainable_variables or model.variables
     return str(trainable[0].dtype) if trainable else "float32"
 
@@ -120,8 +120,8 @@ def declared_specs(model: Any, dtype: str) -> Any:
     """What `feed` gives for the inputs that a model declares."""
     specs = {}
     for tensor in model.inputs:
-        wide = tensor.dtype != "string" and tf.as_dtype(tensor.dtype).is_floating
-        specs[tensor.name] = tf.TensorSpec([None, *tensor.shape[1:]], dtype if wide else tensor.dtype)
+        is_float = tensor.dtype != "string" and tf.as_dtype(tensor.dtype).is_floating
+        specs[tensor.name] = tf.TensorSpec([None, *tensor.shape[1:]], dtype if is_float else tensor.dtype)
     return next(iter(specs.values())) if len(specs) == 1 else specs
 
 

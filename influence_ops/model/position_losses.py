@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from beam_influence.influence_ops.model.losses import BUILT_IN, softmax_cross_entropy, squared_error
+from beam_influence.influence_ops.model.losses import BUILT_IN, softmax_cross_entropy, squared_error, weights_argument
 
 _MIXING = (keras.losses.hinge, keras.losses.squared_hinge)  # they look for labels 0 and 1 in the whole batch
 _CROSS_ENTROPIES = (keras.losses.sparse_categorical_crossentropy, keras.losses.categorical_crossentropy)
@@ -61,11 +60,11 @@ def keras_losses(loss: Any, labels: tf.Tensor, values: tf.Tensor, predictions: t
     labels = tf.cast(labels, predictions.dtype)  # Keras's losses convert them all
     if isinstance(loss, keras.losses.Loss):
         return _with_mask(loss.call(labels, predictions))
-    function = _by_shapes(loss, labels, predictions) if isinstance(loss, str) else loss
-    return _with_mask(function(*_lined_up(labels, predictions)))
+    function = _loss_for_shapes(loss, labels, predictions) if isinstance(loss, str) else loss
+    return _with_mask(function(*_with_equal_ranks(labels, predictions)))
 
 
-def own_losses(function: Callable, labels: Any, predictions: Any, weights: tf.Tensor | None) -> Found:
+def user_losses(function: Callable, labels: Any, predictions: Any, weights: tf.Tensor | None) -> Found:
     """The losses [B, ...] of a function of the user's that was given beside the model.
 
     Labels of integers stay integers where the function takes them; else they are floats, as Keras would have them.
@@ -84,14 +83,14 @@ def own_losses(function: Callable, labels: Any, predictions: Any, weights: tf.Te
     if tf.nest.is_nested(labels) or tf.nest.is_nested(predictions):
         return _with_mask(function(wide, predictions, **extra))
     try:
-        return _with_mask(function(*_lined_up(wide, predictions), **extra))
+        return _with_mask(function(*_with_equal_ranks(wide, predictions), **extra))
     except (TypeError, ValueError, tf.errors.InvalidArgumentError):
         if wide.dtype.is_floating:
             raise
-        return _with_mask(function(*_lined_up(tf.cast(labels, dtype), predictions), **extra))
+        return _with_mask(function(*_with_equal_ranks(tf.cast(labels, dtype), predictions), **extra))
 
 
-def _by_shapes(name: str, labels: tf.Tensor, predictions: tf.Tensor) -> Any:
+def _loss_for_shapes(name: str, labels: tf.Tensor, predictions: tf.Tensor) -> Any:
     if name.lower() not in _CHOSEN_BY_SHAPE:
         return keras.losses.get(name)
     if predictions.shape[-1] == 1:
@@ -100,33 +99,19 @@ def _by_shapes(name: str, labels: tf.Tensor, predictions: tf.Tensor) -> Any:
     return keras.losses.sparse_categorical_crossentropy if sparse else keras.losses.categorical_crossentropy
 
 
-def weights_argument(function: Any) -> str | None:
-    """The argument in which a function of the user's takes the examples' weights, by which it multiplies itself: `sample_weight`,
-    or a third one that it can't do without; None where it takes none."""
-    try:
-        arguments = {} if function is None else dict(inspect.signature(function).parameters)
-    except (TypeError, ValueError):
-        return None
-    if "sample_weight" in arguments:
-        return "sample_weight"
-    third = list(arguments.values())[2:3]
-    needed = [one.name for one in third if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
-    return needed[0] if needed else None
-
-
 def _with_mask(losses: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
     return tf.convert_to_tensor(losses), getattr(losses, "_keras_mask", None)
 
 
-def _lined_up(labels: tf.Tensor, predictions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _with_equal_ranks(labels: tf.Tensor, predictions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Ranks that differ by one through a last axis of length 1, as Keras lines them up."""
     if labels.shape.rank >= predictions.shape.rank:
-        return _one_way(labels, predictions)
-    predictions, labels = _one_way(predictions, labels)
+        return _squeeze_or_expand(labels, predictions)
+    predictions, labels = _squeeze_or_expand(predictions, labels)
     return labels, predictions
 
 
-def _one_way(longer: Any, shorter: Any) -> tuple[tf.Tensor, tf.Tensor]:
+def _squeeze_or_expand(longer: Any, shorter: Any) -> tuple[tf.Tensor, tf.Tensor]:
     if longer.shape.rank == shorter.shape.rank + 1 and longer.shape[-1] == 1:
         if shorter.shape.rank == 1:
             shorter = shorter[..., None]

@@ -39,7 +39,7 @@ class CsvReader(Reader):
             rejected.append(header)
         for index, row in enumerate(rows):
             if isinstance(row, RowError):
-                rejected.append(row._replace(index=index))
+                rejected.append(row._replace(row=index))
             elif len(row) != len(names):
                 message = f"the row has {len(row)} cells, the header {len(names)}"
                 rejected.append(RowError(index, "read", "wrong_columns", message))

@@ -15,7 +15,8 @@ import numpy as np
 
 from beam_influence.influence_ops.import_path import load_object
 from beam_influence.influence_ops.reading.columns import Reasons
-from beam_influence.influence_ops.reading.features import FeatureSpec, ModelInput, fit_result
+from beam_influence.influence_ops.reading.features import FeatureSpec, ModelInput
+from beam_influence.influence_ops.reading.resolve_features import fit_result
 
 
 class _WrongShape(ValueError):

@@ -13,9 +13,9 @@ from beam_influence.influence_ops.reading.features import Description, Feature
 
 
 class RowError(NamedTuple):
-    """A row that can't be read: its index in the file, the stage (`read` or `decode`), the error and a message."""
+    """A row that can't be read: which row of the file it is, the stage (`read` or `decode`), the error and a message."""
 
-    index: int
+    row: int
     stage: str
     error: str
     message: str

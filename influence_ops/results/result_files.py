@@ -48,11 +48,11 @@ class ParquetFile:
 
     Args:
       output: the output folder.
-      table: a name of `schemas.TABLES`, also the folder.
+      table: the table's name, also the folder's.
       name: the file's name without `.parquet`, the same on every try, so that a retry replaces it.
+      schema: the table's.
       facts: written as the schema's metadata.
       files: where it is kept.
-      schema: of a table that is not in `schemas.TABLES`.
       source: the input file that it is made from.
     """
 
@@ -61,16 +61,15 @@ class ParquetFile:
         output: str,
         table: str,
         name: str,
+        schema: pa.Schema,
         facts: Mapping[str, Any],
         files: FileStore | None = None,
-        *,
-        schema: pa.Schema | None = None,
         source: SourceFile | None = None,
     ):
         self.table = table
         self.path = f"{table}/{name}.parquet"
         self._source = source
-        self._schema = schemas.with_facts(schemas.TABLES[table] if schema is None else schema, facts)
+        self._schema = schemas.with_facts(schema, facts)
         self._waiting: list[pa.Table] = []
         self._rows_waiting = self._bytes_waiting = 0
         self._rows = 0
@@ -119,10 +118,10 @@ class _Abandoned(Exception):
 
 
 def write_table(
-    output: str, table: str, name: str, content: pa.Table, facts: Mapping[str, Any], files: FileStore | None = None
+    output: str, table: str, name: str, schema: pa.Schema, content: pa.Table, facts: Mapping[str, Any], files: FileStore | None = None
 ) -> WrittenFile:
     """Writes one whole table as one file, with one row group unless it is large."""
-    file = ParquetFile(output, table, name, facts, files)
+    file = ParquetFile(output, table, name, schema, facts, files)
     try:
         file.write(content)
         return file.close()

@@ -1,4 +1,4 @@
-"""The Arrow schemas of every result table, and the facts that each file carries with it.
+"""The Arrow schemas of the result tables, and the facts that each file carries with it.
 
 All tables keep to these columns on every runner. `influence` is the score I; `loss_change` is I / n, the
 predicted change of the test loss when the example (or the group) is removed, null where scores are normalised
@@ -49,24 +49,6 @@ REJECTED = pa.schema(
         pa.field("message", pa.string(), nullable=False),
     ]
 )
-
-TABLES: dict[str, pa.Schema] = {
-    "top_k": TOP_K,
-    "self_influence": SELF_INFLUENCE,
-    "self_influence_top_k": SELF_INFLUENCE_TOP_K,
-    "group_influence": GROUP_INFLUENCE,
-    "group_self_influence": GROUP_SELF_INFLUENCE,
-    "group_vectors": GROUP_VECTORS,
-    "scores": SCORES,
-    "influence_vectors": INFLUENCE_VECTORS,
-    "residuals": RESIDUALS,
-    "rejected": REJECTED,
-}
-
-OUTPUTS: tuple[str, ...] = tuple(name for name in TABLES if name not in ("rejected", "residuals"))
-"""The tables that can be asked for; `rejected` is always written, `residuals` where passes over the data solve the test points."""
-
-GROUP_OUTPUTS = ("group_influence", "group_self_influence", "group_vectors")
 
 METADATA_KEY = b"beam_influence"
 

@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from beam_influence.influence_ops.reading.example_batch import Rejected
 from beam_influence.influence_ops.results import schemas
-from beam_influence.influence_ops.scoring.scores import BatchScores
 from beam_influence.influence_ops.scoring.top_k import TopK
 
 _MOST_VALUES = 2**31 - 1
@@ -34,10 +33,9 @@ def top_k_table(test_ids: np.ndarray, top: TopK, n: int) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schemas.TOP_K)
 
 
-def self_influence_table(scored: BatchScores, n: int) -> pa.Table:
-    """One row for each training example of the batch."""
-    assert scored.self_influence is not None
-    columns = [pa.array(scored.batch.ids, pa.string()), pa.array(scored.self_influence), loss_change(scored.self_influence, n)]
+def self_influence_table(ids: np.ndarray, self_influence: np.ndarray, n: int) -> pa.Table:
+    """Ids (B,) and I(z, z) [B] as rows."""
+    columns = [pa.array(ids, pa.string()), pa.array(self_influence), loss_change(self_influence, n)]
     return pa.Table.from_arrays(columns, schema=schemas.SELF_INFLUENCE)
 
 
@@ -51,12 +49,6 @@ def scores_table(test_ids: np.ndarray, train_ids: np.ndarray, scores: np.ndarray
         loss_change(influence, n),
     ]
     return pa.Table.from_arrays(columns, schema=schemas.SCORES)
-
-
-def influence_vectors_table(scored: BatchScores) -> pa.Table:
-    """One row for each training example of the batch, with its P numbers."""
-    assert scored.vectors is not None
-    return vectors_table(scored.batch.ids, scored.vectors)
 
 
 def vectors_table(ids: np.ndarray, vectors: np.ndarray) -> pa.Table:

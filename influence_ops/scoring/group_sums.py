@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from beam_influence.influence_ops.scoring.part import Part
 
-class GroupSums:
+
+class GroupSums(Part):
     """Σ_{i∈G} I(z_i, t) and the size of each group G: tables that merge in any order.
 
     Attributes:
@@ -32,6 +34,11 @@ class GroupSums:
         """Takes in the sums over other examples."""
         for name, total in other.sums.items():
             self._take(name, total, other.counts[name])
+
+    def copy(self) -> GroupSums:
+        same = GroupSums(self.queries)
+        same.sums, same.counts = dict(self.sums), dict(self.counts)  # its arrays are replaced, never changed
+        return same
 
     def _take(self, name: str, total: np.ndarray, count: int) -> None:
         self.sums[name] = self.sums[name] + total if name in self.sums else np.array(total)

@@ -1,4 +1,4 @@
-"""What sums over a group become: its influence on test points, test groups and itself, and its vector.
+"""The influence vector of a group of training examples, to first and to second order.
 
     I(G, t) = Σ_{i∈G} I(z_i, t),  v_G = Σ_{i∈G} v_i = (H + λI)⁻¹ Σ_{i∈G} ∇ℓ(z_i)        (Koh et al. 2019, 1905.13289)
 
@@ -18,15 +18,12 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import pyarrow as pa
 
 from beam_influence.influence_ops.curvature import Preconditioner
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
-from beam_influence.influence_ops.results import schemas
-from beam_influence.influence_ops.results.tables import loss_change, vector_column
 from beam_influence.influence_ops.scoring.group_sums import GroupSums
-from beam_influence.influence_ops.scoring.scores import Normalize, QueryBlock, evaluate, relative_factor
+from beam_influence.influence_ops.scoring.scores import evaluate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +51,7 @@ def group_vectors(preconditioner: Preconditioner, gradients: GroupSums) -> Group
     return GroupVectors(names, counts, summed, preconditioner.apply(summed))
 
 
-def first_steps(model: InfluenceModel, preconditioner: Preconditioner, groups: GroupVectors) -> np.ndarray:
+def first_steps(model: ExplainedModel, preconditioner: Preconditioner, groups: GroupVectors) -> np.ndarray:
     """n·u: [G, P], the first term of the series.
 
     Raises:
@@ -71,7 +68,7 @@ def first_steps(model: InfluenceModel, preconditioner: Preconditioner, groups: G
     return preconditioner.apply(right) / left[:, None]
 
 
-def add_hessian_products(model: InfluenceModel, sums: GroupSums, batch: ExampleBatch, names: list[str], steps: np.ndarray) -> None:
+def add_hessian_products(model: ExplainedModel, sums: GroupSums, batch: ExampleBatch, names: list[str], steps: np.ndarray) -> None:
     """Adds Σ_{i∈G} ∇²ℓ(z_i) s_G of the batch's examples, for each group's own s_G (`first_steps`), to `sums`."""
     batch = evaluate(model, batch)[0]
     if batch.groups is None:
@@ -87,7 +84,7 @@ def add_hessian_products(model: InfluenceModel, sums: GroupSums, batch: ExampleB
 
 
 def second_order_vectors(
-    model: InfluenceModel, preconditioner: Preconditioner, groups: GroupVectors, steps: np.ndarray, products: GroupSums
+    model: ExplainedModel, preconditioner: Preconditioner, groups: GroupVectors, steps: np.ndarray, products: GroupSums
 ) -> GroupVectors:
     """The groups with n·(θ_{−G} − θ) to second order in place of v_G.
 
@@ -102,70 +99,3 @@ def second_order_vectors(
     change = steps - preconditioner.apply(beside + summed / groups.counts[:, None])
     vectors = steps - (part / (1 - part))[:, None] * change
     return dataclasses.replace(groups, vectors=vectors)
-
-
-def group_tables(
-    queries: list[QueryBlock],
-    sums: list[GroupSums],
-    groups: GroupVectors | None,
-    normalize: Normalize,
-    second_order: bool,
-    n: int,
-) -> dict[str, pa.Table]:
-    """Every group table.
-
-    Args:
-      queries, sums: the test points, and the groups' plain influence on them.
-      groups: the groups' vectors; None where only plain, first-order influence on test points is wanted.
-      normalize: see the module.
-      second_order: whether influence is the vectors' product with the queries' gradients, not the sums.
-      n: examples, or 0 where loss_change is unknown.
-    """
-    found: dict[str, pa.Table] = {}
-    names = groups.names if groups is not None else sorted({name for part in sums for name in part.sums})
-    counts = groups.counts if groups is not None else np.array([_count(sums, name) for name in names], dtype=np.int64)
-    factor = np.ones(len(names))
-    if groups is not None:
-        self_influence = np.einsum("gp,gp->g", groups.gradients, groups.vectors)
-        factor = relative_factor(normalize, len(groups.vectors), groups.vectors, self_influence)
-        influence = self_influence * factor
-        columns = [pa.array(names, pa.string()), pa.array(influence), loss_change(influence, n), pa.array(counts)]
-        found["group_self_influence"] = pa.Table.from_arrays(columns, schema=schemas.GROUP_SELF_INFLUENCE)
-        columns = [pa.array(names, pa.string()), vector_column(groups.vectors * factor[:, None]), pa.array(counts)]
-        found["group_vectors"] = pa.Table.from_arrays(columns, schema=schemas.GROUP_VECTORS)
-    if second_order:
-        assert groups is not None
-        blocks = [groups.vectors @ block.gradients.T for block in queries]
-    else:
-        blocks = [
-            np.array([part.sums[name] if name in part.sums else np.zeros(len(block)) for name in names]).reshape(len(names), len(block))
-            for block, part in zip(queries, sums, strict=True)
-        ]
-    matrix = np.concatenate(blocks, axis=1) if blocks else np.zeros((len(names), 0))
-    found["group_influence"] = _influence_table(queries, names, counts, matrix * factor[:, None], n)
-    return found
-
-
-def _count(sums: list[GroupSums], name: str) -> int:
-    return max(part.counts.get(name, 0) for part in sums)
-
-
-def _influence_table(queries: list[QueryBlock], names: list[str], counts: np.ndarray, matrix: np.ndarray, n: int) -> pa.Table:
-    """Rows by group: each test point, each test group, then all test points together (both columns null)."""
-    test_ids = [str(test_id) for block in queries for test_id in block.ids]
-    of_point = [None if block.groups is None else str(block.groups[row]) for block in queries for row in range(len(block))]
-    test_groups = sorted({group for group in of_point if group is not None})
-    members = np.array([[group == name for name in test_groups] for group in of_point], dtype=np.float64)
-    members = members.reshape(len(test_ids), len(test_groups))
-    rows = np.concatenate([matrix, matrix @ members, matrix.sum(axis=1, keepdims=True)], axis=1)
-    width = rows.shape[1]
-    influence = rows.ravel()
-    columns = [
-        pa.array(np.repeat(np.array(names, dtype=object), width), pa.string()),
-        pa.array([*test_ids, *[None] * (len(test_groups) + 1)] * len(names), pa.string()),
-        pa.array([*of_point, *test_groups, None] * len(names), pa.string()),
-        pa.array(influence),
-        loss_change(influence, n),
-        pa.array(np.repeat(counts, width)),
-    ]
-    return pa.Table.from_arrays(columns, schema=schemas.GROUP_INFLUENCE)

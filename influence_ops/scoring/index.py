@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from beam_influence.influence_ops.curvature import Preconditioner, load_preconditioner
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.results import schemas, tables
 from beam_influence.influence_ops.results.array_folder import FileStore
 from beam_influence.influence_ops.results.result_files import iterate_table, read_facts, table_files
-from beam_influence.influence_ops.scoring.in_memory import run_facts
 from beam_influence.influence_ops.scoring.nearest_neighbors import FaissSearch
+from beam_influence.influence_ops.scoring.outputs.base import run_facts
 from beam_influence.influence_ops.scoring.scores import QueryBlock, ScoreOptions, concatenate_queries, evaluate
 from beam_influence.influence_ops.scoring.top_k import Order, TopK
 
@@ -79,7 +79,7 @@ def stored_vectors(rows: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
     return ids, numbers * np.asarray(rows.column("scale"))[:, None]
 
 
-def embed_for_index(model: InfluenceModel, preconditioner: Preconditioner, batch: ExampleBatch) -> tuple[QueryBlock, list[Rejected]]:
+def embed_for_index(model: ExplainedModel, preconditioner: Preconditioner, batch: ExampleBatch) -> tuple[QueryBlock, list[Rejected]]:
     """The batch's test points as a query block in the index's r numbers, in place of gradients and solutions."""
     kept, _, gradients, rejected = evaluate(model, batch)
     embedded = preconditioner.embed(gradients)
@@ -140,7 +140,7 @@ class InfluenceIndex:
         return cls(folder, files, preconditioner, read_facts(files[0], store), store)
 
     def top_k(
-        self, model: InfluenceModel, test: Iterable[ExampleBatch], k: int = 10, order: Order = "descending", search: Search = "linear"
+        self, model: ExplainedModel, test: Iterable[ExampleBatch], k: int = 10, order: Order = "descending", search: Search = "linear"
     ) -> pa.Table:
         """The k most influential training examples for each test point: the table `top_k`, see `schemas`.
 

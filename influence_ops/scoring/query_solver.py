@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from beam_influence.influence_ops.curvature.conjugate_gradients import CgState, Products, advance, start
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 System = Literal["hessian", "gauss_newton"]
@@ -41,7 +41,7 @@ def to_multiply(state: Mapping[str, np.ndarray]) -> np.ndarray:
     return state["direction"][state["active"]]
 
 
-def batch_products(system: System, model: InfluenceModel, batch: ExampleBatch, vectors: np.ndarray) -> np.ndarray:
+def batch_products(system: System, model: ExplainedModel, batch: ExampleBatch, vectors: np.ndarray) -> np.ndarray:
     """The batch's part of a pass: [R, P]."""
     return model.gauss_newton_products(batch, vectors) if system == "gauss_newton" else model.hessian_vector_products(batch, vectors)
 
@@ -49,7 +49,7 @@ def batch_products(system: System, model: InfluenceModel, batch: ExampleBatch, v
 def step(
     state: Mapping[str, np.ndarray],
     summed: np.ndarray,
-    model: InfluenceModel,
+    model: ExplainedModel,
     curvature: Mapping[str, Any],
     tolerance: float,
     precondition: Products | None,
@@ -71,7 +71,7 @@ def step(
 
 def solve(
     system: System,
-    model: InfluenceModel,
+    model: ExplainedModel,
     batches: Callable[[], Iterable[ExampleBatch]],
     right: np.ndarray,
     solved: np.ndarray,

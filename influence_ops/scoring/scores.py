@@ -14,8 +14,9 @@ from typing import Literal
 import numpy as np
 
 from beam_influence.influence_ops.curvature import Preconditioner
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Gradients
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.guard import check_later_batch
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.scoring.contraction import TOLERANCE, Contraction
 
@@ -77,49 +78,53 @@ class ScoreOptions:
 
 @dataclasses.dataclass(frozen=True)
 class BatchScores:
-    """What `Scorer.score` gives for the examples of a batch that could be evaluated.
+    """The influence of B training examples, those of a batch that could be evaluated.
 
     Attributes:
-      batch: those B examples.
+      ids: (B,) array of str.
       scores: one [T, B] float64 for each query block.
       plain_scores: the same, never normalised.
+      groups: optional (B,) array of str.
       self_influence: [B], or None.
       vectors: influence vectors v_i [B, P] (normalised with `normalize`), or None.
       gradients: ∇ℓ(z_i) [B, P] float64, or None.
       rejected: the examples whose loss or gradient is not finite.
     """
 
-    batch: ExampleBatch
+    ids: np.ndarray
     scores: list[np.ndarray]
     plain_scores: list[np.ndarray]
-    self_influence: np.ndarray | None
-    vectors: np.ndarray | None
-    gradients: np.ndarray | None
-    rejected: list[Rejected]
+    groups: np.ndarray | None = None
+    self_influence: np.ndarray | None = None
+    vectors: np.ndarray | None = None
+    gradients: np.ndarray | None = None
+    rejected: list[Rejected] = dataclasses.field(default_factory=list)
 
 
-def evaluate(model: InfluenceModel, batch: ExampleBatch) -> tuple[ExampleBatch, np.ndarray, Gradients, list[Rejected]]:
+def evaluate(model: ExplainedModel, batch: ExampleBatch) -> tuple[ExampleBatch, np.ndarray, Gradients, list[Rejected]]:
     """Losses [B] and gradients of the examples for which both are finite; the others as rejected.
 
     Raises:
-      ValueError: this is the first batch that the model sees, and it disagrees with the user's own; see `InfluenceModel.check`.
+      ValueError: this is the first batch that the model sees, and it disagrees with the user's own, or a later one in which examples are
+        mixed; see `guard`.
     """
     if model.agreement is None and len(batch):
         model.check(batch)
     losses, gradients = model.losses_and_gradients(batch)
     finite_loss = np.isfinite(losses)
     finite = finite_loss & gradients.finite()
-    if finite.all():
-        return batch, losses, gradients, []
     rejected = []
     for row in np.flatnonzero(~finite):
         what = f"its loss is {losses[row]}" if not finite_loss[row] else "its gradient is not finite"
         rejected.append(batch.reject(int(row), "not_finite", what))
-    keep = np.flatnonzero(finite)
-    return batch.select(keep), losses[keep], gradients.select(keep), rejected
+    if rejected:
+        keep = np.flatnonzero(finite)
+        batch, losses, gradients = batch.select(keep), losses[keep], gradients.select(keep)
+    check_later_batch(model, batch, losses, gradients)
+    return batch, losses, gradients, rejected
 
 
-def embed_queries(model: InfluenceModel, preconditioner: Preconditioner, batch: ExampleBatch) -> tuple[QueryBlock, list[Rejected]]:
+def embed_queries(model: ExplainedModel, preconditioner: Preconditioner, batch: ExampleBatch) -> tuple[QueryBlock, list[Rejected]]:
     """The batch's test examples as a query block, solved once."""
     kept, _, gradients, rejected = evaluate(model, batch)
     raw = np.asarray(gradients, dtype=np.float64)
@@ -144,7 +149,7 @@ class Scorer:
 
     def __init__(
         self,
-        model: InfluenceModel,
+        model: ExplainedModel,
         preconditioner: Preconditioner,
         queries: list[QueryBlock],
         options: ScoreOptions,
@@ -178,9 +183,10 @@ class Scorer:
         factor = relative_factor(options.normalize, len(batch), vectors, own)
         scores = plain if options.normalize == "none" else [block * factor for block in plain]
         return BatchScores(
-            batch,
+            batch.ids,
             scores,
             plain,
+            batch.groups,
             own * factor if options.self_influence and own is not None else None,
             vectors * factor[:, None] if options.vectors and vectors is not None else None,
             raw if options.gradients else None,
@@ -223,9 +229,10 @@ class Scorer:
         vectors = n / (n - 1) * self._preconditioner.apply(moved)
         raw = np.asarray(gradients, dtype=np.float64)[keep]
         return BatchScores(
-            batch,
+            batch.ids,
             scores,
             scores,
+            batch.groups,
             np.einsum("bp,bp->b", raw, vectors) if self._options.self_influence else None,
             vectors if self._options.vectors else None,
             raw if self._options.gradients else None,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Literal
 
 import numpy as np
+
+from beam_influence.influence_ops.scoring.part import Part
 
 Order = Literal["descending", "ascending"]
 
@@ -22,7 +25,7 @@ def ranking_key(values: np.ndarray) -> np.ndarray:
     return ((bits + half) & mask).view(np.float64) + 0.0  # + 0.0 makes -0.0 a 0.0
 
 
-class TopK:
+class TopK(Part):
     """For each of T queries the k examples that come first by (value, id); fewer when fewer were seen.
 
     Attributes:
@@ -66,6 +69,9 @@ class TopK:
     def merge(self, other: TopK) -> None:
         """Takes in the table of other examples."""
         self._take(other.values, other.ids)
+
+    def copy(self) -> TopK:
+        return copy.copy(self)  # its arrays are replaced, never changed
 
     def _key(self, values: np.ndarray) -> np.ndarray:
         """Smaller is better."""

@@ -56,11 +56,11 @@ class ResultOptions:
 
     def check(self) -> None:
         """Raises `ValueError` where one is wrong."""
-        from beam_influence.influence_ops.results import schemas
+        from beam_influence.influence_ops.scoring.outputs.table import OUTPUTS
 
-        unknown = [name for name in self.output_tables if name not in schemas.OUTPUTS]
+        unknown = [name for name in self.output_tables if name not in OUTPUTS]
         if unknown or not (self.output_tables or self.only_curvature or self.only_index):
-            raise ValueError(f"--outputs {self.outputs!r} must name some of {', '.join(schemas.OUTPUTS)}; separate them by commas")
+            raise ValueError(f"--outputs {self.outputs!r} must name some of {', '.join(OUTPUTS)}; separate them by commas")
         if self.update and not self.only_index:
             raise ValueError("--update adds to an index; use it with the command index")
 

@@ -12,7 +12,8 @@ from tfx.types.artifact import Artifact
 
 from beam_influence.influence_ops.results.result_files import iterate_table, table_files
 from beam_influence.pipelines.config import InfluenceConfig
-from beam_influence.pipelines.launch import RunSummary, run, summary_text
+from beam_influence.pipelines.launch import run
+from beam_influence.pipelines.run_summary import RunSummary, summary_text
 from beam_influence.pipelines.tfx.beam_executor import BeamExecutor
 from beam_influence.pipelines.tfx.options import to_json
 from beam_influence.pipelines.tfx.resolve_artifacts import data_format, model_path, schema_path, single, split_patterns

@@ -32,7 +32,8 @@ def test_what_is_copied_exists(name: str) -> None:
             copied += sources
     assert copied and all((ROOT / source).exists() for source in copied), copied
     # The wheel in the image is made of these: nothing that setup.py packs or reads may be missing.
-    assert {"setup.py", "pyproject.toml", "README.md", "influence_ops", "transforms", "pipelines", "dataflow_templates"} <= set(copied)
+    rooms = {"influence_ops", "transforms", "pipelines", "dataflow_templates"}
+    assert {"setup.py", "__init__.py", "py.typed", "pyproject.toml", "README.md", *rooms} <= set(copied)
 
 
 @pytest.mark.parametrize("name", IMAGES)

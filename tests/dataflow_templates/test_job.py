@@ -15,7 +15,7 @@ from typing import Any
 
 import apache_beam as beam
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from beam_influence.pipelines import template
 from beam_influence.pipelines.build import build
@@ -167,6 +167,8 @@ def test_the_launcher_gets_a_job_and_does_not_wait(job: DigitsJob, tmp_path: pat
     remote: dict[str, str] = {f"gs://bucket-a/{name}": str(getattr(job.config(tmp_path), name)) for name in ("model", "train", "test")}
     _map_paths(monkeypatch, {**remote, "gs://bucket-a/out": str(tmp_path / "out")})
     monkeypatch.setattr(beam.Pipeline, "run", run)
+    # Beam asks Google for the bucket's policy, to warn of it; without a network that takes two minutes.
+    monkeypatch.setattr(GoogleCloudOptions, "_warn_if_soft_delete_policy_enabled", lambda self, arg_name: None)
     given = [f"--{name}=gs://bucket-a/{name}" for name in ("model", "train", "test")]
     launched = ["--runner=DataflowRunner", *ON_DATAFLOW[1:], IMAGE, "--job_name=a", "--template_location=gs://bucket-a/job"]
     assert template.main([*given, "--output=gs://bucket-a/out", *launched]) == 0
@@ -207,8 +209,13 @@ def commands_of_the_image(unpacked: pathlib.Path, sdist: pathlib.Path) -> list[l
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_sdist_in_an_empty_environment(job: DigitsJob, tmp_path: pathlib.Path) -> None:
-    """`setup.py sdist`, then the `pip` commands of the image, one by one, and the template's program."""
+    """`setup.py sdist`, then the `pip` commands of the image, one by one, the template's program and the command; a user's own folders
+    of the names of our rooms, on the path, are in nobody's way."""
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    environment["PYTHONPATH"] = str(tmp_path / "users")
+    for name in ("pipelines", "transforms", "influence_ops", "tests"):
+        (tmp_path / "users" / name).mkdir(parents=True)
+        (tmp_path / "users" / name / "__init__.py").write_text("raise ImportError('a folder of the user')")
 
     def run(*command: object, cwd: pathlib.Path = tmp_path) -> str:
         done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True, env=environment, timeout=1200)
@@ -219,7 +226,7 @@ def test_the_sdist_in_an_empty_environment(job: DigitsJob, tmp_path: pathlib.Pat
     names = ("influence_ops", "transforms", "pipelines", "dataflow_templates")
     for name in names:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "requirements-build.txt"):
+    for name in ("setup.py", "__init__.py", "py.typed", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "requirements-build.txt"):
         shutil.copy(ROOT / name, source / name)
     run(sys.executable, "setup.py", "-q", "sdist", "--dist-dir", tmp_path / "dist", cwd=source)
     (sdist,) = (tmp_path / "dist").iterdir()
@@ -231,9 +238,16 @@ def test_the_sdist_in_an_empty_environment(job: DigitsJob, tmp_path: pathlib.Pat
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     for command in commands_of_the_image(unpacked, sdist):
         run(python, "-m", "pip", *command)
+    listed = run(python, "-m", "pip", "show", "-f", "beam-influence").partition("Files:\n")[2].split()
+    rooms = {"__init__.py", "py.typed", *names}
+    assert {path.split("/")[1] for path in listed if path.startswith("beam_influence/")} - {"__pycache__"} == rooms
+    assert {path.split("/")[0] for path in listed} - {".."} == {"beam_influence", "beam_influence-0.1.0.dist-info"}
     output = tmp_path / "out"
     main = tmp_path / "influence.py"
     shutil.copy(unpacked / "dataflow_templates" / "influence.py", main)
     run(python, main, *parameters(job, output), "--runner=local")
     config = job.config(output, outputs="top_k", group_feature=None)
     assert_same_tables(output, job.oracle(config, job.shards("train", 3).ids(), job.shards("test", 1).ids()))
+    told = run(python.parent / "beam-influence", "run", *parameters(job, tmp_path / "by-command")[:-2], "--runner=FnApiRunner")
+    assert "results in" in told
+    assert_same_tables(tmp_path / "by-command", job.oracle(config, job.shards("train", 3).ids(), job.shards("test", 1).ids()))

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import pytest
 
 from beam_influence.pipelines.config import InfluenceConfig
-from beam_influence.pipelines.launch import RunSummary
+from beam_influence.pipelines.run_summary import RunSummary
 from tests.pipelines.digits_job import DigitsJob, run_quietly
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from beam_influence.pipelines.launch import RunFailedError
+from beam_influence.pipelines.run_pipeline import RunFailedError
 from tests.engines.conftest import OPTIONS, FlinkCluster, InMemory
 from tests.engines.equal_runs import assert_equal_runs, run_and_compare
 from tests.pipelines.digits_job import DigitsJob, run_quietly

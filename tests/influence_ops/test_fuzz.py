@@ -205,7 +205,7 @@ def other_json(draw: st.DrawFn, content: dict[str, Any]) -> bytes:
     """A JSON document like `content`, with other values at some of its places."""
     copy = json.loads(json.dumps(content))
     for _ in range(draw(st.integers(1, 3))):
-        place, at = copy, None
+        parent, place, at = copy, copy, None
         while isinstance(place, (dict, list)) and place:
             parent, at = place, draw(st.sampled_from(sorted(place) if isinstance(place, dict) else list(range(len(place)))))
             place = parent[at]

@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from beam_influence.pipelines.config import InfluenceConfig
-from beam_influence.pipelines.launch import RunSummary
+from beam_influence.pipelines.run_summary import RunSummary
 from tests.pipelines.digits_job import DigitsJob, run_quietly
 
 

@@ -24,7 +24,8 @@ from beam_influence.influence_ops.reading.tfrecord_framing import write_records
 from beam_influence.influence_ops.scoring.in_memory import InfluenceResult, compute_in_memory
 from beam_influence.pipelines.build import PASS_TOLERANCE
 from beam_influence.pipelines.config import InfluenceConfig
-from beam_influence.pipelines.launch import RunSummary, run
+from beam_influence.pipelines.launch import run
+from beam_influence.pipelines.run_summary import RunSummary
 
 SIZES = {"train": 300, "test": 20}
 

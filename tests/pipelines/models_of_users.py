@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tests.influence_ops.model.forgetful_layer import Forgetful
+
 layers = keras.layers
 
 
@@ -26,20 +28,6 @@ def _filled(model: keras.Model, loss: Any, **options: Any) -> keras.Model:
 def with_lambda() -> keras.Model:
     body = [layers.Dense(4, "tanh"), layers.Lambda(lambda x: x * 0.5), layers.Dense(2)]
     return _filled(keras.Sequential([keras.Input((3,), name="x"), *body]), absolute)
-
-
-class Forgetful(layers.Layer):
-    """Its configuration leaves out what it was made with, so that a copy of it is another layer."""
-
-    def __init__(self, factor: float = 1.0, **options: Any):
-        super().__init__(**options)
-        self.factor = factor
-
-    def call(self, x: Any) -> Any:
-        return x * self.factor
-
-    def get_config(self) -> dict[str, Any]:
-        return {key: value for key, value in super().get_config().items() if key != "factor"}
 
 
 def forgetful() -> keras.Model:

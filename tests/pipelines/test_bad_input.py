@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from beam_influence.pipelines.launch import RunFailedError
 from beam_influence.pipelines.prepare import prepare
+from beam_influence.pipelines.run_pipeline import RunFailedError
 from beam_influence.transforms.progress import Progress
 from beam_influence.transforms.read_shards import ShardReader
 from tests.pipelines.digits_job import (

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from beam_influence import CACHE, ORDER, FirstOrderInfluenceCalculator, InfluenceModel
+from tests.arrays import joined, matrix_of, relative
 from tests.pipelines.digits_job import TOLERANCE, DigitsJob, influence_model, read, run_quietly
 
 FILES = 3
@@ -18,16 +19,6 @@ EVERYTHING = (
 )
 
 
-def relative(found: Any, wanted: Any) -> float:
-    """max |found - wanted| / max |wanted|."""
-    found, wanted = np.asarray(found), np.asarray(wanted)
-    assert found.shape == wanted.shape
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
-
-
-def joined(dataset: tf.data.Dataset) -> np.ndarray:
-    """The second element of all elements, one below the other."""
-    return np.concatenate([np.asarray(element[1]) for element in dataset])
 
 
 class Asked:
@@ -92,8 +83,7 @@ def assert_same(asked: Asked, calculator: FirstOrderInfluenceCalculator, vectors
     ranked = read(asked.output, "self_influence_top_k").sort_by("rank")["influence"]
     assert relative(best, ranked) < TOLERANCE
     nested = calculator.estimate_influence_values_in_batches(test, train, load_influence_vector_path=vectors_path)
-    matrix = np.concatenate([np.concatenate([np.asarray(block) for _, block in inner], axis=1) for _, inner in nested])
-    assert relative(matrix, asked.matrix()) < TOLERANCE
+    assert relative(matrix_of(nested), asked.matrix()) < TOLERANCE
     top = calculator.top_k(
         test, train, asked.config.top_k, order=order, d_type=tf.float64, with_ids=True, load_influence_vector_ds_path=vectors_path
     )

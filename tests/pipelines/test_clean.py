@@ -17,7 +17,7 @@ from apache_beam.utils.windowed_value import PaneInfo
 
 from beam_influence.influence_ops.reading.tfrecord_framing import read_records
 from beam_influence.pipelines.clean import CleanConfig, build_cleaning, clean
-from beam_influence.pipelines.launch import RunFailedError
+from beam_influence.pipelines.run_pipeline import RunFailedError
 from beam_influence.transforms.clean_shards import CopiedFile, ScoredShard
 from beam_influence.transforms.select_threshold import ScoreHistogram, _Search
 from tests.pipelines.digits_job import FN_API, SIZES, DigitsJob, files_below, framed, read, run_quietly

@@ -11,8 +11,8 @@ import pytest
 
 from beam_influence.pipelines.cli import main, parser
 from beam_influence.pipelines.config import InfluenceConfig
-from beam_influence.pipelines.launch import summary_text
 from beam_influence.pipelines.options.option import COMMANDS
+from beam_influence.pipelines.run_summary import summary_text
 from tests.pipelines.conftest import FinishedRun
 from tests.pipelines.digits_job import FN_API, DigitsJob
 

@@ -11,10 +11,13 @@ import pytest
 import tensorflow as tf
 from apache_beam.metrics.metric import MetricsFilter
 
+from beam_influence.influence_ops import device
 from beam_influence.influence_ops.curvature import CURVATURES
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.compiled import CompiledDerivatives
 from beam_influence.pipelines import launch
-from beam_influence.pipelines.launch import RunFailedError
+from beam_influence.pipelines.run_pipeline import RunFailedError
+from beam_influence.pipelines.runners import choose_engine
+from beam_influence.pipelines.runners.local import count_processes, refuse_more_than_gpus
 from tests.pipelines.digits_job import DigitsJob, assert_same_rows, influence_model, read, run_quietly
 
 ROOM = 20
@@ -25,15 +28,15 @@ ROUNDING = 1e-9
 def shrink(monkeypatch: pytest.MonkeyPatch, room: int, which: tuple[str, ...] = ()) -> list[int]:
     """From now on every evaluation, or those in `which`, fails that is of more examples; gives the sizes that failed."""
     failed: list[int] = []
-    call = InfluenceModel._call_inputs
+    call = CompiledDerivatives._call
 
-    def limited(self: InfluenceModel, name: str, batch: Any, *extra: Any) -> Any:
+    def limited(self: CompiledDerivatives, key: str, name: str, batch: Any, *extra: Any) -> Any:
         if len(batch) > room and (not which or name in which):
             failed.append(len(batch))
             raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[1024,1024]")
-        return call(self, name, batch, *extra)
+        return call(self, key, name, batch, *extra)
 
-    monkeypatch.setattr(InfluenceModel, "_call_inputs", limited)
+    monkeypatch.setattr(CompiledDerivatives, "_call", limited)
     return failed
 
 
@@ -83,15 +86,15 @@ def test_a_failed_batch_leaves_no_trace_in_a_statistic(job: DigitsJob, name: str
     curvature = curvature_by_name(name)
     if not curvature.passes:
         pytest.skip("no statistic")
-    call, fail_at = InfluenceModel._call_inputs, [10**9]
+    call, fail_at = CompiledDerivatives._call, [10**9]
 
-    def limited(self: InfluenceModel, *args: Any) -> Any:
+    def limited(self: CompiledDerivatives, *args: Any) -> Any:
         fail_at[0] -= 1
         if fail_at[0] < 0:
             raise tf.errors.ResourceExhaustedError(None, None, "OOM")
         return call(self, *args)
 
-    monkeypatch.setattr(InfluenceModel, "_call_inputs", limited)
+    monkeypatch.setattr(CompiledDerivatives, "_call", limited)
     statistic = curvature.add(model, curvature.create(model), batch.select(np.arange(10)))
     calls = 10**9 - fail_at[0]
     before = {key: np.array(part) for key, part in statistic.items() if isinstance(part, np.ndarray)}
@@ -106,12 +109,12 @@ def test_a_failed_batch_leaves_no_trace_in_a_statistic(job: DigitsJob, name: str
 
 
 def test_more_processes_than_gpus_are_refused(job: DigitsJob, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "count_gpus", lambda: 1)
+    monkeypatch.setattr(device, "count_gpus", lambda: 1)
     message = r"--workers 3: a GPU is used by one process, and this machine has 1; use --workers 1, or hide"
     with pytest.raises(ValueError, match=message):
         run_quietly(job.config(tmp_path / "out"), "--direct_running_mode=multi_processing", "--direct_num_workers=3")
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(launch, "count_gpus", lambda: 4)
-    launch._check_gpus(launch.choose_engine(["--workers=3"]))
+    monkeypatch.setattr(device, "count_gpus", lambda: 4)
+    refuse_more_than_gpus(count_processes(choose_engine(["--workers=3"])))
 
 

@@ -160,7 +160,7 @@ def test_the_references_retrainings_against_the_whole_matrix(tmp_path: pathlib.P
     data = dict(np.load(DATA / "lds_digits.npz"))
     scores = np.random.default_rng(0).normal(size=(100, 1500))
     meta = {"examples": 1500, "curvature": "given", "damping": 1.0, "fingerprint": "f"}
-    file = ParquetFile(str(tmp_path / "run"), "scores", "shard-00000", schemas.facts(meta, "none", "first_order"))
+    file = ParquetFile(str(tmp_path / "run"), "scores", "shard-00000", schemas.SCORES, schemas.facts(meta, "none", "first_order"))
     train, test = (np.arange(count).astype(str).astype(object) for count in (1500, 100))
     for rows in np.array_split(np.arange(1500), 7):
         file.write(scores_table(test, train[rows], scores[:, rows], 1500))

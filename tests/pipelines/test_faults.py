@@ -12,7 +12,7 @@ import pytest
 from apache_beam.io.localfilesystem import LocalFileSystem
 
 from beam_influence.pipelines.config import InfluenceConfig
-from beam_influence.pipelines.launch import RunFailedError
+from beam_influence.pipelines.run_pipeline import RunFailedError
 from beam_influence.transforms.files import TEMPORARY
 from tests.pipelines.digits_job import DigitsJob, assert_same_rows, files_below, read, run_quietly
 

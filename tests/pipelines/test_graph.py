@@ -21,7 +21,7 @@ from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.pipelines.build import build
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import (
-    GroupPart,
+    Part,
     QueryReference,
     RejectedBlock,
     RejectedExample,
@@ -29,15 +29,14 @@ from beam_influence.transforms.elements import (
     ShardCount,
     SolverReport,
     StatisticPart,
-    TopKPart,
     WrittenFile,
 )
 from tests.pipelines.digits_job import DigitsJob
 
 # Names of files and ranges, sums and tables: none grows with the number of training examples, but for the reasons of rejections.
-SHUFFLED = {Shard, StatisticPart, TopKPart, GroupPart, RejectedExample}
-# Side inputs are materialised too: references, facts about files, and what was rejected.
-BROADCAST = {Broadcast, QueryReference, WrittenFile, ShardCount, RejectedBlock, RejectedExample, GroupPart, StatisticPart, SolverReport}
+SHUFFLED = {Shard, StatisticPart, Part, RejectedExample}
+# Side inputs are materialised too: references, facts about files, what was rejected, and sums over groups, but no top-k tables.
+BROADCAST = {Broadcast, QueryReference, WrittenFile, ShardCount, RejectedBlock, RejectedExample, Part, StatisticPart, SolverReport}
 # Keys, and what Beam's own transforms wrap elements in.
 _PLAIN = {str, int, bool, type(None), Timestamp, PaneInfo}
 
@@ -126,10 +125,12 @@ def test_only_small_types_cross(job: DigitsJob, tmp_path: pathlib.Path, options:
     check(found)
     labels = {crossing.label for crossing in found if crossing.kind == "GroupByKey"}
     # The walk has seen them all: two reads are spread, what is rejected is put in order (what scoring alone rejects too, after a pass),
-    # and each combined table is one more.
-    combined = len({"top_k", "group_influence"} & set(config.output_tables))
+    # and the parts of all outputs are combined in one more.
+    combined = bool({"top_k", "group_influence"} & set(config.output_tables))
     combined += bool(config.make_curvature().passes) and config.removal == "first_order"
     assert len(labels) == 3 + config.make_curvature().passes + combined + config.second_order_groups + config.solver_passes, labels
+    sides = [crossing.label for crossing in found if crossing.kind == "side input" and Part in crossing.types]
+    assert all("group_influence" in label or "MultiplyGroups" in label for label in sides), sides
 
 
 def test_saved_curvature_needs_no_combine(job: DigitsJob, tmp_path: pathlib.Path, finished: typing.Any) -> None:

@@ -20,7 +20,7 @@ from beam_influence.influence_ops.results.result_files import iterate_table, rea
 from beam_influence.influence_ops.scoring.index import InfluenceIndex, index_table, stored_vectors
 from beam_influence.pipelines.cli import main
 from beam_influence.pipelines.config import InfluenceConfig
-from beam_influence.pipelines.launch import RunFailedError
+from beam_influence.pipelines.run_pipeline import RunFailedError
 from tests.pipelines.digits_job import DigitsJob, files_below, influence_model, run_quietly
 
 # Of the largest score: float32 keeps 24 bits of each of two numbers' products, float16 11 bits of the stored one.

@@ -107,6 +107,7 @@ def test_unfinished_files_are_in_nobodys_way(job: DigitsJob, tmp_path: pathlib.P
     """A worker that was killed leaves half a file; readers of the folder don't see it, and at the end it is removed."""
     output = tmp_path / "out"
     config = job.config(output, outputs="top_k")
+    stray = ""
     with pytest.raises(OSError), BeamFiles().open_write(str(output / "top_k" / "block.parquet")) as file:
         file.write(b"half")
         (stray,) = files_below(output)

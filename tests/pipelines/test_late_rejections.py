@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from beam_influence.influence_ops.results.result_files import read_manifest
-from beam_influence.pipelines.launch import RunFailedError
+from beam_influence.pipelines.run_pipeline import RunFailedError
 from tests.pipelines.digits_job import DigitsJob, read, run_quietly
 
 SIGN = "BEAM_INFLUENCE_TEST_CURVATURE"

@@ -16,9 +16,10 @@ import tensorflow as tf
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_influence.pipelines.build import build
-from beam_influence.pipelines.launch import RunFailedError, reason
+from beam_influence.pipelines.launch import run
 from beam_influence.pipelines.prepare import prepare
 from beam_influence.pipelines.progress_bar import ProgressBar
+from beam_influence.pipelines.run_pipeline import RunFailedError, reason
 from beam_influence.transforms.progress import Progress
 from tests.pipelines.digits_job import FN_API, DigitsJob, run_quietly
 
@@ -128,6 +129,12 @@ def test_a_users_loss_that_fails(job: DigitsJob, tmp_path: pathlib.Path, process
 )
 def test_reason_of_text(text: str, message: str) -> None:
     assert reason(RuntimeError(text)) == message
+
+
+def test_verbose_tells_what_the_package_logs(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    told = io.StringIO()
+    run(job.config(tmp_path / "out", files=1, outputs="top_k", verbose=True), FN_API, told)
+    assert "scores of" in told.getvalue(), told.getvalue()
 
 
 class _Screen(io.StringIO):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from beam_influence.pipelines.launch import RunFailedError
+from beam_influence.pipelines.run_pipeline import RunFailedError
 from tests.pipelines.digits_job import DigitsJob, floats, framed, read, run_quietly
 
 

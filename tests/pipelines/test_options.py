@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from beam_influence.pipelines import launch
+from beam_influence.pipelines import launch, run_summary
 from beam_influence.pipelines.cli import main, parser
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.evaluate_config import MEASURES, RETRAINING, EvaluateConfig
@@ -88,7 +88,7 @@ def test_every_option_of_a_command_arrives(command: str, field: dataclasses.Fiel
         arrived.append(config)
 
     monkeypatch.setattr(launch, "run", run)
-    monkeypatch.setattr(launch, "summary_text", lambda summary: "")
+    monkeypatch.setattr(run_summary, "summary_text", lambda summary: "")
     assert main([command, *words_for(command, field)]) == 0
     (config,) = arrived
     kind = option_type(field, InfluenceConfig)

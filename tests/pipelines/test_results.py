@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_influence.influence_ops.results import schemas
+from beam_influence.influence_ops.scoring.outputs.table import TABLES
 from tests.pipelines.conftest import FinishedRun
 from tests.pipelines.digits_job import OUTPUTS, SIZES, DigitsJob, files_below, influence_model, read, run_quietly
 
@@ -42,7 +43,7 @@ def test_the_manifest_tells_how_the_run_was_made(finished: FinishedRun, job: Dig
 
 def test_numbers_of_rows(finished: FinishedRun) -> None:
     train, test = SIZES["train"], SIZES["test"]
-    rows = {table: read(finished.output, table).num_rows for table in schemas.TABLES if (finished.output / table).exists()}
+    rows = {table: read(finished.output, table).num_rows for table in TABLES if (finished.output / table).exists()}
     assert rows == {
         "top_k": test * finished.config.top_k,
         "self_influence": train,
@@ -59,7 +60,7 @@ def test_schema_and_compression(finished: FinishedRun, table: str) -> None:
     assert files
     for path in files:
         stored = pq.ParquetFile(path)
-        assert stored.schema_arrow.remove_metadata().equals(schemas.TABLES[table])
+        assert stored.schema_arrow.remove_metadata().equals(TABLES[table])
         for group in range(stored.metadata.num_row_groups):
             columns = [stored.metadata.row_group(group).column(c) for c in range(stored.metadata.num_columns)]
             assert {column.compression for column in columns} == {"ZSTD"}

@@ -15,7 +15,7 @@ from apache_beam.metrics.metric import MetricsFilter
 
 from beam_influence.pipelines import launch
 from beam_influence.pipelines.config import InfluenceConfig
-from beam_influence.pipelines.launch import RunFailedError
+from beam_influence.pipelines.run_pipeline import RunFailedError
 from beam_influence.transforms.read_shards import NAMESPACE, ShardReader
 from tests.pipelines.digits_job import DigitsJob, assert_same_rows, files_below, read, run_quietly
 from tests.pipelines.test_killed import kill_when

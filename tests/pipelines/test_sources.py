@@ -12,9 +12,10 @@ import pytest
 from beam_influence.influence_ops.curvature import FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.conjugate_gradient import NotConvergedWarning
 from beam_influence.influence_ops.curvature.identity import Identity
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.results.result_files import read_manifest
 from beam_influence.pipelines.cli import main
+from tests.arrays import relative
 from tests.pipelines.conftest import FinishedRun
 from tests.pipelines.digits_job import FN_API, TOLERANCE, DigitsJob, run_quietly
 
@@ -26,9 +27,6 @@ def table(output: pathlib.Path, name: str, *order: str) -> pa.Table:
 def influence(output: pathlib.Path, name: str, *order: str) -> np.ndarray:
     return np.asarray(table(output, name, *order)["influence"])
 
-
-def relative(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
 def test_fit_then_run(job: DigitsJob, finished: FinishedRun, tmp_path: pathlib.Path) -> None:
@@ -152,7 +150,7 @@ class HalvedIdentity(Identity):
     name = "halved_identity"
     operators = (HalvedPreconditioner,)
 
-    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+    def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         meta = {**super().finish(model, statistic, options).meta, "curvature": self.name}
         return HalvedPreconditioner({}, meta)
 

@@ -72,6 +72,6 @@ def test_words_that_are_no_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_command_is_installed() -> None:
     """The name that the presets use is the one that setup.py installs."""
-    from beam_influence.pipelines.runners import WORKER_COMMAND
+    from beam_influence.pipelines.runners.workers import WORKER_COMMAND
 
     assert f'"{WORKER_COMMAND}=beam_influence.pipelines.worker:main"' in (pathlib.Path(__file__).parents[2] / "setup.py").read_text()

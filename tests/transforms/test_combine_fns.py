@@ -15,10 +15,9 @@ from beam_influence.influence_ops.curvature import curvature_by_name
 from beam_influence.influence_ops.scoring.group_sums import GroupSums
 from beam_influence.influence_ops.scoring.top_k import TopK
 from beam_influence.transforms.accumulate_curvature import _MergePartsCombineFn
-from beam_influence.transforms.combine_top_k import TopKCombineFn
-from beam_influence.transforms.elements import GroupPart, StatisticPart, TopKPart
+from beam_influence.transforms.combine_outputs import PartsCombineFn
+from beam_influence.transforms.elements import StatisticPart
 from beam_influence.transforms.solve_queries import SumPartsCombineFn
-from beam_influence.transforms.sum_groups import GroupSumsCombineFn
 
 INPUTS = 6
 
@@ -32,7 +31,7 @@ def _top_parts() -> list[Any]:
         # Few distinct values, so that ties are decided by the ids.
         scores = random.integers(-2, 3, (4, count)).astype(np.float64)
         top.add(scores, np.array([f"e{number}-{i}" for i in range(count)], dtype=object))
-        parts.append(TopKPart(top))
+        parts.append(top)
     return parts
 
 
@@ -45,7 +44,7 @@ def _group_parts() -> list[Any]:
         # Whole numbers: sums are exact, so any order must give the same bits.
         scores = random.integers(-50, 50, (4, count)).astype(np.float64)
         sums.add(scores, np.array([f"g{i % (number + 1)}" for i in range(count)], dtype=object))
-        parts.append(GroupPart(sums))
+        parts.append(sums)
     return parts
 
 
@@ -55,16 +54,16 @@ def _statistic_parts() -> list[Any]:
 
 
 def _content(part: Any) -> Any:
-    if isinstance(part, TopKPart):
-        return part.top.values.tolist(), part.top.ids.tolist()
-    if isinstance(part, GroupPart):
-        return {name: (total.tolist(), part.sums.counts[name]) for name, total in part.sums.sums.items()}
+    if isinstance(part, TopK):
+        return part.values.tolist(), part.ids.tolist()
+    if isinstance(part, GroupSums):
+        return {name: (total.tolist(), part.counts[name]) for name, total in part.sums.items()}
     return part.name, part.array.tolist()
 
 
 COMBINE_FNS: dict[str, tuple[Callable[[], beam.CombineFn], Callable[[], list[Any]]]] = {
-    "top_k": (TopKCombineFn, _top_parts),
-    "groups": (GroupSumsCombineFn, _group_parts),
+    "top_k": (PartsCombineFn, _top_parts),
+    "groups": (PartsCombineFn, _group_parts),
     "products": (SumPartsCombineFn, _statistic_parts),
     "statistic": (lambda: _MergePartsCombineFn(curvature_by_name("gauss_newton")), _statistic_parts),
 }

@@ -60,7 +60,7 @@ def test_nothing_is_seen_before_the_file_is_complete(tmp_path: pathlib.Path) -> 
 
 
 def test_an_abandoned_parquet_file_leaves_nothing(tmp_path: pathlib.Path) -> None:
-    file = ParquetFile(str(tmp_path), "self_influence", "shard-00000", {})
+    file = ParquetFile(str(tmp_path), "self_influence", "shard-00000", schemas.SELF_INFLUENCE, {})
     file.write(_rows(200_000))  # more than is kept in memory: some is on the disk
     file.abandon()
     assert _files(tmp_path) == []
@@ -68,14 +68,14 @@ def test_an_abandoned_parquet_file_leaves_nothing(tmp_path: pathlib.Path) -> Non
 
 def test_a_table_of_the_wrong_columns_leaves_nothing(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match="schema"):
-        write_table(str(tmp_path), "top_k", "part-00000", pa.table({"other": [1]}), {})
+        write_table(str(tmp_path), "top_k", "part-00000", schemas.TOP_K, pa.table({"other": [1]}), {})
     with pytest.raises(ValueError, match="schema"):
-        write_table(str(tmp_path), "top_k", "part-00000", _rows(3), {})
+        write_table(str(tmp_path), "top_k", "part-00000", schemas.TOP_K, _rows(3), {})
     assert _files(tmp_path) == []
 
 
 def test_many_small_tables_become_few_row_groups(tmp_path: pathlib.Path) -> None:
-    file = ParquetFile(str(tmp_path), "self_influence", "shard-00000", {"n": 3})
+    file = ParquetFile(str(tmp_path), "self_influence", "shard-00000", schemas.SELF_INFLUENCE, {"n": 3})
     for number in range(300):
         file.write(_rows(1000, start=1000 * number))
     written = file.close()
@@ -91,7 +91,7 @@ def test_wide_rows_wait_by_their_bytes(tmp_path: pathlib.Path) -> None:
     width = 1 << 17
     values = np.random.default_rng(0).standard_normal((3, width))
     before, most = pa.total_allocated_bytes(), 0
-    file = ParquetFile(str(tmp_path), "influence_vectors", "shard-00000", {})
+    file = ParquetFile(str(tmp_path), "influence_vectors", "shard-00000", schemas.INFLUENCE_VECTORS, {})
     for number in range(200):
         ids = np.array([f"e{3 * number + row}" for row in range(3)], dtype=object)
         file.write(vectors_table(ids, values.copy()))
@@ -107,15 +107,14 @@ def test_wide_rows_wait_by_their_bytes(tmp_path: pathlib.Path) -> None:
 def test_a_large_table_becomes_several_row_groups(tmp_path: pathlib.Path) -> None:
     width = 1 << 17
     vectors = np.zeros((150, width))
-    written = write_table(
-        str(tmp_path), "influence_vectors", "part", vectors_table(np.array(["e"] * 150, dtype=object), vectors), {"n": 3}
-    )
+    table = vectors_table(np.array(["e"] * 150, dtype=object), vectors)
+    written = write_table(str(tmp_path), "influence_vectors", "part", schemas.INFLUENCE_VECTORS, table, {"n": 3})
     stored = pq.ParquetFile(tmp_path / written.path).metadata
     assert stored.num_row_groups == 3 and stored.row_group(0).num_rows == 50
 
 
 def test_an_empty_file_has_its_schema(tmp_path: pathlib.Path) -> None:
-    written = ParquetFile(str(tmp_path), "scores", "shard-00000", {"n": 3}).close()
+    written = ParquetFile(str(tmp_path), "scores", "shard-00000", schemas.SCORES, {"n": 3}).close()
     assert written.rows == 0
     assert pq.read_table(tmp_path / written.path).schema.equals(schemas.SCORES)
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 from beam_influence.influence_ops.model.gradients.blocks import Block, BlockLayout, Layout, Materialised, Piece, materialise
 from beam_influence.influence_ops.model.gradients.layer_rules import Cover, cover
 from beam_influence.influence_ops.model.gradients.recorded import Call, recorded
+from beam_influence.influence_ops.model.regularizer import constant_second_derivative
 
 _EXAMPLES = 3
 _ROUNDING = 1e4
@@ -45,11 +46,11 @@ class Plan:
             else:
                 layer, rule = known
                 uses = [rule.block(call.inputs, error) for call, error in zip(calls, errors, strict=True) if call.layer is layer]
-                found.append(_together(uses))
+                found.append(_as_one_block(uses))
         return tuple(found)
 
 
-def _together(uses: list[Block]) -> Block:
+def _as_one_block(uses: list[Block]) -> Block:
     """A layer that is called several times has the positions of all calls."""
     if len(uses) == 1:
         return uses[0]
@@ -58,28 +59,25 @@ def _together(uses: list[Block]) -> Block:
     return uses[0]._make(tf.concat(parts, axis=1) for parts in zip(*uses, strict=True))
 
 
-def discover(
-    model: Any, variables: list[Any], outputs: Callable[[Any], tf.Tensor], inputs: Any, penalty: Callable[[Any], float | None]
-) -> Plan:
+def discover(model: Any, variables: list[Any], outputs: Callable[[Any], tf.Tensor], inputs: Any) -> Plan:
     """The plan for `variables`, tried on made-up examples: a block whose sum is not the tape's gradient falls back.
 
-    A weight may be used outside its layer (a tied embedding), and a layer in a way that no rule foresees.
+    A weight may be used outside its layer (a tied embedding), and a layer in a way that no rule foresees. Kernel and bias are one block
+    only where their regularisers have the same second derivative.
 
     Args:
       model: the network.
       variables: the watched ones, in the order of θ.
       outputs: inputs -> what is differentiated, [B, C].
       inputs: examples in the model's structure; only shapes and types of floating tensors are used.
-      penalty: a variable's constant second derivative of the regulariser, None if it has no such; kernel and bias are one block
-        only where they agree.
     """
     starts = dict(zip(map(id, variables), np.cumsum([0, *(int(tf.size(v.value)) for v in variables)]).tolist(), strict=False))
     candidates: list[tuple[Any, Cover]] = []
     for layer in _all_layers(model):
         kernel, bias = (getattr(layer, name, None) for name in ("kernel", "bias"))
-        joined = kernel is not None and bias is not None and penalty(kernel) is not None and penalty(kernel) == penalty(bias)
+        joined = kernel is not None and bias is not None and _equal_penalties(kernel, bias)
         candidates += [(layer, found) for found in cover(layer, lambda variable: id(variable) in starts, joined)]
-    trusted = _check(candidates, variables, outputs, made_up(inputs)) if candidates else []
+    trusted = _trusted(candidates, variables, outputs, made_up_examples(inputs)) if candidates else []
     blocks: list[tuple[int, BlockLayout, tuple[Any, Cover] | None]] = []
     covered: set[int] = set()
     for layer, rule in trusted:
@@ -101,12 +99,18 @@ def discover(
     return Plan(Layout(tuple(layout for _, layout, _ in blocks), size), [known for _, _, known in blocks], rest)
 
 
+def _equal_penalties(kernel: Any, bias: Any) -> bool:
+    """Whether both have the same, constant second derivative of their regulariser."""
+    found = constant_second_derivative(kernel)
+    return found is not None and found == constant_second_derivative(bias)
+
+
 def _all_layers(model: Any) -> list[Any]:
     flatten = getattr(model, "_flatten_layers", None)
     return list(flatten(include_self=False, recursive=True)) if flatten is not None else []
 
 
-def _check(
+def _trusted(
     candidates: list[tuple[Any, Cover]], variables: list[Any], outputs: Callable[[Any], tf.Tensor], inputs: Any
 ) -> list[tuple[Any, Cover]]:
     """The candidates whose blocks, summed over examples, are the tape's gradient of a random function of the outputs."""
@@ -135,7 +139,7 @@ def _check(
     for layer, rule in candidates:
         try:
             uses = [rule.block(call.inputs, g) for call, g in zip(calls, errors, strict=True) if call.layer is layer]
-            if uses and _agrees(rule, _together(uses), by_variable, scale):
+            if uses and _agrees(rule, _as_one_block(uses), by_variable, scale):
                 trusted.append((layer, rule))
         except Exception as error:
             logging.getLogger(__name__).info("layer %s is used in a way that no rule knows: %s", layer.name, str(error).splitlines()[0])
@@ -159,7 +163,7 @@ def _agrees(rule: Cover, block: Block, expected: dict[int, np.ndarray], scale: f
     return all(np.allclose(a, b, rtol=0, atol=tolerance) for a, b in zip(summed, wanted, strict=True))
 
 
-def made_up(inputs: Any) -> Any:
+def made_up_examples(inputs: Any) -> Any:
     """Examples of the same shapes: seeded normal numbers; integers and strings as they are."""
     rng = np.random.default_rng(1)
 

@@ -183,7 +183,7 @@ def _convolution(layer: Any, watched: Watched, joined: bool) -> list[Cover]:
         e = tf.reshape(g, [count, -1, groups, columns // groups])
         return Materialised(tf.reshape(tf.einsum("bskgi,bsgo->bkigo", a, e), [count, window * inputs_per_group * columns]))
 
-    return _direct(layer.kernel, grouped, layer.bias, watched)
+    return _materialised_kernel(layer.kernel, grouped, layer.bias, watched)
 
 
 def _depthwise(layer: Any, watched: Watched, joined: bool) -> list[Cover]:
@@ -198,21 +198,21 @@ def _depthwise(layer: Any, watched: Watched, joined: bool) -> list[Cover]:
         e = tf.reshape(g, [count, -1, channels, multiplier])
         return Materialised(tf.reshape(tf.einsum("bskc,bscm->bkcm", a, e), [count, int(layer.kernel.value.shape.num_elements())]))
 
-    return _direct(layer.kernel, by_channel, layer.bias, watched)
+    return _materialised_kernel(layer.kernel, by_channel, layer.bias, watched)
 
 
-def _direct(kernel: Any, gradient: Callable[[tf.Tensor, tf.Tensor], Block], bias: Any, watched: Watched) -> list[Cover]:
+def _materialised_kernel(kernel: Any, gradient: Callable[[tf.Tensor, tf.Tensor], Block], bias: Any, watched: Watched) -> list[Cover]:
     """A kernel whose [B, n] is cheap to build, and a bias that is added at every position."""
     covers = []
     if watched(kernel):
         shape = tuple(kernel.shape)
         covers.append(Cover(((kernel, tuple(range(len(shape))), 0, 1),), "materialised", 1, kernel.value.shape.num_elements(), gradient))
     if watched(bias):
-        covers.append(_shift(bias))
+        covers.append(_bias_of_every_position(bias))
     return covers
 
 
-def _shift(bias: Any) -> Cover:
+def _bias_of_every_position(bias: Any) -> Cover:
     def summed(x: tf.Tensor, g: tf.Tensor) -> Block:
         return Materialised(tf.reduce_sum(_positions(g), axis=1))
 
@@ -240,7 +240,7 @@ def _scaled(scale: Any, shift: Any, normalised: Callable[[tf.Tensor], tf.Tensor]
 
         covers.append(Cover(((scale, (0,), 0, 1),), "materialised", 1, int(scale.shape[0]), gradient))
     if watched(shift):
-        covers.append(_shift(shift))
+        covers.append(_bias_of_every_position(shift))
     return covers
 
 

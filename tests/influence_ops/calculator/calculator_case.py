@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import tensorflow as tf
 
 from beam_influence import FirstOrderInfluenceCalculator, InfluenceModel
@@ -11,16 +10,6 @@ from tests.influence_ops import reference
 EXACT = 1e-9  # the same float64 sums in another order
 
 
-def relative(found, wanted) -> float:
-    """max |found - wanted| / max |wanted|."""
-    found, wanted = np.asarray(found), np.asarray(wanted)
-    assert found.shape == wanted.shape
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
-
-
-def joined(dataset: tf.data.Dataset) -> np.ndarray:
-    """The second element of all elements, one below the other."""
-    return np.concatenate([np.asarray(element[1]) for element in dataset])
 
 
 class Case:
@@ -46,8 +35,3 @@ class Case:
     def test_head(self, count: int) -> tf.data.Dataset:
         """The first test points."""
         return self.test.unbatch().take(count).batch(3)
-
-
-def matrix_of(dataset: tf.data.Dataset) -> np.ndarray:
-    """[T, N] from the nested dataset."""
-    return np.concatenate([np.concatenate([np.asarray(block) for _, block in inner], axis=1) for _, inner in dataset])

@@ -12,8 +12,9 @@ import tensorflow as tf
 
 from beam_influence import ORDER, FirstOrderInfluenceCalculator, IHVPCalculator, InfluenceModel, LinearSearch
 from beam_influence.influence_ops.curvature.conjugate_gradient import NotConvergedWarning
+from tests.arrays import joined, matrix_of, relative
 from tests.influence_ops import reference
-from tests.influence_ops.calculator.calculator_case import EXACT, Case, joined, matrix_of, relative
+from tests.influence_ops.calculator.calculator_case import EXACT, Case
 
 FLOAT32 = 1e-4  # the reference computes in float32: its README's tolerance for `exact`
 FLOAT32_CG = 1e-2  # its conjugate gradients stop at three digits: its README's tolerance for `cgd`

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
 import pytest
@@ -19,6 +17,7 @@ from beam_influence import (
     compute_in_memory,
 )
 from beam_influence.influence_ops.calculator.tf_datasets import example_batches
+from tests.arrays import joined, matrix_of, relative
 from tests.influence_ops import reference
 
 EXACT = 1e-8  # the same float64 sums and solves in another order
@@ -45,19 +44,7 @@ def dataset(rows: slice = slice(None), batch: int = 7) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices((X[rows], LABELS[rows])).batch(batch)
 
 
-def joined(found: tf.data.Dataset) -> np.ndarray:
-    return np.concatenate([np.asarray(element[1]) for element in found])
 
-
-def matrix_of(found: tf.data.Dataset) -> np.ndarray:
-    """[T, N] from the nested dataset."""
-    return np.concatenate([np.concatenate([np.asarray(block) for _, block in inner], axis=1) for _, inner in found])
-
-
-def relative(found: Any, wanted: Any) -> float:
-    found, wanted = np.asarray(found), np.asarray(wanted)
-    assert found.shape == wanted.shape
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
 def second_order_change(group: slice, damping: float) -> np.ndarray:

@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 
 from beam_influence import CACHE, FirstOrderInfluenceCalculator
-from tests.influence_ops.calculator.calculator_case import EXACT, Case, joined, matrix_of, relative
+from tests.arrays import joined, matrix_of, relative
+from tests.influence_ops.calculator.calculator_case import EXACT, Case
 
 
 @pytest.mark.parametrize("cache", list(CACHE))

@@ -202,7 +202,7 @@ def test_the_models_own_process_function_takes_the_element_apart():
     model = one_input_model()
     wanted = self_influence(model, sliced((X, LABELS, WEIGHTS)))
     rows = {"pixels": (X * 2).astype(np.float32), "truth": LABELS, "trust": WEIGHTS}
-    model.process_batch_for_loss_fn = lambda row: (row["pixels"] / 2, row["truth"], row["trust"])  # type: ignore[attr-defined]
+    model.process_batch_for_loss_fn = lambda row: (row["pixels"] / 2, row["truth"], row["trust"])
     dataset = sliced(rows)
     assert dataset_form(dataset, model) == PROCESSED
     assert np.allclose(self_influence(model, dataset), wanted, rtol=EXACT)

@@ -19,6 +19,7 @@ from beam_influence import CURVATURES, Curvature, FinishOptions, InfluenceModel,
 from beam_influence.influence_ops.curvature import Statistic, curvature_by_name, load_preconditioner
 from beam_influence.influence_ops.curvature.sampled import FittedOnSample
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from tests.arrays import relative
 
 layers = keras.layers
 
@@ -75,10 +76,6 @@ def fitted(curvature: Curvature | str, model: InfluenceModel, **options) -> Prec
     curvature = curvature_by_name(curvature) if isinstance(curvature, str) else curvature
     return finished(curvature, model, summed(curvature, model, [data()]), FinishOptions(**options)).bind(model)
 
-
-def relative(found: np.ndarray, wanted: np.ndarray) -> float:
-    assert found.shape == wanted.shape
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
 def rows(model: InfluenceModel, count: int = 4) -> np.ndarray:

@@ -38,7 +38,7 @@ def write_run(folder: pathlib.Path, shuffled: bool = False, leave_out: int = 0) 
         whole = pa.concat_tables(parts)
         parts = [whole.take(np.random.default_rng(1).permutation(whole.num_rows))]
     for number, part in enumerate(parts):
-        file = ParquetFile(str(folder), "scores", f"shard-{number:05d}", schemas.facts(META, "none", "first_order"))
+        file = ParquetFile(str(folder), "scores", f"shard-{number:05d}", schemas.SCORES, schemas.facts(META, "none", "first_order"))
         file.write(part.slice(0, part.num_rows - (leave_out if number == len(parts) - 1 else 0)))
         files.append(file.close())
     write_manifest(str(folder), files, {"config": {"order": "descending", "top_k": 3}, "curvature": META})

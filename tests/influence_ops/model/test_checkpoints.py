@@ -13,7 +13,8 @@ from beam_influence import CURVATURES, FinishOptions, InfluenceModel
 from beam_influence.influence_ops.curvature import Curvature
 from beam_influence.influence_ops.curvature.arnoldi import Arnoldi
 from beam_influence.influence_ops.curvature.random_projection import RandomProjection
-from beam_influence.influence_ops.model.checkpoints import Checkpoints
+from beam_influence.influence_ops.model.checkpoints import CheckpointSum
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.scoring.in_memory import fit_curvature
 from beam_influence.influence_ops.scoring.scores import ScoreOptions, Scorer, embed_queries
@@ -51,7 +52,7 @@ def make(name: str) -> Curvature:
     return CURVATURES[name]()
 
 
-def scores(model: InfluenceModel, name: str, options: ScoreOptions) -> tuple[np.ndarray, np.ndarray]:
+def scores(model: ExplainedModel, name: str, options: ScoreOptions) -> tuple[np.ndarray, np.ndarray]:
     """Influence [T, N] of the batches on the first of them, and self-influence [N]."""
     operator = fit_curvature(model, make(name), batches(), FinishOptions(DAMPING)).bind(model)
     scorer = Scorer(model, operator, [embed_queries(model, operator, batches()[0])[0]], options)
@@ -68,7 +69,7 @@ CASES = [*((name, "curvature") for name in CURVATURES), ("identity", "loss"), ("
 def test_influence_is_the_sum_over_checkpoints(name: str, regularizer: str) -> None:
     parts = [part(seed, weight_decay=1e-2, regularizer=regularizer) for seed in (1, 2)]
     options = ScoreOptions(self_influence=True)
-    found = scores(Checkpoints(parts, RATES), name, options)
+    found = scores(CheckpointSum(parts, RATES), name, options)
     each = [scores(one, name, options) for one in parts]
     for number, what in enumerate(found):
         wanted = np.sum([rate * one[number] for rate, one in zip(RATES, each, strict=True)], axis=0)
@@ -77,13 +78,13 @@ def test_influence_is_the_sum_over_checkpoints(name: str, regularizer: str) -> N
 
 def test_without_weights_it_is_the_mean() -> None:
     parts = [part(seed) for seed in (1, 2, 3)]
-    found = scores(Checkpoints(parts), "gauss_newton", ScoreOptions(self_influence=True))[0]
+    found = scores(CheckpointSum(parts), "gauss_newton", ScoreOptions(self_influence=True))[0]
     wanted = np.mean([scores(one, "gauss_newton", ScoreOptions(self_influence=True))[0] for one in parts], axis=0)
     assert np.abs(found - wanted).max() <= SUMS * np.abs(wanted).max()
 
 
 def test_one_checkpoint_is_the_model() -> None:
-    whole, alone = Checkpoints([part(1)]), part(1)
+    whole, alone = CheckpointSum([part(1)]), part(1)
     vectors = np.random.default_rng(0).standard_normal((3, alone.size))
     batch = batches()[0]
     for name in ("hessian_sum", "gauss_newton_sum", "gauss_newton_factors", "losses"):
@@ -97,7 +98,7 @@ def test_one_checkpoint_is_the_model() -> None:
 
 
 def test_products_and_matrices_agree() -> None:
-    whole = Checkpoints([part(1), part(2)], RATES)
+    whole = CheckpointSum([part(1), part(2)], RATES)
     vectors = np.random.default_rng(0).standard_normal((3, whole.size))
     batch = batches()[0]
     gauss_newton = whole.gauss_newton_sum(batch)
@@ -111,17 +112,17 @@ def test_products_and_matrices_agree() -> None:
 
 
 def test_fingerprints_tell_checkpoints_and_weights_apart() -> None:
-    kinds = [Checkpoints([part(1), part(2)], RATES), Checkpoints([part(2), part(1)], RATES), Checkpoints([part(1), part(2)]), part(1)]
+    kinds = [CheckpointSum([part(1), part(2)], RATES), CheckpointSum([part(2), part(1)], RATES), CheckpointSum([part(1), part(2)]), part(1)]
     assert len({kind.fingerprint() for kind in kinds}) == len(kinds)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Checkpoints([]), "at least one checkpoint"),
-        (lambda: Checkpoints([part(1)], [1.0, 2.0]), "must be 1 numbers above 0, one for each checkpoint"),
-        (lambda: Checkpoints([part(1)], [-1.0]), "must be 1 numbers above 0"),
-        (lambda: Checkpoints([part(1), part(1, weight_decay=0.1)]), "checkpoint 1 has weight_decay 0.1, the first has 0.0"),
+        (lambda: CheckpointSum([]), "at least one checkpoint"),
+        (lambda: CheckpointSum([part(1)], [1.0, 2.0]), "must be 1 numbers above 0, one for each checkpoint"),
+        (lambda: CheckpointSum([part(1)], [-1.0]), "must be 1 numbers above 0"),
+        (lambda: CheckpointSum([part(1), part(1, weight_decay=0.1)]), "checkpoint 1 has weight_decay 0.1, the first has 0.0"),
     ],
 )
 def test_refusals(make, message: str) -> None:

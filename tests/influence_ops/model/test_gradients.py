@@ -66,7 +66,7 @@ def test_equal_the_tape(kind: str) -> None:
     expected = by_tape(explained, batch)
     # Both in float64, with other orders of summation.
     np.testing.assert_allclose(np.asarray(gradients), expected, rtol=1e-9, atol=1e-11 * np.abs(expected).max())
-    assert len(explained._derivatives.without_factors) == MATERIALISED.get(kind, 0)
+    assert len(explained.weights_without_factors) == MATERIALISED.get(kind, 0)
     assert len(losses) == _SIZE and sum(layout.size for layout in gradients.layout.blocks) == explained.size
 
 

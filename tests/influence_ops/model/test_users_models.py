@@ -13,11 +13,13 @@ import tensorflow as tf
 
 from beam_influence import InfluenceModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from tests.influence_ops.model.forgetful_layer import Forgetful
 from tests.influence_ops.model.keras_oracle import losses_and_gradients
 
 layers, losses = keras.layers, keras.losses
 FLOAT32 = 2e-5  # Keras computes the other side in float32
 ROWS = 6
+LARGE = 1000  # above what `vectors` become
 
 
 @dataclasses.dataclass
@@ -495,23 +497,9 @@ def test_a_layer_that_is_no_function_of_the_example_is_refused(layer: Any, messa
         check(model_of(layer(), layers.Dense(3, "softmax")), vectors(), classes(), precision=precision)
 
 
-class Forgets(layers.Layer):
-    """Its configuration leaves out what it was made with."""
-
-    def __init__(self, factor: float = 1.0, **options: Any):
-        super().__init__(**options)
-        self.factor = factor
-
-    def call(self, x: Any) -> Any:
-        return x * self.factor
-
-    def get_config(self) -> dict[str, Any]:
-        return {key: value for key, value in super().get_config().items() if key != "factor"}
-
-
 def test_a_copy_that_is_not_the_model_is_refused_by_layer() -> None:
-    model = model_of(layers.Dense(3), Forgets(2.0), layers.Dense(3, "softmax"))
-    with pytest.raises(ValueError, match=r"first in the layer 'forgets.*' \(Forgets\); use precision 'native'"):
+    model = model_of(layers.Dense(3), Forgetful(2.0), layers.Dense(3, "softmax"))
+    with pytest.raises(ValueError, match=r"first in the layer 'forgetful.*' \(Forgetful\); use precision 'native'"):
         check(model, vectors(), classes(), precision="float64")
     for precision in ("auto", "native"):
         explained = InfluenceModel(model, weights="all", precision=precision)  # type: ignore[arg-type]
@@ -598,13 +586,13 @@ def test_inputs_whose_keys_are_not_their_names_are_refused() -> None:
 
 
 def test_checkpoints_that_give_up_their_copies_are_refused() -> None:
-    from beam_influence.influence_ops.model.checkpoints import Checkpoints
+    from beam_influence.influence_ops.model.checkpoints import CheckpointSum
 
-    networks = [model_of(layers.Dense(3), Forgets(factor), layers.Dense(3, "softmax")) for factor in (1.0, 2.0)]
+    networks = [model_of(layers.Dense(3), Forgetful(factor), layers.Dense(3, "softmax")) for factor in (1.0, 2.0)]
     data = batch(Case(networks[0], vectors(), classes()))
     with pytest.raises(ValueError, match="a checkpoint's float64 copy is not the checkpoint.*precision 'native' for all"):
-        Checkpoints([InfluenceModel(network, weights="all") for network in networks]).check(data)
-    Checkpoints([InfluenceModel(network, weights="all", precision="native") for network in networks]).check(data)
+        CheckpointSum([InfluenceModel(network, weights="all") for network in networks]).check(data)
+    CheckpointSum([InfluenceModel(network, weights="all", precision="native") for network in networks]).check(data)
 
 
 def test_an_added_loss_that_mixes_examples_is_refused() -> None:
@@ -615,6 +603,30 @@ def test_an_added_loss_that_mixes_examples_is_refused() -> None:
 
     with pytest.raises(ValueError, match="neither their mean nor their sum, so no example has a share of it; add a mean"):
         check(model_of(layers.Dense(3), Spread(), layers.Dense(3, "softmax")), vectors(), classes())
+
+
+class MixesLargeValues(layers.Layer):
+    def call(self, x: Any) -> Any:
+        return x + tf.where(tf.reduce_max(x) > LARGE, tf.reduce_mean(x, axis=0), 0)
+
+
+class AddsSpreadOfLargeValues(layers.Layer):
+    def call(self, x: Any) -> Any:
+        self.add_loss(tf.where(tf.reduce_max(x) > LARGE, tf.math.reduce_variance(x), 0))
+        return x
+
+
+@pytest.mark.parametrize("precision", ["auto", "native"])
+@pytest.mark.parametrize("layer", [MixesLargeValues, AddsSpreadOfLargeValues])
+def test_mixing_that_the_first_batch_does_not_show_is_refused_in_a_later_one(layer: Any, precision: Any) -> None:
+    from beam_influence.influence_ops.scoring.scores import evaluate
+
+    network = model_of(layers.Dense(4, kernel_initializer="ones"), layer(), layers.Dense(3, "softmax"))
+    model = InfluenceModel(network, weights="all", precision=precision)
+    for _ in range(3):
+        evaluate(model, batch(Case(network, vectors(), classes())))
+    with pytest.raises(ValueError, match="a batch of 6 examples gives other losses or gradients than each .*mixes the examples of a batch"):
+        evaluate(model, batch(Case(network, vectors() * LARGE, classes())))  # the fourth
 
 
 def test_a_second_softmax_is_refused(tmp_path: Any) -> None:

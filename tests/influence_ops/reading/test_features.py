@@ -8,16 +8,8 @@ import pytest
 import tensorflow as tf
 
 from beam_influence.influence_ops.reading import READERS
-from beam_influence.influence_ops.reading.features import (
-    Feature,
-    FeatureResolver,
-    ModelInput,
-    Roles,
-    Stored,
-    fit_result,
-    most_common,
-    parse_schema,
-)
+from beam_influence.influence_ops.reading.features import Feature, ModelInput, Roles, Stored, most_common, parse_schema
+from beam_influence.influence_ops.reading.resolve_features import FeatureResolver, fit_result
 from beam_influence.influence_ops.reading.tfrecord_framing import write_records
 
 DATA = {

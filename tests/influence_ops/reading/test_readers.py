@@ -15,7 +15,8 @@ import tensorflow as tf
 from beam_influence.influence_ops.reading import READERS, detect_format
 from beam_influence.influence_ops.reading.columns import dense_column
 from beam_influence.influence_ops.reading.decode import RowDecoder
-from beam_influence.influence_ops.reading.features import Feature, FeatureResolver, FeatureSpec, ModelInput, Roles, Stored
+from beam_influence.influence_ops.reading.features import Feature, FeatureSpec, ModelInput, Roles, Stored
+from beam_influence.influence_ops.reading.resolve_features import FeatureResolver
 from beam_influence.influence_ops.reading.tfrecord_framing import write_records
 
 X = Feature("x", "float", (2,))

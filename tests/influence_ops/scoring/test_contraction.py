@@ -104,7 +104,7 @@ def test_scorer_uses_it_and_tells(caplog: pytest.LogCaptureFixture) -> None:
     train = data(model, "embedding", weighted=False)
     operator = fit(model, Kfac(), lambda: [train], FinishOptions("auto"))
     queries, _ = embed_queries(model, operator, train.select(np.arange(6)))
-    with caplog.at_level("INFO", logger="influence_ops"):
+    with caplog.at_level("INFO", logger="beam_influence.influence_ops"):
         scored = Scorer(model, operator, [queries], ScoreOptions(self_influence=True)).score(train)
     assert "lookup" in caplog.text and "flops an example" in caplog.text
     gradients = np.asarray(model.losses_and_gradients(train)[1])

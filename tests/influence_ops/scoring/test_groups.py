@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from beam_influence import InfluenceModel, Preconditioner, compute_in_memory
-from beam_influence.influence_ops.model.influence_model import Regularizer
+from beam_influence.influence_ops.model.explained_model import Regularizer
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.scoring.in_memory import InfluenceResult
 from beam_influence.influence_ops.scoring.scores import Normalize, ScoreOptions
+from tests.arrays import relative
 from tests.influence_ops import reference
 
 CLOSED_FORM = 1e-9  # the same float64 sums in another order, behind a matrix of condition 1e3
@@ -106,11 +107,6 @@ def problem() -> Problem:
     x_test, y_test = case["x_test"].astype(np.float64), case["t_test"].astype(np.int64)
     return Problem(x, y, x_test, y_test, optimum(x, y, np.zeros((x.shape[1] + 1, CLASSES))))
 
-
-def relative(found: np.ndarray, wanted: np.ndarray) -> float:
-    """max |found - wanted| / max |wanted|."""
-    assert found.shape == wanted.shape
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
 def check(result: InfluenceResult, vectors: np.ndarray, group_gradients: np.ndarray, test_gradients: np.ndarray, unit: bool) -> None:

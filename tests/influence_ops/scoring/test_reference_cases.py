@@ -9,6 +9,7 @@ import pytest
 from beam_influence import InfluenceModel, compute_in_memory
 from beam_influence.influence_ops.scoring.scores import ScoreOptions
 from beam_influence.influence_ops.scoring.top_k import Order
+from tests.arrays import relative
 from tests.influence_ops import reference
 
 ALL = ("top_k", "self_influence", "scores", "influence_vectors", "group_influence")
@@ -16,10 +17,6 @@ CLOSED_FORM = 1e-6  # what the mission asks for; float64 reaches about 1e-12
 FLOAT32 = 1e-4  # the reference computes in float32: its own README's tolerance for `exact`
 FLOAT32_CUT = 2e-3  # its README's tolerance where the pseudo-inverse cuts 405 directions in float32
 
-
-def relative(found: np.ndarray, wanted: np.ndarray) -> float:
-    """max |found - wanted| / max |wanted|."""
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
 def column(table: pa.Table, name: str = "influence") -> np.ndarray:

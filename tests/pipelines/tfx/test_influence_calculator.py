@@ -22,7 +22,7 @@ from beam_influence.influence_ops.curvature import load_preconditioner
 from beam_influence.influence_ops.model.network import load_keras_file
 from beam_influence.influence_ops.results.result_files import read_manifest
 from beam_influence.pipelines.cli import main
-from beam_influence.pipelines.launch import RunFailedError
+from beam_influence.pipelines.run_pipeline import RunFailedError
 from beam_influence.pipelines.tfx import Curvature, InfluenceCalculator, InfluenceScores
 from beam_influence.pipelines.tfx.artifacts import standard_artifacts
 from beam_influence.pipelines.tfx.influence_executor import InfluenceExecutor

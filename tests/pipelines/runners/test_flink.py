@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import http.server
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
 
-from beam_influence.pipelines.flink_jobs import cancel_job
-from beam_influence.pipelines.launch import RunFailedError, run_pipeline
+from beam_influence.pipelines.run_pipeline import RunFailedError, run_pipeline
 from beam_influence.pipelines.runners import Engine
+from beam_influence.pipelines.runners.flink import cancel_job, cancel_on_cluster, tell_that_it_goes_on
 
 
 class Cluster(http.server.ThreadingHTTPServer):
@@ -103,17 +104,20 @@ class SlowPipeline:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "job", "ending"),
+    ("after_cancel", "ending"),
     [
-        (["--runner=PrismRunner"], None, "and was cancelled"),
-        (["--job_endpoint=h:1"], None, "does not pass that on to a cluster: look there, and give --flink_master HOST:8081 next time"),
-        (["--job_endpoint=h:1"], ("localhost:1", "mine"), "the cluster at localhost:1 did not confirm that: cancel the job mine there"),
+        (None, "and was cancelled"),
+        (tell_that_it_goes_on, "does not pass that on to a cluster: look there, and give --flink_master HOST:8081 next time"),
+        (
+            functools.partial(cancel_on_cluster, "localhost:1", "mine"),
+            "the cluster at localhost:1 did not confirm that: cancel the job mine there",
+        ),
     ],
 )
-def test_out_of_time(arguments: list[str], job: tuple[str, str] | None, ending: str) -> None:
+def test_out_of_time(after_cancel: Callable[[], str] | None, ending: str) -> None:
     pipeline: Any = SlowPipeline()
     with pytest.raises(RunFailedError) as caught:
-        run_pipeline(pipeline, Engine(arguments, False, time_limit=2.5, flink=job))
+        run_pipeline(pipeline, Engine([], False, time_limit=2.5, after_cancel=after_cancel))
     assert pipeline.cancelled
     assert str(caught.value).startswith("the job had not finished after --time_limit 2.5 seconds and was cancelled")
     assert str(caught.value).endswith(ending)

@@ -16,7 +16,8 @@ import pytest
 from beam_influence.pipelines import runners
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.launch import run
-from beam_influence.pipelines.runners import Engine, choose_engine, prism_folder
+from beam_influence.pipelines.runners import Engine, choose_engine, flink
+from beam_influence.pipelines.runners.prism import prism_folder
 
 CONFIG = InfluenceConfig(model="gs://b/model.keras", train="gs://b/train-*", test="gs://b/test-*", output="gs://b/out")
 DATAFLOW = ("--runner=dataflow", "--project=p", "--region=us-central1", "--temp_location=gs://b/temp", "--sdk_container_image=i")
@@ -129,15 +130,18 @@ def test_flink_on_this_machine(address: str, tmp_path: pathlib.Path, monkeypatch
     assert KEEP not in words(chosen("--environment_cache_millis=5"))
 
 
-def test_flink_jobs_can_be_cancelled(address: str) -> None:
+def test_flink_jobs_can_be_cancelled(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job has a name of its own, by which the cluster that was named can be asked to cancel it."""
     given = ["--runner=flink", f"--job_endpoint={address}"]
-    assert choose_engine(given, CONFIG).flink is None
-    one, other = (choose_engine([*given, "--flink_master=cluster:8081"], CONFIG) for _ in range(2))
-    assert one.flink and other.flink and one.flink[0] == "cluster:8081" and one.flink[1] != other.flink[1]
-    assert f"--job_name={one.flink[1]}" in one.arguments
-    named = choose_engine([*given, "--flink_master=cluster:8081", "--job_name=mine"], CONFIG)
-    assert named.flink == ("cluster:8081", "mine") and named.arguments.count("--job_name=mine") == 1
+    assert choose_engine(given, CONFIG).after_cancel is flink.tell_that_it_goes_on
+    cancelled: list[tuple[str, str]] = []
+    monkeypatch.setattr(flink, "cancel_job", lambda *job: cancelled.append(job) or True)
+    given.append("--flink_master=cluster:8081")
+    engines = [choose_engine([*given, *more], CONFIG) for more in ([], [], ["--job_name=mine"])]
+    for engine in engines:
+        assert engine.after_cancel is not None and engine.after_cancel() == ""
+        assert [word for word in engine.arguments if word.startswith("--job_name=")] == [f"--job_name={cancelled[-1][1]}"]
+    assert {master for master, _ in cancelled} == {"cluster:8081"} and cancelled[2][1] == "mine" and cancelled[0] != cancelled[1]
 
 
 def test_flink_by_its_master(address: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,10 +203,10 @@ SILENT = silent_address()
         (["--workers=2", "--runner=flink"], "--workers 2 is of --runner local, not flink; give --parallelism N"),
         (["--workers=2", "--runner=dataflow"], "--workers 2 is of --runner local, not dataflow; give --max_num_workers N"),
         (["--workers=2", "--runner=SparkRunner"], "--workers 2 is of --runner local, not SparkRunner; leave it out"),
-        (["--environment=LOOPBACK"], "--environment LOOPBACK is of --runner flink and prism, not local; leave it out"),
+        (["--environment=LOOPBACK"], "--environment LOOPBACK is of --runner prism and flink, not local; leave it out"),
         (["--environment=EMBEDDED"], "argument --environment: invalid choice: 'EMBEDDED'"),
-        (["--gpu"], "--gpu is of --runner dataflow, not local; elsewhere a GPU that a worker finds is used"),
-        (["--time_limit=9"], "--time_limit is of --runner prism, flink and dataflow; a local run ends with this process"),
+        (["--gpu"], "--gpu nvidia-l4 is of --runner dataflow, not local; elsewhere a GPU that a worker finds is used"),
+        (["--time_limit=9"], "--time_limit 9.0 is of --runner prism, flink and dataflow, not local; the run ends with this process"),
         (["--time_limit=0", "--runner=flink"], "--time_limit 0 must be above 0"),
         (["--flink_master=h:8081"], "--flink_master h:8081 has no effect with --runner local; add --runner flink"),
         (["--job_endpoint=h:8099"], "--job_endpoint h:8099 has no effect with --runner local; add --runner flink"),
@@ -230,7 +234,7 @@ SILENT = silent_address()
             ["--runner=flink", "--job_endpoint=localhost:1", "--environment=EXTERNAL", "--environment_type=DOCKER"],
             "--environment EXTERNAL and --environment_type DOCKER say the same; leave one out",
         ),
-        ([*DATAFLOW, "--environment=LOOPBACK"], "--environment LOOPBACK is of --runner flink and prism, not dataflow; Dataflow's"),
+        ([*DATAFLOW, "--environment=LOOPBACK"], "--environment LOOPBACK is of --runner prism and flink, not dataflow; Dataflow's"),
         (without("project"), "--runner dataflow needs --project, such as --project MY-PROJECT"),
         (without("region"), "--runner dataflow needs --region, such as --region us-central1"),
         (without("temp_location"), "--runner dataflow needs --temp_location, such as --temp_location gs://BUCKET/temp"),
@@ -269,6 +273,6 @@ def test_nothing_is_touched_when_refused(tmp_path: pathlib.Path) -> None:
 def test_options_become_arguments_again() -> None:
     parser = argparse.ArgumentParser()
     runners.add_options(parser)
-    given = ["--runner=dataflow", "--gpu=nvidia-l4", "--time_limit=9.5"]
+    given = ["--runner=dataflow", "--time_limit=9.5", "--gpu=nvidia-l4"]
     assert runners.as_arguments(parser.parse_args(given)) == given
     assert runners.as_arguments(parser.parse_args([])) == ["--runner=local"]

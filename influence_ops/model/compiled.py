@@ -1,0 +1,133 @@
+"""The derivatives of a network as compiled functions, which all threads of a process share."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from beam_influence.influence_ops.model.autodiff import AutodiffDerivatives
+from beam_influence.influence_ops.model.exact_moments import exact_moments
+from beam_influence.influence_ops.model.example_loss import ExampleLoss, Targets
+from beam_influence.influence_ops.model.gradients.blocks import Layout
+from beam_influence.influence_ops.model.gradients.discover import declared_examples
+from beam_influence.influence_ops.model.heads import Heads
+from beam_influence.influence_ops.model.linear_head import LinearHeadDerivatives, is_linear_head
+from beam_influence.influence_ops.model.losses import TrainingLoss
+from beam_influence.influence_ops.model.network import Network, declared_specs, feed
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Inputs
+
+TRACING = threading.RLock()
+"""Held while a network is traced, which puts recorders into layers that all threads share, and while one is called outside of this."""
+
+_SECOND_DERIVATIVES = ("hessian_sum", "hessian_vector_products")
+_NO_EXAMPLE_YET = "the model declares no inputs and has seen no example yet; evaluate a batch first"
+
+
+class CompiledDerivatives:
+    """The methods of `LinearHeadDerivatives` or `AutodiffDerivatives`, each traced at its first use, for any batch size.
+
+    Args:
+      network: what is computed on.
+      variables: its watched weights.
+      training_loss: the loss.
+    """
+
+    def __init__(self, network: Network, variables: Sequence[keras.Variable], training_loss: TrainingLoss):
+        self._model = network.model
+        self._dtype = network.dtype
+        self._variables = list(variables)
+        self._training_loss = training_loss
+        self._functions: dict[str, Callable[..., Any]] = {}
+        self._layout: Layout | None = None
+        self._derivatives: LinearHeadDerivatives | AutodiffDerivatives | None = None
+        if network.inputs:
+            self._derive(declared_specs(self._model, self._dtype))
+
+    @property
+    def derivatives(self) -> LinearHeadDerivatives | AutodiffDerivatives:
+        """What is compiled; known once the model declares its inputs or has seen an example.
+
+        Raises:
+          ValueError: neither is so.
+        """
+        if self._derivatives is None:
+            raise ValueError(_NO_EXAMPLE_YET)
+        return self._derivatives
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether they are known to be those of a final Dense layer."""
+        return isinstance(self._derivatives, LinearHeadDerivatives)
+
+    @property
+    def rounds(self) -> str | None:
+        """An operation of the network that rounds; see `Heads`. None where there is none, or none is known yet."""
+        return None if self._derivatives is None else self._derivatives.loss.heads.rounds
+
+    def layout(self, inputs: Inputs | None) -> Layout:
+        """How gradients fall into blocks; found once, on `inputs` where the model declares none.
+
+        Raises:
+          ValueError: there are neither.
+        """
+        if self._layout is None:
+            with TRACING:
+                if self._layout is None:
+                    self._layout = self._discover(inputs)
+        return self._layout
+
+    def call(self, name: str, batch: ExampleBatch, *extra: tf.Tensor) -> Any:
+        """The method `name` of the batch's inputs and targets, and `extra`."""
+        targets: Targets = {"labels": tf.nest.map_structure(tf.convert_to_tensor, batch.labels)}
+        key = name
+        if batch.weights is not None and (batch.weights.ndim > 1 or self._training_loss.takes_weights):
+            targets["weights"] = tf.constant(batch.weights, dtype=self._dtype)
+            key = f"{name} with weights"
+        return self._call(key, name, batch, targets, *extra)
+
+    def call_on_inputs(self, name: str, batch: ExampleBatch, *extra: tf.Tensor) -> Any:
+        """The method `name` of the batch's inputs and `extra`."""
+        return self._call(name, name, batch, *extra)
+
+    def _call(self, key: str, name: str, batch: ExampleBatch, *extra: Any) -> Any:
+        arguments = (feed(self._model, batch.inputs, self._dtype), *extra)
+        if key not in self._functions:
+            with TRACING:
+                if key not in self._functions:
+                    self._functions[key] = self._compile(name, tf.nest.map_structure(any_batch, arguments))
+        return self._functions[key](*arguments)
+
+    def _compile(self, name: str, signature: Any) -> Callable[..., Any]:
+        function = tf.function(getattr(self._derive(signature[0]), name), input_signature=signature)
+        # The concrete function: a tf.function that is called with a wrong shape never releases its lock.
+        with exact_moments() if name in _SECOND_DERIVATIVES else contextlib.nullcontext():
+            return function.get_concrete_function()
+
+    def _derive(self, specs: Any) -> LinearHeadDerivatives | AutodiffDerivatives:
+        """The derivatives, made once: the network is traced on inputs of `specs` to see how it ends."""
+        if self._derivatives is None:
+            heads = Heads.find(self._model, specs)
+            loss = ExampleLoss(self._training_loss, heads, tuple(getattr(self._model, "output_names", None) or ()))
+            if is_linear_head(self._model, self._variables, heads):
+                self._derivatives = LinearHeadDerivatives(self._model, loss)
+            else:
+                self._derivatives = AutodiffDerivatives(self._model, loss, self._variables)
+        return self._derivatives
+
+    def _discover(self, inputs: Inputs | None) -> Layout:
+        declared = declared_examples(self._model)
+        examples = declared if declared is not None else inputs
+        if examples is None:
+            raise ValueError(_NO_EXAMPLE_YET)
+        examples = feed(self._model, examples, self._dtype)
+        return self._derive(tf.nest.map_structure(any_batch, examples)).discover(examples)
+
+
+def any_batch(tensor: tf.Tensor) -> tf.TensorSpec:
+    """What a tensor is but for the number of its examples."""
+    return tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)

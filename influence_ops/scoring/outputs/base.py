@@ -1,0 +1,147 @@
+"""What an output is: how it takes in scores, and which tables come of it."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+import pyarrow as pa
+
+from beam_influence.influence_ops.curvature import Preconditioner
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.results import schemas
+from beam_influence.influence_ops.scoring.part import Part
+from beam_influence.influence_ops.scoring.scores import BatchScores, QueryBlock, ScoreOptions, Scorer
+from beam_influence.influence_ops.scoring.top_k import Order
+
+Quantity = Literal["self_influence", "vectors", "gradients"]
+"""What is computed only for outputs that need it: a flag of `ScoreOptions`, and a field of `BatchScores`."""
+
+SINGLE_FILE = "part-00000"
+P = TypeVar("P", bound=Part)
+
+
+def run_facts(curvature: Mapping[str, Any], options: ScoreOptions) -> tuple[int, dict[str, Any]]:
+    """n for loss_change (0: unknown), and the metadata of every result file, from an operator's `meta`."""
+    n = int(curvature["examples"]) if options.normalize == "none" else 0
+    return n, schemas.facts(curvature, options.normalize, options.removal)
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputOptions:
+    """What a run is asked for.
+
+    Attributes:
+      tables: names of `table.OUTPUTS`.
+      score: which quantities are computed: those that the tables need, see `table.complete_options`.
+      top_k, order: how many training examples for each test point, and from which end.
+      second_order_groups: see `groups`.
+    """
+
+    tables: tuple[str, ...]
+    score: ScoreOptions
+    top_k: int = 10
+    order: Order = "descending"
+    second_order_groups: bool = False
+
+
+class Scoring:
+    """What outputs are made with on one worker.
+
+    Args:
+      options: what is asked for.
+      queries: the blocks of test points by key, in order.
+      curvature: the operator's `meta`.
+      open_operator: gives the model and the operator for it.
+
+    Attributes:
+      n: the number of training examples; 0 where it is unknown or scores are relative.
+      facts: the metadata of every result file.
+    """
+
+    def __init__(
+        self,
+        options: OutputOptions,
+        queries: Mapping[str, QueryBlock],
+        curvature: Mapping[str, Any],
+        open_operator: Callable[[], tuple[InfluenceModel, Preconditioner]],
+    ):
+        self.options = options
+        self.queries = queries
+        self.n, self.facts = run_facts(curvature, options.score)
+        self._open_operator = open_operator
+
+    @functools.cached_property
+    def operator(self) -> tuple[InfluenceModel, Preconditioner]:
+        """The model and the operator for it, opened when an output first needs them."""
+        return self._open_operator()
+
+    @functools.cached_property
+    def scorer(self) -> Scorer:
+        """Scores batches against the queries."""
+        model, preconditioner = self.operator
+        return Scorer(model, preconditioner, list(self.queries.values()), self.options.score)
+
+
+class FinishedTable(NamedTuple):
+    """Rows that are complete: the table's name, and that of the file, without its ending."""
+
+    table: str
+    file: str
+    rows: pa.Table
+
+
+class Output(abc.ABC):
+    """One result: a table, or several that are made from the same sums. Subclass `RowOutput` or `CombinedOutput`.
+
+    Attributes:
+      tables: the schema of each table by its name.
+      of_test_points: those of the tables that there are none of without test points.
+      needs_groups: whether each training example must name its group.
+    """
+
+    tables: Mapping[str, pa.Schema]
+    of_test_points: frozenset[str] = frozenset()
+    needs_groups: bool = False
+
+    @property
+    def name(self) -> str:
+        """The first table's."""
+        return next(iter(self.tables))
+
+    def needs(self, options: OutputOptions) -> frozenset[Quantity]:
+        """What scoring must compute for the tables that are asked for, beside influence on test points."""
+        return frozenset()
+
+
+class RowOutput(Output):
+    """A table with rows for each training example; it is written while the training data is read, a file for each file of it."""
+
+    @abc.abstractmethod
+    def rows(self, scored: BatchScores, scoring: Scoring) -> Iterator[pa.Table]:
+        """The rows of a batch of at least one example."""
+
+
+class CombinedOutput(Output, Generic[P]):
+    """Tables of what is summed, or kept, over all training examples.
+
+    Attributes:
+      by_part: whether each part ends in a table of its own; False: all parts together end in the tables.
+    """
+
+    by_part: bool = True
+
+    @abc.abstractmethod
+    def create(self, scoring: Scoring) -> dict[str, P]:
+        """The parts before the first example, by key: a block of test points' own key, or another."""
+
+    @abc.abstractmethod
+    def add(self, parts: Mapping[str, P], scored: BatchScores, scoring: Scoring) -> None:
+        """Takes in a batch of at least one example."""
+
+    @abc.abstractmethod
+    def finish(self, parts: Mapping[str, P], scoring: Scoring) -> Iterator[FinishedTable]:
+        """The tables, from parts over all training examples: those asked for. With `by_part`, it is given any of them."""

@@ -1,0 +1,55 @@
+"""The k most influential training examples: for each test point, and by self-influence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from beam_influence.influence_ops.results import schemas, tables
+from beam_influence.influence_ops.scoring.outputs.base import (
+    SINGLE_FILE,
+    CombinedOutput,
+    FinishedTable,
+    OutputOptions,
+    Quantity,
+    Scoring,
+)
+from beam_influence.influence_ops.scoring.scores import BatchScores
+from beam_influence.influence_ops.scoring.top_k import TopK
+
+
+class BestByTestPoint(CombinedOutput[TopK]):
+    """The first k training examples for each test point; a part and a file for each block of these."""
+
+    tables = {"top_k": schemas.TOP_K}
+    of_test_points = frozenset({"top_k"})
+
+    def create(self, scoring: Scoring) -> dict[str, TopK]:
+        options = scoring.options
+        return {key: TopK(len(block), options.top_k, options.order) for key, block in scoring.queries.items()}
+
+    def add(self, parts: Mapping[str, TopK], scored: BatchScores, scoring: Scoring) -> None:
+        for top, scores in zip(parts.values(), scored.scores, strict=True):
+            top.add(scores, scored.ids)
+
+    def finish(self, parts: Mapping[str, TopK], scoring: Scoring) -> Iterator[FinishedTable]:
+        for key, top in parts.items():
+            yield FinishedTable("top_k", f"block-{key}", tables.top_k_table(scoring.queries[key].ids, top, scoring.n))
+
+
+class BestBySelfInfluence(CombinedOutput[TopK]):
+    """The first k training examples by their influence on their own loss."""
+
+    tables = {"self_influence_top_k": schemas.SELF_INFLUENCE_TOP_K}
+
+    def needs(self, options: OutputOptions) -> frozenset[Quantity]:
+        return frozenset({"self_influence"})
+
+    def create(self, scoring: Scoring) -> dict[str, TopK]:
+        return {"self": TopK(1, scoring.options.top_k, scoring.options.order)}
+
+    def add(self, parts: Mapping[str, TopK], scored: BatchScores, scoring: Scoring) -> None:
+        assert scored.self_influence is not None
+        parts["self"].add(scored.self_influence[None], scored.ids)
+
+    def finish(self, parts: Mapping[str, TopK], scoring: Scoring) -> Iterator[FinishedTable]:
+        yield FinishedTable(self.name, SINGLE_FILE, tables.self_influence_top_k_table(parts["self"], scoring.n))

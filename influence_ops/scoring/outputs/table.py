@@ -1,0 +1,50 @@
+"""The table of outputs: another one is a file, and a line here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+from beam_influence.influence_ops.results import schemas
+from beam_influence.influence_ops.scoring.outputs.base import Output, OutputOptions
+from beam_influence.influence_ops.scoring.outputs.best import BestBySelfInfluence, BestByTestPoint
+from beam_influence.influence_ops.scoring.outputs.groups import Groups
+from beam_influence.influence_ops.scoring.outputs.rows import InfluenceVectors, Scores, SelfInfluence
+
+OUTPUTS: dict[str, Output] = {
+    table: output
+    for output in (BestByTestPoint(), SelfInfluence(), BestBySelfInfluence(), Groups(), Scores(), InfluenceVectors())
+    for table in output.tables
+}
+"""What makes each table that can be asked for, by the table's name."""
+
+TABLES: dict[str, pa.Schema] = {
+    **{table: output.tables[table] for table, output in OUTPUTS.items()},
+    "residuals": schemas.RESIDUALS,
+    "rejected": schemas.REJECTED,
+}
+"""The schema of each table: `rejected` is always written, `residuals` where passes over the data solve the test points."""
+
+
+def outputs_of(tables: Iterable[str]) -> list[Output]:
+    """What makes the tables: each output once, whichever of its tables are asked for."""
+    return list(dict.fromkeys(OUTPUTS[table] for table in tables))
+
+
+def tables_of_test_points() -> tuple[str, ...]:
+    """The tables that need test points."""
+    return tuple(table for table, output in OUTPUTS.items() if table in output.of_test_points)
+
+
+def tables_of_scores() -> tuple[str, ...]:
+    """Those of them that need nothing but the influence of each training example: saved vectors, or an index, are enough."""
+    return tuple(table for table in tables_of_test_points() if not OUTPUTS[table].needs_groups)
+
+
+def complete_options(options: OutputOptions) -> OutputOptions:
+    """The options with just those quantities switched on that the tables need."""
+    needed = {quantity: False for quantity in ("self_influence", "vectors", "gradients")}
+    needed.update({quantity: True for output in outputs_of(options.tables) for quantity in output.needs(options)})
+    return dataclasses.replace(options, score=dataclasses.replace(options.score, **needed))

@@ -1,0 +1,20 @@
+"""What is kept of scores: of any part of the training data, and in any order."""
+
+from __future__ import annotations
+
+import abc
+from typing import Self
+
+
+class Part(abc.ABC):
+    """Sums or tables over some of the training data, of a size that does not grow with it."""
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    def merge(self, other: Self) -> None:
+        """Takes in the same over other training examples; `other` stays as it is."""
+
+    @abc.abstractmethod
+    def copy(self) -> Self:
+        """An equal part; a merge into one leaves the other as it is."""

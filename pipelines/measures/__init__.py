@@ -1,0 +1,1 @@
+"""The measures of `beam-influence evaluate`: how good the scores of finished runs are."""

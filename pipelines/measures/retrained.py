@@ -1,0 +1,95 @@
+"""Scores beside retraining on parts of the training set: `lds` and `leave_one_out`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from beam_influence.influence_ops.evaluation.ground_truth import GroundTruth, load_ground_truth
+from beam_influence.influence_ops.evaluation.lds import lds_difference, linear_datamodelling_score
+from beam_influence.influence_ops.evaluation.leave_one_out import leave_one_out
+from beam_influence.pipelines.damping_sweep import sweep_runs
+from beam_influence.pipelines.evaluation_result import Row
+from beam_influence.pipelines.measures.measurement import Figures, Measurement, curvature_of
+from beam_influence.pipelines.retrainings import Retrainer
+from beam_influence.transforms.files import BeamFiles, join
+
+GROUND_TRUTH = "ground_truth.npz"
+
+
+def lds(measurement: Measurement) -> Figures:
+    """The linear datamodelling score: predicted beside retrained losses over random parts of the training set."""
+    config, runs = measurement.config, measurement.runs
+    truth = _ground_truth(measurement, lambda r, tests: r.subsets(config.retrainings, config.fraction, config.seed, tests))
+    masks, losses, train_ids, test_ids = truth.subset_masks, truth.subset_test_loss, truth.train_ids, truth.test_ids
+    if masks is None or losses is None:
+        raise ValueError(f"the ground truth {config.ground_truth!r} has no subset_masks and subset_test_loss, which lds needs")
+    assert train_ids is not None and test_ids is not None
+    facts = {"retrainings": len(masks), "training_examples": len(train_ids), "test_points": len(test_ids)}
+    if config.damping_sweep is not None:
+        return facts, sweep_runs(config, runs, truth)
+    rows: list[Row] = []
+    first = None
+    for run in runs:
+        sums = run.subset_sums(masks, list(train_ids), list(test_ids))
+        found = linear_datamodelling_score(sums, losses, config.seed)
+        figures = {**curvature_of(run), "lds": found.mean, "lds_error": found.standard_error}
+        if first is not None:
+            figures["above the first"], figures["above the first_error"] = lds_difference(sums, first, losses, config.seed)
+        first = sums if first is None else first
+        rows.append(Row(run.folder, figures, dict(zip(test_ids, found.per_test, strict=True))))
+    return facts, rows
+
+
+def removals(measurement: Measurement) -> Figures:
+    """Predicted beside retrained losses without one example."""
+    config, runs = measurement.config, measurement.runs
+    truth = _ground_truth(measurement, lambda r, tests: r.removals(config.retrainings, config.seed, tests))
+    removed, losses, base, train_ids, test_ids = (
+        truth.loo_idx, truth.loo_test_loss, truth.base_test_loss, truth.train_ids, truth.test_ids,
+    )  # fmt: skip
+    if removed is None or losses is None or base is None:
+        raise ValueError(f"the ground truth {config.ground_truth!r} has no loo_idx and loo_test_loss, which leave_one_out needs")
+    assert train_ids is not None and test_ids is not None
+    named = {"removals": len(removed), "training_examples": len(train_ids), "test_points": len(test_ids)}
+    if config.damping_sweep is not None:
+        return named, sweep_runs(config, runs, truth)
+    rows = []
+    for run in runs:
+        scores = run.columns([str(train_ids[place]) for place in removed], list(test_ids))
+        facts = run.facts()
+        has_unit = facts.get("n") and facts.get("normalize") == "none"
+        found = leave_one_out(scores / facts["n"] if has_unit else scores, losses - base, config.seed)
+        figures = {
+            **curvature_of(run),
+            "pearson": found.pearson,
+            "pearson_error": found.pearson_error,
+            "spearman": found.spearman,
+            "spearman_error": found.spearman_error,
+            "pooled_pearson": found.pooled_pearson,
+            "pooled_spearman": found.pooled_spearman,
+            "slope": found.slope if has_unit else None,
+        }
+        rows.append(Row(run.folder, figures, dict(zip(test_ids, found.per_test, strict=True))))
+    return named, rows
+
+
+def _ground_truth(measurement: Measurement, retrain: Callable[[Retrainer, Sequence[str]], GroundTruth]) -> GroundTruth:
+    """The saved one, or a new one, which is saved."""
+    config = measurement.config
+    if config.ground_truth is not None:
+        truth = load_ground_truth(config.ground_truth, BeamFiles())
+        if truth.train_ids is not None and truth.test_ids is not None:
+            return truth.with_ids((), ())
+        return truth.with_ids(*_ids(measurement))
+    train_ids, test_ids = _ids(measurement)
+    truth = retrain(measurement.retrainer(measurement.data(), train_ids), test_ids)
+    truth.save(join(config.output, f"{config.measure}-{GROUND_TRUTH}"), BeamFiles())
+    return truth
+
+
+def _ids(measurement: Measurement) -> tuple[list[str], list[str]]:
+    """Training and test ids, of the scores; a damping sweep needs no scores."""
+    if measurement.config.damping_sweep is None:
+        return measurement.runs[0].ids()
+    data = measurement.data()
+    return data.ids("train"), data.ids("test")

@@ -1,0 +1,91 @@
+"""What came of a run: its manifest, its seconds, and the closing table on the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from apache_beam.metrics.metric import MetricsFilter
+from apache_beam.runners.runner import PipelineResult
+
+from beam_influence.pipelines.build import STAGES
+from beam_influence.transforms.read_shards import NAMESPACE
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSummary:
+    """A finished run.
+
+    Attributes:
+      output: the folder of the results.
+      manifest: the content of its manifest.
+      milliseconds: work in each stage, summed over workers; empty where the runner reports none.
+      seconds: wall time of the whole run.
+    """
+
+    output: str
+    manifest: dict[str, Any]
+    milliseconds: dict[str, int]
+    seconds: float
+
+
+def stage_milliseconds(result: PipelineResult) -> dict[str, int]:
+    """Work in each stage, summed over workers; empty where the runner reports none."""
+    try:
+        counters = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
+    except Exception:  # a runner without metrics: the table then shows no seconds
+        return {}
+    found: dict[str, int] = {}
+    for counter in counters:
+        name = counter.key.metric.name
+        if name.endswith("_milliseconds"):
+            stage = name.removesuffix("_milliseconds")
+            found[stage] = found.get(stage, 0) + int(counter.committed or counter.attempted or 0)
+    return found
+
+
+def summary_text(summary: RunSummary) -> str:
+    """The closing table of a run."""
+    closing = f"{summary.seconds:.1f} s in all; results in {summary.output}"
+    return "\n".join([*_of_stages(summary), "", *_of_curvature(summary.manifest), *_of_tables(summary.manifest), "", closing])
+
+
+def _of_stages(summary: RunSummary) -> Iterator[str]:
+    yield f"{'stage':<12}{'files':>7}{'examples':>12}{'rejected':>10}{'seconds':>9}{'examples/s':>12}"
+    for stage in STAGES:
+        if stage not in summary.manifest["counts"]:
+            continue
+        count = summary.manifest["counts"][stage]
+        seconds = summary.milliseconds.get(stage, 0) / 1000
+        rate = f"{count['examples'] / seconds:,.0f}" if seconds else "–"
+        shown = f"{seconds:.1f}" if stage in summary.milliseconds else "–"
+        yield f"{stage:<12}{count['shards']:>7,}{count['examples']:>12,}{count['rejected']:>10,}{shown:>9}{rate:>12}"
+
+
+def _of_curvature(manifest: Mapping[str, Any]) -> Iterator[str]:
+    curvature, model, solver = manifest["curvature"], manifest["model"], manifest.get("solver")
+    spectrum = ""
+    if "smallest_eigenvalue" in curvature:
+        ends = f"{curvature['smallest_eigenvalue']:.3g} to {curvature['largest_eigenvalue']:.3g}"
+        spectrum = f", rank {curvature['rank']:,} of {curvature['size']:,}, eigenvalues {ends}"
+    yield f"curvature   {curvature['curvature']}, damping {curvature['damping']:.4g}{spectrum}"
+    if solver is not None:
+        residuals = f"{solver['mean_residual']:.2g} in the mean, {solver['largest_residual']:.2g} at most"
+        yield f"solver      relative residuals {residuals}; {solver['unsolved']:,} test points above the tolerance"
+    yield f"weights     {model['watched']:,} of {model['total']:,} watched, in {model['dtype']}: {_first_names(model['weights'])}"
+    if model["without_factors"]:
+        yield f"            gradients built example by example: {_first_names(model['without_factors'])}"
+
+
+def _of_tables(manifest: Mapping[str, Any]) -> Iterator[str]:
+    tables: dict[str, tuple[int, int, int]] = {}
+    for file in manifest["files"]:
+        files, rows, size = tables.get(file["table"], (0, 0, 0))
+        tables[file["table"]] = (files + 1, rows + file["rows"], size + file["bytes"])
+    for table, (files, rows, size) in sorted(tables.items()):
+        yield f"{table:<19}{rows:>12,} rows {files:>5,} files {size / 1024:>11,.1f} KiB"
+
+
+def _first_names(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4:,} more" if len(names) > 4 else "")

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from beam_influence.influence_ops.scoring.index import InfluenceIndex as InfluenceIndex
     from beam_influence.influence_ops.scoring.nearest_neighbors import FaissSearch as FaissSearch
     from beam_influence.influence_ops.scoring.nearest_neighbors import LinearSearch as LinearSearch
+    from beam_influence.influence_ops.settings import CurvatureSettings as CurvatureSettings
+    from beam_influence.influence_ops.settings import setting as setting
     from beam_influence.pipelines.build import build as build
     from beam_influence.pipelines.config import InfluenceConfig as InfluenceConfig
     from beam_influence.pipelines.launch import run as run
@@ -54,6 +56,8 @@ _MODULE_OF = {
     "InfluenceModel": "influence_ops.model.influence_model",
     "FaissSearch": "influence_ops.scoring.nearest_neighbors",
     "LinearSearch": "influence_ops.scoring.nearest_neighbors",
+    "CurvatureSettings": "influence_ops.settings",
+    "setting": "influence_ops.settings",
     "build": "pipelines.build",
     "InfluenceConfig": "pipelines.config",
     "run": "pipelines.launch",

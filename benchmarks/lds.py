@@ -25,15 +25,16 @@ device.configure_tensorflow()
 import keras  # noqa: E402  (after the log level is set)
 import numpy as np  # noqa: E402
 
-from beam_influence.influence_ops import ExampleBatch  # noqa: E402
 from beam_influence.influence_ops.curvature import CURVATURES  # noqa: E402
 from beam_influence.influence_ops.evaluation.lds import linear_datamodelling_score  # noqa: E402
 from beam_influence.influence_ops.evaluation.leave_one_out import leave_one_out  # noqa: E402
 from beam_influence.influence_ops.model.influence_model import InfluenceModel  # noqa: E402
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch  # noqa: E402
 from beam_influence.influence_ops.scoring.in_memory import fit_curvature, solve_over  # noqa: E402
 from beam_influence.influence_ops.scoring.scores import ScoreOptions, Scorer, concatenate_queries, embed_queries  # noqa: E402
 from beam_influence.pipelines.build import PASS_TOLERANCE  # noqa: E402
-from beam_influence.pipelines.config import InfluenceConfig, option_type  # noqa: E402
+from beam_influence.pipelines.config import InfluenceConfig  # noqa: E402
+from beam_influence.pipelines.options.option import option_type  # noqa: E402
 from benchmarks.scale import write_examples  # noqa: E402
 
 DATA = pathlib.Path(__file__).parent.parent / "tests" / "data" / "lds_digits.npz"
@@ -120,7 +121,7 @@ def configuration(described: str, damping: str) -> InfluenceConfig:
     """The program's options for a curvature such as `arnoldi:rank=100:passes=8`."""
     name, *options = described.split(":")
     chosen: dict[str, Any] = {"curvature": name, "damping": damping, "weights": "all"}
-    types = {field.name: option_type(field) for field in dataclasses.fields(InfluenceConfig)}
+    types = {field.name: option_type(field, InfluenceConfig) for field in dataclasses.fields(InfluenceConfig)}
     for option in options:
         key, _, value = option.partition("=")
         if key not in types:

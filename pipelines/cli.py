@@ -6,18 +6,26 @@ import argparse
 import dataclasses
 import logging
 import sys
+import typing
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from beam_influence.influence_ops.redact import without_secrets
 from beam_influence.pipelines import runners
-from beam_influence.pipelines.config import ONLY_CURVATURE, ONLY_INDEX, InfluenceConfig, option_type
+from beam_influence.pipelines.config import InfluenceConfig, own_options
 from beam_influence.pipelines.evaluate_config import MEASURES, RETRAINING, EvaluateConfig
+from beam_influence.pipelines.options.option import FITTING, option_type
+from beam_influence.pipelines.options.results import ONLY_CURVATURE, ONLY_INDEX
 from beam_influence.pipelines.unknown_options import refuse_misplaced
+
+if typing.TYPE_CHECKING:  # when it is needed, it is imported: --help need not wait for TensorFlow
+    from beam_influence.influence_ops.curvature import Curvature
 
 GROUP_HELP = {
     "data": "what is read",
     "model": "what is explained",
     "method": "how influence is computed",
+    "settings": "what your own curvature is given",
     "results": "what is written",
     "execution": "how it runs (none of these changes the result)",
     "evaluate": "what is evaluated, and how",
@@ -78,8 +86,8 @@ How good are the scores of finished runs? Measures of the field, several runs si
 Retraining runs on Beam (any other option goes to it); what each measure means is in docs/evaluation.md."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of all commands; the options are fields of `InfluenceConfig`."""
+def parser(kind: type[Curvature] | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands; the options are fields of `InfluenceConfig`, and the settings of a curvature of the user's own."""
     top = argparse.ArgumentParser(
         prog="beam-influence", description="Training-data attribution by influence functions, on Apache Beam.", allow_abbrev=False
     )
@@ -94,7 +102,10 @@ def parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         runners.add_options(command.add_argument_group(_RUNNER_GROUP))
-        _add_options(command, [field for field in dataclasses.fields(InfluenceConfig) if name in field.metadata["commands"]])
+        fields = dataclasses.fields(InfluenceConfig)
+        _add_options(command, [field for field in fields if name in field.metadata["commands"]], InfluenceConfig)
+        if kind is not None and name in FITTING:
+            _add_options(command, list(own_options(kind).values()), kind.Settings)
         if name == "index":
             command.set_defaults(curvature="arnoldi")
     evaluate = commands.add_parser("evaluate", help="how good scores are", description=_EVALUATE_DESCRIPTION, allow_abbrev=False)
@@ -108,15 +119,16 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_options(command: argparse.ArgumentParser, fields: list[dataclasses.Field], config: type = InfluenceConfig) -> None:
+def _add_options(command: argparse.ArgumentParser, fields: list[dataclasses.Field[Any]], config: type) -> None:
     groups = {}
     for field in fields:
-        name = field.metadata["group"]
+        name = field.metadata.get("group", "settings")
         if name not in groups:
             groups[name] = command.add_argument_group(f"{name}: {GROUP_HELP[name]}")
         required = field.default is dataclasses.MISSING
         kind = option_type(field, config)
-        text = field.metadata["help"].replace("%", "%%")
+        text = field.metadata.get("help", "").replace("%", "%%")
+        choices = field.metadata.get("choices")
         if not required and kind is not bool and field.default is not None:
             text += f" (default: {field.default})"
         if kind is bool:
@@ -127,18 +139,50 @@ def _add_options(command: argparse.ArgumentParser, fields: list[dataclasses.Fiel
                 type=kind,
                 required=required,
                 default=None if required else field.default,
-                choices=field.metadata["choices"],
-                metavar=None if field.metadata["choices"] else kind.__name__.upper(),
+                choices=choices,
+                metavar=None if choices else kind.__name__.upper(),
                 help=text,
             )
 
 
+def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options of a command, and what is left over for Beam.
+
+    Raises:
+      ValueError: a curvature of the user's own can't be used, or an option is another command's.
+    """
+    first = argparse.ArgumentParser(prog="beam-influence", add_help=False, allow_abbrev=False)
+    first.add_argument("--curvature", default="")
+    curvature = first.parse_known_args(words)[0].curvature
+    kind = None
+    if ":" in curvature and words[0] in FITTING:
+        from beam_influence.influence_ops.curvature import curvature_class  # TensorFlow
+
+        kind = curvature_class(curvature)
+    known, beam_arguments = parser(kind).parse_known_args(words)
+    refuse_misplaced(beam_arguments, known.command)
+    if kind is not None:
+        given = [f"{name}={value}" for name, field in own_options(kind).items() if (value := getattr(known, name)) != field.default]
+        known.curvature_settings = ",".join(filter(None, [known.curvature_settings, *given])) or None
+    return known, beam_arguments
+
+
+def make_config(known: argparse.Namespace) -> InfluenceConfig:
+    """The options of a run, from the words of its command."""
+    return InfluenceConfig(**_fields_of(InfluenceConfig, known))
+
+
+def _fields_of(config: type, known: argparse.Namespace) -> dict[str, Any]:
+    return {field.name: getattr(known, field.name) for field in dataclasses.fields(config) if hasattr(known, field.name)}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 done, 1 the run failed, 2 wrong options or input."""
-    known, beam_arguments = parser().parse_known_args(arguments)
-    misplaced = exit_status(lambda: refuse_misplaced(beam_arguments, known.command))
-    if misplaced:
-        return misplaced
+    parsed: list[tuple[argparse.Namespace, list[str]]] = []
+    refused = exit_status(lambda: parsed.append(parse(sys.argv[1:] if arguments is None else arguments)))
+    if refused:
+        return refused
+    ((known, beam_arguments),) = parsed
     if known.command == "evaluate":
         return _evaluate(known, beam_arguments)
     from beam_influence.pipelines.launch import run  # TensorFlow and Beam: seconds that --help need not wait
@@ -146,15 +190,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # A step that fails is logged by Beam with the stack; `reason` has its message for the user.
     logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
-    options = {field.name: getattr(known, field.name) for field in dataclasses.fields(InfluenceConfig) if hasattr(known, field.name)}
     if known.command in _ALONE:
-        options["outputs"] = _ALONE[known.command]
+        known.outputs = _ALONE[known.command]
     if known.command == "query" and known.index is None:
         print("beam-influence: --index is needed: the OUTPUT of the command index", file=sys.stderr)
         return 2
-    return exit_status(
-        lambda: print(summary_text(run(InfluenceConfig(**options), [*runners.as_arguments(known), *beam_arguments])))
-    )
+    return exit_status(lambda: print(summary_text(run(make_config(known), [*runners.as_arguments(known), *beam_arguments]))))
 
 
 def exit_status(program: Callable[[], object], failed: str = "the run failed: ") -> int:
@@ -175,12 +216,10 @@ def exit_status(program: Callable[[], object], failed: str = "the run failed: ")
 
 
 def _evaluate(known: argparse.Namespace, beam_arguments: list[str]) -> int:
-    options = {field.name: getattr(known, field.name) for field in dataclasses.fields(EvaluateConfig) if hasattr(known, field.name)}
-
     def program() -> None:
         if beam_arguments and known.measure not in RETRAINING:
             raise ValueError(f"{beam_arguments[0].partition('=')[0]} is not an option of evaluate {known.measure}; leave it out")
-        config = EvaluateConfig(**options)  # before the imports that take seconds
+        config = EvaluateConfig(**_fields_of(EvaluateConfig, known))  # before the imports that take seconds
         from beam_influence.pipelines.evaluate import evaluate
         from beam_influence.pipelines.evaluation_result import evaluation_text
 

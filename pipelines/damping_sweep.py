@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from beam_influence.influence_ops.curvature import Preconditioner, load_preconditioner
+from beam_influence.influence_ops.curvature import Preconditioner, curvature_class, load_preconditioner, solving_passes
 from beam_influence.influence_ops.evaluation.correlation import pearson, spearman
 from beam_influence.influence_ops.evaluation.damping_sweep import GRID, SweepPoint, summed_gradients, sweep
 from beam_influence.influence_ops.evaluation.ground_truth import GroundTruth
 from beam_influence.influence_ops.evaluation.score_table import ScoreTable
-from beam_influence.pipelines.config import solving_passes
 from beam_influence.pipelines.evaluate_config import EvaluateConfig
 from beam_influence.pipelines.evaluation_result import Row
 from beam_influence.pipelines.scored_data import ScoredData, check_code
@@ -61,7 +60,7 @@ def _sweep(config: EvaluateConfig, run: ScoreTable, truth: GroundTruth) -> list[
 def _check(run: ScoreTable) -> None:
     stored = run.manifest["config"]
     found = next((f"--{name} {stored[name]}" for name, plain in _PLAIN.items() if stored.get(name, plain) != plain), None)
-    passes = solving_passes(stored["curvature"], stored.get("passes"))
+    passes = solving_passes(curvature_class(stored["curvature"]), stored.get("passes"))
     if found is None and passes:
         found = f"{passes} passes that solve the test points"
     if found is not None:

@@ -25,7 +25,6 @@ from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.read_shards import list_shards
 
 _LOG = logging.getLogger(__name__)
-_NEED_HESSIAN = ("exact", "conjugate_gradient", "cgd", "lissa")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +110,7 @@ def prepare(config: InfluenceConfig) -> Plan:
         config.checkpoint_rates,
     )
     model, spec = spec.open_first()
-    if config.second_order_groups or ((config.curvature in _NEED_HESSIAN or config.matrix == "hessian") and not curvature_path):
+    if config.second_order_groups or (config.make_curvature().needs_hessian and not curvature_path):
         model.check_second_derivatives()
     if curvature_path:
         preconditioner = load_preconditioner(curvature_path, BeamFiles())

@@ -20,11 +20,6 @@ from beam_influence.transforms.record_stage import StageRecord, read_record, rec
 OPERATOR = "operator"
 EMBED = "embed"
 
-# What decides the curvature; beside them the model's and the data's own options, which `ModelSpec` and `FeatureSpec` hold.
-_OF_CURVATURE = (
-    "curvature", "n_samples", "seed", "passes", "fisher", "tolerance", "max_iterations", "curvature_path", "damping", "rcond", "rank",
-    "matrix", "projection_dim", "projection", "block_size", "removal", "preprocess", "input_features", "index", "influence_vectors_path",
-)  # fmt: skip
 _VERSIONED = ("beam-influence", "tensorflow", "keras", "numpy")
 
 
@@ -76,7 +71,7 @@ def find_finished(
         "modules": _modules(own),
         "train": _files(train),
         "train_features": repr(train_features),
-        "options": {name: getattr(config, name) for name in _OF_CURVATURE},
+        "options": {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if _decides_curvature(field)},
         "only_index": config.only_index,  # has another default rank
         "saved": saved,
     }
@@ -98,6 +93,12 @@ def find_finished(
         if record is not None:
             finished[EMBED] = record
     return Resumed(curvature, embed, finished)
+
+
+def _decides_curvature(field: dataclasses.Field[Any]) -> bool:
+    """Whether an option changes the curvature or the embedded test points, beside the files: `fit` or `index` takes it."""
+    described = field.metadata
+    return described["changes_result"] and described["group"] != "results" and bool({"fit", "index"} & set(described["commands"]))
 
 
 def _files(shards: list[Shard]) -> list[list[Any]]:

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from beam_influence.pipelines import runners
-from beam_influence.pipelines.cli import exit_status, parser
-from beam_influence.pipelines.config import InfluenceConfig, option_type
+from beam_influence.pipelines.cli import exit_status, make_config, parse
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.options.option import option_type
 
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
@@ -19,7 +20,7 @@ def as_options(parameters: Iterable[str]) -> Iterator[str]:
     Raises:
       ValueError: a truth value is neither true nor false.
     """
-    flags = {field.name for field in dataclasses.fields(InfluenceConfig) if option_type(field) is bool}
+    flags = {field.name for field in dataclasses.fields(InfluenceConfig) if option_type(field, InfluenceConfig) is bool}
     for parameter in parameters:
         name, separator, value = parameter.removeprefix("--").partition("=")
         if separator and not value:
@@ -40,8 +41,7 @@ def main(parameters: Sequence[str] | None = None) -> int:
 
     def start() -> None:
         options = list(as_options(sys.argv[1:] if parameters is None else parameters))
-        known, beam_arguments = parser().parse_known_args(["run", *options])
-        config = InfluenceConfig(**{field.name: getattr(known, field.name) for field in dataclasses.fields(InfluenceConfig)})
-        submit(config, [*runners.as_arguments(known), *beam_arguments])
+        known, beam_arguments = parse(["run", *options])
+        submit(make_config(known), [*runners.as_arguments(known), *beam_arguments])
 
     return exit_status(start)

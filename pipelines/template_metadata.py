@@ -11,7 +11,8 @@ import re
 from typing import Any
 
 from beam_influence.pipelines.cli import GROUP_HELP
-from beam_influence.pipelines.config import InfluenceConfig, option_type
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.options.option import option_type
 from beam_influence.pipelines.runners.dataflow import DEFAULT_GPU
 
 _URL = r"[a-z][a-z0-9]*://[^\s,]+"
@@ -99,7 +100,7 @@ def template_metadata() -> dict[str, Any]:
 
 
 def _of_option(field: dataclasses.Field) -> dict[str, Any]:
-    kind, regex = _PLAIN[option_type(field)]
+    kind, regex = _PLAIN[option_type(field, InfluenceConfig)]
     more: dict[str, Any] = {"groupName": GROUP_HELP[field.metadata["group"]]}
     choices = field.metadata["choices"]
     if choices:

@@ -35,13 +35,16 @@ def refuse_misplaced(arguments: Iterable[str], command: str) -> None:
             raise ValueError(f"--{name} is not an option of {command}, but of {' and '.join(commands[name])}; leave it out")
 
 
-def refuse_unknown(arguments: Sequence[str], has_server_options: bool = False, job_endpoint: str | None = None) -> None:
+def refuse_unknown(
+    arguments: Sequence[str], has_server_options: bool = False, job_endpoint: str | None = None, own: Iterable[str] = ()
+) -> None:
     """Refuses what Beam does not know.
 
     Args:
       arguments: what is meant for Beam.
       has_server_options: whether a job server may know more; then only a slip of the pen is refused, if it can't be asked.
       job_endpoint: where it can be asked.
+      own: the options that a curvature of the user's own adds.
 
     Raises:
       ValueError: the message names the first that is not known, and the nearest name that is.
@@ -55,7 +58,7 @@ def refuse_unknown(arguments: Sequence[str], has_server_options: bool = False, j
                 parser.add_argument(f"--{name}", nargs="?")
         rest = parser.parse_known_args(list(arguments))[1]
         has_server_options = described is None
-    known = {word.removeprefix("--") for word in parser._option_string_actions} | set(options_of_commands())
+    known = {word.removeprefix("--") for word in parser._option_string_actions} | {*options_of_commands(), *own}
     for word in rest:
         if not word.startswith("-"):
             if has_server_options:

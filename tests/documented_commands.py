@@ -9,7 +9,7 @@ import re
 import shlex
 
 from beam_influence.pipelines.cli import parser
-from beam_influence.pipelines.config import COMMANDS
+from beam_influence.pipelines.options.option import COMMANDS
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "benchmarks/README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))

@@ -5,6 +5,7 @@ id is its position in its data set. Sign and scale are the reference's: positive
 change of the loss when the example is removed.
 """
 
+from beam_influence.influence_ops import device as device  # sets TensorFlow's log level before it is imported
 from beam_influence.influence_ops.calculator.arnoldi import ArnoldiInfluenceCalculator as ArnoldiInfluenceCalculator
 from beam_influence.influence_ops.calculator.first_order import FirstOrderInfluenceCalculator as FirstOrderInfluenceCalculator
 from beam_influence.influence_ops.calculator.fitting import IHVPCalculator as IHVPCalculator

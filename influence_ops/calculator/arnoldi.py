@@ -10,9 +10,10 @@ import tensorflow as tf
 from beam_influence.influence_ops.calculator.pairs import InfluenceCalculator
 from beam_influence.influence_ops.calculator.tf_datasets import dataset_form
 from beam_influence.influence_ops.curvature import FinishOptions, fit
-from beam_influence.influence_ops.curvature.arnoldi import ArnoldiOptions, StreamedArnoldi
+from beam_influence.influence_ops.curvature.arnoldi import StreamedArnoldi
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.scoring.scores import ScoreOptions
+from beam_influence.influence_ops.settings import ArnoldiSettings
 
 _MOST_PASSES = 8
 
@@ -57,9 +58,9 @@ class ArnoldiInfluenceCalculator(InfluenceCalculator):
             raise ValueError(f"k_largest_eig_vals={k_largest_eig_vals} must be at least 1 and at most subspace_dim={subspace_dim}")
         block_size = -(-subspace_dim // _MOST_PASSES)
         passes = max(2, -(-subspace_dim // block_size))
-        options = ArnoldiOptions(k_largest_eig_vals, "hessian", block_size, seed)
+        settings = ArnoldiSettings(rank=k_largest_eig_vals, matrix="hessian", block_size=block_size, seed=seed, passes=passes)
         self.dataset_form = dataset_form(train_dataset, model)
-        self.preconditioner = fit(model, StreamedArnoldi(options, passes), self._passes(train_dataset), FinishOptions(damping))
+        self.preconditioner = fit(model, StreamedArnoldi(settings), self._passes(train_dataset), FinishOptions(damping))
         self.options = ScoreOptions()
         self._directions = np.asarray(self.preconditioner.arrays["vectors"])
         self._inverses = 1 / (np.asarray(self.preconditioner.arrays["eigenvalues"]) + damping)

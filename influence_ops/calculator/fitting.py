@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from beam_influence.influence_ops.calculator.passes import DEFAULT_PASSES, DEFAULT_TOLERANCE, SolvedByPasses
 from beam_influence.influence_ops.curvature import Curvature, FinishOptions, Preconditioner, curvature_by_name, fit, load_preconditioner
-from beam_influence.influence_ops.curvature.arnoldi import Arnoldi
+from beam_influence.influence_ops.curvature.arnoldi import Arnoldi, StreamedArnoldi
 from beam_influence.influence_ops.curvature.conjugate_gradient import ConjugateGradient, IterativePreconditioner
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
@@ -88,18 +88,21 @@ def _fit(
         fitted = fit(model, curvature, stream, options).bind(model)
         return SolvedByPasses.over(fitted, model, stream, DEFAULT_PASSES if passes is None else passes, tolerance or DEFAULT_TOLERANCE)
     if isinstance(curvature, Arnoldi) and choice.n_samples is None:
-        curvature.options = dataclasses.replace(curvature.options, rank=options.rank or curvature.options.rank)
-        return fit(model, curvature.over_all(_ARNOLDI_PASSES if passes is None else passes), stream, options).bind(model)
+        own = curvature.settings
+        passes = _ARNOLDI_PASSES if passes is None else passes
+        streamed = StreamedArnoldi(dataclasses.replace(own, rank=options.rank or own.rank, passes=passes))
+        return fit(model, streamed, stream, options).bind(model)
     if passes is not None:
         if not isinstance(curvature, ConjugateGradient) or passes < 1:
             raise ValueError(
                 f"passes={passes} must be at least 1, and goes with 'cgd', 'lissa', 'gauss_newton_cg', or 'arnoldi' over all data"
             )
-        curvature.max_iterations = passes
-    if isinstance(curvature, ConjugateGradient) and tolerance is not None:
-        curvature.tolerance = tolerance
-    if isinstance(curvature, ConjugateGradient) and choice.n_samples is None:
-        return curvature.over(model, stream, options)
+    if isinstance(curvature, ConjugateGradient):
+        own = curvature.settings
+        most, tolerance = own.max_iterations if passes is None else passes, own.tolerance if tolerance is None else tolerance
+        curvature = type(curvature)(dataclasses.replace(own, max_iterations=most, tolerance=tolerance))
+        if choice.n_samples is None:
+            return curvature.over(model, stream, options)
     return fit(model, curvature, stream, options).bind(model)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,10 +15,8 @@ from beam_influence.influence_ops.curvature.sample import Sample
 from beam_influence.influence_ops.curvature.sampled import SAMPLE, SampleCurvature, with_examples
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.settings import ArnoldiSettings
 
-Matrix = Literal["gauss_newton", "hessian"]
-
-DEFAULT_RANK = 100
 _BLOCK_SIZE = 32  # of the iteration over a sample: as many products are computed in one vectorised pass
 _DIMENSIONS = 2  # of the Krylov space, for each eigenpair that is kept: then those have converged
 _PROBES = 16
@@ -27,53 +25,26 @@ _BATCH = 256
 _PART_BYTES = 32 << 20
 
 
-@dataclasses.dataclass(frozen=True)
-class ArnoldiOptions:
-    """What is iterated.
-
-    Attributes:
-      rank: how many eigenpairs are kept.
-      matrix: the Gauss–Newton matrix, or the exact Hessian (whose negative eigenvalues are then among the rest).
-      block_size: vectors multiplied in one pass; None: as many as reach a space of twice the rank.
-      seed: of the first block, and of the probes that estimate the trace.
-    """
-
-    rank: int = DEFAULT_RANK
-    matrix: Matrix = "gauss_newton"
-    block_size: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank={self.rank} must be at least 1")
-        if self.matrix not in ("gauss_newton", "hessian"):
-            raise ValueError(f"matrix={self.matrix!r} must be 'gauss_newton' or 'hessian'")
-        if self.block_size is not None and self.block_size < 1:
-            raise ValueError(f"block_size={self.block_size} must be at least 1")
-
-
 class StreamedArnoldi(Curvature):
     """The largest eigenpairs over all training examples: each pass multiplies a block of vectors (Schioppa et al. 2022, 2112.03052).
 
     The statistic is [b, P] sums of products; the state between passes is the basis so far and the matrix projected on it.
 
     Args:
-      options: see `ArnoldiOptions`.
-      passes: how many, at least 2.
-
-    Raises:
-      ValueError: fewer passes.
+      settings: with their `passes`.
+      done, state: how many of these are done, and what the last of them left.
     """
 
     name: ClassVar[str] = "arnoldi"
+    settings: ArnoldiSettings
 
-    def __init__(self, options: ArnoldiOptions, passes: int, state: Mapping[str, np.ndarray] | None = None):
-        if passes + (0 if state is None else len(state["basis"])) < 2:
-            raise ValueError(f"passes={passes} must be at least 2 for arnoldi: one finds no direction that its first block does not hold")
-        self._options = options
-        self._state = state
-        self.passes = passes  # pyright: ignore[reportIncompatibleVariableOverride]  # of this object, not of its class
-        self._block_size = options.block_size or -(-_DIMENSIONS * options.rank // max(1, passes - 1))
+    def __init__(self, settings: ArnoldiSettings, done: int = 0, state: Mapping[str, np.ndarray] | None = None):
+        assert settings.passes, "without passes it is over a sample: Arnoldi"
+        super().__init__(settings)
+        self.passes = settings.passes - done
+        self.needs_hessian = settings.matrix == "hessian"
+        self._done, self._state = done, state
+        self._block_size = settings.block_size or -(-_DIMENSIONS * settings.rank // (settings.passes - 1))
         self._multiplied: np.ndarray | None = None
 
     def _vectors(self, model: ExplainedModel) -> np.ndarray:
@@ -81,8 +52,8 @@ class StreamedArnoldi(Curvature):
         if self._state is not None:
             return np.asarray(self._state["block"])
         if self._multiplied is None:
-            block = start(model.size, self._block_size, self._options.seed).block
-            self._multiplied = np.concatenate([block, _probes(model.size, self._options.seed)])
+            block = start(model.size, self._block_size, self.settings.seed).block
+            self._multiplied = np.concatenate([block, _probes(model.size, self.settings.seed)])
         return self._multiplied
 
     def create(self, model: ExplainedModel) -> Statistic:
@@ -93,7 +64,7 @@ class StreamedArnoldi(Curvature):
     def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
         vectors = self._vectors(model)
         if len(vectors):
-            multiply = model.gauss_newton_products if self._options.matrix == "gauss_newton" else model.hessian_vector_products
+            multiply = model.gauss_newton_products if self.settings.matrix == "gauss_newton" else model.hessian_vector_products
             products = multiply(batch, vectors)
             for name, rows in _row_blocks(vectors):
                 statistic[name] += products[rows]
@@ -107,7 +78,7 @@ class StreamedArnoldi(Curvature):
             raise ValueError("no training example is left to make a curvature from")
         of_data = np.concatenate([np.zeros((0, model.size)), *(statistic[name] for name, _ in _row_blocks(vectors))]) / count
         if self._state is None:
-            krylov = start(model.size, self._block_size, self._options.seed)
+            krylov = start(model.size, self._block_size, self.settings.seed)
             kept = {COUNT: np.array([count]), "probe_images": of_data[len(krylov.block) :]}
         else:
             krylov = KrylovState(*(np.asarray(self._state[name]) for name in KrylovState._fields))
@@ -119,7 +90,7 @@ class StreamedArnoldi(Curvature):
         return {**advance(krylov, of_data[: len(block)] + model.regularizer_products(block))._asdict(), **kept}
 
     def resume(self, arrays: Mapping[str, np.ndarray]) -> Curvature:
-        return StreamedArnoldi(dataclasses.replace(self._options, block_size=self._block_size), self.passes - 1, arrays)
+        return StreamedArnoldi(self.settings, self._done + 1, arrays)
 
     def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         if options.leave_one_out:
@@ -127,9 +98,9 @@ class StreamedArnoldi(Curvature):
         state = self.advance(model, statistic)
         krylov = KrylovState(*(state[name] for name in KrylovState._fields))
         values, vectors = eigenpairs(krylov)
-        mean = _mean_eigenvalue(model, krylov, state["probe_images"], self._options.seed)
+        mean = _mean_eigenvalue(model, krylov, state["probe_images"], self.settings.seed)
         damping = _AUTO_FRACTION * max(mean, 0.0) if isinstance(options.damping, str) else float(options.damping)
-        rank = min(options.rank or self._options.rank, len(values))
+        rank = min(options.rank or self.settings.rank, len(values))
         rcond = options.rcond if options.rcond is not None else model.size * np.finfo(model.dtype).eps
         kept = max(1, int((values[:rank] > rcond * max(values[0], 0.0)).sum()))
         values, vectors = np.maximum(values[:kept], 0.0), vectors[:kept]
@@ -140,7 +111,7 @@ class StreamedArnoldi(Curvature):
             {"vectors": np.ascontiguousarray(vectors), "eigenvalues": values},
             {
                 "curvature": self.name,
-                "matrix": self._options.matrix,
+                "matrix": self.settings.matrix,
                 "damping": damping,
                 "damping_rule": options.damping if isinstance(options.damping, str) else "fixed",
                 "leave_one_out": False,
@@ -158,29 +129,30 @@ class StreamedArnoldi(Curvature):
 
 
 class Arnoldi(SampleCurvature):
-    """The largest eigenpairs over a sample of the training data; the rest of the spectrum is taken as equal to the smallest of them.
-
-    Args:
-      n_samples, seed: the sample.
-      options: see `ArnoldiOptions`; its seed is this one's.
-    """
+    """The largest eigenpairs over a sample of the training data; the rest of the spectrum is taken as equal to the smallest of them."""
 
     name: ClassVar[str] = "arnoldi"
+    Settings = ArnoldiSettings
+    operators = (LowRankPreconditioner,)
+    has_embedding = True
+    takes_rank = "always"
+    index_rank = 256  # an index has no residual term, so it needs more eigenpairs: docs/index.md
+    settings: ArnoldiSettings
 
-    def __init__(self, n_samples: int = 4096, seed: int = 0, options: ArnoldiOptions | None = None):
-        super().__init__(n_samples, seed)
-        self.options = dataclasses.replace(options or ArnoldiOptions(), seed=seed)
+    def __init__(self, settings: ArnoldiSettings | None = None):
+        super().__init__(settings)
+        self.needs_hessian = self.settings.matrix == "hessian"
 
-    def over_all(self, passes: int) -> StreamedArnoldi:
-        """The same over all training examples, in so many passes."""
-        return StreamedArnoldi(self.options, passes)
+    @classmethod
+    def make(cls, settings: ArnoldiSettings) -> Curvature:
+        return StreamedArnoldi(settings) if settings.passes else cls(settings)
 
     def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         sample: Sample = statistic[SAMPLE]
-        rank = options.rank or self.options.rank
-        block_size = self.options.block_size or _BLOCK_SIZE
+        rank = options.rank or self.settings.rank
+        block_size = self.settings.block_size or _BLOCK_SIZE
         passes = max(2, 1 + -(-_DIMENSIONS * rank // block_size))
-        streamed = StreamedArnoldi(dataclasses.replace(self.options, rank=rank, block_size=block_size), passes)
+        streamed = StreamedArnoldi(dataclasses.replace(self.settings, rank=rank, block_size=block_size, passes=passes))
         return with_examples(fit(model, streamed, lambda: sample.batches(_BATCH), options), sample)
 
 

@@ -13,6 +13,7 @@ from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Gradients
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.results.array_folder import FileStore, load_arrays, save_arrays
+from beam_influence.influence_ops.settings import CurvatureSettings
 
 _P = TypeVar("_P", bound="Preconditioner")
 
@@ -138,14 +139,43 @@ class Curvature(abc.ABC):
     A Beam CombineFn by construction: `create`, `add` per batch, `merge`, `finish`. One that needs several passes over
     the data has a statistic for each: `advance` makes of it what the next pass must know, and `resume` the curvature
     at that pass.
+
+    What a class says of itself decides which options of a run go with it; nothing else knows its name.
+
+    Attributes:
+      passes: over the training data from this one on: 0 when none is needed.
+      operators: the classes of operators of its own, which `load_preconditioner` finds by their `kind`.
+      systems: the matrix that conjugate gradients over all data solve with, this operator being their preconditioner or first
+        guess; None where the operator itself is the answer.
+      needs_hessian: whether it multiplies with second derivatives of the whole network.
+      has_embedding: whether an index can be made with it; see `Preconditioner.embed`.
+      allows_newton: whether `leave_one_out` is possible, since it holds the whole matrix.
+      takes_rank: whether `FinishOptions.rank` means something: always, for an index alone, or never.
+      index_rank: the rank of an index where none is named; None: as for any other use.
+
+    Args:
+      settings: of the class `Settings`, a frozen dataclass of its options; None: their defaults. A curvature of your own has
+        its own class, whose fields (see `influence_ops/settings.py`) become options of the command line.
     """
 
     name: ClassVar[str]
     passes: int
-    """Passes over the training data from this one on: 0 when none is needed."""
-    systems: ClassVar[Literal["hessian", "gauss_newton"] | None] = None
-    """The matrix that conjugate gradients over all data solve with, this operator being their preconditioner or first guess;
-    None where the operator itself is the answer."""
+    Settings: ClassVar[type[CurvatureSettings]] = CurvatureSettings
+    operators: ClassVar[tuple[type[Preconditioner], ...]] = ()
+    systems: Literal["hessian", "gauss_newton"] | None = None
+    needs_hessian: bool = False
+    has_embedding: ClassVar[bool] = False
+    allows_newton: ClassVar[bool] = False
+    takes_rank: ClassVar[Literal["always", "index", "never"]] = "never"
+    index_rank: ClassVar[int | None] = None
+
+    def __init__(self, settings: Any = None):
+        self.settings: Any = self.Settings() if settings is None else settings
+
+    @classmethod
+    def make(cls, settings: Any) -> Curvature:
+        """The curvature with these settings; overridden where they choose between classes."""
+        return cls(settings)
 
     @abc.abstractmethod
     def create(self, model: ExplainedModel) -> Statistic:
@@ -219,13 +249,12 @@ def fit(
         curvature = curvature.resume(curvature.advance(model, statistic))
 
 
-_KINDS: dict[str, type[Preconditioner]] = {}
-
-
-def register_preconditioner(kind: type[_P]) -> type[_P]:
-    """Makes a class of operators loadable by its `kind`."""
-    _KINDS[kind.kind] = kind
-    return kind
+def _operators(of: type[Curvature] = Curvature) -> dict[str, type[Preconditioner]]:
+    """The operators of all curvatures, the user's own too, by kind."""
+    found = {operator.kind: operator for operator in of.operators}
+    for derived in of.__subclasses__():
+        found |= _operators(derived)
+    return found
 
 
 def load_preconditioner(folder: str, files: FileStore | None = None) -> Preconditioner:
@@ -247,9 +276,9 @@ def preconditioner_from(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any
     Raises:
       ValueError: the description is of no known kind, or lacks something.
     """
-    kind = meta.get("kind")
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise ValueError(f"its kind is {kind!r}, not one of {', '.join(sorted(_KINDS))}")
+    kind, known = meta.get("kind"), _operators()
+    if not isinstance(kind, str) or kind not in known:
+        raise ValueError(f"its kind is {kind!r}, not one of {', '.join(sorted(known))}")
     missing = {"curvature", "damping", "examples", "size", "fingerprint"} - set(meta)
     if missing:
         raise ValueError(f"its description lacks {', '.join(sorted(missing))}")
@@ -260,4 +289,4 @@ def preconditioner_from(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any
     for name in ("curvature", "fingerprint"):
         if not isinstance(meta[name], str):
             raise ValueError(f"its {name} is {meta[name]!r}, which is no text")
-    return _KINDS[kind](arrays, {key: value for key, value in meta.items() if key not in ("kind", "arrays", "format_version")})
+    return known[kind](arrays, {key: value for key, value in meta.items() if key not in ("kind", "arrays", "format_version")})

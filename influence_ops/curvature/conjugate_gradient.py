@@ -6,17 +6,18 @@ import dataclasses
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
-from beam_influence.influence_ops.curvature.base import FinishOptions, Preconditioner, Statistic, register_preconditioner
+from beam_influence.influence_ops.curvature.base import FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.conjugate_gradients import Products, conjugate_gradients
 from beam_influence.influence_ops.curvature.sample import Sample, from_arrays, to_arrays
 from beam_influence.influence_ops.curvature.sampled import SAMPLE, SampleCurvature, mean_hessian_products, with_examples
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.results.array_folder import FileStore
+from beam_influence.influence_ops.settings import ConjugateGradientSettings, IterativeSettings
 
 _BATCH = 256
 _AUTO_FRACTION = 0.1
@@ -28,7 +29,6 @@ class NotConvergedWarning(UserWarning):
     """An iterative solver stopped at its cap; the message carries the residual."""
 
 
-@register_preconditioner
 @dataclasses.dataclass(frozen=True)
 class IterativePreconditioner(Preconditioner):
     """(H + λI)⁻¹ by an iterative solver, H the mean over a sample that it carries along, or over a stream.
@@ -91,21 +91,14 @@ def _solve_cg(products: Products, right: np.ndarray, meta: Mapping[str, Any]) ->
 
 
 class ConjugateGradient(SampleCurvature):
-    """(H + λI)⁻¹ g by conjugate gradients (Martens 2010; Koh & Liang 2017, section 3).
-
-    Args:
-      n_samples, seed: the sample that H is the mean over.
-      tolerance: relative residual at which a right-hand side is solved.
-      max_iterations: the cap; a warning carries the residual when it is reached.
-    """
+    """(H + λI)⁻¹ g by conjugate gradients (Martens 2010; Koh & Liang 2017, section 3), H the mean over a sample."""
 
     name: ClassVar[str] = "conjugate_gradient"
-    systems: ClassVar[Literal["hessian", "gauss_newton"] | None] = "hessian"
-
-    def __init__(self, n_samples: int = 1024, seed: int = 0, tolerance: float = 1e-8, max_iterations: int = 1000):
-        super().__init__(n_samples, seed)
-        self.tolerance = tolerance
-        self.max_iterations = max_iterations
+    Settings = ConjugateGradientSettings
+    operators = (IterativePreconditioner,)
+    systems = "hessian"
+    needs_hessian = True
+    settings: IterativeSettings
 
     def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         sample: Sample = statistic[SAMPLE]
@@ -131,7 +124,7 @@ class ConjugateGradient(SampleCurvature):
 
         damping = options.damping
         if isinstance(damping, str):
-            damping = _AUTO_FRACTION * mean_eigenvalue(products, model.size, self.seed)
+            damping = _AUTO_FRACTION * mean_eigenvalue(products, model.size, self.settings.seed)
         return {
             "curvature": self.name,
             "damping": float(damping),
@@ -140,9 +133,9 @@ class ConjugateGradient(SampleCurvature):
             "size": model.size,
             "examples": 0,
             "fingerprint": model.fingerprint(),
-            "largest_eigenvalue": largest_eigenvalue(products, model.size, self.seed),
-            "tolerance": self.tolerance,
-            "max_iterations": self.max_iterations,
+            "largest_eigenvalue": largest_eigenvalue(products, model.size, self.settings.seed),
+            "tolerance": self.settings.tolerance,
+            "max_iterations": self.settings.max_iterations,
         }
 
 

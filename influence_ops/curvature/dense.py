@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic, register_preconditioner
+from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Gradients
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
@@ -20,7 +20,6 @@ MAX_SIZE = 16_384  # 2 GB for the matrix, as much again for its eigenvectors
 _AUTO_FRACTION = 0.1
 
 
-@register_preconditioner
 class DensePreconditioner(Preconditioner):
     """V diag(1/(s + λ)) Vᵀ; with λ = 0 a pseudo-inverse.
 
@@ -52,6 +51,9 @@ class DenseCurvature(Curvature):
     """The shared part of `exact` and `gauss_newton`: only the batch's matrix differs."""
 
     passes = 1
+    operators = (DensePreconditioner,)
+    allows_newton = True
+    takes_rank = "always"
 
     @abc.abstractmethod
     def batch_sum(self, model: ExplainedModel, batch: ExampleBatch) -> np.ndarray:

@@ -17,23 +17,16 @@ from beam_influence.influence_ops.curvature.base import Curvature, FinishOptions
 from beam_influence.influence_ops.curvature.kfac import Kfac, accumulate
 from beam_influence.influence_ops.curvature.kronecker import kronecker, rotate, squared_sum
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
-from beam_influence.influence_ops.model.fisher import Fisher
 from beam_influence.influence_ops.model.gradients import Block, BlockLayout
 
 
 class Ekfac(Kfac):
     """(U_A ⊗ U_S) Λ (U_A ⊗ U_S)ᵀ for each layer, Λ = 1/n Σ_i (U_Aᵀ G_i U_S)².
-
-    Args:
-      fisher, seed: see `fisher`.
     """
 
     name: ClassVar[str] = "ekfac"
     passes = 2
-
-    def __init__(self, fisher: Fisher = "signed", seed: int = 0):
-        super().__init__(fisher, seed)
-        self._bases: Mapping[str, np.ndarray] | None = None
+    _bases: Mapping[str, np.ndarray] | None = None
 
     def _add_block(
         self, statistic: Statistic, number: int, layout: BlockLayout, block: Block, weights: tf.Tensor, first: bool
@@ -62,4 +55,5 @@ class Ekfac(Kfac):
         blocks = range(len(model.layout().blocks))
         sides = [(bases[f"inputs-{number}"], bases[f"errors-{number}"]) for number in blocks]
         eigenvalues = [statistic[f"eigenvalues-{number}"] / examples for number in blocks]
-        return kronecker(model, self.name, examples, sides, eigenvalues, options, self.systems is not None, {"fisher": self.fisher})
+        facts = {"fisher": self.settings.fisher}
+        return kronecker(model, self.name, examples, sides, eigenvalues, options, self.systems is not None, facts)

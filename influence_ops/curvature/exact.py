@@ -15,6 +15,7 @@ class Exact(DenseCurvature):
     """H = 1/n Σ ∇²ℓ(z_i) + ∇²R (Koh & Liang 2017, equation 2). Off a minimum it can be indefinite."""
 
     name: ClassVar[str] = "exact"
+    needs_hessian = True
 
     def batch_sum(self, model: ExplainedModel, batch: ExampleBatch) -> np.ndarray:
         return model.hessian_sum(batch)

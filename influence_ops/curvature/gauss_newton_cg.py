@@ -6,17 +6,19 @@ no P × P matrix is ever held. With no pass the answer is EK-FAC's. See `query_s
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from beam_influence.influence_ops.curvature.ekfac import Ekfac
+from beam_influence.influence_ops.settings import GaussNewtonCgSettings
 
 
 class GaussNewtonCg(Ekfac):
     """EK-FAC, for the system (H + λI) v = g with H the Gauss–Newton matrix over all data and the regulariser's part.
 
-    Args:
-      fisher, seed: of the preconditioner; see `fisher`. They change how fast the solution is reached, not the solution.
+    The settings are the preconditioner's: they change how fast the solution is reached, not the solution.
     """
 
     name: ClassVar[str] = "gauss_newton_cg"
-    systems: ClassVar[Literal["hessian", "gauss_newton"] | None] = "gauss_newton"
+    Settings = GaussNewtonCgSettings
+    systems = "gauss_newton"
+    has_embedding = False  # EK-FAC's is not of the whole matrix

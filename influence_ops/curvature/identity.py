@@ -6,12 +6,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from beam_influence.influence_ops.curvature.base import Curvature, FinishOptions, Preconditioner, Statistic, register_preconditioner
+from beam_influence.influence_ops.curvature.base import Curvature, FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 
-@register_preconditioner
 class IdentityPreconditioner(Preconditioner):
     """I."""
 
@@ -26,6 +25,7 @@ class Identity(Curvature):
 
     name: ClassVar[str] = "identity"
     passes = 0
+    operators = (IdentityPreconditioner,)
 
     def create(self, model: ExplainedModel) -> Statistic:
         return {}

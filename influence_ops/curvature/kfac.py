@@ -12,12 +12,13 @@ import numpy as np
 import tensorflow as tf
 
 from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
-from beam_influence.influence_ops.curvature.kronecker import Side, decompose, kronecker
+from beam_influence.influence_ops.curvature.kronecker import KroneckerPreconditioner, Side, decompose, kronecker
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
-from beam_influence.influence_ops.model.fisher import FISHERS, Fisher, fisher_blocks
+from beam_influence.influence_ops.model.fisher import fisher_blocks
 from beam_influence.influence_ops.model.gradients import Block, BlockLayout, Factored, OneHot
 from beam_influence.influence_ops.model.gradients.blocks import positions_of
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.settings import KroneckerSettings
 
 MAX_SIDE = 8192
 """A side with more inputs or outputs keeps only its diagonal."""
@@ -29,19 +30,15 @@ class Kfac(Curvature):
     """A ⊗ S for each layer, A = Σ a aᵀ and S = Σ g gᵀ over examples and positions.
 
     Weights that no factors are known for are a block with A = 1; an embedding's A is diagonal, the tokens' counts.
-
-    Args:
-      fisher, seed: see `fisher`.
     """
 
     name: ClassVar[str] = "kfac"
     passes = 1
-
-    def __init__(self, fisher: Fisher = "signed", seed: int = 0):
-        if fisher not in FISHERS:
-            raise ValueError(f"fisher={fisher!r} must be one of {', '.join(FISHERS)}")
-        self.fisher: Fisher = fisher
-        self.seed = seed
+    Settings = KroneckerSettings
+    operators = (KroneckerPreconditioner,)
+    has_embedding = True
+    takes_rank = "index"
+    settings: KroneckerSettings
 
     def create(self, model: ExplainedModel) -> Statistic:
         return {COUNT: np.zeros(1, dtype=np.int64)}
@@ -50,7 +47,7 @@ class Kfac(Curvature):
         weights = model.curvature_weights(batch)
         layout = model.layout(batch.inputs).blocks
         of_batch: Statistic = {}
-        for draw, blocks in enumerate(fisher_blocks(model, batch, self.fisher, self.seed)):
+        for draw, blocks in enumerate(fisher_blocks(model, batch, self.settings.fisher, self.settings.seed)):
             for number, (block_layout, block) in enumerate(zip(layout, blocks, strict=True)):
                 self._add_block(of_batch, number, block_layout, block, weights, first=draw == 0)
         for name, total in of_batch.items():
@@ -86,7 +83,8 @@ class Kfac(Curvature):
             # 1/n Σ_i w_i Σ_s a aᵀ ⊗ g gᵀ, its factors independent: the mean of each times the number of positions.
             scale = 1 / (examples * max(float(statistic[f"{_POSITIONS}-{number}"][0]), np.finfo(float).tiny))
             eigenvalues.append(np.outer(inputs.values, errors.values) * scale)
-        return kronecker(model, self.name, examples, sides, eigenvalues, options, self.systems is not None, {"fisher": self.fisher})
+        facts = {"fisher": self.settings.fisher}
+        return kronecker(model, self.name, examples, sides, eigenvalues, options, self.systems is not None, facts)
 
     def _examples(self, statistic: Statistic) -> int:
         examples = int(statistic[COUNT][0])

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from beam_influence.influence_ops.curvature.base import FinishOptions, Preconditioner, register_preconditioner
+from beam_influence.influence_ops.curvature.base import FinishOptions, Preconditioner
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Block, Factored, Gradients, Layout, OneHot
 from beam_influence.influence_ops.model.gradients.blocks import materialise, parts_of
@@ -65,7 +65,6 @@ def squared_sum(layout: Any, block: Block, weights: tf.Tensor) -> tf.Tensor:
     return total
 
 
-@register_preconditioner
 @dataclasses.dataclass(frozen=True)
 class KroneckerPreconditioner(Preconditioner):
     """Σ over blocks of (U_A ⊗ U_S) diag(1/(Λ + s)) (U_A ⊗ U_S)ᵀ, s the block's shift.

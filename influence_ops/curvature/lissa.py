@@ -9,6 +9,7 @@ import numpy as np
 
 from beam_influence.influence_ops.curvature.conjugate_gradient import SOLVERS, ConjugateGradient
 from beam_influence.influence_ops.curvature.conjugate_gradients import Products
+from beam_influence.influence_ops.settings import LissaSettings
 
 
 def neumann_series(
@@ -52,9 +53,7 @@ class Lissa(ConjugateGradient):
     """
 
     name: ClassVar[str] = "lissa"
-
-    def __init__(self, n_samples: int = 1024, seed: int = 0, tolerance: float = 1e-3, max_iterations: int = 10_000):
-        super().__init__(n_samples, seed, tolerance, max_iterations)
+    Settings = LissaSettings
 
 
 SOLVERS[Lissa.name] = _solve_lissa

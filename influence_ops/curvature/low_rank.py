@@ -6,11 +6,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from beam_influence.influence_ops.curvature.base import Preconditioner, register_preconditioner
+from beam_influence.influence_ops.curvature.base import Preconditioner
 from beam_influence.influence_ops.model.gradients import Gradients
 
 
-@register_preconditioner
 class LowRankPreconditioner(Preconditioner):
     """Vᵀ diag(1/(s + λ) − 1/(s₀ + λ)) V + I/(s₀ + λ).
 

@@ -10,13 +10,12 @@ about it follows from (P, k, seed): the same on every worker. With k ≥ P it is
 from __future__ import annotations
 
 import functools
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from beam_influence.influence_ops.model.gradients import Factored, Gradients, Layout, OneHot
-
-ProjectionKind = Literal["hadamard", "two_sided"]
+from beam_influence.influence_ops.settings import ProjectionKind
 
 _BYTES_AT_ONCE = 128 << 20
 _FACTOR_BITS = 6  # the transform is a product of 64 × 64 Hadamard matrices: each a matrix product, at the speed of the BLAS

@@ -10,48 +10,20 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow as tf
 
-from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic, register_preconditioner
+from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.dense import upper_blocks
 from beam_influence.influence_ops.curvature.kfac import accumulate
-from beam_influence.influence_ops.curvature.projections import Projection, ProjectionKind, make_projection
+from beam_influence.influence_ops.curvature.projections import Projection, make_projection
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
-from beam_influence.influence_ops.model.fisher import FISHERS, Fisher, fisher_blocks
+from beam_influence.influence_ops.model.fisher import fisher_blocks
 from beam_influence.influence_ops.model.gradients import Block, Gradients, Layout
 from beam_influence.influence_ops.model.gradients.blocks import scaled
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.settings import ProjectionSettings
 
-DEFAULT_DIM = 512
-MAX_DIM = 16_384  # 2 GB for the matrix, as much again for its eigenvectors
 _AUTO_FRACTION = 0.1
 
 
-@dataclasses.dataclass(frozen=True)
-class ProjectionOptions:
-    """How gradients are projected, and what is summed.
-
-    Attributes:
-      dim: k, the numbers that are left of each gradient; from P on, nothing is projected.
-      kind: see `make_projection`.
-      fisher: see `fisher`: `expected` is the Gauss–Newton matrix, at the cost of one projected gradient for each output; `true` one
-        draw of it; `empirical` Σ g gᵀ of the examples' own gradients, as TRAK.
-      seed: of the projection, and of the draws.
-    """
-
-    dim: int = DEFAULT_DIM
-    kind: ProjectionKind = "hadamard"
-    fisher: Fisher = "expected"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.dim <= MAX_DIM:
-            raise ValueError(f"projection_dim={self.dim} must be at least 1 and at most {MAX_DIM:,}")
-        if self.kind not in ("hadamard", "two_sided"):
-            raise ValueError(f"projection={self.kind!r} must be 'hadamard' or 'two_sided'")
-        if self.fisher not in FISHERS:
-            raise ValueError(f"fisher={self.fisher!r} must be one of {', '.join(FISHERS)}")
-
-
-@register_preconditioner
 @dataclasses.dataclass(frozen=True)
 class ProjectedPreconditioner(Preconditioner):
     """Sᵀ (K + λI)⁻¹ S, K = V diag(s) Vᵀ; with λ = 0 a pseudo-inverse.
@@ -107,16 +79,20 @@ class RandomProjection(Curvature):
 
     name: ClassVar[str] = "random_projection"
     passes = 1
+    Settings = ProjectionSettings
+    operators = (ProjectedPreconditioner,)
+    has_embedding = True
+    settings: ProjectionSettings
 
-    def __init__(self, options: ProjectionOptions | None = None):
-        self.options = options or ProjectionOptions()
+    def __init__(self, settings: ProjectionSettings | None = None):
+        super().__init__(settings)
         self._made: tuple[Layout, Projection] | None = None
 
     def projection(self, model: ExplainedModel, batch: ExampleBatch | None = None) -> Projection:
         """S; a model without declared inputs needs a batch for it, the first time."""
         layout = model.layout(None if batch is None else batch.inputs)
         if self._made is None or self._made[0] != layout:
-            self._made = layout, make_projection(self.options.kind, layout, self.options.dim, self.options.seed)
+            self._made = layout, make_projection(self.settings.projection, layout, self.settings.projection_dim, self.settings.seed)
         return self._made[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -129,7 +105,7 @@ class RandomProjection(Curvature):
         projection, layout = self.projection(model, batch), model.layout()
         roots = None if batch.weights is None else tf.sqrt(model.curvature_weights(batch))
         of_batch: Statistic = {}
-        for blocks in _by_part(model, fisher_blocks(model, batch, self.options.fisher, self.options.seed)):
+        for blocks in _by_part(model, fisher_blocks(model, batch, self.settings.fisher, self.settings.seed)):
             projected = projection.of_gradients(Gradients(layout, blocks if roots is None else scaled(blocks, roots)))
             for name, rows, columns in upper_blocks(projection.dim):
                 accumulate(of_batch, name, projected[:, rows].T @ projected[:, columns])
@@ -150,7 +126,7 @@ class RandomProjection(Curvature):
             matrix[rows, columns] = statistic[name]
             matrix[columns, rows] = statistic[name].T
         matrix = (matrix + matrix.T) * (0.5 / examples)
-        signs = np.random.default_rng(self.options.seed).choice([-1.0, 1.0], size=(1, model.size))
+        signs = np.random.default_rng(self.settings.seed).choice([-1.0, 1.0], size=(1, model.size))
         penalty = float(np.sum(signs * model.regularizer_products(signs))) / model.size  # exact where its Hessian is diagonal
         mean = float(np.trace(matrix)) / model.size + penalty
         if projection.exact:
@@ -165,7 +141,7 @@ class RandomProjection(Curvature):
             {"eigenvectors": eigenvectors, "eigenvalues": eigenvalues},
             {
                 "curvature": self.name,
-                "fisher": self.options.fisher,
+                "fisher": self.settings.fisher,
                 "damping": damping,
                 "damping_rule": options.damping if isinstance(options.damping, str) else "fixed",
                 "leave_one_out": False,
@@ -173,11 +149,7 @@ class RandomProjection(Curvature):
                 "size": model.size,
                 "fingerprint": model.fingerprint(),
                 "rcond": options.rcond if options.rcond is not None else model.size * float(np.finfo(model.dtype).eps),
-                "projection": {
-                    "kind": self.options.kind,
-                    "dim": self.options.dim,
-                    "seed": self.options.seed,
-                },
+                "projection": {"kind": self.settings.projection, "dim": self.settings.projection_dim, "seed": self.settings.seed},
                 "rank": projection.dim,
                 "smallest_eigenvalue": float(eigenvalues[0]),
                 "largest_eigenvalue": float(eigenvalues[-1]),

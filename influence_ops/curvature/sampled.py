@@ -13,6 +13,7 @@ from beam_influence.influence_ops.curvature.sample import Sample, from_arrays, t
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.results.text_arrays import bytes_to_texts, texts_to_bytes
+from beam_influence.influence_ops.settings import SampleSettings
 
 SAMPLE = "sample"
 _SEEN = "seen"
@@ -21,21 +22,13 @@ _BATCH = 256
 
 
 class SampleCurvature(Curvature):
-    """The shared part: a statistic of one `Sample`.
-
-    Args:
-      n_samples: how many examples are kept.
-      seed: which ones: the sample depends on the seed and the examples' ids alone.
-    """
+    """The shared part: a statistic of one `Sample`."""
 
     passes = 1
-
-    def __init__(self, n_samples: int = 1024, seed: int = 0):
-        self.n_samples = n_samples
-        self.seed = seed
+    Settings = SampleSettings
 
     def create(self, model: ExplainedModel) -> Statistic:
-        return {SAMPLE: Sample(self.n_samples, self.seed)}
+        return {SAMPLE: Sample(self.settings.n_samples, self.settings.seed)}
 
     def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
         statistic[SAMPLE].add(batch)
@@ -52,7 +45,7 @@ class SampleCurvature(Curvature):
         return {**arrays, _SEEN: np.array([part.seen])}
 
     def unpack_part(self, name: str, arrays: Mapping[str, np.ndarray]) -> Any:
-        sample = Sample(self.n_samples, self.seed)
+        sample = Sample(self.settings.n_samples, self.settings.seed)
         sample.seen = int(arrays[_SEEN][0])
         if _IDS in arrays:
             batch = from_arrays({key: array for key, array in arrays.items() if key not in (_SEEN, _IDS)})
@@ -66,9 +59,9 @@ class FittedOnSample(SampleCurvature):
     name: ClassVar[str] = "fitted_on_sample"
 
     def __init__(self, inner: Curvature, n_samples: int, seed: int = 0):
-        super().__init__(n_samples, seed)
+        super().__init__(SampleSettings(n_samples=n_samples, seed=seed))
         self.inner = inner
-        self.systems = inner.systems  # pyright: ignore[reportAttributeAccessIssue]  # of this object, as of the inner's class
+        self.systems, self.needs_hessian = inner.systems, inner.needs_hessian
 
     def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         sample: Sample = statistic[SAMPLE]

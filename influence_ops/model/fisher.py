@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -26,9 +26,7 @@ from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Block
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
-
-Fisher = Literal["signed", "true", "expected", "empirical"]
-FISHERS: tuple[str, ...] = get_args(Fisher)
+from beam_influence.influence_ops.settings import Fisher
 
 MAX_OUTPUTS = 256
 """The largest output for which ∂²ℓ/∂z² of a loss without a known likelihood is decomposed, example by example."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import BinaryIO
 
+from beam_influence.influence_ops import device as device  # sets TensorFlow's log level before it is imported
 from beam_influence.influence_ops.reading.csv import CsvReader
 from beam_influence.influence_ops.reading.parquet import ParquetReader
 from beam_influence.influence_ops.reading.reader import Reader as Reader

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.config import InfluenceConfig, own_options
 from beam_influence.pipelines.runners.dataflow import Dataflow
 from beam_influence.pipelines.runners.flink import Flink
 from beam_influence.pipelines.runners.local import Local
@@ -58,7 +58,8 @@ def choose_engine(arguments: Iterable[str], config: InfluenceConfig | None = Non
     runner = RUNNERS.get(own.runner.lower()) or RunnerOfBeam(own.runner, tuple(RUNNERS))
     _refuse_options_of_others(runner, own)
     beam = PipelineOptions(beam_arguments).get_all_options(drop_default=True)
-    refuse_unknown(beam_arguments, runner.knows_more_options or "job_endpoint" in beam, beam.get("job_endpoint"))
+    settings = () if config is None else own_options(config.curvature_kind)
+    refuse_unknown(beam_arguments, runner.knows_more_options or "job_endpoint" in beam, beam.get("job_endpoint"), settings)
     engine = runner.engine(Request(own, beam, config))
     return dataclasses.replace(engine, arguments=[*beam_arguments, *engine.arguments], time_limit=own.time_limit)
 

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from beam_influence.pipelines.config import InfluenceConfig, option_type
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.options.option import option_type
 
 GIVEN = {
     "model": "the input model",
@@ -75,7 +76,7 @@ def encode_options(options: Mapping[str, Any], has_test: bool, has_curvature: bo
 
 
 def _value(field: dataclasses.Field, value: Any) -> Any:
-    kind = option_type(field)
+    kind = option_type(field, InfluenceConfig)
     if value is None and type(None) in typing.get_args(typing.get_type_hints(InfluenceConfig)[field.name]):
         return None
     if kind is str and isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):

@@ -12,7 +12,8 @@ import pytest
 
 from beam_influence.pipelines import runners
 from beam_influence.pipelines.cli import parser
-from beam_influence.pipelines.config import InfluenceConfig, option_type
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.options.option import option_type
 from beam_influence.pipelines.template import as_options
 from beam_influence.pipelines.template_metadata import template_metadata
 
@@ -51,7 +52,7 @@ def test_a_parameter_tells_everything(name: str) -> None:
             assert [option["value"] for option in parameter["enumOptions"]] == list(field.metadata["choices"])
             assert all(re.search(regex, choice) for choice in field.metadata["choices"])
             assert not re.search(regex, "another")
-        assert (parameter["paramType"] == "BOOLEAN") == (option_type(field) is bool)
+        assert (parameter["paramType"] == "BOOLEAN") == (option_type(field, InfluenceConfig) is bool)
 
 
 @pytest.mark.parametrize(

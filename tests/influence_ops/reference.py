@@ -7,7 +7,7 @@ import pathlib
 import keras
 import numpy as np
 
-from beam_influence.influence_ops import ExampleBatch
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 DATA = pathlib.Path(__file__).parent.parent / "data"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from beam_influence.influence_ops import CACHE, ORDER, FirstOrderInfluenceCalculator, InfluenceModel
+from beam_influence import CACHE, ORDER, FirstOrderInfluenceCalculator, InfluenceModel
 from tests.arrays import joined, matrix_of, relative
 from tests.pipelines.digits_job import TOLERANCE, DigitsJob, influence_model, read, run_quietly
 

@@ -9,8 +9,9 @@ import pytest
 
 from beam_influence.pipelines import launch, run_summary
 from beam_influence.pipelines.cli import main, parser
-from beam_influence.pipelines.config import COMMANDS, InfluenceConfig, option_type
+from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.evaluate_config import MEASURES, RETRAINING, EvaluateConfig
+from beam_influence.pipelines.options.option import COMMANDS, option_type
 from beam_influence.pipelines.runners import choose_engine
 from beam_influence.pipelines.unknown_options import options_of_commands, refuse_unknown
 
@@ -25,6 +26,7 @@ VALUES: dict[str, str] = {
     "model": "other", "output": "other", "damping": "0.5", "curvature": "ekfac", "rcond": "0.5", "tolerance": "0.5", "weights": "all",
     "outputs": "scores", "checkpoint_weights": "0.5", "preprocess": "module:function", "weight_decay": "0.5", "fisher": "true",
     "removal": "newton", "order": "ascending", "projection_dim": "8", "normalize": "theta", "index_dtype": "float16", "search": "faiss",
+    "curvature_settings": "cut=0.5",
 }  # fmt: skip
 GOES_WITH: dict[str, dict[str, str]] = {
     "influence_vectors_path": {"train": "", "test": "b"},
@@ -35,6 +37,7 @@ GOES_WITH: dict[str, dict[str, str]] = {
     "max_iterations": {"curvature": "lissa"},
     "matrix": {"curvature": "arnoldi"},
     "block_size": {"curvature": "arnoldi"},
+    "curvature_settings": {"curvature": "tests.pipelines.test_own_curvature:CutDiagonal"},
     "projection": {"curvature": "random_projection"},
     "projection_dim": {"curvature": "random_projection"},
     "checkpoint_weights": {"checkpoints": "c"},
@@ -64,7 +67,7 @@ def words_for(command: str, field: dataclasses.Field) -> list[str]:
     options |= {name: value for name, value in GOES_WITH.get(field.name, {}).items() if name in of_command}
     if field.name in ("influence_vectors_path", "index", "search", "test", "top_k", "order") and command == "run":
         options |= {"outputs": "top_k", "test": "b"}
-    if option_type(field) is bool:
+    if option_type(field, InfluenceConfig) is bool:
         return [*words(options), f"--no-{field.name}" if field.default else f"--{field.name}"]
     return words(options | {field.name: value_of(field)})
 
@@ -88,7 +91,7 @@ def test_every_option_of_a_command_arrives(command: str, field: dataclasses.Fiel
     monkeypatch.setattr(run_summary, "summary_text", lambda summary: "")
     assert main([command, *words_for(command, field)]) == 0
     (config,) = arrived
-    kind = option_type(field)
+    kind = option_type(field, InfluenceConfig)
     expected: Any = (not field.default) if kind is bool else kind(value_of(field))
     assert getattr(config, field.name) == expected != field.default
 
@@ -210,19 +213,19 @@ def test_what_only_a_job_server_can_know(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_saved_curvature_is_not_fitted_again(more: dict[str, Any], name: str) -> None:
     """Its damping and the rest are its own; another value would have no effect."""
     with pytest.raises(ValueError, match=f"--{name} .* decides how a curvature is fitted, and --curvature_path uses one that was"):
-        InfluenceConfig("m", "o", train="a", test="b", curvature_path="c", **more)
-    InfluenceConfig("m", "o", train="a", test="b", curvature_path="c")
-    InfluenceConfig("m", "o", train="a", test="b", curvature_path="c", curvature="gauss_newton_cg", passes=0)
-    InfluenceConfig("m", "o", train="a", test="b", curvature_path="c", curvature="gauss_newton_cg", tolerance=0.5)
+        InfluenceConfig(model="m", output="o", train="a", test="b", curvature_path="c", **more)
+    InfluenceConfig(model="m", output="o", train="a", test="b", curvature_path="c")
+    InfluenceConfig(model="m", output="o", train="a", test="b", curvature_path="c", curvature="gauss_newton_cg", passes=0)
+    InfluenceConfig(model="m", output="o", train="a", test="b", curvature_path="c", curvature="gauss_newton_cg", tolerance=0.5)
 
 
 def test_a_gpu_without_gradients_is_refused() -> None:
     dataflow = ["--runner=dataflow", "--project=p", "--region=r", "--temp_location=gs://b/t", "--sdk_container_image=i", "--gpu"]
-    config = InfluenceConfig("gs://b/m", "gs://b/o", index="gs://b/i", test="gs://b/t")
+    config = InfluenceConfig(model="gs://b/m", output="gs://b/o", index="gs://b/i", test="gs://b/t")
     with pytest.raises(ValueError, match="--gpu is for steps that differentiate training examples"):
         choose_engine(dataflow, config)
     pytest.importorskip("google.cloud.storage")
-    assert choose_engine(dataflow, InfluenceConfig("gs://b/m", "gs://b/o", train="gs://b/t", outputs="curvature")).accelerator
+    assert choose_engine(dataflow, InfluenceConfig(model="gs://b/m", output="gs://b/o", train="gs://b/t", outputs="curvature")).accelerator
 
 
 def test_the_execution_options_are_said_to_change_nothing() -> None:

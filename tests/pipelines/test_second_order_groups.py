@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from beam_influence.influence_ops import ExampleBatch, compute_in_memory
+from beam_influence import compute_in_memory
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.model.network import load_keras_file
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.scoring.scores import Scorer
 from beam_influence.pipelines.run_pipeline import RunFailedError
 from tests.pipelines.digits_job import SIZES, TOLERANCE, DigitsJob, assert_same_tables, framed, read, run_quietly

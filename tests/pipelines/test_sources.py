@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_influence.influence_ops.curvature import FinishOptions, Preconditioner, Statistic
-from beam_influence.influence_ops.curvature.base import register_preconditioner
 from beam_influence.influence_ops.curvature.conjugate_gradient import NotConvergedWarning
 from beam_influence.influence_ops.curvature.identity import Identity
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
@@ -136,17 +135,6 @@ def test_sources_that_do_not_go_together(job: DigitsJob, tmp_path: pathlib.Path,
         job.config(tmp_path / "out", **options)
 
 
-class HalvedIdentity(Identity):
-    """A user's own curvature: H = 2·I."""
-
-    name = "halved_identity"
-
-    def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
-        meta = {**super().finish(model, statistic, options).meta, "curvature": self.name}
-        return HalvedPreconditioner({}, meta)
-
-
-@register_preconditioner
 class HalvedPreconditioner(Preconditioner):
     """I / 2."""
 
@@ -154,6 +142,17 @@ class HalvedPreconditioner(Preconditioner):
 
     def apply(self, gradients: np.ndarray) -> np.ndarray:
         return np.asarray(gradients, dtype=np.float64) / 2
+
+
+class HalvedIdentity(Identity):
+    """A user's own curvature: H = 2·I."""
+
+    name = "halved_identity"
+    operators = (HalvedPreconditioner,)
+
+    def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+        meta = {**super().finish(model, statistic, options).meta, "curvature": self.name}
+        return HalvedPreconditioner({}, meta)
 
 
 TWO_PROCESSES = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")

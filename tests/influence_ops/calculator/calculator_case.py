@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from beam_influence.influence_ops import FirstOrderInfluenceCalculator, InfluenceModel
+from beam_influence import FirstOrderInfluenceCalculator, InfluenceModel
 from tests.influence_ops import reference
 
 EXACT = 1e-9  # the same float64 sums in another order

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from beam_influence.influence_ops import ORDER, FirstOrderInfluenceCalculator, IHVPCalculator, InfluenceModel, LinearSearch
+from beam_influence import ORDER, FirstOrderInfluenceCalculator, IHVPCalculator, InfluenceModel, LinearSearch
 from beam_influence.influence_ops.curvature.conjugate_gradient import NotConvergedWarning
 from tests.arrays import joined, matrix_of, relative
 from tests.influence_ops import reference

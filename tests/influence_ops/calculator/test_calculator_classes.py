@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from beam_influence.influence_ops import (
+from beam_influence import (
     CACHE,
     ArnoldiInfluenceCalculator,
     FirstOrderInfluenceCalculator,

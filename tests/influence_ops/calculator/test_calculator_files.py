@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from beam_influence.influence_ops import CACHE, FirstOrderInfluenceCalculator
+from beam_influence import CACHE, FirstOrderInfluenceCalculator
 from tests.arrays import joined, matrix_of, relative
 from tests.influence_ops.calculator.calculator_case import EXACT, Case
 

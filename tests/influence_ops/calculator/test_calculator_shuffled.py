@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from beam_influence.influence_ops import CACHE, ORDER, FaissSearch, FirstOrderInfluenceCalculator, InfluenceModel, LinearSearch
+from beam_influence import CACHE, ORDER, FaissSearch, FirstOrderInfluenceCalculator, InfluenceModel, LinearSearch
 from beam_influence.influence_ops.calculator.samples import TopExamples
 from tests.influence_ops import reference
 

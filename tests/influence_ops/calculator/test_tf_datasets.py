@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from beam_influence.influence_ops import ExampleBatch, FirstOrderInfluenceCalculator, InfluenceModel
+from beam_influence import FirstOrderInfluenceCalculator, InfluenceModel
 from beam_influence.influence_ops.calculator.tf_datasets import (
     NESTED,
     PAIR,
@@ -21,6 +21,7 @@ from beam_influence.influence_ops.calculator.tf_datasets import (
     example_digests,
 )
 from beam_influence.influence_ops.curvature.sample import concatenate, from_arrays, to_arrays
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 EXACT = 1e-9  # the same float64 sums in another order
 rng = np.random.default_rng(0)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import keras
 import numpy as np
 import pytest
 
-from beam_influence.influence_ops import ExampleBatch, FinishOptions, InfluenceModel, Preconditioner, load_preconditioner
-from beam_influence.influence_ops.curvature.arnoldi import Arnoldi, ArnoldiOptions, StreamedArnoldi
+from beam_influence import FinishOptions, InfluenceModel, Preconditioner
+from beam_influence.influence_ops.curvature import load_preconditioner
+from beam_influence.influence_ops.curvature.arnoldi import Arnoldi, StreamedArnoldi
 from beam_influence.influence_ops.curvature.base import fit
 from beam_influence.influence_ops.curvature.block_krylov import advance, eigenpairs, start
 from beam_influence.influence_ops.evaluation.lds import linear_datamodelling_score
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.settings import ArnoldiSettings
 from benchmarks.lds import configuration, load, make_model, scores_of
 
 SIZE = 60
@@ -109,7 +113,7 @@ def fitted(curvature: Arnoldi | StreamedArnoldi, **options) -> Preconditioner:
 @pytest.mark.parametrize("matrix", ["gauss_newton", "hessian"])
 def test_the_inverse_is_eighs_with_the_residual_term(matrix: str) -> None:
     rank, damping = 10, 0.05
-    found = fitted(StreamedArnoldi(ArnoldiOptions(rank, matrix, block_size=10), 8), damping=damping)  # type: ignore[arg-type]
+    found = fitted(StreamedArnoldi(ArnoldiSettings(rank=rank, matrix=matrix, block_size=10, passes=8)), damping=damping)  # type: ignore[arg-type]
     values, vectors = np.linalg.eigh(dense(matrix))
     kept = np.maximum(values, values[-rank])
     assert found.meta["rank"] == rank and found.meta["rest"] == pytest.approx(values[-rank], rel=1e-6)
@@ -119,30 +123,30 @@ def test_the_inverse_is_eighs_with_the_residual_term(matrix: str) -> None:
 
 
 def test_with_every_eigenpair_it_is_the_inverse() -> None:
-    found = fitted(StreamedArnoldi(ArnoldiOptions(rank=200), 2), damping=0.05)
+    found = fitted(StreamedArnoldi(ArnoldiSettings(rank=200, passes=2)), damping=0.05)
     wanted = np.linalg.solve(dense("gauss_newton") + 0.05 * np.eye(model().size), rows().T).T
     np.testing.assert_allclose(found.apply(rows()), wanted, rtol=0, atol=SAME * np.abs(wanted).max())
 
 
 def test_a_sample_of_everything_is_everything() -> None:
-    options = ArnoldiOptions(rank=10, block_size=5)
-    sampled = fitted(Arnoldi(1000, options=options))
-    streamed = fitted(StreamedArnoldi(options, sampled.meta["dimensions"] // 5))
+    settings = ArnoldiSettings(rank=10, block_size=5)
+    sampled = fitted(Arnoldi(dataclasses.replace(settings, n_samples=1000)))
+    streamed = fitted(StreamedArnoldi(dataclasses.replace(settings, passes=sampled.meta["dimensions"] // 5)))
     assert sampled.meta["damping"] == pytest.approx(streamed.meta["damping"], rel=SAME)
     np.testing.assert_allclose(sampled.apply(rows()), streamed.apply(rows()), rtol=0, atol=SAME * np.abs(streamed.apply(rows())).max())
-    few = fitted(Arnoldi(40, options=options))
+    few = fitted(Arnoldi(dataclasses.replace(settings, n_samples=40)))
     assert few.meta["examples"] == 120 and few.meta["examples_used"] == 40  # n stays that of the whole set
     assert few.meta["damping"] != sampled.meta["damping"]
 
 
 def test_auto_damping_is_that_of_the_whole_matrix() -> None:
     """0.1 × the mean eigenvalue, as of the dense curvatures; its trace is nearly exact, since what the basis holds is."""
-    found = fitted(StreamedArnoldi(ArnoldiOptions(rank=20), 4)).meta
+    found = fitted(StreamedArnoldi(ArnoldiSettings(rank=20, passes=4))).meta
     assert found["damping"] == pytest.approx(0.1 * np.trace(dense("gauss_newton")) / model().size, rel=0.01)
 
 
 def test_another_damping_needs_no_other_fit_and_saving_keeps_it(tmp_path) -> None:
-    curvature = StreamedArnoldi(ArnoldiOptions(rank=10), 4)
+    curvature = StreamedArnoldi(ArnoldiSettings(rank=10, passes=4))
     moved = fitted(curvature, damping=0.5).with_damping(0.02)
     assert np.array_equal(moved.apply(rows()), fitted(curvature, damping=0.02).apply(rows()))
     moved.save(str(tmp_path / "saved"))
@@ -153,7 +157,7 @@ def test_another_damping_needs_no_other_fit_and_saving_keeps_it(tmp_path) -> Non
 
 
 def test_embeddings_have_the_influence_of_the_low_rank_part() -> None:
-    found = fitted(StreamedArnoldi(ArnoldiOptions(rank=10), 4), damping=0.05)
+    found = fitted(StreamedArnoldi(ArnoldiSettings(rank=10, passes=4)), damping=0.05)
     embedded = found.embed(rows())
     assert embedded.shape == (4, 10)
     vectors = found.arrays["vectors"]
@@ -168,7 +172,7 @@ def test_without_damping_a_null_space_is_left_out() -> None:
     network = InfluenceModel(bare, weights="all", loss_function="softmax_cross_entropy")
     few = batches()[0].select(np.arange(3))
     for rank in (5, 40):
-        found = fit(network, StreamedArnoldi(ArnoldiOptions(rank), 4), lambda: [few], FinishOptions(0.0))
+        found = fit(network, StreamedArnoldi(ArnoldiSettings(rank=rank, passes=4)), lambda: [few], FinishOptions(0.0))
         values, vectors = np.linalg.eigh(network.gauss_newton_sum(few) / 3)
         values, vectors = values[::-1], vectors[:, ::-1]
         used = min(rank, int((values > 1e-12).sum()))
@@ -183,12 +187,12 @@ def test_without_damping_a_null_space_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: StreamedArnoldi(ArnoldiOptions(), 1), "passes=1 must be at least 2"),
-        (lambda: ArnoldiOptions(rank=0), "rank=0 must be at least 1"),
-        (lambda: ArnoldiOptions(block_size=0), "block_size=0 must be at least 1"),
-        (lambda: ArnoldiOptions(matrix="fisher"), "matrix='fisher' must be"),  # type: ignore[arg-type]
-        (lambda: fitted(StreamedArnoldi(ArnoldiOptions(), 2), leave_one_out=True), "removal='newton' needs the whole matrix"),
-        (lambda: fit(model(), StreamedArnoldi(ArnoldiOptions(), 2), lambda: [], FinishOptions()), "no training example is left"),
+        (lambda: StreamedArnoldi(ArnoldiSettings(passes=1)), "passes=1 must be at least 2"),
+        (lambda: ArnoldiSettings(rank=0), "rank=0 must be at least 1"),
+        (lambda: ArnoldiSettings(block_size=0), "block_size=0 must be at least 1"),
+        (lambda: ArnoldiSettings(matrix="fisher"), "matrix='fisher' must be"),  # type: ignore[arg-type]
+        (lambda: fitted(StreamedArnoldi(ArnoldiSettings(passes=2)), leave_one_out=True), "removal='newton' needs the whole matrix"),
+        (lambda: fit(model(), StreamedArnoldi(ArnoldiSettings(passes=2)), lambda: [], FinishOptions()), "no training example is left"),
     ],
 )
 def test_refusals(make, message: str) -> None:
@@ -199,7 +203,7 @@ def test_refusals(make, message: str) -> None:
 def test_files_that_change_between_passes_are_noticed() -> None:
     given = iter([list(batches()), list(batches())[:2]])
     with pytest.raises(ValueError, match="one pass read 120 training examples, another 90"):
-        fit(model(), StreamedArnoldi(ArnoldiOptions(rank=5), 2), lambda: next(given), FinishOptions())
+        fit(model(), StreamedArnoldi(ArnoldiSettings(rank=5, passes=2)), lambda: next(given), FinishOptions())
 
 
 def test_it_predicts_retraining() -> None:

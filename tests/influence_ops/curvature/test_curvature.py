@@ -15,18 +15,10 @@ import keras
 import numpy as np
 import pytest
 
-from beam_influence.influence_ops import (
-    CURVATURES,
-    Curvature,
-    ExampleBatch,
-    FinishOptions,
-    InfluenceModel,
-    Preconditioner,
-    curvature_by_name,
-    load_preconditioner,
-)
-from beam_influence.influence_ops.curvature import Statistic
+from beam_influence import CURVATURES, Curvature, FinishOptions, InfluenceModel, Preconditioner
+from beam_influence.influence_ops.curvature import Statistic, curvature_by_name, load_preconditioner
 from beam_influence.influence_ops.curvature.sampled import FittedOnSample
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from tests.arrays import relative
 
 layers = keras.layers

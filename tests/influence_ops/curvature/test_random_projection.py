@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from beam_influence.influence_ops import ExampleBatch, FinishOptions, InfluenceModel, Preconditioner, load_preconditioner
+from beam_influence import FinishOptions, InfluenceModel, Preconditioner
+from beam_influence.influence_ops.curvature import load_preconditioner
 from beam_influence.influence_ops.curvature.base import fit
 from beam_influence.influence_ops.curvature.projections import HadamardProjection, hadamard_transform, make_projection
-from beam_influence.influence_ops.curvature.random_projection import ProjectionOptions, RandomProjection
+from beam_influence.influence_ops.curvature.random_projection import RandomProjection
 from beam_influence.influence_ops.evaluation.lds import linear_datamodelling_score
 from beam_influence.influence_ops.model.gradients import Block, BlockLayout, Factored, Gradients, Layout, Materialised, OneHot, Piece
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.settings import ProjectionSettings
 from benchmarks.lds import configuration, load, make_model, scores_of
 
 SIZE = 144 + 8 + 300 + 6
@@ -159,13 +162,13 @@ def of_labels(g: np.ndarray) -> np.ndarray:
     return g / np.sqrt(np.concatenate([np.asarray(batch.weights) for batch in batches()]))[:, None]
 
 
-def fitted(options: ProjectionOptions, **finish) -> Preconditioner:
-    return fit(model(), RandomProjection(options), lambda: list(batches()), FinishOptions(**finish)).bind(model())
+def fitted(settings: ProjectionSettings, **finish) -> Preconditioner:
+    return fit(model(), RandomProjection(settings), lambda: list(batches()), FinishOptions(**finish)).bind(model())
 
 
 def test_the_full_size_gives_the_empirical_fisher_exactly() -> None:
     g = gradients()
-    found = fitted(ProjectionOptions(1000, fisher="empirical"), damping=0.03)
+    found = fitted(ProjectionSettings(projection_dim=1000, fisher="empirical"), damping=0.03)
     matrix = of_labels(g).T @ of_labels(g) / 60 + (1e-2 + 0.03) * np.eye(model().size)
     wanted = g @ np.linalg.solve(matrix, g.T)
     np.testing.assert_allclose(g @ found.apply(g).T, wanted, rtol=0, atol=1e-9 * np.abs(wanted).max())  # condition 1e3
@@ -176,14 +179,14 @@ def test_the_full_size_gives_the_gauss_newton_matrix_exactly() -> None:
     matrix = np.sum([model().gauss_newton_sum(batch) for batch in batches()], axis=0) / 60 + (1e-2 + 0.03) * np.eye(model().size)
     wanted = g @ np.linalg.solve(matrix, g.T)
     for kind in KINDS:
-        found = fitted(ProjectionOptions(1000, kind), damping=0.03)  # type: ignore[arg-type]
+        found = fitted(ProjectionSettings(projection_dim=1000, projection=kind), damping=0.03)  # type: ignore[arg-type]
         np.testing.assert_allclose(g @ found.apply(g).T, wanted, rtol=0, atol=1e-9 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fisher", ["expected", "empirical"])
 def test_influence_is_that_of_the_projected_gradients(kind, fisher) -> None:
-    options = ProjectionOptions(24, kind, fisher, seed=4)
+    options = ProjectionSettings(projection_dim=24, projection=kind, fisher=fisher, seed=4)
     found = fitted(options)
     projection = make_projection(kind, model().layout(), 24, 4)
     g = gradients()
@@ -203,8 +206,8 @@ def test_influence_is_that_of_the_projected_gradients(kind, fisher) -> None:
 
 def test_another_damping_needs_no_other_fit_and_saving_keeps_it(tmp_path) -> None:
     g = gradients()
-    moved = fitted(ProjectionOptions(24), damping=0.5).with_damping(0.02)
-    assert np.array_equal(moved.apply(g), fitted(ProjectionOptions(24), damping=0.02).apply(g))
+    moved = fitted(ProjectionSettings(projection_dim=24), damping=0.5).with_damping(0.02)
+    assert np.array_equal(moved.apply(g), fitted(ProjectionSettings(projection_dim=24), damping=0.02).apply(g))
     moved.save(str(tmp_path / "saved"))
     loaded = load_preconditioner(str(tmp_path / "saved"))
     assert np.array_equal(loaded.bind(model()).apply(g), moved.apply(g)) and loaded.meta == moved.meta
@@ -213,11 +216,11 @@ def test_another_damping_needs_no_other_fit_and_saving_keeps_it(tmp_path) -> Non
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ProjectionOptions(0), "projection_dim=0 must be at least 1"),
-        (lambda: ProjectionOptions(20_000), "projection_dim=20000 must be at least 1 and at most 16,384"),
-        (lambda: ProjectionOptions(kind="gaussian"), "projection='gaussian' must be"),  # type: ignore[arg-type]
-        (lambda: ProjectionOptions(fisher="none"), "fisher='none' must be"),  # type: ignore[arg-type]
-        (lambda: fitted(ProjectionOptions(4), leave_one_out=True), "removal='newton' needs the whole matrix"),
+        (lambda: ProjectionSettings(projection_dim=0), "projection_dim=0 must be at least 1"),
+        (lambda: ProjectionSettings(projection_dim=20_000), "projection_dim=20000 must be at least 1 and at most 16,384"),
+        (lambda: ProjectionSettings(projection="gaussian"), "projection='gaussian' must be"),  # type: ignore[arg-type]
+        (lambda: ProjectionSettings(fisher="none"), "fisher='none' must be"),  # type: ignore[arg-type]
+        (lambda: fitted(ProjectionSettings(projection_dim=4), leave_one_out=True), "removal='newton' needs the whole matrix"),
     ],
 )
 def test_refusals(make, message: str) -> None:

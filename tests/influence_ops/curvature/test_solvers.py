@@ -9,16 +9,8 @@ import keras
 import numpy as np
 import pytest
 
-from beam_influence.influence_ops import (
-    Curvature,
-    ExampleBatch,
-    FinishOptions,
-    InfluenceModel,
-    Preconditioner,
-    curvature_by_name,
-    load_preconditioner,
-)
-from beam_influence.influence_ops.curvature import FittedOnSample
+from beam_influence import Curvature, FinishOptions, InfluenceModel, Preconditioner
+from beam_influence.influence_ops.curvature import FittedOnSample, curvature_by_name, load_preconditioner
 from beam_influence.influence_ops.curvature.conjugate_gradient import (
     ConjugateGradient,
     IterativePreconditioner,
@@ -32,6 +24,8 @@ from beam_influence.influence_ops.curvature.exact import Exact
 from beam_influence.influence_ops.curvature.lissa import Lissa, neumann_series
 from beam_influence.influence_ops.curvature.sample import Sample, concatenate, from_arrays, to_arrays
 from beam_influence.influence_ops.curvature.sampled import SAMPLE
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.settings import IterativeSettings, LissaSettings
 from tests.influence_ops import reference
 
 SIZE = 40
@@ -173,7 +167,10 @@ def fitted(curvature: Curvature, model: InfluenceModel, batches: list[ExampleBat
     return curvature.finish(model, statistic, FinishOptions(damping))
 
 
-@pytest.mark.parametrize(("curvature", "tolerance"), [(ConjugateGradient(300), 1e-8), (Lissa(300, tolerance=1e-5), 1e-5)])
+@pytest.mark.parametrize(
+    ("curvature", "tolerance"),
+    [(ConjugateGradient(IterativeSettings(n_samples=300)), 1e-8), (Lissa(LissaSettings(n_samples=300, tolerance=1e-5)), 1e-5)],
+)
 def test_over_all_examples_they_are_exact(curvature: ConjugateGradient, tolerance: float, tmp_path: pathlib.Path) -> None:
     model, train, gradients = softmax_regression()
     exact = fitted(Exact(), model, train)
@@ -204,13 +201,13 @@ def test_damping_auto_is_a_tenth_of_the_mean_eigenvalue() -> None:
     model, train, _ = softmax_regression()
     exact = fitted(Exact(), model, train, "auto").meta["damping"]
     assert exact == pytest.approx(0.1 * fitted(Exact(), model, train).arrays["eigenvalues"].mean(), rel=1e-12)
-    estimated = fitted(ConjugateGradient(300), model, train, "auto").meta["damping"]
+    estimated = fitted(ConjugateGradient(IterativeSettings(n_samples=300)), model, train, "auto").meta["damping"]
     assert estimated == pytest.approx(exact, rel=0.1)  # Hutchinson's estimate of the trace, 32 probes; seen: 2 %
 
 
 def test_the_warning_carries_the_residual() -> None:
     model, train, gradients = softmax_regression()
-    operator = fitted(ConjugateGradient(300, max_iterations=3), model, train)
+    operator = fitted(ConjugateGradient(IterativeSettings(n_samples=300, max_iterations=3)), model, train)
     with pytest.warns(NotConvergedWarning, match=r"at most 3 iterations at a relative residual of 0\.\d+"):
         operator.apply(gradients)
 

@@ -19,7 +19,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from beam_influence.influence_ops import ExampleBatch, InfluenceModel
+from beam_influence import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from tests.influence_ops.model.keras_oracle import losses_and_gradients
 
 L, losses = keras.layers, keras.losses

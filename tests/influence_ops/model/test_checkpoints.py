@@ -9,14 +9,16 @@ import keras
 import numpy as np
 import pytest
 
-from beam_influence.influence_ops import CURVATURES, ExampleBatch, FinishOptions, InfluenceModel, ScoreOptions, Scorer
+from beam_influence import CURVATURES, FinishOptions, InfluenceModel
 from beam_influence.influence_ops.curvature import Curvature
-from beam_influence.influence_ops.curvature.arnoldi import Arnoldi, ArnoldiOptions
-from beam_influence.influence_ops.curvature.random_projection import ProjectionOptions, RandomProjection
+from beam_influence.influence_ops.curvature.arnoldi import Arnoldi
+from beam_influence.influence_ops.curvature.random_projection import RandomProjection
 from beam_influence.influence_ops.model.checkpoints import CheckpointSum
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.scoring.in_memory import fit_curvature
-from beam_influence.influence_ops.scoring.scores import embed_queries
+from beam_influence.influence_ops.scoring.scores import ScoreOptions, Scorer, embed_queries
+from beam_influence.influence_ops.settings import ArnoldiSettings, ProjectionSettings
 
 RATES = (0.3, 1.7)
 DAMPING = 2.0  # above the most negative eigenvalue of the exact Hessians
@@ -44,9 +46,9 @@ def batches() -> tuple[ExampleBatch, ...]:
 def make(name: str) -> Curvature:
     """Each curvature so that its answer is that of the parts: with all eigenpairs, and nothing projected."""
     if name == "arnoldi":
-        return Arnoldi(options=ArnoldiOptions(rank=200))
+        return Arnoldi(ArnoldiSettings(rank=200))
     if name == "random_projection":
-        return RandomProjection(ProjectionOptions(1000))
+        return RandomProjection(ProjectionSettings(projection_dim=1000))
     return CURVATURES[name]()
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from beam_influence.influence_ops import ExampleBatch, InfluenceModel
+from beam_influence import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 layers = keras.layers
 

@@ -8,7 +8,8 @@ import keras
 import numpy as np
 import pytest
 
-from beam_influence.influence_ops import ExampleBatch, InfluenceModel
+from beam_influence import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.reading.features import ModelInput
 
 layers = keras.layers

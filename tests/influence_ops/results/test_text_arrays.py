@@ -14,6 +14,7 @@ from beam_influence.influence_ops.results.array_folder import from_npy, to_npy
 from beam_influence.influence_ops.results.text_arrays import bytes_to_texts, texts_to_bytes
 from beam_influence.influence_ops.scoring.group_sums import GroupSums
 from beam_influence.influence_ops.scoring.scores import QueryBlock
+from beam_influence.influence_ops.settings import IterativeSettings
 from beam_influence.transforms.elements import QueryReference
 from beam_influence.transforms.embed_queries import open_queries, publish_queries
 
@@ -33,7 +34,7 @@ def test_ids_of_queries_and_samples() -> None:
     (opened,) = open_queries([QueryReference("k", publish_queries(block, "unused"))])[1]
     assert opened.groups is not None
     assert opened.ids.tolist() == opened.groups.tolist() == TEXTS
-    curvature, sample = ConjugateGradient(100), Sample(100, 0)
+    curvature, sample = ConjugateGradient(IterativeSettings(n_samples=100)), Sample(100, 0)
     sample.add(ExampleBatch(ids, numbers, numbers[:, 0]))
     back = curvature.unpack_part(SAMPLE, curvature.pack_part(SAMPLE, sample))
     assert sorted(back.batch.ids) == sorted(TEXTS)

@@ -10,9 +10,11 @@ import keras
 import numpy as np
 import pytest
 
-from beam_influence.influence_ops import ExampleBatch, InfluenceModel, InfluenceResult, Preconditioner, ScoreOptions, compute_in_memory
+from beam_influence import InfluenceModel, Preconditioner, compute_in_memory
 from beam_influence.influence_ops.model.explained_model import Regularizer
-from beam_influence.influence_ops.scoring.scores import Normalize
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.scoring.in_memory import InfluenceResult
+from beam_influence.influence_ops.scoring.scores import Normalize, ScoreOptions
 from tests.arrays import relative
 from tests.influence_ops import reference
 

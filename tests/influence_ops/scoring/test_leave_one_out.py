@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from beam_influence.influence_ops import InfluenceModel, ScoreOptions, compute_in_memory
-from beam_influence.influence_ops.scoring.scores import Removal
+from beam_influence import InfluenceModel, compute_in_memory
+from beam_influence.influence_ops.scoring.scores import Removal, ScoreOptions
 from tests.influence_ops import reference
 
 pytestmark = pytest.mark.slow

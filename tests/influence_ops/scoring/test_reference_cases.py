@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from beam_influence.influence_ops import InfluenceModel, ScoreOptions, compute_in_memory
+from beam_influence import InfluenceModel, compute_in_memory
+from beam_influence.influence_ops.scoring.scores import ScoreOptions
 from beam_influence.influence_ops.scoring.top_k import Order
 from tests.arrays import relative
 from tests.influence_ops import reference

@@ -1,0 +1,216 @@
+"""The options that curvatures have of their own, each with its help; without TensorFlow, since the command line is made from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Collection, Iterable
+from typing import Any, Literal, get_args
+
+Fisher = Literal["signed", "true", "expected", "empirical"]
+Matrix = Literal["gauss_newton", "hessian"]
+ProjectionKind = Literal["hadamard", "two_sided"]
+FISHERS: tuple[str, ...] = get_args(Fisher)
+
+MAX_DIM = 16_384  # of a projection: 2 GB for the matrix, as much again for its eigenvectors
+
+
+def setting(default: Any, help: str, choices: tuple[str, ...] | None = None, fits: bool = True, of: str = "") -> Any:
+    """A field of a curvature's `Settings`, with what the command line says of it.
+
+    Args:
+      default: its value where none is given.
+      help: what it means.
+      choices: the values that are allowed; None: all of its type.
+      fits: whether it decides how the curvature is fitted, and so nothing where a saved one is used.
+      of: what the curvatures that have it are called together.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "fits": fits, "of": of})
+
+
+def _fisher(default: Fisher) -> Any:
+    return setting(
+        default,
+        "Of kfac, ekfac, gauss_newton_cg and random_projection: which labels the Fisher information is taken over. signed: all, with "
+        "random signs by the example's id and --seed, in one backward pass; true: one label drawn from the prediction; expected: all, in "
+        "as many backward passes as the model has outputs; empirical: the data's own. Default: signed; of random_projection, expected.",
+        FISHERS,
+    )
+
+
+def _tolerance(default: float | None) -> Any:
+    return setting(
+        default,
+        "Of conjugate_gradient and lissa: the relative residual at which a solve ends. Default: 1e-8 and 1e-3; with --passes 1e-6.",
+        fits=False,
+        of="iterative solvers",
+    )
+
+
+def _max_iterations(default: int) -> Any:
+    return setting(
+        default,
+        "Of conjugate_gradient and lissa over their sample: the most steps of a solve. Default: 1000 and 10000.",
+        of="iterative solvers",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CurvatureSettings:
+    """The options of one curvature, with their defaults: of the base, none.
+
+    Those called `n_samples`, `seed`, `passes`, `rank` or as another option of the command line's methods take its value; each other
+    is an option of the command line by its own name.
+    """
+
+
+def setting_fields(of: type[CurvatureSettings]) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of a curvature's settings, by name."""
+    return {field.name: field for field in dataclasses.fields(of)}
+
+
+def refuse_unknown_settings(curvature: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Refuses a setting that a curvature does not have, with the nearest name that it has."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}"
+            raise ValueError(f"the curvature {curvature} has no setting {name}; {hint}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleSettings(CurvatureSettings):
+    """Of a curvature that keeps a sample.
+
+    Attributes:
+      n_samples: how many examples are kept.
+      seed: which ones: the sample depends on the seed and the examples' ids alone.
+    """
+
+    n_samples: int = 1024
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KroneckerSettings(CurvatureSettings):
+    """Of `kfac` and `ekfac`; see `model/fisher.py`."""
+
+    fisher: Fisher = _fisher("signed")
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_fisher(self.fisher)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GaussNewtonCgSettings(KroneckerSettings):
+    """Of `gauss_newton_cg`.
+
+    Attributes:
+      passes: over the data, at most, that solve the test points.
+      tolerance: relative residual at which they end; None: 1e-6.
+    """
+
+    passes: int = 5  # where it is as good as the whole matrix; see benchmarks/README.md
+    tolerance: float | None = _tolerance(None)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IterativeSettings(SampleSettings):
+    """Of iterative solvers over a sample.
+
+    Attributes:
+      tolerance: relative residual at which a right-hand side is solved.
+      max_iterations: the cap; a warning carries the residual when it is reached.
+    """
+
+    tolerance: float = _tolerance(1e-8)
+    max_iterations: int = _max_iterations(1000)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConjugateGradientSettings(IterativeSettings):
+    """Of `conjugate_gradient`.
+
+    Attributes:
+      passes: over all data, at most, that solve the test points from the sample's answer on.
+    """
+
+    passes: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LissaSettings(IterativeSettings):
+    """Of `lissa`."""
+
+    tolerance: float = _tolerance(1e-3)
+    max_iterations: int = _max_iterations(10_000)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArnoldiSettings(SampleSettings):
+    """What `arnoldi` iterates.
+
+    Attributes:
+      n_samples, seed: the sample; the seed is also of the first block, and of the probes that estimate the trace.
+      passes: how many over all data, 2 or more; 0: over a sample.
+      rank: how many eigenpairs are kept.
+      matrix: the Gauss–Newton matrix, or the exact Hessian (whose negative eigenvalues are then among the rest).
+      block_size: vectors multiplied in one pass; None: as many as reach a space of twice the rank.
+    """
+
+    n_samples: int = 4096
+    passes: int = 0
+    rank: int = 100
+    block_size: int | None = setting(
+        None, "Of arnoldi: vectors multiplied at once. Default: what reaches twice --rank dimensions in --passes; 32 over a sample."
+    )
+    matrix: Matrix = setting(
+        "gauss_newton", "Of arnoldi: whose eigenpairs; the exact Hessian's negative ones are left out.", get_args(Matrix)
+    )
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank={self.rank} must be at least 1")
+        if self.matrix not in get_args(Matrix):
+            raise ValueError(f"matrix={self.matrix!r} must be 'gauss_newton' or 'hessian'")
+        if self.block_size is not None and self.block_size < 1:
+            raise ValueError(f"block_size={self.block_size} must be at least 1")
+        if self.passes and self.passes < 2:
+            raise ValueError(
+                f"passes={self.passes} must be at least 2 for arnoldi: one finds no direction that its first block does not hold"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProjectionSettings(CurvatureSettings):
+    """How `random_projection` projects gradients, and what is summed.
+
+    Attributes:
+      projection_dim: k, the numbers that are left of each gradient; from P on, nothing is projected.
+      projection: see `make_projection`.
+      fisher: see `model/fisher.py`: `expected` is the Gauss–Newton matrix, at the cost of one projected gradient for each output;
+        `true` one draw of it; `empirical` Σ g gᵀ of the examples' own gradients, as TRAK.
+      seed: of the projection, and of the draws.
+    """
+
+    projection_dim: int = setting(512, "Of random_projection: how many numbers are left of each gradient. Default: 512.")
+    projection: ProjectionKind = setting(
+        "hadamard",
+        "Of random_projection: of all weights as one vector, or of each layer's matrix from two sides (cheaper, and coarser).",
+        get_args(ProjectionKind),
+    )
+    fisher: Fisher = _fisher("expected")
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.projection_dim <= MAX_DIM:
+            raise ValueError(f"projection_dim={self.projection_dim} must be at least 1 and at most {MAX_DIM:,}")
+        if self.projection not in get_args(ProjectionKind):
+            raise ValueError(f"projection={self.projection!r} must be 'hadamard' or 'two_sided'")
+        _check_fisher(self.fisher)
+
+
+def _check_fisher(fisher: str) -> None:
+    if fisher not in FISHERS:
+        raise ValueError(f"fisher={fisher!r} must be one of {', '.join(FISHERS)}")

@@ -1,0 +1,28 @@
+"""How a run is executed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from beam_influence.pipelines.options.option import option
+
+_option = functools.partial(option, group="execution", changes_result=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How it runs: none of these changes the result."""
+
+    verbose: bool = _option(False, "Tell on stderr how each layer is computed and what it is estimated to cost.")
+    resume: bool = _option(
+        True,
+        "Go on where a run into the same OUTPUT was ended: what it finished from the same model, files and options (each pass of the "
+        "curvature, the embedded test points) is not computed again.",
+    )
+    batch_size: int = _option(256, "Examples evaluated at once; does not change the result.", least=1)
+    query_block_size: int = _option(
+        1024, "Test points in a block (one row group of top_k); does not change the result.", commands=("run", "query"), least=1
+    )
+    threads: int = _option(0, "CPU threads of TensorFlow in each worker process; 0: all cores.", least=0)
+    work_dir: str | None = _option(None, "Temporary files; all workers must reach it. Default: OUTPUT/.work.")

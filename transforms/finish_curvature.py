@@ -11,6 +11,7 @@ from apache_beam.typehints.decorators import IOTypeHints
 
 from beam_influence.influence_ops.curvature import Curvature, FinishOptions, Preconditioner, Statistic, load_preconditioner
 from beam_influence.influence_ops.curvature.base import preconditioner_from
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.transforms.broadcast import INLINE_PART_LIMIT, Broadcast
 from beam_influence.transforms.elements import StatisticPart
 from beam_influence.transforms.files import BeamFiles, join
@@ -26,6 +27,12 @@ def publish_preconditioner(preconditioner: Preconditioner, folder: str) -> Broad
 def open_preconditioner(broadcast: Broadcast) -> Preconditioner:
     """The operator of a broadcast."""
     return preconditioner_from(*broadcast.open())
+
+
+def open_operator(model: ModelSpec, preconditioner: Broadcast) -> tuple[InfluenceModel, Preconditioner]:
+    """This process's model, and the operator for it."""
+    session = model.session()
+    return session, open_preconditioner(preconditioner).bind(session)
 
 
 class _SavePartDoFn(beam.DoFn):

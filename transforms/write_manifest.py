@@ -20,21 +20,13 @@ _VERSIONED = ("apache-beam", "keras", "numpy", "pyarrow", "tensorflow", "tfx-bsl
 
 
 class _WriteManifestDoFn(beam.DoFn):
-    def __init__(
-        self,
-        output: str,
-        config: Mapping[str, Any],
-        model: Mapping[str, Any],
-        base: Mapping[str, Any] | None,
-        resumed: tuple[str, ...],
-        facts: Mapping[str, str],
-    ):
-        self._output = output
-        self._config = dict(config)
-        self._model = dict(model)
-        self._base = base
-        self._resumed = resumed
-        self._facts = dict(facts)
+    def __init__(self, wanted: WriteManifest):
+        self._output = wanted.output
+        self._config = dict(wanted.config)
+        self._model = dict(wanted.model)
+        self._base = wanted.base
+        self._resumed = wanted.resumed
+        self._facts = dict(wanted.facts)
 
     def process(
         self,
@@ -118,7 +110,7 @@ class WriteManifest(beam.PTransform):
             | "Once" >> beam.Create([None], reshuffle=False)
             | "Write"
             >> beam.ParDo(
-                _WriteManifestDoFn(self.output, self.config, self.model, self.base, self.resumed, self.facts),
+                _WriteManifestDoFn(self),
                 pvalue.AsSingleton(self.preconditioner),
                 pvalue.AsIter(files),
                 pvalue.AsIter(self.counts),

@@ -13,8 +13,4 @@ class Part(abc.ABC):
 
     @abc.abstractmethod
     def merge(self, other: Self) -> None:
-        """Takes in the same over other training examples; `other` stays as it is."""
-
-    @abc.abstractmethod
-    def copy(self) -> Self:
-        """An equal part; a merge into one leaves the other as it is."""
+        """Takes in the same over other training examples. Attributes are replaced, never changed: `other` and a shallow copy stay."""

@@ -277,8 +277,8 @@ class _JobBuilder:
         if config.only_index:
             facts[BASE] = source_base(plan.train) if plan.indexed is None else plan.indexed[BASE]
         counts = self.counts | "FlattenCounts" >> beam.Flatten(pipeline=self._pipeline)
-        told = (plan.indexed, tuple(self._finished), facts)
-        write = WriteManifest(config.output, config.as_json(), plan.model_facts, preconditioner, counts, reports, *told)
+        optional = (plan.indexed, tuple(self._finished), facts)
+        write = WriteManifest(config.output, config.as_json(), plan.model_facts, preconditioner, counts, reports, *optional)
         return self.written | "FlattenFiles" >> beam.Flatten() | "WriteManifest" >> write
 
     def _record(

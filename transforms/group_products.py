@@ -21,7 +21,7 @@ from beam_influence.transforms.finish_curvature import open_operator
 from beam_influence.transforms.merging import PartsCombineFn
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
-from beam_influence.transforms.typed import collection, outputs
+from beam_influence.transforms.typed import collection, outputs, run_once
 
 
 class _StepsDoFn(beam.DoFn):
@@ -88,14 +88,8 @@ class MultiplyGroups(beam.PTransform):
     def expand(self, shards: pvalue.PCollection[Shard]) -> pvalue.PCollection[tuple[PartKey, Part]]:
         only = beam.Filter(lambda element: element[0] == (GROUPS, GRADIENTS)).with_output_types(tuple[PartKey, Part])
         gradients = collection(self.parts | "Gradients" >> only)
-        steps = (
-            shards.pipeline
-            | "Once" >> beam.Create([None], reshuffle=False)
-            | "Steps"
-            >> beam.ParDo(
-                _StepsDoFn(self.model, self.work), pvalue.AsSingleton(self.preconditioner), pvalue.AsSingleton(gradients)
-            ).with_output_types(Broadcast)
-        )
+        sides = (pvalue.AsSingleton(self.preconditioner), pvalue.AsSingleton(gradients))
+        steps = run_once(shards.pipeline, "Steps", _StepsDoFn(self.model, self.work), Broadcast, *sides)
         multiply = beam.ParDo(_ProductsDoFn(self.reader, self.model), pvalue.AsSingleton(steps))
         typed = multiply.with_output_types(tuple[PartKey, Part], **REPORT_TYPES)
         multiplied = outputs(shards | "Multiply" >> typed.with_outputs(*REPORT_TYPES, main=PRODUCTS))

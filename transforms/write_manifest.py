@@ -15,6 +15,7 @@ from beam_influence.influence_ops.results.result_files import write_manifest, wr
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import ShardCount, SolverReport, WrittenFile
 from beam_influence.transforms.files import BeamFiles
+from beam_influence.transforms.typed import run_once
 
 _VERSIONED = ("apache-beam", "keras", "numpy", "pyarrow", "tensorflow", "tfx-bsl")
 
@@ -105,15 +106,5 @@ class WriteManifest(beam.PTransform):
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def expand(self, files: pvalue.PCollection[WrittenFile]) -> pvalue.PCollection[str]:
-        return (
-            files.pipeline
-            | "Once" >> beam.Create([None], reshuffle=False)
-            | "Write"
-            >> beam.ParDo(
-                _WriteManifestDoFn(self),
-                pvalue.AsSingleton(self.preconditioner),
-                pvalue.AsIter(files),
-                pvalue.AsIter(self.counts),
-                pvalue.AsIter(self.reports),
-            ).with_output_types(str)
-        )
+        several = [pvalue.AsIter(side) for side in (files, self.counts, self.reports)]
+        return run_once(files.pipeline, "Write", _WriteManifestDoFn(self), str, pvalue.AsSingleton(self.preconditioner), *several)

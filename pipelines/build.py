@@ -20,7 +20,6 @@ from beam_influence.pipelines.resume import EMBED, OPERATOR, stage_of_pass
 from beam_influence.transforms import (
     AccumulateCurvature,
     AdvanceCurvature,
-    CombineOutputs,
     EmbedQueries,
     FinishCurvature,
     IndexExamples,
@@ -36,17 +35,9 @@ from beam_influence.transforms import (
     WriteRejected,
 )
 from beam_influence.transforms.broadcast import Broadcast
-from beam_influence.transforms.elements import (
-    FILES,
-    PARTS,
-    QueryReference,
-    RejectedExample,
-    ShardCount,
-    SolverReport,
-    StatisticPart,
-    WrittenFile,
-)
+from beam_influence.transforms.elements import FILES, PARTS, QueryReference, SolverReport, StatisticPart, WrittenFile
 from beam_influence.transforms.files import join
+from beam_influence.transforms.merging import PartsCombineFn
 from beam_influence.transforms.progress import Progress
 from beam_influence.transforms.read_shards import COUNTS, REJECTED, ShardReader
 from beam_influence.transforms.record_stage import RecordStage, TakeStage
@@ -113,10 +104,10 @@ class _JobBuilder:
     """A job while it is put together: what its steps give beside their results comes together in lists.
 
     Attributes:
-      counts: of every stage.
-      rejected: examples that a stage before scoring rejected.
+      counts: `ShardCount`s of every stage.
+      rejected: `RejectedExample`s of the stages before scoring.
       late: those that only scoring rejects.
-      written: the files.
+      written: `WrittenFile`s.
     """
 
     def __init__(
@@ -134,11 +125,11 @@ class _JobBuilder:
         self._is_gated = plan.curvature_path is None and self._curvature.passes > 0 and config.removal == "first_order"
         self._kept = [] if plan.indexed is None else written_files(plan.indexed)  # files of an index that is added to
         self._train = pipeline | "ReadShards[train]" >> ReadShards(plan.train)
-        self.counts: list[pvalue.PCollection[ShardCount]] = []
-        self.rejected: list[pvalue.PCollection[RejectedExample]] = []
-        self.late: list[pvalue.PCollection[RejectedExample]] = []
-        self.written: list[pvalue.PCollection[WrittenFile]] = []
-        self._early: pvalue.PCollection[RejectedExample] | None = None
+        self.counts: list[pvalue.PCollection] = []
+        self.rejected: list[pvalue.PCollection] = []
+        self.late: list[pvalue.PCollection] = []
+        self.written: list[pvalue.PCollection] = []
+        self._early: pvalue.PCollection | None = None
 
     def _reader(self, stage: str) -> ShardReader:
         features = self._plan.test_features if stage == "embed" else self._plan.train_features
@@ -239,7 +230,7 @@ class _JobBuilder:
         )
         if config.influence_vectors_path or config.index:
             search: Search = "faiss" if config.search == "faiss" else "linear"
-            score = ScoreVectors(preconditioner, queries, options, config.output, search)
+            score = ScoreVectors(plan.model, preconditioner, queries, options, config.output, search)
         else:
             score = ScoreExamples(
                 self._reader("score"), plan.model, preconditioner, queries, gate, options, config.output, self._accelerator
@@ -251,11 +242,10 @@ class _JobBuilder:
             self.late.append(scored[REJECTED])
         if not any(isinstance(output, CombinedOutput) for output in outputs_of(options.tables)):
             return
-        parts = scored[PARTS] | "CombineOutputs" >> CombineOutputs()
+        parts = collection(scored[PARTS] | "CombineParts" >> beam.CombinePerKey(PartsCombineFn()))
         if config.second_order_groups:
             multiply = MultiplyGroups(self._reader("groups"), plan.model, preconditioner, parts, config.work_folder)
-            products = self._train | "MultiplyGroups" >> multiply | "CombineProducts" >> CombineOutputs()
-            parts = collection([parts, products] | "FlattenParts" >> beam.Flatten())
+            parts = self._train | "MultiplyGroups" >> multiply
         write = WriteOutputs(config.output, options, preconditioner, queries, plan.model)
         self.written.append(collection(parts | "WriteOutputs" >> write))
 
@@ -287,8 +277,8 @@ class _JobBuilder:
         if config.only_index:
             facts[BASE] = source_base(plan.train) if plan.indexed is None else plan.indexed[BASE]
         counts = self.counts | "FlattenCounts" >> beam.Flatten(pipeline=self._pipeline)
-        told = (plan.indexed, tuple(self._finished), facts)
-        write = WriteManifest(config.output, config.as_json(), plan.model_facts, preconditioner, counts, reports, *told)
+        optional = (plan.indexed, tuple(self._finished), facts)
+        write = WriteManifest(config.output, config.as_json(), plan.model_facts, preconditioner, counts, reports, *optional)
         return self.written | "FlattenFiles" >> beam.Flatten() | "WriteManifest" >> write
 
     def _record(

@@ -5,7 +5,6 @@ from beam_influence.transforms.accumulate_curvature import AccumulateCurvature a
 from beam_influence.transforms.clean_shards import CleanShards as CleanShards
 from beam_influence.transforms.clean_shards import CopyFiles as CopyFiles
 from beam_influence.transforms.clean_shards import WriteCleaningFacts as WriteCleaningFacts
-from beam_influence.transforms.combine_outputs import CombineOutputs as CombineOutputs
 from beam_influence.transforms.embed_queries import EmbedQueries as EmbedQueries
 from beam_influence.transforms.finish_curvature import AdvanceCurvature as AdvanceCurvature
 from beam_influence.transforms.finish_curvature import FinishCurvature as FinishCurvature

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from apache_beam import pvalue
+from apache_beam.utils.shared import Shared
 
-from beam_influence.influence_ops.curvature import Preconditioner
-from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.results.result_files import ParquetFile
 from beam_influence.influence_ops.scoring.outputs.base import OutputOptions, Scoring
 from beam_influence.influence_ops.scoring.outputs.collector import Collector
@@ -16,54 +15,65 @@ from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import FILES, PARTS, QueryReference, Shard, at_end_of_bundle
 from beam_influence.transforms.embed_queries import open_queries
 from beam_influence.transforms.files import BeamFiles
-from beam_influence.transforms.finish_curvature import open_preconditioner
+from beam_influence.transforms.finish_curvature import open_operator
 from beam_influence.transforms.open_model import ModelSpec
 
 
 def open_scoring(
-    options: OutputOptions, preconditioner: Broadcast, references: Iterable[QueryReference], model: ModelSpec | None = None
+    options: OutputOptions, preconditioner: Broadcast, references: Iterable[QueryReference], model: ModelSpec
 ) -> Scoring:
-    """What outputs are made with on this worker; without `model`, only those that need neither it nor the operator."""
-
-    def open_operator() -> tuple[ExplainedModel, Preconditioner]:
-        assert model is not None
-        session = model.session()
-        return session, open_preconditioner(preconditioner).bind(session)
-
+    """What outputs are made with on this worker."""
     keys, blocks = open_queries(references)
-    return Scoring(options, dict(zip(keys, blocks, strict=True)), preconditioner.description, open_operator)
+    queries = dict(zip(keys, blocks, strict=True))
+    return Scoring(options, queries, preconditioner.description, lambda: open_operator(model, preconditioner))
 
 
 class BundleOutputs:
     """The outputs of one DoFn.
 
     Args:
-      output: the folder of the results.
+      options: what is asked for.
+      model: the model.
+      folder: of the results.
     """
 
-    def __init__(self, output: str):
-        self._output = output
+    def __init__(self, options: OutputOptions, model: ModelSpec, folder: str):
+        self._options = options
+        self._model = model
+        self._folder = folder
+        self._shared = Shared()
         self._collector: Collector | None = None
         self._files: dict[str, ParquetFile] = {}
+
+    def open(self, preconditioner: Broadcast, references: Iterable[QueryReference]) -> Scoring:
+        """What this process makes outputs with: opened once, and the same for all shards of a bundle."""
+        known = sorted(references, key=lambda reference: reference.key)
+        tag = f"{self._model}|{self._options}|{preconditioner.digest}|{[reference.broadcast.digest for reference in known]}"
+        scoring: Scoring = self._shared.acquire(lambda: open_scoring(self._options, preconditioner, known, self._model), tag=tag)
+        if self._collector is None:
+            self._collector = Collector(scoring)
+        return scoring
 
     def start_bundle(self) -> None:
         """Begins with nothing."""
         self._collector = None
 
-    def begin_shard(self, shard: Shard, scoring: Scoring) -> Collector:
-        """Opens the shard's files; `scoring` is the same for all shards of a bundle."""
-        if self._collector is None:
-            self._collector = Collector(scoring)
-        for output in self._collector.row_outputs:
+    @property
+    def collector(self) -> Collector:
+        """What is kept of this bundle, once it is open."""
+        assert self._collector is not None
+        return self._collector
+
+    def begin_shard(self, shard: Shard, scoring: Scoring) -> None:
+        """Opens the shard's files."""
+        for output in self.collector.row_outputs:
             for table, schema in output.tables.items():
                 name = f"shard-{shard.ordinal:05d}"
-                self._files[table] = ParquetFile(self._output, table, name, schema, scoring.facts, BeamFiles())
-        return self._collector
+                self._files[table] = ParquetFile(self._folder, table, name, schema, scoring.facts, BeamFiles())
 
     def add(self, scored: BatchScores) -> None:
         """Takes in a batch of the shard."""
-        assert self._collector is not None
-        self._collector.add(scored, lambda table, rows: self._files[table].write(rows))
+        self.collector.add(scored, lambda table, rows: self._files[table].write(rows))
 
     def end_shard(self) -> Iterator[pvalue.TaggedOutput]:
         """Closes the shard's files and gives them."""

@@ -16,7 +16,7 @@ from beam_influence.influence_ops.reading.clean_files import Cleaning, clean_fil
 from beam_influence.influence_ops.results.result_files import iterate_table
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.files import BeamFiles
-from beam_influence.transforms.typed import collection
+from beam_influence.transforms.typed import collection, run_once
 
 _BATCH = 1 << 16
 
@@ -183,10 +183,5 @@ class WriteCleaningFacts(beam.PTransform):
     copied: pvalue.PCollection[CopiedFile]
 
     def expand(self, cleaned: pvalue.PCollection[CopiedFile]) -> pvalue.PCollection[str]:
-        write = beam.ParDo(
-            _WriteFactsDoFn(self.path, self.facts),
-            pvalue.AsSingleton(self.threshold),
-            pvalue.AsIter(cleaned),
-            pvalue.AsIter(self.copied),
-        ).with_output_types(str)
-        return collection(cleaned.pipeline | "Once" >> beam.Create([None], reshuffle=False) | "Write" >> write)
+        sides = (pvalue.AsSingleton(self.threshold), pvalue.AsIter(cleaned), pvalue.AsIter(self.copied))
+        return run_once(cleaned.pipeline, "Write", _WriteFactsDoFn(self.path, self.facts), str, *sides)

@@ -9,7 +9,6 @@ import apache_beam as beam
 from apache_beam import pvalue
 from apache_beam.utils.shared import Shared
 
-from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.results.text_arrays import bytes_to_texts, texts_to_bytes
 from beam_influence.influence_ops.scoring.index import embed_for_index
@@ -17,7 +16,7 @@ from beam_influence.influence_ops.scoring.scores import QueryBlock, concatenate_
 from beam_influence.transforms.broadcast import INLINE_LIMIT, Broadcast
 from beam_influence.transforms.elements import QueryReference, Shard
 from beam_influence.transforms.files import join
-from beam_influence.transforms.finish_curvature import open_preconditioner
+from beam_influence.transforms.finish_curvature import open_operator
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.read_shards import COUNTS, REJECTED, REPORT_TYPES, ShardDoFn, ShardReader
 from beam_influence.transforms.typed import outputs
@@ -28,9 +27,8 @@ QUERIES = "queries"
 class _Embedder:
     """Model and operator of one process (`Shared` can't hold a tuple)."""
 
-    def __init__(self, model: ExplainedModel, broadcast: Broadcast):
-        self.model = model
-        self.preconditioner = open_preconditioner(broadcast).bind(model)
+    def __init__(self, model: ModelSpec, broadcast: Broadcast):
+        self.model, self.preconditioner = open_operator(model, broadcast)
 
 
 class _EmbedDoFn(ShardDoFn):
@@ -47,7 +45,7 @@ class _EmbedDoFn(ShardDoFn):
     def open(self, sides: tuple) -> None:
         (preconditioner,) = sides
         self._embedder = self._shared.acquire(
-            lambda: _Embedder(self._spec.session(), preconditioner), tag=f"{self._spec}|{preconditioner.digest}"
+            lambda: _Embedder(self._spec, preconditioner), tag=f"{self._spec}|{preconditioner.digest}"
         )
 
     def begin_shard(self, shard: Shard) -> None:

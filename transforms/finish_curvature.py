@@ -11,11 +11,12 @@ from apache_beam.typehints.decorators import IOTypeHints
 
 from beam_influence.influence_ops.curvature import Curvature, FinishOptions, Preconditioner, Statistic, load_preconditioner
 from beam_influence.influence_ops.curvature.base import preconditioner_from
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.transforms.broadcast import INLINE_PART_LIMIT, Broadcast
 from beam_influence.transforms.elements import StatisticPart
 from beam_influence.transforms.files import BeamFiles, join
 from beam_influence.transforms.open_model import ModelSpec
-from beam_influence.transforms.typed import collection
+from beam_influence.transforms.typed import collection, run_once
 
 
 def publish_preconditioner(preconditioner: Preconditioner, folder: str) -> Broadcast:
@@ -26,6 +27,12 @@ def publish_preconditioner(preconditioner: Preconditioner, folder: str) -> Broad
 def open_preconditioner(broadcast: Broadcast) -> Preconditioner:
     """The operator of a broadcast."""
     return preconditioner_from(*broadcast.open())
+
+
+def open_operator(model: ModelSpec, preconditioner: Broadcast) -> tuple[ExplainedModel, Preconditioner]:
+    """This process's model, and the operator for it."""
+    session = model.session()
+    return session, open_preconditioner(preconditioner).bind(session)
 
 
 class _SavePartDoFn(beam.DoFn):
@@ -90,8 +97,8 @@ class AdvanceCurvature(beam.PTransform):
         save = beam.ParDo(_SavePartDoFn(self.curvature, join(self.work, "statistic"))).with_output_types(tuple[str, Broadcast])
         saved = collection(parts | "SaveParts" >> save)
         states = [] if self.state is None else [pvalue.AsSingleton(self.state)]
-        advance = beam.ParDo(_AdvanceDoFn(self.model, self.curvature, join(self.work, "state")), pvalue.AsIter(saved), *states)
-        return parts.pipeline | "Once" >> beam.Create([None], reshuffle=False) | "Advance" >> advance.with_output_types(Broadcast)
+        advance = _AdvanceDoFn(self.model, self.curvature, join(self.work, "state"))
+        return run_once(parts.pipeline, "Advance", advance, Broadcast, pvalue.AsIter(saved), *states)
 
 
 class _FinishDoFn(beam.DoFn):
@@ -136,8 +143,8 @@ class FinishCurvature(beam.PTransform):
         save = beam.ParDo(_SavePartDoFn(self.curvature, join(self.work, "statistic"))).with_output_types(tuple[str, Broadcast])
         saved = collection(parts | "SaveParts" >> save)
         states = [] if self.state is None else [pvalue.AsSingleton(self.state)]
-        finish = beam.ParDo(_FinishDoFn(self.model, self.curvature, self.options, self.folder), pvalue.AsIter(saved), *states)
-        return parts.pipeline | "Once" >> beam.Create([None], reshuffle=False) | "Finish" >> finish.with_output_types(Broadcast)
+        finish = _FinishDoFn(self.model, self.curvature, self.options, self.folder)
+        return run_once(parts.pipeline, "Finish", finish, Broadcast, pvalue.AsIter(saved), *states)
 
 
 class _LoadDoFn(beam.DoFn):
@@ -170,8 +177,4 @@ class LoadCurvature(beam.PTransform):
     folder: str
 
     def expand(self, pbegin: pvalue.PBegin) -> pvalue.PCollection[Broadcast]:
-        return collection(
-            pbegin
-            | "Once" >> beam.Create([None], reshuffle=False)
-            | "Load" >> beam.ParDo(_LoadDoFn(self.model, self.saved, self.folder)).with_output_types(Broadcast)
-        )
+        return run_once(pbegin.pipeline, "Load", _LoadDoFn(self.model, self.saved, self.folder), Broadcast)

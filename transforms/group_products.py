@@ -17,11 +17,11 @@ from beam_influence.influence_ops.scoring.outputs.groups import GRADIENTS, GROUP
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import Part, PartKey, Shard, at_end_of_bundle
 from beam_influence.transforms.files import join
-from beam_influence.transforms.finish_curvature import open_preconditioner
+from beam_influence.transforms.finish_curvature import open_operator
+from beam_influence.transforms.merging import PartsCombineFn
 from beam_influence.transforms.open_model import ModelSpec
-from beam_influence.transforms.read_shards import COUNTS, REJECTED, ShardDoFn, ShardReader
-from beam_influence.transforms.typed import collection, outputs
-from beam_influence.transforms.write_outputs import OnlyOutput
+from beam_influence.transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
+from beam_influence.transforms.typed import collection, outputs, run_once
 
 
 class _StepsDoFn(beam.DoFn):
@@ -30,8 +30,7 @@ class _StepsDoFn(beam.DoFn):
         self._work = work
 
     def process(self, _: None, preconditioner: Broadcast, gradients: tuple[PartKey, GroupSums]) -> Iterator[Broadcast]:
-        model = self._model.session()
-        operator = open_preconditioner(preconditioner).bind(model)
+        model, operator = open_operator(self._model, preconditioner)
         groups = group_vectors(operator, gradients[1])
         arrays = {"names": texts_to_bytes(groups.names), "steps": first_steps(model, operator, groups)}
         yield Broadcast.publish(arrays, {}, join(self._work, "group_steps"))
@@ -77,7 +76,7 @@ class MultiplyGroups(beam.PTransform):
       parts: (`PartKey`, `Part`), over all training data; the groups' gradient sums are among them.
       work: a folder for temporary files that all workers reach.
 
-    In: `Shard`. Out: (`PartKey`, `Part`): the groups' part `PRODUCTS`, to be combined.
+    In: `Shard`. Out: `parts`, and the groups' part `PRODUCTS`, over all training data too.
     """
 
     reader: ShardReader
@@ -87,16 +86,12 @@ class MultiplyGroups(beam.PTransform):
     work: str
 
     def expand(self, shards: pvalue.PCollection[Shard]) -> pvalue.PCollection[tuple[PartKey, Part]]:
-        gradients = collection(self.parts | "Gradients" >> OnlyOutput(GROUPS, GRADIENTS))
-        steps = (
-            shards.pipeline
-            | "Once" >> beam.Create([None], reshuffle=False)
-            | "Steps"
-            >> beam.ParDo(
-                _StepsDoFn(self.model, self.work), pvalue.AsSingleton(self.preconditioner), pvalue.AsSingleton(gradients)
-            ).with_output_types(Broadcast)
-        )
+        only = beam.Filter(lambda element: element[0] == (GROUPS, GRADIENTS)).with_output_types(tuple[PartKey, Part])
+        gradients = collection(self.parts | "Gradients" >> only)
+        sides = (pvalue.AsSingleton(self.preconditioner), pvalue.AsSingleton(gradients))
+        steps = run_once(shards.pipeline, "Steps", _StepsDoFn(self.model, self.work), Broadcast, *sides)
         multiply = beam.ParDo(_ProductsDoFn(self.reader, self.model), pvalue.AsSingleton(steps))
-        multiplied = outputs(shards | "Multiply" >> multiply.with_outputs(REJECTED, COUNTS, main=PRODUCTS))
-        typed = beam.Map(lambda pair: pair).with_output_types(tuple[PartKey, Part])
-        return collection(multiplied[PRODUCTS] | "Products" >> typed)
+        typed = multiply.with_output_types(tuple[PartKey, Part], **REPORT_TYPES)
+        multiplied = outputs(shards | "Multiply" >> typed.with_outputs(*REPORT_TYPES, main=PRODUCTS))
+        products = collection(multiplied[PRODUCTS] | "Add" >> beam.CombinePerKey(PartsCombineFn()))
+        return collection((self.parts, products) | "Both" >> beam.Flatten())

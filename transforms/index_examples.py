@@ -13,8 +13,6 @@ import numpy as np
 from apache_beam import pvalue
 from apache_beam.utils.shared import Shared
 
-from beam_influence.influence_ops.curvature import Preconditioner
-from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.results.result_files import ParquetFile, SourceFile
 from beam_influence.influence_ops.scoring.index import INDEX, IndexDtype, index_schema, index_table
@@ -23,7 +21,7 @@ from beam_influence.influence_ops.scoring.scores import ScoreOptions, evaluate
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import FILES, Shard, WrittenFile
 from beam_influence.transforms.files import BeamFiles
-from beam_influence.transforms.finish_curvature import open_preconditioner
+from beam_influence.transforms.finish_curvature import open_operator
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
 from beam_influence.transforms.typed import outputs
@@ -35,11 +33,10 @@ _CHUNK = 1 << 22
 class _Embedder:
     """Model and operator of one process."""
 
-    def __init__(self, model: ExplainedModel, broadcast: Broadcast):
-        self.model = model
-        self.preconditioner: Preconditioner = open_preconditioner(broadcast).bind(model)
+    def __init__(self, model: ModelSpec, broadcast: Broadcast):
+        self.model, self.preconditioner = open_operator(model, broadcast)
         self.facts = run_facts(self.preconditioner.meta, ScoreOptions())[1]
-        self.dim = self.preconditioner.embed(np.zeros((1, model.size))).shape[1]
+        self.dim = self.preconditioner.embed(np.zeros((1, self.model.size))).shape[1]
 
 
 class _IndexDoFn(ShardDoFn):
@@ -72,7 +69,7 @@ class _IndexDoFn(ShardDoFn):
     def open(self, sides: tuple) -> None:
         preconditioner = sides[0]  # the second makes it wait for the verdict on rejected examples
         self._embedder = self._shared.acquire(
-            lambda: _Embedder(self._spec.session(), preconditioner), tag=f"{self._spec}|{preconditioner.digest}"
+            lambda: _Embedder(self._spec, preconditioner), tag=f"{self._spec}|{preconditioner.digest}"
         )
 
     def begin_shard(self, shard: Shard) -> None:

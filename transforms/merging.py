@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 import apache_beam as beam
+from apache_beam.typehints.decorators import with_input_types, with_output_types
+
+from beam_influence.transforms.elements import Part
 
 Element = TypeVar("Element")
 
@@ -37,3 +41,16 @@ class MergingCombineFn(beam.CombineFn, Generic[Element]):
     def extract_output(self, accumulator: Element | None) -> Element:
         assert accumulator is not None  # every key has an element
         return accumulator
+
+
+@with_input_types(Part)
+@with_output_types(Part)
+class PartsCombineFn(MergingCombineFn[Part]):
+    """Merges an output's parts of one key."""
+
+    def copy(self, element: Part) -> Part:
+        return copy.copy(element)
+
+    def merge(self, total: Part, element: Part) -> Part:
+        total.merge(element)
+        return total

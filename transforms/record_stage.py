@@ -15,7 +15,7 @@ from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import QueryReference, RejectedExample, ShardCount
 from beam_influence.transforms.files import BeamFiles, join
 from beam_influence.transforms.read_shards import COUNTS, REJECTED
-from beam_influence.transforms.typed import collection
+from beam_influence.transforms.typed import collection, run_once
 
 RECORD_VERSION = 3
 REJECTED_LIMIT = 10_000  # a record with more rejected examples would be too large for one worker, some 10 MB
@@ -123,9 +123,8 @@ class RecordStage(beam.PTransform):
         counts = self.counts | "FlattenCounts" >> beam.Flatten(pipeline=results.pipeline)
         rejected = self.rejected | "FlattenRejected" >> beam.Flatten(pipeline=results.pipeline)
         sides = [pvalue.AsIter(side) for side in (results, counts, rejected)]
-        record = beam.ParDo(_RecordDoFn(self.stage, self.digest, self.work), *sides)
-        once = results.pipeline | "Once" >> beam.Create([None], reshuffle=False)
-        return collection(once | "Record" >> record.with_output_types(results.element_type))
+        record = _RecordDoFn(self.stage, self.digest, self.work)
+        return run_once(results.pipeline, "Record", record, results.element_type, *sides)
 
 
 @dataclasses.dataclass

@@ -9,7 +9,7 @@ import apache_beam as beam
 from apache_beam import pvalue
 
 from beam_influence.transforms.elements import ShardCount, WrittenFile
-from beam_influence.transforms.typed import collection
+from beam_influence.transforms.typed import run_once
 
 
 class _RefuseDoFn(beam.DoFn):
@@ -33,6 +33,4 @@ class RefuseOneGroup(beam.PTransform):
     """
 
     def expand(self, counts: pvalue.PCollection[ShardCount]) -> pvalue.PCollection[WrittenFile]:
-        once = counts.pipeline | "Once" >> beam.Create([None], reshuffle=False)
-        refuse = beam.ParDo(_RefuseDoFn(), pvalue.AsIter(counts)).with_output_types(WrittenFile)
-        return collection(once | "Verdict" >> refuse)
+        return run_once(counts.pipeline, "Verdict", _RefuseDoFn(), WrittenFile, pvalue.AsIter(counts))

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 
 import apache_beam as beam
 from apache_beam import pvalue
-from apache_beam.utils.shared import Shared
 
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
-from beam_influence.influence_ops.scoring.outputs.base import OutputOptions, Scoring
+from beam_influence.influence_ops.scoring.outputs.base import OutputOptions
 from beam_influence.transforms.broadcast import Broadcast
-from beam_influence.transforms.bundle_outputs import BundleOutputs, open_scoring
+from beam_influence.transforms.bundle_outputs import BundleOutputs
 from beam_influence.transforms.elements import FILES, PARTS, Part, PartKey, QueryReference, Shard, WrittenFile
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
@@ -22,26 +21,14 @@ from beam_influence.transforms.typed import outputs
 class _ScoreDoFn(ShardDoFn):
     def __init__(self, wanted: ScoreExamples):
         super().__init__(wanted.reader)
-        self._model = wanted.model
-        self._options = wanted.options
-        self._outputs = BundleOutputs(wanted.output)
-        self._shared = Shared()
+        self._outputs = BundleOutputs(wanted.options, wanted.model, wanted.output)
 
     def start_bundle(self) -> None:
         self._outputs.start_bundle()
 
     def open(self, sides: tuple) -> None:
         preconditioner, references, _ = sides  # the third makes scoring wait for the verdict on rejected examples
-        references = list(references)
-        digests = [reference.broadcast.digest for reference in sorted(references, key=lambda reference: reference.key)]
-
-        def open_scorer() -> Scoring:
-            scoring = open_scoring(self._options, preconditioner, references, self._model)
-            _ = scoring.scorer  # made under the lock of `Shared`, once for all threads
-            return scoring
-
-        tag = f"{self._model}|{self._options}|{preconditioner.digest}|{digests}"
-        self._scoring: Scoring = self._shared.acquire(open_scorer, tag=tag)
+        self._scoring = self._outputs.open(preconditioner, references)
 
     def begin_shard(self, shard: Shard) -> None:
         self._outputs.begin_shard(shard, self._scoring)

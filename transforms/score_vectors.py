@@ -10,17 +10,16 @@ import apache_beam as beam
 from apache_beam import pvalue
 from apache_beam.metrics.metric import Metrics
 from apache_beam.typehints.decorators import IOTypeHints
-from apache_beam.utils.shared import Shared
 
 from beam_influence.influence_ops.results.result_files import iterate_table
 from beam_influence.influence_ops.scoring.index import Search, best_of_file, stored_vectors
 from beam_influence.influence_ops.scoring.outputs.base import OutputOptions, Scoring
-from beam_influence.influence_ops.scoring.outputs.collector import Collector
 from beam_influence.influence_ops.scoring.scores import BatchScores
 from beam_influence.transforms.broadcast import Broadcast
-from beam_influence.transforms.bundle_outputs import BundleOutputs, open_scoring
+from beam_influence.transforms.bundle_outputs import BundleOutputs
 from beam_influence.transforms.elements import FILES, PARTS, Part, PartKey, QueryReference, Shard, ShardCount, WrittenFile
 from beam_influence.transforms.files import BeamFiles
+from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.read_shards import COUNTS, NAMESPACE
 from beam_influence.transforms.typed import outputs
 
@@ -31,8 +30,7 @@ class _ScoreVectorsDoFn(beam.DoFn):
     def __init__(self, wanted: ScoreVectors):
         self._options = wanted.options
         self._search: Search = wanted.search
-        self._outputs = BundleOutputs(wanted.output)
-        self._shared = Shared()
+        self._outputs = BundleOutputs(wanted.options, wanted.model, wanted.output)
         self._milliseconds = Metrics.counter(NAMESPACE, f"{_STAGE}_milliseconds")
 
     def default_type_hints(self) -> IOTypeHints:
@@ -44,14 +42,10 @@ class _ScoreVectorsDoFn(beam.DoFn):
 
     def process(self, shard: Shard, preconditioner: Broadcast, references: Iterable[QueryReference]) -> Iterator[pvalue.TaggedOutput]:
         started = time.monotonic()
-        references = list(references)
-        digests = sorted(reference.broadcast.digest for reference in references)
-        scoring: Scoring = self._shared.acquire(
-            lambda: open_scoring(self._options, preconditioner, references), tag=f"{self._options}|{preconditioner.digest}|{digests}"
-        )
+        scoring = self._outputs.open(preconditioner, references)
         try:
-            collector = self._outputs.begin_shard(shard, scoring)
-            examples = self._find_best(shard, scoring, collector) if self._search == "faiss" else self._score(shard, scoring)
+            self._outputs.begin_shard(shard, scoring)
+            examples = self._find_best(shard, scoring) if self._search == "faiss" else self._score(shard, scoring)
             yield from self._outputs.end_shard()
         except BaseException:
             self._outputs.abandon_shard()
@@ -69,11 +63,11 @@ class _ScoreVectorsDoFn(beam.DoFn):
             examples += len(ids)
         return examples
 
-    def _find_best(self, shard: Shard, scoring: Scoring, collector: Collector) -> int:
+    def _find_best(self, shard: Shard, scoring: Scoring) -> int:
         """The file's best by FAISS, for the output `top_k` alone; gives the number of examples."""
         blocks = list(scoring.queries.values())
         found, examples = best_of_file(iterate_table(shard.path, BeamFiles()), blocks, self._options.top_k, self._options.order)
-        for part, best in zip(collector.parts["top_k"].values(), found, strict=True):
+        for part, best in zip(self._outputs.collector.parts["top_k"].values(), found, strict=True):
             part.merge(best)
         return examples
 
@@ -92,6 +86,7 @@ class ScoreVectors(beam.PTransform):
     Out: a dictionary of PCollections: `parts`, `files`, `counts`.
     """
 
+    model: ModelSpec
     preconditioner: pvalue.PCollection[Broadcast]
     queries: pvalue.PCollection[QueryReference]
     options: OutputOptions

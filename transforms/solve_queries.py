@@ -32,7 +32,7 @@ from beam_influence.transforms.finish_curvature import open_preconditioner
 from beam_influence.transforms.merging import MergingCombineFn
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
-from beam_influence.transforms.typed import collection, outputs
+from beam_influence.transforms.typed import collection, outputs, run_once
 
 _ROWS = "rows"
 _BLOCK_BYTES = 32 << 20
@@ -192,24 +192,20 @@ class SolveQueries(beam.PTransform):
     work: str
 
     def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
-        once = shards.pipeline | "Once" >> beam.Create([None], reshuffle=False)
-        state = once | "Start" >> beam.ParDo(
-            _StartDoFn(self.system, self.tolerance, self.work), pvalue.AsIter(self.queries)
-        ).with_output_types(Broadcast)
-        for number, reader in enumerate(self.readers):
+        begin = _StartDoFn(self.system, self.tolerance, self.work)
+        state = run_once(shards.pipeline, "Start", begin, Broadcast, pvalue.AsIter(self.queries))
+        for number, reader in enumerate(self.readers, start=1):
             multiply = beam.ParDo(_MultiplyDoFn(reader, self.model, self.system), pvalue.AsSingleton(state))
             typed = multiply.with_output_types(tuple[str, StatisticPart], **REPORT_TYPES)
             products = outputs(shards | f"Multiply[{number}]" >> typed.with_outputs(*REPORT_TYPES, main="products"))
             summed = collection(products["products"] | f"Sum[{number}]" >> beam.CombinePerKey(SumPartsCombineFn()))
             folder = join(self.work, "solver", f"state-{number:05d}")
-            state = once | f"Advance[{number}]" >> beam.ParDo(
-                _AdvanceDoFn(self.model, self.system, self.tolerance, folder),
-                pvalue.AsSingleton(state),
-                pvalue.AsSingleton(self.preconditioner),
-                pvalue.AsIter(summed),
-            ).with_output_types(Broadcast)
+            advance = _AdvanceDoFn(self.model, self.system, self.tolerance, folder)
+            sides = (pvalue.AsSingleton(state), pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(summed))
+            state = run_once(shards.pipeline, f"Advance[{number}]", advance, Broadcast, *sides)
         sides = (pvalue.AsSingleton(state), pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(self.queries))
         solve = beam.ParDo(_SolvedDoFn(self.output, self.work), *sides)
         typed = solve.with_output_types(QueryReference, **{REPORTS: SolverReport, FILES: WrittenFile})
+        once = shards.pipeline | "Once" >> beam.Create([None], reshuffle=False)
         solved = outputs(once | "Solved" >> typed.with_outputs(REPORTS, FILES, main=QUERIES))
         return {tag: solved[tag] for tag in (QUERIES, REPORTS, FILES)}

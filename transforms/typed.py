@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import apache_beam as beam
 from apache_beam import pvalue
 
 
@@ -15,3 +16,9 @@ def collection(applied: Any) -> pvalue.PCollection[Any]:
 def outputs(applied: Any) -> pvalue.DoOutputsTuple:
     """The tagged outputs of a `ParDo(...).with_outputs(...)`."""
     return cast(pvalue.DoOutputsTuple, applied)
+
+
+def run_once(pipeline: beam.Pipeline, label: str, fn: beam.DoFn, kind: Any, *sides: pvalue.AsSideInput) -> pvalue.PCollection[Any]:
+    """What `fn` gives, of type `kind`, for one None and the side inputs, which are complete by then."""
+    start = pipeline | f"Once[{label}]" >> beam.Create([None], reshuffle=False)
+    return collection(start | label >> beam.ParDo(fn, *sides).with_output_types(kind))

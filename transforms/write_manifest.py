@@ -15,26 +15,19 @@ from beam_influence.influence_ops.results.result_files import write_manifest, wr
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import ShardCount, SolverReport, WrittenFile
 from beam_influence.transforms.files import BeamFiles
+from beam_influence.transforms.typed import run_once
 
 _VERSIONED = ("apache-beam", "keras", "numpy", "pyarrow", "tensorflow", "tfx-bsl")
 
 
 class _WriteManifestDoFn(beam.DoFn):
-    def __init__(
-        self,
-        output: str,
-        config: Mapping[str, Any],
-        model: Mapping[str, Any],
-        base: Mapping[str, Any] | None,
-        resumed: tuple[str, ...],
-        facts: Mapping[str, str],
-    ):
-        self._output = output
-        self._config = dict(config)
-        self._model = dict(model)
-        self._base = base
-        self._resumed = resumed
-        self._facts = dict(facts)
+    def __init__(self, wanted: WriteManifest):
+        self._output = wanted.output
+        self._config = dict(wanted.config)
+        self._model = dict(wanted.model)
+        self._base = wanted.base
+        self._resumed = wanted.resumed
+        self._facts = dict(wanted.facts)
 
     def process(
         self,
@@ -113,15 +106,5 @@ class WriteManifest(beam.PTransform):
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def expand(self, files: pvalue.PCollection[WrittenFile]) -> pvalue.PCollection[str]:
-        return (
-            files.pipeline
-            | "Once" >> beam.Create([None], reshuffle=False)
-            | "Write"
-            >> beam.ParDo(
-                _WriteManifestDoFn(self.output, self.config, self.model, self.base, self.resumed, self.facts),
-                pvalue.AsSingleton(self.preconditioner),
-                pvalue.AsIter(files),
-                pvalue.AsIter(self.counts),
-                pvalue.AsIter(self.reports),
-            ).with_output_types(str)
-        )
+        several = [pvalue.AsIter(side) for side in (files, self.counts, self.reports)]
+        return run_once(files.pipeline, "Write", _WriteManifestDoFn(self), str, pvalue.AsSingleton(self.preconditioner), *several)

@@ -26,45 +26,19 @@ class _WriteDoFn(beam.DoFn):
         self._model = wanted.model
         self._output = output
 
-    def _write(
-        self, parts: dict[str, Part], preconditioner: Broadcast, references: Iterable[QueryReference]
+    def process(
+        self,
+        element: tuple[PartKey, Part] | None,
+        preconditioner: Broadcast,
+        references: Iterable[QueryReference],
+        all_parts: Iterable[tuple[PartKey, Part]] = (),
     ) -> Iterator[WrittenFile]:
+        parts = {key: part for (_, key), part in (all_parts if element is None else [element])}
+        if self._output.by_part:
+            references = [reference for reference in references if reference.key in parts]
         scoring = open_scoring(self._options, preconditioner, references, self._model)
         for table, name, rows in self._output.finish(parts, scoring):
             yield write_table(self._folder, table, name, self._output.tables[table], rows, scoring.facts, BeamFiles())
-
-
-class _WritePartDoFn(_WriteDoFn):
-    def process(
-        self, element: tuple[PartKey, Part], preconditioner: Broadcast, references: Iterable[QueryReference]
-    ) -> Iterator[WrittenFile]:
-        (_, key), part = element
-        yield from self._write({key: part}, preconditioner, [reference for reference in references if reference.key == key])
-
-
-class _WriteAllDoFn(_WriteDoFn):
-    def process(
-        self, _: None, preconditioner: Broadcast, references: Iterable[QueryReference], parts: Iterable[tuple[PartKey, Part]]
-    ) -> Iterator[WrittenFile]:
-        yield from self._write({key: part for (_, key), part in parts}, preconditioner, references)
-
-
-@dataclasses.dataclass
-class OnlyOutput(beam.PTransform):
-    """The parts of one output; with `key`, the one of this key.
-
-    In and out: (`PartKey`, `Part`).
-    """
-
-    output: str
-    key: str | None = None
-
-    def expand(self, parts: pvalue.PCollection[tuple[PartKey, Part]]) -> pvalue.PCollection[tuple[PartKey, Part]]:
-        def is_wanted(element: tuple[PartKey, Part], output: str, key: str | None) -> bool:
-            return element[0][0] == output and key in (None, element[0][1])
-
-        only = beam.Filter(is_wanted, self.output, self.key).with_output_types(tuple[PartKey, Part])
-        return collection(parts | "Only" >> only)
 
 
 @dataclasses.dataclass
@@ -92,13 +66,11 @@ class WriteOutputs(beam.PTransform):
         for output in outputs_of(self.options.tables):
             if not isinstance(output, CombinedOutput):
                 continue
-            of_output = collection(parts | f"Parts[{output.name}]" >> OnlyOutput(output.name))
-            if output.by_part:
-                write = beam.ParDo(_WritePartDoFn(self, output), *sides)
-                files = of_output | f"Write[{output.name}]" >> write.with_output_types(WrittenFile)
-            else:
-                once = parts.pipeline | f"Once[{output.name}]" >> beam.Create([None], reshuffle=False)
-                write = beam.ParDo(_WriteAllDoFn(self, output), *sides, pvalue.AsIter(of_output))
-                files = once | f"Write[{output.name}]" >> write.with_output_types(WrittenFile)
-            written.append(files)
+            only = beam.Filter(lambda element, name: element[0][0] == name, output.name).with_output_types(tuple[PartKey, Part])
+            start = of_output = collection(parts | f"Only[{output.name}]" >> only)
+            if not output.by_part:
+                start = collection(parts.pipeline | f"Once[{output.name}]" >> beam.Create([None], reshuffle=False))
+            all_parts = () if output.by_part else (pvalue.AsIter(of_output),)
+            write = beam.ParDo(_WriteDoFn(self, output), *sides, *all_parts).with_output_types(WrittenFile)
+            written.append(start | f"Write[{output.name}]" >> write)
         return collection(written | "Files" >> beam.Flatten(pipeline=parts.pipeline))

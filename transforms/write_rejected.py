@@ -20,7 +20,7 @@ from beam_influence.influence_ops.results import schemas, tables
 from beam_influence.influence_ops.results.result_files import write_table
 from beam_influence.transforms.elements import FILES, RejectedBlock, RejectedExample, WrittenFile
 from beam_influence.transforms.files import BeamFiles, join
-from beam_influence.transforms.typed import collection, outputs
+from beam_influence.transforms.typed import collection, outputs, run_once
 
 BLOCK = 1 << 14  # neighbouring places in a file: with messages as long as they may be, some 30 MB
 _SHOWN = 5
@@ -129,12 +129,6 @@ class WriteRejected(beam.PTransform):
             | "Group" >> beam.GroupByKey()
             | "Write" >> write.with_output_types(type(None), **types).with_outputs(*types)
         )
-        verdict = (
-            rejected.pipeline
-            | "Once" >> beam.Create([None], reshuffle=False)
-            | "Verdict"
-            >> beam.ParDo(
-                _VerdictDoFn(self.output, self.max_rejected, self.number, self.before is not None), pvalue.AsIter(written[_BLOCKS])
-            ).with_output_types(WrittenFile)
-        )
+        judge = _VerdictDoFn(self.output, self.max_rejected, self.number, self.before is not None)
+        verdict = run_once(rejected.pipeline, "Verdict", judge, WrittenFile, pvalue.AsIter(written[_BLOCKS]))
         return collection((written[FILES], verdict) | "Both" >> beam.Flatten())

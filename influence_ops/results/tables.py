@@ -33,12 +33,6 @@ def top_k_table(test_ids: np.ndarray, top: TopK, n: int) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schemas.TOP_K)
 
 
-def self_influence_table(ids: np.ndarray, self_influence: np.ndarray, n: int) -> pa.Table:
-    """Ids (B,) and I(z, z) [B] as rows."""
-    columns = [pa.array(ids, pa.string()), pa.array(self_influence), loss_change(self_influence, n)]
-    return pa.Table.from_arrays(columns, schema=schemas.SELF_INFLUENCE)
-
-
 def scores_table(test_ids: np.ndarray, train_ids: np.ndarray, scores: np.ndarray, n: int) -> pa.Table:
     """One row for each pair, by training example, then test point; `scores` is [T, B]."""
     influence = scores.T.ravel()

@@ -32,13 +32,9 @@ class GroupSums(Part):
 
     def merge(self, other: GroupSums) -> None:
         """Takes in the sums over other examples."""
+        self.sums, self.counts = dict(self.sums), dict(self.counts)
         for name, total in other.sums.items():
             self._take(name, total, other.counts[name])
-
-    def copy(self) -> GroupSums:
-        same = GroupSums(self.queries)
-        same.sums, same.counts = dict(self.sums), dict(self.counts)  # its arrays are replaced, never changed
-        return same
 
     def _take(self, name: str, total: np.ndarray, count: int) -> None:
         self.sums[name] = self.sums[name] + total if name in self.sums else np.array(total)

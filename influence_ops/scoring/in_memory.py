@@ -76,13 +76,12 @@ def compute_in_memory(
       second_order_groups: see `groups`.
       passes, tolerance: over the training data that solve the test points, at most, for a curvature with `systems`.
     """
-    score = options or ScoreOptions()
-    output_options = complete_options(OutputOptions(tuple(outputs), score, top_k, order, second_order_groups))
+    wanted = complete_options(OutputOptions(tuple(outputs), options or ScoreOptions(), top_k, order, second_order_groups))
     if isinstance(curvature, str):
         curvature = curvature_by_name(curvature)
     system = curvature.systems if isinstance(curvature, Curvature) else None
     if isinstance(curvature, Curvature):
-        curvature = fit_curvature(model, curvature, train, FinishOptions(damping, score.removal == "newton", rcond, rank))
+        curvature = fit_curvature(model, curvature, train, FinishOptions(damping, wanted.score.removal == "newton", rcond, rank))
     preconditioner = curvature.bind(model)
     rejected: list[tuple[str, Rejected]] = []
     embedded: list[QueryBlock] = []
@@ -94,9 +93,9 @@ def compute_in_memory(
     if passes and system is not None:
         queries = [solve_over(train, model, preconditioner, system, block, passes, tolerance) for block in queries]
     blocks = {f"{number:05d}": block for number, block in enumerate(queries)}
-    scoring = Scoring(output_options, blocks, preconditioner.meta, lambda: (model, preconditioner))
+    scoring = Scoring(wanted, blocks, preconditioner.meta, lambda: (model, preconditioner))
     collector = Collector(scoring)
-    parts: dict[str, list[pa.Table]] = {table: [] for table in output_options.tables}
+    parts: dict[str, list[pa.Table]] = {table: [] for table in wanted.tables}
     for batch in train:
         scored = scoring.scorer.score(batch)
         rejected += [("train", r) for r in scored.rejected]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import Any, Self
+from typing import Any
 
 
 class Part(abc.ABC):
@@ -13,8 +13,4 @@ class Part(abc.ABC):
 
     @abc.abstractmethod
     def merge(self, other: Any) -> None:
-        """Takes in a part of the same class over other training examples, which stays as it is."""
-
-    @abc.abstractmethod
-    def copy(self) -> Self:
-        """An equal part; a merge into one leaves the other as it is."""
+        """Takes in a part of the same class over other training examples. Attributes are replaced, never changed: `other` and a shallow copy stay."""

@@ -176,18 +176,18 @@ class Scorer:
         plain = [contraction.scores(gradients) for contraction in self._contract(gradients)]
         raw = np.asarray(gradients, dtype=np.float64) if self._needs_vectors or options.gradients else None
         vectors = self._preconditioner.apply(raw) if self._needs_vectors and raw is not None else None
-        own = None
+        self_influence = None
         if self._needs_self:
             products = raw * vectors if raw is not None and vectors is not None else None
-            own = self._preconditioner.self_influence(gradients) if products is None else products.sum(axis=1)
-        factor = relative_factor(options.normalize, len(batch), vectors, own)
+            self_influence = self._preconditioner.self_influence(gradients) if products is None else products.sum(axis=1)
+        factor = relative_factor(options.normalize, len(batch), vectors, self_influence)
         scores = plain if options.normalize == "none" else [block * factor for block in plain]
         return BatchScores(
             batch.ids,
             scores,
             plain,
             batch.groups,
-            own * factor if options.self_influence and own is not None else None,
+            self_influence * factor if options.self_influence and self_influence is not None else None,
             vectors * factor[:, None] if options.vectors and vectors is not None else None,
             raw if options.gradients else None,
             rejected,

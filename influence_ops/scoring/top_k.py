@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Literal
 
 import numpy as np
@@ -69,9 +68,6 @@ class TopK(Part):
     def merge(self, other: TopK) -> None:
         """Takes in the table of other examples."""
         self._take(other.values, other.ids)
-
-    def copy(self) -> TopK:
-        return copy.copy(self)  # its arrays are replaced, never changed
 
     def _key(self, values: np.ndarray) -> np.ndarray:
         """Smaller is better."""

@@ -27,9 +27,6 @@ class PositiveSums(Part):
     def merge(self, other: PositiveSums) -> None:
         self.sums = self.sums + other.sums
 
-    def copy(self) -> PositiveSums:
-        return PositiveSums(self.sums)
-
 
 class PositiveInfluence(CombinedOutput[PositiveSums]):
     """How much all helpful training examples help at each test point."""

@@ -15,8 +15,8 @@ from beam_influence.influence_ops.curvature import curvature_by_name
 from beam_influence.influence_ops.scoring.group_sums import GroupSums
 from beam_influence.influence_ops.scoring.top_k import TopK
 from beam_influence.transforms.accumulate_curvature import _MergePartsCombineFn
-from beam_influence.transforms.combine_outputs import PartsCombineFn
 from beam_influence.transforms.elements import StatisticPart
+from beam_influence.transforms.merging import PartsCombineFn
 from beam_influence.transforms.solve_queries import SumPartsCombineFn
 
 INPUTS = 6

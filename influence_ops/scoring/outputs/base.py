@@ -101,11 +101,13 @@ class Output(abc.ABC):
       tables: the schema of each table by its name.
       of_test_points: those of the tables that there are none of without test points.
       needs_groups: whether each training example must name its group.
+      quantities: what scoring must compute for it, beside influence on test points.
     """
 
     tables: Mapping[str, pa.Schema]
     of_test_points: frozenset[str] = frozenset()
     needs_groups: bool = False
+    quantities: frozenset[Quantity] = frozenset()
 
     @property
     def name(self) -> str:
@@ -113,8 +115,8 @@ class Output(abc.ABC):
         return next(iter(self.tables))
 
     def needs(self, options: OutputOptions) -> frozenset[Quantity]:
-        """What scoring must compute for the tables that are asked for, beside influence on test points."""
-        return frozenset()
+        """The quantities for just what is asked for."""
+        return self.quantities
 
 
 class RowOutput(Output):

@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from beam_influence.influence_ops.results import schemas, tables
-from beam_influence.influence_ops.scoring.outputs.base import (
-    SINGLE_FILE,
-    CombinedOutput,
-    FinishedTable,
-    OutputOptions,
-    Quantity,
-    Scoring,
-)
+from beam_influence.influence_ops.scoring.outputs.base import SINGLE_FILE, CombinedOutput, FinishedTable, Quantity, Scoring
 from beam_influence.influence_ops.scoring.scores import BatchScores
 from beam_influence.influence_ops.scoring.top_k import TopK
 
@@ -40,9 +33,7 @@ class BestBySelfInfluence(CombinedOutput[TopK]):
     """The first k training examples by their influence on their own loss."""
 
     tables = {"self_influence_top_k": schemas.SELF_INFLUENCE_TOP_K}
-
-    def needs(self, options: OutputOptions) -> frozenset[Quantity]:
-        return frozenset({"self_influence"})
+    quantities = frozenset[Quantity]({"self_influence"})
 
     def create(self, scoring: Scoring) -> dict[str, TopK]:
         return {"self": TopK(1, scoring.options.top_k, scoring.options.order)}

@@ -11,14 +11,7 @@ from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.results.tables import loss_change, vector_column
 from beam_influence.influence_ops.scoring.group_sums import GroupSums
 from beam_influence.influence_ops.scoring.groups import GroupVectors, first_steps, group_vectors, second_order_vectors
-from beam_influence.influence_ops.scoring.outputs.base import (
-    SINGLE_FILE,
-    CombinedOutput,
-    FinishedTable,
-    OutputOptions,
-    Quantity,
-    Scoring,
-)
+from beam_influence.influence_ops.scoring.outputs import base
 from beam_influence.influence_ops.scoring.scores import BatchScores, QueryBlock, relative_factor
 
 GROUPS = "group_influence"
@@ -29,7 +22,7 @@ PRODUCTS = "products"
 """The key of the sums of Hessian products, which a second pass over the training data makes."""
 
 
-class Groups(CombinedOutput[GroupSums]):
+class Groups(base.CombinedOutput[GroupSums]):
     """Influence of each group: the parts are its plain influence on each block of test points, and its gradients' sum where needed."""
 
     tables = {
@@ -41,18 +34,18 @@ class Groups(CombinedOutput[GroupSums]):
     needs_groups = True
     by_part = False
 
-    def needs(self, options: OutputOptions) -> frozenset[Quantity]:
+    def needs(self, options: base.OutputOptions) -> frozenset[base.Quantity]:
         of_vectors = {"group_self_influence", "group_vectors"} & set(options.tables)
         vectors = of_vectors or options.score.normalize != "none" or options.second_order_groups
         return frozenset({"gradients"}) if vectors else frozenset()
 
-    def create(self, scoring: Scoring) -> dict[str, GroupSums]:
+    def create(self, scoring: base.Scoring) -> dict[str, GroupSums]:
         parts = {key: GroupSums(len(block)) for key, block in scoring.queries.items()}
         if scoring.options.score.gradients:
             parts[GRADIENTS] = GroupSums(scoring.operator[0].size)
         return parts
 
-    def add(self, parts: Mapping[str, GroupSums], scored: BatchScores, scoring: Scoring) -> None:
+    def add(self, parts: Mapping[str, GroupSums], scored: BatchScores, scoring: base.Scoring) -> None:
         if scored.groups is None:
             return
         for key, plain in zip(scoring.queries, scored.plain_scores, strict=True):
@@ -60,7 +53,7 @@ class Groups(CombinedOutput[GroupSums]):
         if scored.gradients is not None:
             parts[GRADIENTS].add(scored.gradients.T, scored.groups)
 
-    def finish(self, parts: Mapping[str, GroupSums], scoring: Scoring) -> Iterator[FinishedTable]:
+    def finish(self, parts: Mapping[str, GroupSums], scoring: base.Scoring) -> Iterator[base.FinishedTable]:
         queries, sums = list(scoring.queries.values()), [parts[key] for key in scoring.queries]
         second_order = scoring.options.second_order_groups
         if GRADIENTS in parts:
@@ -84,11 +77,11 @@ class Groups(CombinedOutput[GroupSums]):
                 blocks = [_rows_of(part, names) for part in sums]
             matrix = np.concatenate(blocks, axis=1) if blocks else np.zeros((len(names), 0))
             rows = _influence_table(queries, names, counts, matrix * factor[:, None], scoring.n)
-            yield FinishedTable("group_influence", SINGLE_FILE, rows)
+            yield base.FinishedTable("group_influence", base.SINGLE_FILE, rows)
 
     def _of_vectors(
-        self, groups: GroupVectors, self_influence: np.ndarray, factor: np.ndarray, scoring: Scoring
-    ) -> Iterator[FinishedTable]:
+        self, groups: GroupVectors, self_influence: np.ndarray, factor: np.ndarray, scoring: base.Scoring
+    ) -> Iterator[base.FinishedTable]:
         """The tables of groups alone: self-influence (G,), and vectors, which `factor` (G,) makes relative."""
         names, counts = pa.array(groups.names, pa.string()), pa.array(groups.counts)
         columns = {
@@ -97,7 +90,7 @@ class Groups(CombinedOutput[GroupSums]):
         }
         for table in columns:
             if table in scoring.options.tables:
-                yield FinishedTable(table, SINGLE_FILE, pa.Table.from_arrays(columns[table], schema=self.tables[table]))
+                yield base.FinishedTable(table, base.SINGLE_FILE, pa.Table.from_arrays(columns[table], schema=self.tables[table]))
 
 
 def _rows_of(part: GroupSums, names: list[str]) -> np.ndarray:

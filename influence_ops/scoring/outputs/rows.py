@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from beam_influence.influence_ops.results import schemas, tables
-from beam_influence.influence_ops.scoring.outputs.base import OutputOptions, Quantity, RowOutput, Scoring
+from beam_influence.influence_ops.results import schemas
+from beam_influence.influence_ops.results.tables import loss_change, scores_table, vectors_table
+from beam_influence.influence_ops.scoring.outputs.base import Quantity, RowOutput, Scoring
 from beam_influence.influence_ops.scoring.scores import BatchScores
 
 
@@ -19,30 +20,27 @@ class Scores(RowOutput):
 
     def rows(self, scored: BatchScores, scoring: Scoring) -> Iterator[pa.Table]:
         for block, scores in zip(scoring.queries.values(), scored.scores, strict=True):
-            yield tables.scores_table(block.ids, scored.ids, scores, scoring.n)
+            yield scores_table(block.ids, scored.ids, scores, scoring.n)
 
 
 class SelfInfluence(RowOutput):
     """Each training example's influence on its own loss."""
 
     tables = {"self_influence": schemas.SELF_INFLUENCE}
-
-    def needs(self, options: OutputOptions) -> frozenset[Quantity]:
-        return frozenset({"self_influence"})
+    quantities = frozenset[Quantity]({"self_influence"})
 
     def rows(self, scored: BatchScores, scoring: Scoring) -> Iterator[pa.Table]:
         assert scored.self_influence is not None
-        yield tables.self_influence_table(scored.ids, scored.self_influence, scoring.n)
+        columns = [pa.array(scored.ids, pa.string()), pa.array(scored.self_influence), loss_change(scored.self_influence, scoring.n)]
+        yield pa.Table.from_arrays(columns, schema=schemas.SELF_INFLUENCE)
 
 
 class InfluenceVectors(RowOutput):
     """Each training example's influence vector."""
 
     tables = {"influence_vectors": schemas.INFLUENCE_VECTORS}
-
-    def needs(self, options: OutputOptions) -> frozenset[Quantity]:
-        return frozenset({"vectors"})
+    quantities = frozenset[Quantity]({"vectors"})
 
     def rows(self, scored: BatchScores, scoring: Scoring) -> Iterator[pa.Table]:
         assert scored.vectors is not None
-        yield tables.vectors_table(scored.ids, scored.vectors)
+        yield vectors_table(scored.ids, scored.vectors)

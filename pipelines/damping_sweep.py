@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from beam_influence.influence_ops.evaluation.damping_sweep import GRID, SweepPoi
 from beam_influence.influence_ops.evaluation.ground_truth import GroundTruth
 from beam_influence.influence_ops.evaluation.score_table import ScoreTable
 from beam_influence.pipelines.evaluate_config import EvaluateConfig
-from beam_influence.pipelines.evaluation_result import Row
+from beam_influence.pipelines.evaluation_result import Figures, Row
 from beam_influence.pipelines.scored_data import ScoredData, check_code
 from beam_influence.transforms.files import BeamFiles, join
 
@@ -90,7 +89,7 @@ def _rows(run: ScoreTable, points: list[SweepPoint], measure: str) -> list[Row]:
     own = float(run.manifest["curvature"]["damping"])
     rows = []
     for point in points:
-        figures: dict[str, Any] = {
+        figures: Figures = {
             "curvature": run.manifest["curvature"]["curvature"],
             "damping": point.damping,
             f"{name} (even, choosing)": point.choosing,

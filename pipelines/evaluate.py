@@ -11,14 +11,14 @@ from beam_influence.influence_ops.evaluation.score_table import ScoreTable
 from beam_influence.pipelines.damping_sweep import check_sweep
 from beam_influence.pipelines.evaluate_config import EvaluateConfig
 from beam_influence.pipelines.evaluation_result import Evaluation, write_evaluation
-from beam_influence.pipelines.measures.measurement import Figures, Measurement
+from beam_influence.pipelines.measures.measurement import Measured, Measurement
 from beam_influence.pipelines.measures.mislabelled import mislabelled
 from beam_influence.pipelines.measures.retrained import lds, removals
 from beam_influence.pipelines.measures.top_examples import brittleness, tail_patch
 from beam_influence.pipelines.runners import choose_engine, open_file_systems
 from beam_influence.transforms.files import BeamFiles, join
 
-_MEASURES: dict[str, Callable[[Measurement], Figures]] = {
+_MEASURES: dict[str, Callable[[Measurement], Measured]] = {
     "lds": lds,
     "leave_one_out": removals,
     "mislabelled": mislabelled,

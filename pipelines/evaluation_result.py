@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,16 @@ import pyarrow.parquet as pq
 
 from beam_influence.transforms.files import BeamFiles, join
 
+Figures = Mapping[str, Any]
+"""Numbers, words and None by name; `NAME_error` is the standard error of `NAME`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One line of the result: what was evaluated (`method`), its figures, and those of each test point or example."""
 
     method: str
-    figures: dict[str, Any]
+    figures: Figures
     each: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -28,11 +32,11 @@ class Evaluation:
 
     measure: str
     output: str
-    facts: dict[str, Any]
+    facts: Figures
     rows: list[Row]
 
 
-def write_evaluation(evaluation: Evaluation, options: dict[str, Any]) -> None:
+def write_evaluation(evaluation: Evaluation, options: Mapping[str, object]) -> None:
     """Writes MEASURE.parquet, each test point's own figure, then MEASURE.json."""
     pairs = [(row.method, row.figures.get("k"), name, value) for row in evaluation.rows for name, value in row.each.items()]
     if pairs:
@@ -51,7 +55,7 @@ def write_evaluation(evaluation: Evaluation, options: dict[str, Any]) -> None:
     BeamFiles().write(join(evaluation.output, f"{evaluation.measure}.json"), json.dumps(content, indent=1).encode())
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: float | str | None) -> float | str | None:
     """JSON has no NaN."""
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
@@ -67,7 +71,7 @@ def evaluation_text(evaluation: Evaluation) -> str:
     return "\n".join([*text, "", f"{facts}; result in {join(evaluation.output, evaluation.measure + '.json')}"])
 
 
-def _shown(figures: dict[str, Any], name: str) -> str:
+def _shown(figures: Figures, name: str) -> str:
     value = figures.get(name)
     if value is None or (isinstance(value, float) and not np.isfinite(value)):
         return "–"

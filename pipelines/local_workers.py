@@ -26,7 +26,7 @@ from google.protobuf import json_format
 
 _Handler: Any = SubprocessSdkWorkerHandler  # Beam's decorator hides its type
 _deaths: list[str] = []
-_options: dict[str, Any] = {}
+_options: dict[str, object] = {}
 
 
 def prepare_for(options: PipelineOptions) -> None:
@@ -73,7 +73,7 @@ class _WatchedWorkerHandler(_Handler):
         connection: Any = self.control_conn
         push = connection.push
 
-        def answer(request: Any) -> ControlFuture | None:
+        def answer(request: object) -> ControlFuture | None:
             if not isinstance(request, beam_fn_api_pb2.InstructionRequest):
                 return push(request)  # the mark that ends the connection
             return ControlFuture(request.instruction_id, beam_fn_api_pb2.InstructionResponse(error=error))

@@ -22,7 +22,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent import futures
-from typing import Any
+from typing import Protocol
 
 import grpc
 from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
@@ -83,6 +83,12 @@ def run_worker(name: str, provision: str, control: str | None = None, log: str |
     sdk_worker_main.main(sys.argv[:1])
 
 
+class _Caller(Protocol):
+    """What gRPC tells of who calls."""
+
+    def peer(self) -> str: ...
+
+
 class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
     """Starts a process for each worker that a task manager asks for, and ends it when that one says so."""
 
@@ -90,7 +96,7 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
         self._processes: dict[tuple[str, str], subprocess.Popen] = {}
         self._lock = threading.Lock()
 
-    def StartWorker(self, request: beam_fn_api_pb2.StartWorkerRequest, context: Any) -> beam_fn_api_pb2.StartWorkerResponse:
+    def StartWorker(self, request: beam_fn_api_pb2.StartWorkerRequest, context: _Caller) -> beam_fn_api_pb2.StartWorkerResponse:
         """Starts a worker; an error is told to the task manager."""
         given = {
             "id": request.worker_id,
@@ -109,7 +115,7 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
         threading.Thread(target=process.wait, daemon=True).start()  # no zombie stays when it ends by itself
         return beam_fn_api_pb2.StartWorkerResponse()
 
-    def StopWorker(self, request: beam_fn_api_pb2.StopWorkerRequest, context: Any) -> beam_fn_api_pb2.StopWorkerResponse:
+    def StopWorker(self, request: beam_fn_api_pb2.StopWorkerRequest, context: _Caller) -> beam_fn_api_pb2.StopWorkerResponse:
         """Ends a worker that the same task manager has started; one whose task manager has gone ends by itself."""
         with self._lock:
             process = self._processes.pop((context.peer(), request.worker_id), None)

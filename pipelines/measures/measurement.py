@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import TextIO
 
 from beam_influence.influence_ops.evaluation.score_table import ScoreTable
 from beam_influence.pipelines.evaluate_config import EvaluateConfig
-from beam_influence.pipelines.evaluation_result import Row
+from beam_influence.pipelines.evaluation_result import Figures, Row
 from beam_influence.pipelines.retrainings import Retrainer
 from beam_influence.pipelines.scored_data import ScoredData
 
-Figures = tuple[dict[str, Any], list[Row]]
+Measured = tuple[Figures, list[Row]]
 """Facts of the whole evaluation, and a row for each run or method."""
 
 
@@ -44,7 +44,7 @@ class Measurement:
         return Retrainer(data, config.train_fn, train_ids, config.output, seeds, self.beam_arguments, self.stream)
 
 
-def curvature_of(run: ScoreTable) -> dict[str, Any]:
+def curvature_of(run: ScoreTable) -> Figures:
     """The figures that tell runs apart."""
     curvature = run.manifest["curvature"]
     return {"curvature": curvature["curvature"], "damping": curvature["damping"]}

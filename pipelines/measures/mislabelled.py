@@ -5,19 +5,18 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from beam_influence.influence_ops.evaluation.mislabelled import by_chance, detection
 from beam_influence.pipelines.evaluate_config import EvaluateConfig
-from beam_influence.pipelines.evaluation_result import Row
-from beam_influence.pipelines.measures.measurement import Figures, Measurement, curvature_of
+from beam_influence.pipelines.evaluation_result import Figures, Row
+from beam_influence.pipelines.measures.measurement import Measured, Measurement, curvature_of
 from beam_influence.transforms.files import BeamFiles
 
 
-def mislabelled(measurement: Measurement) -> Figures:
+def mislabelled(measurement: Measurement) -> Measured:
     """How early examples with a wrong label come when all are sorted by self-influence; beside the plain loss, and chance."""
     config = measurement.config
     assert config.mislabelled is not None
@@ -39,7 +38,7 @@ def mislabelled(measurement: Measurement) -> Figures:
     return {"training_examples": len(ids), "mislabelled": len(wrong)}, rows
 
 
-def _detected(values: np.ndarray, ids: np.ndarray, wrong: set[str], config: EvaluateConfig) -> dict[str, Any]:
+def _detected(values: np.ndarray, ids: np.ndarray, wrong: set[str], config: EvaluateConfig) -> Figures:
     found = detection(values, np.array([name in wrong for name in ids]), config.share_list)
     return {"auc": found.auc, "auc_error": found.auc_error, **_found(found.found, config)}
 

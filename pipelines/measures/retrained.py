@@ -9,14 +9,14 @@ from beam_influence.influence_ops.evaluation.lds import lds_difference, linear_d
 from beam_influence.influence_ops.evaluation.leave_one_out import leave_one_out
 from beam_influence.pipelines.damping_sweep import sweep_runs
 from beam_influence.pipelines.evaluation_result import Row
-from beam_influence.pipelines.measures.measurement import Figures, Measurement, curvature_of
+from beam_influence.pipelines.measures.measurement import Measured, Measurement, curvature_of
 from beam_influence.pipelines.retrainings import Retrainer
 from beam_influence.transforms.files import BeamFiles, join
 
 GROUND_TRUTH = "ground_truth.npz"
 
 
-def lds(measurement: Measurement) -> Figures:
+def lds(measurement: Measurement) -> Measured:
     """The linear datamodelling score: predicted beside retrained losses over random parts of the training set."""
     config, runs = measurement.config, measurement.runs
     truth = _ground_truth(measurement, lambda r, tests: r.subsets(config.retrainings, config.fraction, config.seed, tests))
@@ -40,7 +40,7 @@ def lds(measurement: Measurement) -> Figures:
     return facts, rows
 
 
-def removals(measurement: Measurement) -> Figures:
+def removals(measurement: Measurement) -> Measured:
     """Predicted beside retrained losses without one example."""
     config, runs = measurement.config, measurement.runs
     truth = _ground_truth(measurement, lambda r, tests: r.removals(config.retrainings, config.seed, tests))

@@ -10,7 +10,7 @@ from beam_influence.influence_ops.evaluation.brittleness import effect
 from beam_influence.influence_ops.evaluation.choices import are_numbers, nearest_examples, random_examples
 from beam_influence.influence_ops.evaluation.tail_patch import loss_changes, mean_gradients
 from beam_influence.pipelines.evaluation_result import Row
-from beam_influence.pipelines.measures.measurement import Figures, Measurement
+from beam_influence.pipelines.measures.measurement import Measured, Measurement
 from beam_influence.pipelines.scored_data import ScoredData
 
 _RANDOM_DRAWS = 3
@@ -48,7 +48,7 @@ def _choose(measurement: Measurement, data: ScoredData, train_ids: list[str]) ->
     return _Sets(test_ids, sets)
 
 
-def brittleness(measurement: Measurement) -> Figures:
+def brittleness(measurement: Measurement) -> Measured:
     """What retraining without the most helpful examples of a test point does to it."""
     config, data = measurement.config, measurement.data()
     train_ids = data.ids("train")
@@ -83,7 +83,7 @@ def brittleness(measurement: Measurement) -> Figures:
     return {"training_examples": len(train_ids), "test_points": len(sets.test_ids), "retrainings": len(masks) * config.repeats}, rows
 
 
-def tail_patch(measurement: Measurement) -> Figures:
+def tail_patch(measurement: Measurement) -> Measured:
     """What one gradient step on the most helpful examples of a test point does to it."""
     config, data = measurement.config, measurement.data()
     train_ids = data.ids("train")

@@ -94,7 +94,7 @@ def _in_our_words(message: str) -> str:
     return re.sub(r"--(\w+)", lambda match: names.get(match[1], match[1]), message)
 
 
-def to_json(value: Any) -> str:
+def to_json(value: object) -> str:
     """JSON that is the same for the same value."""
     return json.dumps(value, sort_keys=True)
 

@@ -21,7 +21,7 @@ from beam_influence.pipelines.cli import main
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.evaluate import evaluate
 from beam_influence.pipelines.evaluate_config import MEASURES, EvaluateConfig
-from beam_influence.pipelines.evaluation_result import Evaluation
+from beam_influence.pipelines.evaluation_result import Evaluation, Figures
 from tests.influence_ops.reference import DATA
 from tests.pipelines.convex_job import CALLS, TRAIN, ConvexJob
 from tests.pipelines.digits_job import FN_API, run_quietly
@@ -49,7 +49,7 @@ def runs(convex: ConvexJob) -> dict[str, str]:
     return found
 
 
-def figures(evaluation: Evaluation, method: str) -> dict:
+def figures(evaluation: Evaluation, method: str) -> Figures:
     return next(row.figures for row in evaluation.rows if row.method == method)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,3 +21,6 @@ TensorSpecs = Any
 """A `tf.TensorSpec`, or a structure of such."""
 Loss = Any
 """A `keras.losses.Loss`, Keras's name of one, a function (labels, outputs) -> losses [B, ...], or a structure of these, one an output."""
+
+ProcessBatch = Callable[[Tensors], tuple[Tensors, Tensors, Tensors | None]]
+"""An element of a dataset -> (inputs, labels, weights or None), as Influenciae's `process_batch_for_loss_fn`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
@@ -16,7 +15,7 @@ from beam_influence.influence_ops.model.losses import TrainingLoss
 from beam_influence.influence_ops.model.network import Network
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Inputs
 from beam_influence.influence_ops.reading.features import ModelInput
-from beam_influence.influence_ops.types import Float64Matrix, Float64Vector
+from beam_influence.influence_ops.types import Float64Matrix, Float64Vector, ProcessBatch
 
 if TYPE_CHECKING:
     from beam_influence.influence_ops.model.influence_model import InfluenceModel
@@ -53,7 +52,7 @@ class ExplainedModel(abc.ABC):
     training_loss: TrainingLoss
     weight_decay: float
     regularizer: Regularizer
-    process_batch_for_loss_fn: Callable[[Any], tuple[Any, Any, Any]] | None
+    process_batch_for_loss_fn: ProcessBatch | None
     agreement: Agreement | None = None
     batches_evaluated: int = 0
 

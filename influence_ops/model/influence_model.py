@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +20,7 @@ from beam_influence.influence_ops.model.network import Network, Precision, open_
 from beam_influence.influence_ops.model.regularizer import WeightRegularizer, check_weight_decay, flat_values
 from beam_influence.influence_ops.model.weights import LAST_WITH_WEIGHTS, StartLayer, watched_variables
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Inputs
-from beam_influence.influence_ops.types import Float64Matrix, Float64Vector, Loss
+from beam_influence.influence_ops.types import Float64Matrix, Float64Vector, Loss, ProcessBatch
 
 _VECTORS_AT_ONCE = 32  # products in one vectorised pass: bounds memory to as many copies of the activations
 
@@ -62,7 +61,7 @@ class InfluenceModel(ExplainedModel):
         weight_decay: float = 0.0,
         regularizer: Regularizer = "curvature",
         precision: Precision = "auto",
-        process_batch_for_loss_fn: Callable[[Any], tuple[Any, Any, Any]] | None = None,
+        process_batch_for_loss_fn: ProcessBatch | None = None,
     ):
         self.weight_decay = check_weight_decay(weight_decay)
         if regularizer not in ("curvature", "loss"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,6 +13,7 @@ from beam_influence.influence_ops.calculator.tf_datasets import count_points, ex
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.scoring.scores import evaluate
+from beam_influence.influence_ops.types import Tensors
 
 
 class DatasetCalculator:
@@ -60,7 +60,7 @@ class DatasetCalculator:
 
         return stream
 
-    def _evaluated(self, dataset: tf.data.Dataset, device: str | None = None) -> Iterator[tuple[Any, ExampleBatch, np.ndarray]]:
+    def _evaluated(self, dataset: tf.data.Dataset, device: str | None = None) -> Iterator[tuple[Tensors, ExampleBatch, np.ndarray]]:
         """(element, batch, gradients [B, P]) for each element."""
         for element, batch in example_batches(dataset, self.model):
             yield element, *self._evaluate(batch, device)

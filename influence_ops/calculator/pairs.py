@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -17,16 +17,17 @@ from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.results import tables
 from beam_influence.influence_ops.scoring.nearest_neighbors import LinearSearch, NearestNeighbors
 from beam_influence.influence_ops.scoring.top_k import TopK
+from beam_influence.influence_ops.types import Tensors
 
 
 class Found(NamedTuple):
     """The top-k of a test batch: values and positions [T, k], and the training examples' (inputs, labels), [T, k, …] each."""
 
-    element: Any
+    element: Tensors
     batch: ExampleBatch
     values: np.ndarray
     positions: np.ndarray
-    parts: tuple[Any, Any]
+    parts: tuple[Tensors, Tensors]
 
 
 class InfluenceCalculator(VectorCalculator):
@@ -62,7 +63,7 @@ class InfluenceCalculator(VectorCalculator):
             element = tf.nest.pack_sequence_as(dataset_to_evaluate.element_spec, flat)
             return of_test(self._evaluate(to_example_batch(element, form, self.model, 0), device)[1])
 
-        def per_test_batch(*element: Any) -> tuple[Any, tf.data.Dataset]:
+        def per_test_batch(*element: Tensors) -> tuple[Tensors, tf.data.Dataset]:
             tests = tf.numpy_function(rows_of, tf.nest.flatten(element), tf.float64)
             tests.set_shape([None, self.width])
             inner = vectors.map(lambda train, vector: (train, tf.cast(tf.matmul(tests, vector, transpose_b=True), self.dtype)))
@@ -132,12 +133,12 @@ class InfluenceCalculator(VectorCalculator):
 
     def _linear(
         self, train_set: tf.data.Dataset, blocks: VectorBlocks, of_test: Callable[[np.ndarray], np.ndarray], k: int, order: ORDER
-    ) -> Callable[[Any, ExampleBatch, np.ndarray], Found]:
+    ) -> Callable[[Tensors, ExampleBatch, np.ndarray], Found]:
         """From a test batch to its top-k by the exact search, which keeps its candidates as the blocks go by."""
         form = dataset_form(train_set, self.model)
         specs = sample_parts(train_set.element_spec, form)
 
-        def find(element: Any, batch: ExampleBatch, gradients: np.ndarray) -> Found:
+        def find(element: Tensors, batch: ExampleBatch, gradients: np.ndarray) -> Found:
             top = TopExamples(len(batch), k, ranking(order), specs)
             tests = of_test(gradients)
             for positions, vectors in blocks:
@@ -153,12 +154,12 @@ class InfluenceCalculator(VectorCalculator):
         blocks: VectorBlocks,
         of_test: Callable[[np.ndarray], np.ndarray],
         search: NearestNeighbors,
-    ) -> Callable[[Any, ExampleBatch, np.ndarray], Found]:
+    ) -> Callable[[Tensors, ExampleBatch, np.ndarray], Found]:
         """The same by a search that gives positions in the pass it took the vectors from; their examples are found in `again`."""
         form = dataset_form(train_set, self.model)
         specs = sample_parts(train_set.element_spec, form)
 
-        def find(element: Any, batch: ExampleBatch, gradients: np.ndarray) -> Found:
+        def find(element: Tensors, batch: ExampleBatch, gradients: np.ndarray) -> Found:
             values, positions = search.query(of_test(gradients))
             wanted = blocks.digests()[positions]
             parts = find_again(again, wanted, blocks.digests_of, lambda train: sample_parts(train, form), specs)

@@ -6,19 +6,19 @@ A training set may give its examples in another order at each pass, so a positio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from beam_influence.influence_ops.scoring.top_k import Order, TopK
+from beam_influence.influence_ops.types import Tensors, TensorSpecs
 
 RESHUFFLED = (
     "another pass over the dataset gave other examples, or another order; use shuffle(…, reshuffle_each_iteration=False), and cache() "
     "after a map that draws at random"
 )
 
-Digests = Callable[[Any], np.ndarray]
+Digests = Callable[[Tensors], np.ndarray]
 """From an element of a data set to its examples' digests; see `tf_datasets.example_digests`."""
 
 
@@ -30,12 +30,12 @@ class TopExamples:
       specs: a structure of what belongs to a batch of examples, such as (inputs, labels).
     """
 
-    def __init__(self, queries: int, k: int, order: Order, specs: Any):
+    def __init__(self, queries: int, k: int, order: Order, specs: TensorSpecs):
         self.top = TopK(queries, k, order)
         self._specs = specs
         self._rows: dict[int, list[np.ndarray]] = {}
 
-    def add(self, scores: np.ndarray, positions: np.ndarray, parts: Any) -> None:
+    def add(self, scores: np.ndarray, positions: np.ndarray, parts: Tensors) -> None:
         """Takes in scores [T, B], the examples' positions in this pass (B,), and their `parts`."""
         self.top.add(scores, positions)
         best = np.unique(self.positions)
@@ -51,7 +51,7 @@ class TopExamples:
         """[T, m], m ≤ k."""
         return self.top.ids.astype(np.int64)
 
-    def parts(self) -> Any:
+    def parts(self) -> Tensors:
         """What belongs to the examples: the structure with arrays [T, m, …].
 
         Raises:
@@ -60,7 +60,7 @@ class TopExamples:
         return gather(self.positions, self._rows, self._specs)
 
 
-def gather(keys: np.ndarray, rows: dict[int, list[np.ndarray]], specs: Any) -> Any:
+def gather(keys: np.ndarray, rows: dict[int, list[np.ndarray]], specs: TensorSpecs) -> Tensors:
     """The rows of `keys` [T, m]: the structure `specs` with arrays [T, m, …]."""
     leaves = []
     for place, spec in enumerate(tf.nest.flatten(specs)):
@@ -91,7 +91,7 @@ class VectorBlocks:
         self.vectors = vectors
         self.digests_of = digests_of
         self._recorded = recorded
-        self.element: Any = None
+        self.element: Tensors | None = None
         self._given: list[np.ndarray] = []
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -120,7 +120,9 @@ def check_same_examples(given: np.ndarray, before: np.ndarray, path: str) -> Non
         raise ValueError(f"nothing is saved in {path!r}, where ids are positions in the dataset: {RESHUFFLED}")
 
 
-def find_again(dataset: Iterable[Any], wanted: np.ndarray, digests_of: Digests, parts_of: Callable[[Any], Any], specs: Any) -> Any:
+def find_again(
+    dataset: Iterable[Tensors], wanted: np.ndarray, digests_of: Digests, parts_of: Callable[[Tensors], Tensors], specs: TensorSpecs
+) -> Tensors:
     """What belongs to the examples with the digests `wanted` [T, k], by one pass over the data set: the structure with [T, k, …].
 
     Raises:

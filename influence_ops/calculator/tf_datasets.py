@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.types import Tensors, TensorSpecs
 
 PAIR = "(inputs, labels)"
 WEIGHTED = "(inputs, labels, weights)"
@@ -28,10 +29,10 @@ def dataset_form(dataset: tf.data.Dataset, model: ExplainedModel) -> str:
     Raises:
       ValueError: none of these, not batched, or not what the model's inputs are.
     """
-    spec: Any = dataset.element_spec
+    spec: TensorSpecs = dataset.element_spec
     if any(not isinstance(leaf, tf.TensorSpec) for leaf in tf.nest.flatten(spec)):
         raise ValueError(f"the dataset's elements are {spec}; they must be dense: pad ragged ones with padded_batch")
-    if _process_function(model) is not None:
+    if model.process_batch_for_loss_fn is not None:
         form, first = PROCESSED, tf.nest.flatten(spec)[0]
         ranks = [leaf.shape.rank for leaf in tf.nest.flatten(spec)]
     else:
@@ -49,7 +50,7 @@ def dataset_form(dataset: tf.data.Dataset, model: ExplainedModel) -> str:
     return form
 
 
-def _form(spec: Any, model: ExplainedModel) -> str:
+def _form(spec: TensorSpecs, model: ExplainedModel) -> str:
     if not isinstance(spec, tuple) or len(spec) not in (2, 3):
         raise ValueError(f"the dataset's elements are {spec}; they must be {PAIR}, {WEIGHTED} or {NESTED}")
     if len(spec) == 3:
@@ -75,22 +76,18 @@ def _declared(model: ExplainedModel) -> Sequence[Any]:
     return getattr(model.model, "inputs", None) or []
 
 
-def _leaves(structure: Any) -> int:
+def _leaves(structure: Tensors | TensorSpecs) -> int:
     return len(tf.nest.flatten(structure))
 
 
-def _process_function(model: ExplainedModel) -> Callable[[Any], tuple[Any, Any, Any]] | None:
-    return getattr(model, "process_batch_for_loss_fn", None)
-
-
-def _split(element: Any, form: str) -> tuple[Any, Any, Any]:
+def _split(element: Tensors | TensorSpecs, form: str) -> tuple[Tensors, Tensors, Tensors | None]:
     """(inputs, labels, weights or None) of an element, or of its specification."""
     if form == NESTED:
         return *element[0], element[1]
     return element if form == WEIGHTED else (*element, None)
 
 
-def _check_inputs(inputs: Any, form: str, model: ExplainedModel) -> None:
+def _check_inputs(inputs: Tensors | TensorSpecs, form: str, model: ExplainedModel) -> None:
     names = [tensor.name for tensor in _declared(model)]
     if isinstance(inputs, Mapping):
         missing = [name for name in names if name not in inputs]
@@ -105,7 +102,7 @@ def _check_inputs(inputs: Any, form: str, model: ExplainedModel) -> None:
         raise ValueError("the model declares no inputs, so a tuple of them has no names; give them as a dictionary")
 
 
-def sample_parts(element: Any, form: str) -> tuple[Any, Any]:
+def sample_parts(element: Tensors | TensorSpecs, form: str) -> tuple[Tensors, Tensors]:
     """(inputs, labels) of an element, or of its specification, as the dataset has them."""
     if form != PROCESSED:
         return _split(element, form)[:2]
@@ -113,9 +110,9 @@ def sample_parts(element: Any, form: str) -> tuple[Any, Any]:
     return parts[0], parts[1:]
 
 
-def to_example_batch(element: Any, form: str, model: ExplainedModel, start: int) -> ExampleBatch:
+def to_example_batch(element: Tensors, form: str, model: ExplainedModel, start: int) -> ExampleBatch:
     """One element as a batch; ids are positions in the dataset, beginning with `start`."""
-    process = _process_function(model)
+    process = model.process_batch_for_loss_fn
     if form == PROCESSED and process is not None:
         inputs, labels, weights = process(tf.nest.map_structure(tf.convert_to_tensor, element))
         _check_inputs(inputs, form, model)
@@ -137,7 +134,7 @@ def to_example_batch(element: Any, form: str, model: ExplainedModel, start: int)
     )
 
 
-def _weights(weights: Any, count: int) -> np.ndarray:
+def _weights(weights: Tensors, count: int) -> np.ndarray:
     """[B], or [B, ...] where each position has its own."""
     if tf.nest.is_nested(weights):
         raise ValueError("the dataset has weights for each output; give one array of them, or write the outputs' weights into the loss")
@@ -147,7 +144,7 @@ def _weights(weights: Any, count: int) -> np.ndarray:
     return array.reshape(count) if array.size == count else array
 
 
-def example_batches(dataset: tf.data.Dataset, model: ExplainedModel) -> Iterator[tuple[Any, ExampleBatch]]:
+def example_batches(dataset: tf.data.Dataset, model: ExplainedModel) -> Iterator[tuple[Tensors, ExampleBatch]]:
     """Each element of the dataset, and the same as a batch.
 
     Raises:

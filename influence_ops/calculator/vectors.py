@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from beam_influence.influence_ops.calculator.base import DatasetCalculator
 from beam_influence.influence_ops.calculator.options import CACHE, ORDER, ranking
-from beam_influence.influence_ops.calculator.samples import TopExamples, check_same_examples
+from beam_influence.influence_ops.calculator.samples import Digests, TopExamples, check_same_examples
 from beam_influence.influence_ops.calculator.saved import VECTORS, SavedTable, VectorReader, digest_of, save_digests, vector_files
 from beam_influence.influence_ops.calculator.tf_datasets import (
     dataset_form,
@@ -27,6 +27,7 @@ from beam_influence.influence_ops.curvature import Preconditioner
 from beam_influence.influence_ops.results import result_files, tables
 from beam_influence.influence_ops.scoring.outputs.base import run_facts
 from beam_influence.influence_ops.scoring.scores import ScoreOptions
+from beam_influence.influence_ops.types import Tensors
 
 
 class Sides(NamedTuple):
@@ -76,7 +77,7 @@ class VectorCalculator(DatasetCalculator, abc.ABC):
     def compute_influence_values(self, train_set: tf.data.Dataset, device: str | None = None) -> tf.data.Dataset:
         """(training batch, self-influence (B, 1)) for each batch."""
 
-        def rows() -> Iterator[tuple[Any, np.ndarray]]:
+        def rows() -> Iterator[tuple[Tensors, np.ndarray]]:
             for element, _, gradients in self._evaluated(train_set, device):
                 yield element, self._self_influence(gradients)[:, None]
 
@@ -97,7 +98,7 @@ class VectorCalculator(DatasetCalculator, abc.ABC):
 
     def compute_top_k_from_training_dataset(
         self, train_set: tf.data.Dataset, k: int, order: ORDER = ORDER.DESCENDING
-    ) -> tuple[Any, tf.Tensor]:
+    ) -> tuple[Tensors, tf.Tensor]:
         """(the k training examples' inputs with the largest or smallest self-influence, their values (k,)), best first."""
         form = dataset_form(train_set, self.model)
         top = TopExamples(1, k, ranking(order), sample_parts(train_set.element_spec, form))
@@ -120,7 +121,7 @@ class VectorCalculator(DatasetCalculator, abc.ABC):
 
         return tf.data.Dataset.from_generator(cast, output_signature=(dataset.element_spec, tf.TensorSpec(shape, dtype)))
 
-    def _digests_of(self, dataset: tf.data.Dataset) -> Callable[[Any], np.ndarray]:
+    def _digests_of(self, dataset: tf.data.Dataset) -> Digests:
         form = dataset_form(dataset, self.model)
         return lambda element: example_digests(to_example_batch(element, form, self.model, 0))
 
@@ -158,7 +159,7 @@ class VectorCalculator(DatasetCalculator, abc.ABC):
         if path is not None:
             vector_files(path, self._facts)  # refused here, not when the first element is asked for
 
-        def rows() -> Iterator[tuple[Any, np.ndarray]]:
+        def rows() -> Iterator[tuple[Tensors, np.ndarray]]:
             if path is not None:
                 yield from self._loaded_vectors(train_set, path)
                 return
@@ -184,7 +185,7 @@ class VectorCalculator(DatasetCalculator, abc.ABC):
             if curvature is not None:
                 curvature.save(os.path.join(path, "curvature"))
 
-    def _loaded_vectors(self, train_set: tf.data.Dataset, path: str) -> Iterator[tuple[Any, np.ndarray]]:
+    def _loaded_vectors(self, train_set: tf.data.Dataset, path: str) -> Iterator[tuple[Tensors, np.ndarray]]:
         """(element, saved vectors) for each element.
 
         A dataset has no ids to join by. Vectors that a calculator saved are checked example by example; a Beam job's by the first

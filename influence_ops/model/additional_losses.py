@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from beam_influence.influence_ops.model.gradients.discover import made_up_examples
 from beam_influence.influence_ops.model.heads import additional_losses
+from beam_influence.influence_ops.types import Tensors
 
 Kind = Literal["mean", "sum"]
 _EQUAL = 1e-4
@@ -28,7 +29,7 @@ class AdditionalLosses:
         self._model = model
         self.kinds: tuple[Kind, ...] = ()
 
-    def find(self, inputs: Any) -> None:
+    def find(self, inputs: Tensors) -> None:
         """Finds the terms on made-up examples like `inputs`.
 
         Raises:
@@ -51,7 +52,7 @@ class AdditionalLosses:
             found.append(term if kind == "sum" else term * tf.cast(count, term.dtype))
         return tf.add_n(found)
 
-    def alone(self, example: Any) -> tf.Tensor:
+    def alone(self, example: Tensors) -> tf.Tensor:
         """What is added for one example, a batch of one."""
         self._model(example, training=False)
         return tf.add_n(additional_losses(self._model))

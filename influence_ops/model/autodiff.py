@@ -20,6 +20,7 @@ from beam_influence.influence_ops.model.gradients.blocks import Block, Layout
 from beam_influence.influence_ops.model.gradients.discover import discover
 from beam_influence.influence_ops.model.gradients.recorded import recorded
 from beam_influence.influence_ops.model.heads import Outputs
+from beam_influence.influence_ops.types import Tensors
 
 _ROWS_AT_ONCE = 64  # Hessian rows in one vectorised pass: bounds memory to 64 copies of the activations
 
@@ -27,7 +28,7 @@ _ROWS_AT_ONCE = 64  # Hessian rows in one vectorised pass: bounds memory to 64 c
 class AutodiffDerivatives:
     """Derivatives of a model's per-example loss with respect to its watched variables."""
 
-    def __init__(self, model: keras.Model, loss: ExampleLoss, variables: list[Any]):
+    def __init__(self, model: keras.Model, loss: ExampleLoss, variables: list[keras.Variable]):
         self._model = model
         self.loss = loss
         self._additional = AdditionalLosses(model)
@@ -36,25 +37,25 @@ class AutodiffDerivatives:
         self._size = sum(int(tf.size(variable)) for variable in self._variables)
         self._mapping: Literal["vectorised", "in part", "one by one"] = "vectorised"
 
-    def outputs(self, inputs: Any) -> Outputs:
+    def outputs(self, inputs: Tensors) -> Outputs:
         """The model's outputs before their activation, in inference mode."""
         return self.loss.heads.split(self._model(inputs, training=False), self._variables[0].dtype)
 
-    def losses(self, inputs: Any, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
+    def losses(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
         """w_i ℓ(z_i): [B]."""
         found = weights * self.loss(targets, self.outputs(inputs))
         return found + self._additional_of_each(inputs) if self._additional.kinds else found
 
-    def _additional_of_each(self, inputs: Any) -> tf.Tensor:
+    def _additional_of_each(self, inputs: Tensors) -> tf.Tensor:
         """What layers add to each example's loss (`add_loss`, activity regularisers): [B]; the examples' weights are not on it."""
         return self._map_examples(lambda x: self._additional.alone(tf.nest.map_structure(lambda leaf: leaf[None], x)), inputs)
 
-    def discover(self, inputs: Any) -> Layout:
+    def discover(self, inputs: Tensors) -> Layout:
         """Finds the factored blocks of the watched weights; see `gradients.discover`. Once, before the methods with blocks."""
         if self.loss.heads.additional:
             self._additional.find(inputs)
 
-        def packed(examples: Any) -> tf.Tensor:
+        def packed(examples: Tensors) -> tf.Tensor:
             return pack(self.outputs(examples).values)
 
         self._plan = discover(self._model, self._keras_variables, packed, inputs)
@@ -65,7 +66,7 @@ class AutodiffDerivatives:
         """The weights that no rule covers, by path; known after `discover`."""
         return [variable.path for variable in self._plan.rest]
 
-    def losses_and_blocks(self, inputs: Any, targets: Targets, weights: tf.Tensor) -> tuple[tf.Tensor, tuple[Block, ...]]:
+    def losses_and_blocks(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> tuple[tf.Tensor, tuple[Block, ...]]:
         """w_i ℓ(z_i) [B] and its gradients as blocks."""
 
         def losses(outputs: Outputs) -> tuple[tf.Tensor, tf.Tensor]:
@@ -73,7 +74,7 @@ class AutodiffDerivatives:
             total = tf.reduce_sum(found)
             return found, total + self._additional.total(tf.shape(weights)[0]) if self._additional.kinds else total
 
-        def one(example: Any) -> list[tf.Tensor]:
+        def one(example: Tensors) -> list[tf.Tensor]:
             x, y, weight = tf.nest.map_structure(lambda leaf: leaf[None], example)
             with self._rest_tape() as tape:
                 loss = tf.reduce_sum(weight * self.loss(y, self.outputs(x)))
@@ -84,13 +85,13 @@ class AutodiffDerivatives:
         found, blocks = self._blocks(inputs, losses, one, (inputs, targets, weights))
         return found + self._additional_of_each(inputs) if self._additional.kinds else found, blocks
 
-    def output_blocks(self, inputs: Any, directions: tf.Tensor) -> tuple[Block, ...]:
+    def output_blocks(self, inputs: Tensors, directions: tf.Tensor) -> tuple[Block, ...]:
         """J_iᵀ u_i as blocks, for u [B, C] along the packed outputs."""
 
         def along(outputs: Outputs) -> tuple[tf.Tensor, tf.Tensor]:
             return directions, tf.reduce_sum(directions * pack(outputs.values))
 
-        def one(example: Any) -> list[tf.Tensor]:
+        def one(example: Tensors) -> list[tf.Tensor]:
             x, direction = tf.nest.map_structure(lambda leaf: leaf[None], example)
             with self._rest_tape() as tape:
                 total = tf.reduce_sum(direction * pack(self.outputs(x).values))
@@ -98,15 +99,15 @@ class AutodiffDerivatives:
 
         return self._blocks(inputs, along, one, (inputs, directions))[1]
 
-    def packed_outputs(self, inputs: Any) -> tf.Tensor:
+    def packed_outputs(self, inputs: Tensors) -> tf.Tensor:
         """All outputs, before their activation: [B, C]."""
         return pack(self.outputs(inputs).values)
 
-    def position_weights(self, inputs: Any, targets: Targets) -> tf.Tensor:
+    def position_weights(self, inputs: Tensors, targets: Targets) -> tf.Tensor:
         """What each position's loss is multiplied by: [B, ...]; see `ExampleLoss`."""
         return self.loss.position_weights(targets, self.outputs(inputs))
 
-    def output_curvature_root(self, inputs: Any, targets: Targets) -> tf.Tensor:
+    def output_curvature_root(self, inputs: Tensors, targets: Targets) -> tf.Tensor:
         """R [B, C, C] with R Rᵀ the positive part of H_out = ∂²ℓ/∂z²."""
         return self._output_root(targets, self.outputs(inputs))
 
@@ -117,7 +118,7 @@ class AutodiffDerivatives:
         return matrix_root(output_hessian(loss_of_packed, tf.stop_gradient(pack(outputs.values))))
 
     def _blocks(
-        self, inputs: Any, value: Callable[[Outputs], tuple[tf.Tensor, tf.Tensor]], one: Callable[[Any], Any], elements: Any
+        self, inputs: Tensors, value: Callable[[Outputs], tuple[tf.Tensor, tf.Tensor]], one: Callable[[Tensors], Tensors], elements: Tensors
     ) -> tuple[tf.Tensor, tuple[Block, ...]]:
         plan = self._plan
         with tf.GradientTape(persistent=False, watch_accessed_variables=False) as tape:
@@ -141,14 +142,14 @@ class AutodiffDerivatives:
         gradients = tape.gradient(target, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return [tf.reshape(tf.convert_to_tensor(gradient), [-1]) for gradient in gradients]
 
-    def gauss_newton_factors(self, inputs: Any, targets: Targets) -> tf.Tensor:
+    def gauss_newton_factors(self, inputs: Tensors, targets: Targets) -> tf.Tensor:
         """F [B, C, P] with Σ_c F_icᵀ F_ic = J_iᵀ H_out,i J_i: the positive part of each example's curvature.
 
         What layers add to the loss is not in it: it is no function of the outputs.
         """
         roots = self.output_curvature_root(inputs, targets)
 
-        def one(example: Any) -> tf.Tensor:
+        def one(example: Tensors) -> tf.Tensor:
             (x, root) = example
             with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
                 self._watch(tape)
@@ -158,13 +159,13 @@ class AutodiffDerivatives:
 
         return self._map_examples(one, (inputs, roots))
 
-    def gauss_newton_sum(self, inputs: Any, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
+    def gauss_newton_sum(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
         """Σ_i w_i J_iᵀ H_out,i J_i: [P, P]."""
         factors = self.gauss_newton_factors(inputs, targets)
         rows = tf.reshape(factors * tf.sqrt(weights)[:, None, None], [-1, self._size])
         return tf.matmul(rows, rows, transpose_a=True)
 
-    def hessian_vector_products(self, inputs: Any, targets: Targets, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+    def hessian_vector_products(self, inputs: Tensors, targets: Targets, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
         """(Σ_i w_i ∇²ℓ(z_i)) v for each row v of `vectors` [R, P]: [R, P]."""
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
             self._watch(outer)
@@ -178,7 +179,7 @@ class AutodiffDerivatives:
 
         return self._map(one, vectors)
 
-    def gauss_newton_products(self, inputs: Any, targets: Targets, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+    def gauss_newton_products(self, inputs: Tensors, targets: Targets, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
         """(Σ_i w_i J_iᵀ H_out,i J_i) v for each row v of `vectors` [R, P]: [R, P].
 
         J v is the derivative of the product u ↦ Jᵀu, which is linear in u (Townsend 2017), so that no forward mode is needed.
@@ -205,7 +206,7 @@ class AutodiffDerivatives:
 
         return self._map(one, vectors)
 
-    def hessian_sum(self, inputs: Any, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
+    def hessian_sum(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
         """Σ_i w_i ∇²ℓ(z_i): [P, P], a block of rows at a time."""
         starts = tf.range(0, self._size, _ROWS_AT_ONCE)
         dtype = self._variables[0].dtype
@@ -229,12 +230,12 @@ class AutodiffDerivatives:
         ]
         return tf.concat([tf.reshape(part, [-1]) for part in dense], axis=0)
 
-    def _map_examples(self, function: Callable[[Any], Any], elements: Any) -> Any:
+    def _map_examples(self, function: Callable[[Tensors], Tensors], elements: Tensors) -> Tensors:
         # One example more: recurrent layers can't be vectorised over a batch of one.
         padded = tf.nest.map_structure(lambda tensor: tf.concat([tensor, tensor[:1]], axis=0), elements)
         return tf.nest.map_structure(lambda tensor: tensor[:-1], self._map(function, padded))
 
-    def _map(self, function: Callable[[Any], Any], elements: Any) -> Any:
+    def _map(self, function: Callable[[Tensors], Tensors], elements: Tensors) -> Tensors:
         if self._mapping == "vectorised":
             try:
                 return _in_own_graph(lambda of: tf.vectorized_map(function, of, fallback_to_while_loop=False), elements)
@@ -255,12 +256,12 @@ class AutodiffDerivatives:
         return tf.map_fn(function, elements, fn_output_signature=signature)
 
 
-def _in_own_graph(function: Callable[[Any], Any], elements: Any) -> Any:
+def _in_own_graph(function: Callable[[Tensors], Tensors], elements: Tensors) -> Tensors:
     """`function(elements)`, traced by itself: a failed attempt leaves operations behind, which would run with the others."""
     return tf.function(function, autograph=False)(elements)
 
 
-def pack(outputs: Any) -> tf.Tensor:
+def pack(outputs: Tensors) -> tf.Tensor:
     """All outputs of a model as one tensor [B, C]; a single one as it is."""
     tensors = tf.nest.flatten(outputs)
     if len(tensors) == 1:
@@ -268,7 +269,7 @@ def pack(outputs: Any) -> tf.Tensor:
     return tf.concat([tf.reshape(tensor, [tf.shape(tensor)[0], tensor.shape[1:].num_elements()]) for tensor in tensors], axis=1)
 
 
-def unpack(packed: tf.Tensor, like: Any) -> Any:
+def unpack(packed: tf.Tensor, like: Tensors) -> Tensors:
     """The outputs that `pack` packed, in the structure and shapes of `like`."""
     tensors = tf.nest.flatten(like)
     if len(tensors) == 1:

@@ -22,6 +22,7 @@ from beam_influence.influence_ops.model.gradients.blocks import scaled
 from beam_influence.influence_ops.model.guard import Agreement
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Inputs
+from beam_influence.influence_ops.types import Float64Matrix, Float64Vector
 
 
 class CheckpointSum(ExplainedModel):
@@ -87,7 +88,7 @@ class CheckpointSum(ExplainedModel):
     def weights_without_factors(self) -> list[str]:
         return [f"checkpoint-{number}/{name}" for number, part in enumerate(self.parts) for name in part.weights_without_factors]
 
-    def parameters(self) -> np.ndarray:
+    def parameters(self) -> Float64Vector:
         return np.concatenate([part.parameters() for part in self.parts])
 
     def fingerprint(self) -> str:
@@ -104,7 +105,7 @@ class CheckpointSum(ExplainedModel):
             self._layout = Layout(tuple(blocks), self.size)
         return self._layout
 
-    def losses_and_gradients(self, batch: ExampleBatch) -> tuple[np.ndarray, Gradients]:
+    def losses_and_gradients(self, batch: ExampleBatch) -> tuple[Float64Vector, Gradients]:
         losses, blocks, offsets = np.zeros(len(batch)), [], []
         layout = self.layout(batch.inputs)
         for part, weight in zip(self.parts, self.part_weights, strict=True):
@@ -116,7 +117,7 @@ class CheckpointSum(ExplainedModel):
                 offsets.append(gradients.offset * root)
         return losses / sum(self.part_weights), Gradients(layout, tuple(blocks), tf.concat(offsets, axis=0) if offsets else None)
 
-    def losses(self, batch: ExampleBatch) -> np.ndarray:
+    def losses(self, batch: ExampleBatch) -> Float64Vector:
         weighted = [weight * part.losses(batch) for part, weight in zip(self.parts, self.part_weights, strict=True)]
         return np.sum(weighted, axis=0) / sum(self.part_weights)
 
@@ -131,33 +132,33 @@ class CheckpointSum(ExplainedModel):
         for part in self.parts:
             part.check_second_derivatives()
 
-    def hessian_sum(self, batch: ExampleBatch) -> np.ndarray:
+    def hessian_sum(self, batch: ExampleBatch) -> Float64Matrix:
         return self._block_diagonal(lambda part: part.hessian_sum(batch))
 
-    def gauss_newton_sum(self, batch: ExampleBatch) -> np.ndarray:
+    def gauss_newton_sum(self, batch: ExampleBatch) -> Float64Matrix:
         return self._block_diagonal(lambda part: part.gauss_newton_sum(batch))
 
-    def hessian_vector_products(self, batch: ExampleBatch, vectors: np.ndarray) -> np.ndarray:
+    def hessian_vector_products(self, batch: ExampleBatch, vectors: Float64Matrix) -> Float64Matrix:
         return self._by_part(vectors, lambda part, own: part.hessian_vector_products(batch, own))
 
-    def gauss_newton_products(self, batch: ExampleBatch, vectors: np.ndarray) -> np.ndarray:
+    def gauss_newton_products(self, batch: ExampleBatch, vectors: Float64Matrix) -> Float64Matrix:
         return self._by_part(vectors, lambda part, own: part.gauss_newton_products(batch, own))
 
     def regularizer_value(self) -> float:
         values = [weight * part.regularizer_value() for part, weight in zip(self.parts, self.part_weights, strict=True)]
         return sum(values) / sum(self.part_weights)
 
-    def regularizer_gradient(self) -> np.ndarray:
+    def regularizer_gradient(self) -> Float64Vector:
         weighted = zip(self.parts, self.part_weights, strict=True)
         return np.concatenate([part.regularizer_gradient() * weight**0.5 for part, weight in weighted])
 
-    def regularizer_products(self, vectors: np.ndarray) -> np.ndarray:
+    def regularizer_products(self, vectors: Float64Matrix) -> Float64Matrix:
         return self._by_part(vectors, lambda part, own: part.regularizer_products(own))
 
     def block_penalties(self) -> list[float]:
         return [penalty for part in self.parts for penalty in part.block_penalties()]
 
-    def add_regularizer_hessian(self, matrix: np.ndarray) -> None:
+    def add_regularizer_hessian(self, matrix: Float64Matrix) -> None:
         for part, rows in self._rows():
             part.add_regularizer_hessian(matrix[rows, rows])  # a view
 
@@ -165,10 +166,10 @@ class CheckpointSum(ExplainedModel):
         for part, start in zip(self.parts, self._starts, strict=False):
             yield part, slice(start, start + part.size)
 
-    def _by_part(self, vectors: np.ndarray, multiply: Callable[[InfluenceModel, np.ndarray], np.ndarray]) -> np.ndarray:
+    def _by_part(self, vectors: Float64Matrix, multiply: Callable[[InfluenceModel, Float64Matrix], Float64Matrix]) -> Float64Matrix:
         return np.concatenate([multiply(part, np.ascontiguousarray(vectors[:, rows])) for part, rows in self._rows()], axis=1)
 
-    def _block_diagonal(self, matrix: Callable[[InfluenceModel], np.ndarray]) -> np.ndarray:
+    def _block_diagonal(self, matrix: Callable[[InfluenceModel], Float64Matrix]) -> Float64Matrix:
         whole = np.zeros((self.size, self.size))
         for part, rows in self._rows():
             whole[rows, rows] = matrix(part)

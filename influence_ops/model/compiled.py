@@ -20,6 +20,7 @@ from beam_influence.influence_ops.model.linear_head import LinearHeadDerivatives
 from beam_influence.influence_ops.model.losses import TrainingLoss
 from beam_influence.influence_ops.model.network import Network, declared_specs, feed
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Inputs
+from beam_influence.influence_ops.types import TensorSpecs
 
 TRACING = threading.RLock()
 """Held while a network is traced, which puts recorders into layers that all threads share, and while one is called outside of this."""
@@ -102,13 +103,13 @@ class CompiledDerivatives:
                     self._functions[key] = self._compile(name, tf.nest.map_structure(any_batch, arguments))
         return self._functions[key](*arguments)
 
-    def _compile(self, name: str, signature: Any) -> Callable[..., Any]:
+    def _compile(self, name: str, signature: TensorSpecs) -> Callable[..., Any]:
         function = tf.function(getattr(self._derive(signature[0]), name), input_signature=signature)
         # The concrete function: a tf.function that is called with a wrong shape never releases its lock.
         with exact_moments() if name in _SECOND_DERIVATIVES else contextlib.nullcontext():
             return function.get_concrete_function()
 
-    def _derive(self, specs: Any) -> LinearHeadDerivatives | AutodiffDerivatives:
+    def _derive(self, specs: TensorSpecs) -> LinearHeadDerivatives | AutodiffDerivatives:
         """The derivatives, made once: the network is traced on inputs of `specs` to see how it ends."""
         if self._derivatives is None:
             heads = Heads.find(self._model, specs)

@@ -21,6 +21,7 @@ from beam_influence.influence_ops.model.position_losses import (
     user_losses,
 )
 from beam_influence.influence_ops.model.positions import example_losses, position_weights
+from beam_influence.influence_ops.types import Loss, Tensors
 
 Targets = dict[str, Any]
 """What a loss compares outputs with: `labels`, a tensor [B, ...] or a structure of such; where there are any, `weights` [B, ...]."""
@@ -29,10 +30,10 @@ Targets = dict[str, Any]
 class _Term(NamedTuple):
     """One loss of one output: its labels, outputs before and after their activation, mask and Keras's weight."""
 
-    loss: Any
-    labels: Any
-    values: Any
-    predictions: Any
+    loss: Loss
+    labels: Tensors
+    values: Tensors
+    predictions: Tensors
     activation: str
     mask: tf.Tensor | None
     weight: float
@@ -60,7 +61,7 @@ class ExampleLoss:
     def _one_by_one(self, targets: Targets, outputs: Outputs) -> tf.Tensor:
         """Each example as a batch of one: for a loss that may look at the whole of a batch, as any of the user's own may."""
 
-        def one(example: Any) -> tf.Tensor:
+        def one(example: Tensors) -> tf.Tensor:
             alone = tf.nest.map_structure(lambda leaf: leaf[None], example)
             masks = iter(alone["masks"])
             given = Outputs(alone["values"], tuple(None if mask is None else next(masks) for mask in outputs.masks))
@@ -100,7 +101,7 @@ class ExampleLoss:
             total = reduced if total is None else total + reduced
         return total
 
-    def _terms(self, labels: Any, outputs: Outputs) -> list[_Term]:
+    def _terms(self, labels: Tensors, outputs: Outputs) -> list[_Term]:
         losses, weights = self.training.losses, self.training.weights
         predictions = self.heads.predictions(outputs.values)
         if not tf.nest.is_nested(outputs.values):
@@ -139,13 +140,13 @@ def _with_batch_axis(losses: tf.Tensor) -> tf.Tensor:
     return losses[None] if losses.shape.rank == 0 else losses
 
 
-def _single_label(labels: Any) -> Any:
+def _single_label(labels: Tensors) -> Tensors:
     """The label itself, where a structure holds just one."""
     flat = tf.nest.flatten(labels)
     return flat[0] if len(flat) == 1 else labels
 
 
-def _reduction(loss: Any) -> str:
+def _reduction(loss: Loss) -> str:
     return (getattr(loss, "reduction", "sum_over_batch_size") or "none") if isinstance(loss, keras.losses.Loss) else "sum_over_batch_size"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
@@ -16,6 +15,7 @@ from beam_influence.influence_ops.model.losses import TrainingLoss
 from beam_influence.influence_ops.model.network import Network
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Inputs
 from beam_influence.influence_ops.reading.features import ModelInput
+from beam_influence.influence_ops.types import Float64Matrix, Float64Vector, ProcessBatch
 
 if TYPE_CHECKING:
     from beam_influence.influence_ops.model.influence_model import InfluenceModel
@@ -52,7 +52,7 @@ class ExplainedModel(abc.ABC):
     training_loss: TrainingLoss
     weight_decay: float
     regularizer: Regularizer
-    process_batch_for_loss_fn: Callable[[Any], tuple[Any, Any, Any]] | None
+    process_batch_for_loss_fn: ProcessBatch | None
     agreement: Agreement | None = None
     batches_evaluated: int = 0
 
@@ -110,7 +110,7 @@ class ExplainedModel(abc.ABC):
         """The watched weights whose per-example gradients are built one by one, since no rule knows how their layer uses them."""
 
     @abc.abstractmethod
-    def parameters(self) -> np.ndarray:
+    def parameters(self) -> Float64Vector:
         """θ: [P] float64."""
 
     @abc.abstractmethod
@@ -128,11 +128,11 @@ class ExplainedModel(abc.ABC):
         """
 
     @abc.abstractmethod
-    def losses_and_gradients(self, batch: ExampleBatch) -> tuple[np.ndarray, Gradients]:
+    def losses_and_gradients(self, batch: ExampleBatch) -> tuple[Float64Vector, Gradients]:
         """ℓ(z_i): [B] float64, and ∇ℓ(z_i) as blocks on the device, in the computation's dtype."""
 
     @abc.abstractmethod
-    def losses(self, batch: ExampleBatch) -> np.ndarray:
+    def losses(self, batch: ExampleBatch) -> Float64Vector:
         """ℓ(z_i): [B] float64."""
 
     @abc.abstractmethod
@@ -170,19 +170,19 @@ class ExplainedModel(abc.ABC):
         """
 
     @abc.abstractmethod
-    def hessian_sum(self, batch: ExampleBatch) -> np.ndarray:
+    def hessian_sum(self, batch: ExampleBatch) -> Float64Matrix:
         """Σ_i ∇²ℓ(z_i): [P, P] float64."""
 
     @abc.abstractmethod
-    def gauss_newton_sum(self, batch: ExampleBatch) -> np.ndarray:
+    def gauss_newton_sum(self, batch: ExampleBatch) -> Float64Matrix:
         """Σ_i J_iᵀ (∂²ℓ/∂z²) J_i: [P, P] float64."""
 
     @abc.abstractmethod
-    def hessian_vector_products(self, batch: ExampleBatch, vectors: np.ndarray) -> np.ndarray:
+    def hessian_vector_products(self, batch: ExampleBatch, vectors: Float64Matrix) -> Float64Matrix:
         """(Σ_i ∇²ℓ(z_i)) v for each row v of `vectors` [R, P]: [R, P] float64."""
 
     @abc.abstractmethod
-    def gauss_newton_products(self, batch: ExampleBatch, vectors: np.ndarray) -> np.ndarray:
+    def gauss_newton_products(self, batch: ExampleBatch, vectors: Float64Matrix) -> Float64Matrix:
         """(Σ_i J_iᵀ (∂²ℓ/∂z²) J_i) v for each row v of `vectors` [R, P]: [R, P] float64."""
 
     # The regulariser R(θ): the watched variables' own Keras regularisers and weight_decay.
@@ -192,11 +192,11 @@ class ExplainedModel(abc.ABC):
         """R(θ)."""
 
     @abc.abstractmethod
-    def regularizer_gradient(self) -> np.ndarray:
+    def regularizer_gradient(self) -> Float64Vector:
         """∇R(θ): [P] float64."""
 
     @abc.abstractmethod
-    def regularizer_products(self, vectors: np.ndarray) -> np.ndarray:
+    def regularizer_products(self, vectors: Float64Matrix) -> Float64Matrix:
         """∇²R(θ) v for each row v of `vectors` [R, P]: [R, P]."""
 
     @abc.abstractmethod
@@ -204,5 +204,5 @@ class ExplainedModel(abc.ABC):
         """The regulariser's mean second derivative over each block of `layout`; exact where the penalties are Keras's own."""
 
     @abc.abstractmethod
-    def add_regularizer_hessian(self, matrix: np.ndarray) -> None:
+    def add_regularizer_hessian(self, matrix: Float64Matrix) -> None:
         """Adds ∇²R(θ) to `matrix` [P, P] in place."""

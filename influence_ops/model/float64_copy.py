@@ -70,7 +70,7 @@ def _float64_dtype(dtype: Any) -> Any:
     return _in_float64(dtype)
 
 
-def _user_objects(layers: list[Any]) -> dict[str, Any]:
+def _user_objects(layers: list[keras.layers.Layer]) -> dict[str, Any]:
     """What the configuration names and Keras may not know: the layers' classes, and their functions and regularisers."""
     found: dict[str, Any] = {}
     for layer in layers:

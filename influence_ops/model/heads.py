@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from beam_influence.influence_ops.types import Tensors, TensorSpecs
+
 _ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 _ROUNDING = ("Floor", "Ceil", "Round", "Rint", "FloorDiv", "FloorMod")
 _WITHOUT_ARITHMETIC = ("Cast", "Identity", "Reshape", "ExpandDims", "Squeeze", "StridedSlice")
@@ -22,7 +24,7 @@ class Outputs(NamedTuple):
       masks: for each tensor of `values`, Keras's mask [B, ...] (False: the position takes no part in the loss), or None.
     """
 
-    values: Any
+    values: Tensors
     masks: tuple[tf.Tensor | None, ...]
 
 
@@ -48,11 +50,11 @@ class Heads:
     rounds: str | None = None
 
     @staticmethod
-    def find(model: Any, specs: Any) -> Heads:
+    def find(model: Any, specs: TensorSpecs) -> Heads:
         """The heads of `model`, by tracing it once on inputs of `specs` (a structure of `tf.TensorSpec`)."""
         found: list[Heads] = []
 
-        def trace(inputs: Any) -> Any:
+        def trace(inputs: Tensors) -> list[tf.Tensor]:
             outputs = tf.nest.flatten(model(inputs, training=False))
             masked = any(_mask(tensor) is not None for tensor in outputs)
             opaque = any(tensor.op.type in (*_ACTIVATIONS, *_CALLS) for tensor in outputs)
@@ -62,14 +64,14 @@ class Heads:
         graph = tf.function(trace, input_signature=[specs], autograph=False).get_concrete_function().graph
         return dataclasses.replace(found[0], rounds=_rounding(graph))
 
-    def split(self, outputs: Any, dtype: tf.DType) -> Outputs:
+    def split(self, outputs: Tensors, dtype: tf.DType) -> Outputs:
         """What the model returned, before activations, in `dtype` (a model of mixed precision ends in a narrower one)."""
         flat = tf.nest.flatten(outputs)
         found = [tensor if name == "linear" else tensor._keras_logits for tensor, name in zip(flat, self.activations, strict=True)]
         values = [tf.cast(value, dtype) for value in found]
         return Outputs(tf.nest.pack_sequence_as(outputs, values), tuple(map(_mask, flat)))
 
-    def predictions(self, values: Any) -> Any:
+    def predictions(self, values: Tensors) -> Tensors:
         """The outputs that the model itself gives: `values` with their activations."""
         flat = tf.nest.flatten(values)
         # Keras's own functions: they keep the logits beside the result, where Keras's losses look for them.
@@ -78,7 +80,7 @@ class Heads:
         return tf.nest.pack_sequence_as(values, again)
 
 
-def _rounding(graph: Any) -> str | None:
+def _rounding(graph: tf.Graph) -> str | None:
     """The kind of an operation that rounds numbers which were computed, not given."""
     for operation in graph.get_operations():
         if operation.type in _ROUNDING and not _is_given(operation.inputs[0]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +20,7 @@ from beam_influence.influence_ops.model.network import Network, Precision, open_
 from beam_influence.influence_ops.model.regularizer import WeightRegularizer, check_weight_decay, flat_values
 from beam_influence.influence_ops.model.weights import LAST_WITH_WEIGHTS, StartLayer, watched_variables
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Inputs
+from beam_influence.influence_ops.types import Float64Matrix, Float64Vector, Loss, ProcessBatch
 
 _VECTORS_AT_ONCE = 32  # products in one vectorised pass: bounds memory to as many copies of the activations
 
@@ -55,13 +55,13 @@ class InfluenceModel(ExplainedModel):
         model: Any,
         start_layer: StartLayer = LAST_WITH_WEIGHTS,
         last_layer: int | str | None = None,
-        loss_function: Any = None,
+        loss_function: Loss = None,
         weights: str | None = None,
         *,
         weight_decay: float = 0.0,
         regularizer: Regularizer = "curvature",
         precision: Precision = "auto",
-        process_batch_for_loss_fn: Callable[[Any], tuple[Any, Any, Any]] | None = None,
+        process_batch_for_loss_fn: ProcessBatch | None = None,
     ):
         self.weight_decay = check_weight_decay(weight_decay)
         if regularizer not in ("curvature", "loss"):
@@ -142,7 +142,7 @@ class InfluenceModel(ExplainedModel):
         self.layout()
         return self._compiled.derivatives.without_factors
 
-    def parameters(self) -> np.ndarray:
+    def parameters(self) -> Float64Vector:
         return flat_values(self.variables)
 
     def fingerprint(self) -> str:
@@ -152,13 +152,13 @@ class InfluenceModel(ExplainedModel):
     def layout(self, inputs: Inputs | None = None) -> Layout:
         return self._compiled.layout(inputs)
 
-    def losses_and_gradients(self, batch: ExampleBatch) -> tuple[np.ndarray, Gradients]:
+    def losses_and_gradients(self, batch: ExampleBatch) -> tuple[Float64Vector, Gradients]:
         losses, blocks, layout = self.plain_losses_and_blocks(batch)
         if self.regularizer == "curvature":
             return losses, Gradients(layout, blocks)
         return losses + self.regularizer_value(), Gradients(layout, blocks, tf.constant(self.regularizer_gradient(), dtype=self.dtype))
 
-    def plain_losses_and_blocks(self, batch: ExampleBatch) -> tuple[np.ndarray, tuple[Block, ...], Layout]:
+    def plain_losses_and_blocks(self, batch: ExampleBatch) -> tuple[Float64Vector, tuple[Block, ...], Layout]:
         """ℓ(z_i) [B] and ∇ℓ(z_i) as blocks, whatever `regularizer` says."""
         layout = self.layout(batch.inputs)
         losses, blocks = self._compiled.call("losses_and_blocks", batch, self.example_weights(batch))
@@ -186,7 +186,7 @@ class InfluenceModel(ExplainedModel):
         """R: [B, C, C] with R Rᵀ the positive part of ∂²ℓ/∂z²."""
         return self._compiled.call("output_curvature_root", batch)
 
-    def losses(self, batch: ExampleBatch) -> np.ndarray:
+    def losses(self, batch: ExampleBatch) -> Float64Vector:
         self.layout(batch.inputs)
         losses = self._compiled.call("losses", batch, self.example_weights(batch))
         offset = self.regularizer_value() if self.regularizer == "loss" else 0.0
@@ -204,21 +204,21 @@ class InfluenceModel(ExplainedModel):
                 "its exact Hessian is wrong; use --curvature gauss_newton, or the .keras file"
             )
 
-    def hessian_sum(self, batch: ExampleBatch) -> np.ndarray:
+    def hessian_sum(self, batch: ExampleBatch) -> Float64Matrix:
         self.check_second_derivatives()
         return to_numpy(self._compiled.call("hessian_sum", batch, self.example_weights(batch)))
 
-    def gauss_newton_sum(self, batch: ExampleBatch) -> np.ndarray:
+    def gauss_newton_sum(self, batch: ExampleBatch) -> Float64Matrix:
         return to_numpy(self._compiled.call("gauss_newton_sum", batch, self.curvature_weights(batch)))
 
-    def hessian_vector_products(self, batch: ExampleBatch, vectors: np.ndarray) -> np.ndarray:
+    def hessian_vector_products(self, batch: ExampleBatch, vectors: Float64Matrix) -> Float64Matrix:
         self.check_second_derivatives()
         return self._products("hessian_vector_products", batch, self.example_weights(batch), vectors)
 
-    def gauss_newton_products(self, batch: ExampleBatch, vectors: np.ndarray) -> np.ndarray:
+    def gauss_newton_products(self, batch: ExampleBatch, vectors: Float64Matrix) -> Float64Matrix:
         return self._products("gauss_newton_products", batch, self.curvature_weights(batch), vectors)
 
-    def _products(self, name: str, batch: ExampleBatch, weights: tf.Tensor, vectors: np.ndarray) -> np.ndarray:
+    def _products(self, name: str, batch: ExampleBatch, weights: tf.Tensor, vectors: Float64Matrix) -> Float64Matrix:
         products = np.empty((len(vectors), self.size))
         for start in range(0, len(vectors), _VECTORS_AT_ONCE):
             rows = slice(start, start + _VECTORS_AT_ONCE)
@@ -229,14 +229,14 @@ class InfluenceModel(ExplainedModel):
     def regularizer_value(self) -> float:
         return self._weight_regularizer.value()
 
-    def regularizer_gradient(self) -> np.ndarray:
+    def regularizer_gradient(self) -> Float64Vector:
         return self._weight_regularizer.gradient()
 
-    def regularizer_products(self, vectors: np.ndarray) -> np.ndarray:
+    def regularizer_products(self, vectors: Float64Matrix) -> Float64Matrix:
         return self._weight_regularizer.products(vectors)
 
     def block_penalties(self) -> list[float]:
         return self._weight_regularizer.mean_second_derivatives(self.layout())
 
-    def add_regularizer_hessian(self, matrix: np.ndarray) -> None:
+    def add_regularizer_hessian(self, matrix: Float64Matrix) -> None:
         self._weight_regularizer.add_hessian(matrix)

@@ -12,7 +12,8 @@ from keras.src.trainers.compile_utils import CompileLoss  # not exported: how `c
 
 from beam_influence.influence_ops.model.heads import additional_losses
 from beam_influence.influence_ops.model.losses import sigmoid_cross_entropy, softmax_cross_entropy, squared_error, weights_argument
-from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Inputs, Labels
+from beam_influence.influence_ops.types import Loss, Tensors
 
 if TYPE_CHECKING:
     from beam_influence.influence_ops.model.influence_model import InfluenceModel
@@ -97,7 +98,7 @@ class KerasTruth:
                 nonzero = [part is not None and bool(np.any(tf.convert_to_tensor(part))) for part in read]
                 self.reads_weight = self._variables[nonzero.index(True)].path if any(nonzero) else None
 
-    def _example_loss(self, one: ExampleBatch, outputs: Any) -> tf.Tensor:
+    def _example_loss(self, one: ExampleBatch, outputs: Tensors) -> tf.Tensor:
         labels = tensors(one.labels)
         if tf.nest.is_nested(labels) and not tf.nest.is_nested(outputs) and len(labels) == 1:
             labels = tf.nest.flatten(labels)[0]
@@ -116,7 +117,7 @@ def narrowest_dtype(model: Any) -> str:
     return narrow[0] if narrow else "float32"
 
 
-def _user_loss(function: Any, labels: Any, outputs: Any, weights: Any, model: Any) -> tf.Tensor:
+def _user_loss(function: Any, labels: Tensors, outputs: Tensors, weights: Any, model: Any) -> tf.Tensor:
     name = weights_argument(function)
     if name is not None:
         return tf.reduce_mean(tf.convert_to_tensor(function(labels, outputs, **{name: tf.ones(1) if weights is None else weights})))
@@ -129,12 +130,12 @@ def _user_loss(function: Any, labels: Any, outputs: Any, weights: Any, model: An
     return found if weights is None else found * tf.cast(tf.reduce_mean(weights), found.dtype)
 
 
-def _compiled_loss(loss: Any, labels: Any, outputs: Any, weights: Any, model: Any, loss_weights: Any = None) -> tf.Tensor:
+def _compiled_loss(loss: Loss, labels: Tensors, outputs: Tensors, weights: Any, model: Any, loss_weights: Any = None) -> tf.Tensor:
     names = getattr(model, "output_names", None) or None
     return tf.convert_to_tensor(CompileLoss(loss, loss_weights, output_names=names)(labels, outputs, weights))
 
 
-def _in_keras(loss: Any, labels: Any, outputs: Any) -> Any:
+def _in_keras(loss: Loss, labels: Tensors, outputs: Tensors) -> Loss:
     """A built-in loss as Keras has it."""
     losses = keras.losses
     if loss is softmax_cross_entropy:
@@ -151,7 +152,7 @@ def _untyped(tensor: Any) -> Any:
     return tensor
 
 
-def tensors(arrays: Any) -> Any:
+def tensors(arrays: Inputs | Labels) -> Tensors:
     """Inputs or labels as the user's own program gives them to Keras."""
     def one(array: np.ndarray) -> tf.Tensor:
         return tf.constant(array.tolist()) if array.dtype == object else tf.convert_to_tensor(array)
@@ -159,7 +160,7 @@ def tensors(arrays: Any) -> Any:
     return tf.nest.map_structure(one, dict(arrays) if isinstance(arrays, Mapping) else arrays)
 
 
-def _without_gradient(outputs: Any) -> Any:
+def _without_gradient(outputs: Tensors) -> Tensors:
     """The outputs as constants, with what Keras keeps beside them."""
 
     def one(tensor: Any) -> Any:

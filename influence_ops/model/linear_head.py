@@ -18,9 +18,10 @@ from beam_influence.influence_ops.model.autodiff import matrix_root, output_hess
 from beam_influence.influence_ops.model.example_loss import ExampleLoss, Targets
 from beam_influence.influence_ops.model.gradients.blocks import Block, BlockLayout, Factored, Layout, Piece
 from beam_influence.influence_ops.model.heads import Heads, Outputs
+from beam_influence.influence_ops.types import Tensors
 
 
-def is_linear_head(model: keras.Model, variables: list[Any], heads: Heads) -> bool:
+def is_linear_head(model: keras.Model, variables: list[keras.Variable], heads: Heads) -> bool:
     """Whether `variables` are all the weights of a final Dense layer on a vector of features, and its outputs, before its
     activation, are all that the loss sees of it."""
     if not isinstance(model, (keras.Sequential, Functional)) or len(model.outputs) != 1:
@@ -49,7 +50,7 @@ class LinearHeadDerivatives:
         self._trunk = keras.Model(model.inputs, self._head.input)
         self.loss = loss
 
-    def _features(self, inputs: Any) -> tf.Tensor:
+    def _features(self, inputs: Tensors) -> tf.Tensor:
         features = tf.cast(self._trunk(inputs, training=False), self._head.kernel.dtype)  # integers may go straight in
         if self._head.use_bias:
             features = tf.concat([features, tf.ones_like(features[:, :1])], axis=1)
@@ -61,18 +62,18 @@ class LinearHeadDerivatives:
             weights = tf.concat([weights, self._head.bias.value[None]], axis=0)
         return features @ weights
 
-    def outputs(self, inputs: Any) -> tf.Tensor:
+    def outputs(self, inputs: Tensors) -> tf.Tensor:
         """z [B, C]."""
         return self._outputs(self._features(inputs))
 
-    def losses(self, inputs: Any, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
+    def losses(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
         """w_i ℓ(z_i): [B]."""
         return weights * self._losses(targets)(self.outputs(inputs))
 
     def _losses(self, targets: Targets) -> Callable[[tf.Tensor], tf.Tensor]:
         return lambda outputs: self.loss(targets, Outputs(outputs, (None,)))
 
-    def discover(self, inputs: Any) -> Layout:
+    def discover(self, inputs: Tensors) -> Layout:
         """Kernel and bias as one block."""
         head = self._head
         shape = tuple(int(size) for size in head.kernel.shape)
@@ -88,7 +89,7 @@ class LinearHeadDerivatives:
         """None: the layer is covered."""
         return []
 
-    def losses_and_blocks(self, inputs: Any, targets: Targets, weights: tf.Tensor) -> tuple[tf.Tensor, tuple[Block, ...]]:
+    def losses_and_blocks(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> tuple[tf.Tensor, tuple[Block, ...]]:
         """w_i ℓ(z_i) [B] and its gradients a_i ⊗ w_i ∂ℓ/∂z_i as one block."""
         features = self._features(inputs)
         outputs = self._outputs(features)
@@ -98,28 +99,28 @@ class LinearHeadDerivatives:
         errors = tf.convert_to_tensor(tape.gradient(losses, outputs))  # sparse where the loss looks something up
         return losses, (Factored(features[:, None], errors[:, None]),)
 
-    def output_blocks(self, inputs: Any, directions: tf.Tensor) -> tuple[Block, ...]:
+    def output_blocks(self, inputs: Tensors, directions: tf.Tensor) -> tuple[Block, ...]:
         """J_iᵀ u_i as one block, for u [B, C]."""
         return (Factored(self._features(inputs)[:, None], directions[:, None]),)
 
     packed_outputs = outputs
 
-    def position_weights(self, inputs: Any, targets: Targets) -> tf.Tensor:
+    def position_weights(self, inputs: Tensors, targets: Targets) -> tf.Tensor:
         """What each position's loss is multiplied by; see `ExampleLoss`."""
         return self.loss.position_weights(targets, Outputs(self.outputs(inputs), (None,)))
 
-    def output_curvature_root(self, inputs: Any, targets: Targets) -> tf.Tensor:
+    def output_curvature_root(self, inputs: Tensors, targets: Targets) -> tf.Tensor:
         """R [B, C, C] with R Rᵀ the positive part of H_out = ∂²ℓ/∂z²."""
         return matrix_root(output_hessian(self._losses(targets), self.outputs(inputs)))
 
-    def gauss_newton_factors(self, inputs: Any, targets: Targets) -> tf.Tensor:
+    def gauss_newton_factors(self, inputs: Tensors, targets: Targets) -> tf.Tensor:
         """F [B, C, P], F_ic = a_i ⊗ R_i[:, c] with R Rᵀ = H_out."""
         features = self._features(inputs)
         roots = matrix_root(output_hessian(self._losses(targets), self._outputs(features)))
         factors = features[:, None, :, None] * tf.transpose(roots, [0, 2, 1])[:, :, None, :]
         return tf.reshape(factors, [tf.shape(factors)[0], _size(factors, 1), _size(factors, 2) * _size(factors, 3)])
 
-    def hessian_sum(self, inputs: Any, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
+    def hessian_sum(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
         """Σ_i w_i H_out,i ⊗ a_i a_iᵀ: [P, P], by C products of [D, B] with [B, C·D]."""
         features = self._features(inputs)
         hessians = output_hessian(self._losses(targets), self._outputs(features)) * weights[:, None, None]
@@ -135,7 +136,7 @@ class LinearHeadDerivatives:
 
     gauss_newton_sum = hessian_sum
 
-    def hessian_vector_products(self, inputs: Any, targets: Targets, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+    def hessian_vector_products(self, inputs: Tensors, targets: Targets, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
         """(Σ_i w_i ∇²ℓ(z_i)) v for each row v of `vectors` [R, P]: [R, P], with no P × P matrix."""
         features = self._features(inputs)
         hessians = output_hessian(self._losses(targets), self._outputs(features)) * weights[:, None, None]

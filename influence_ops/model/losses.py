@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from beam_influence.influence_ops.import_path import load_object
+from beam_influence.influence_ops.types import Loss
 
 NamedLoss = Callable[[Any, Any], tf.Tensor]
 """(labels, logits or outputs [B, ..., C]) -> losses [B, ...], one for each position."""
@@ -72,7 +73,7 @@ class TrainingLoss:
       compiled: whether it is the one in the model, so that `model.compute_loss` tells its value.
     """
 
-    losses: Any
+    losses: Loss
     name: str
     weights: Any = None
     compiled: bool = False
@@ -104,7 +105,7 @@ def weights_argument(function: Any) -> str | None:
     return needed[0] if needed else None
 
 
-def resolve_loss(loss: Any, model: Any = None) -> TrainingLoss:
+def resolve_loss(loss: Loss, model: Any = None) -> TrainingLoss:
     """The loss that `loss` names.
 
     Args:
@@ -126,7 +127,7 @@ def resolve_loss(loss: Any, model: Any = None) -> TrainingLoss:
     return TrainingLoss(*_with_name(_by_keras_name(loss)))
 
 
-def takes_logits(loss: Any) -> bool:
+def takes_logits(loss: Loss) -> bool:
     """Whether a loss is one that is told to apply a softmax or sigmoid itself."""
     return loss in (softmax_cross_entropy, sigmoid_cross_entropy) or bool(getattr(loss, "_fn_kwargs", {}).get("from_logits"))
 
@@ -151,7 +152,7 @@ def _compiled(model: Any) -> TrainingLoss:
     return TrainingLoss(losses, name if weights is None else f"{name}×{weights}", weights, compiled=True)
 
 
-def _by_keras_name(name: str) -> Any:
+def _by_keras_name(name: str) -> Loss:
     try:
         return keras.losses.get(name)
     except ValueError as error:
@@ -160,7 +161,7 @@ def _by_keras_name(name: str) -> Any:
         ) from error
 
 
-def _with_name(loss: Any) -> tuple[Any, str]:
+def _with_name(loss: Loss) -> tuple[Loss, str]:
     if isinstance(loss, type) and issubclass(loss, keras.losses.Loss):
         loss = loss()
     if isinstance(loss, str):

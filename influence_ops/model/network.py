@@ -14,6 +14,7 @@ from keras.src.models import Functional  # not exported, and the class keras.Mod
 from beam_influence.influence_ops.model.float64_copy import NoCopy, float64_copy
 from beam_influence.influence_ops.model.saved_model import SavedModelNetwork
 from beam_influence.influence_ops.reading.features import ModelInput
+from beam_influence.influence_ops.types import Float64Array, Tensors, TensorSpecs
 
 Precision = Literal["auto", "float64", "native"]
 
@@ -116,7 +117,7 @@ def declared_outputs(model: Any) -> dict[str, tuple[int | None, ...]]:
     return {name: tuple(tensor.shape[1:]) for name, tensor in zip(names, tensors, strict=True)}
 
 
-def declared_specs(model: Any, dtype: str) -> Any:
+def declared_specs(model: Any, dtype: str) -> TensorSpecs:
     """What `feed` gives for the inputs that a model declares."""
     specs = {}
     for tensor in model.inputs:
@@ -125,12 +126,12 @@ def declared_specs(model: Any, dtype: str) -> Any:
     return next(iter(specs.values())) if len(specs) == 1 else specs
 
 
-def feed(model: keras.Model, inputs: Any, dtype: str) -> Any:
+def feed(model: keras.Model, inputs: Tensors, dtype: str) -> Tensors:
     """Inputs in the dtypes the model takes: floats in `dtype`, integers and strings as declared."""
     declared = getattr(model, "inputs", None) or []
     by_name = {tensor.name: tensor.dtype for tensor in declared}
 
-    def cast(array: Any, wanted: str | None) -> Any:
+    def cast(array: np.ndarray | tf.Tensor, wanted: str | None) -> Any:
         tensor = tf.convert_to_tensor(array)
         if wanted is None:
             return tf.cast(tensor, dtype) if tensor.dtype.is_floating else tensor
@@ -162,6 +163,6 @@ def load_keras_file(path: str) -> keras.Model:
         ) from error
 
 
-def to_numpy(tensor: Any) -> np.ndarray:
+def to_numpy(tensor: Any) -> Float64Array:
     """The tensor's value in float64."""
     return np.asarray(tensor, dtype=np.float64)

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from beam_influence.influence_ops.model.losses import BUILT_IN, softmax_cross_entropy, squared_error, weights_argument
+from beam_influence.influence_ops.types import Loss, Tensors
 
 _MIXING = (keras.losses.hinge, keras.losses.squared_hinge)  # they look for labels 0 and 1 in the whole batch
 _CROSS_ENTROPIES = (keras.losses.sparse_categorical_crossentropy, keras.losses.categorical_crossentropy)
@@ -17,7 +18,7 @@ Found = tuple[tf.Tensor, tf.Tensor | None]
 """Losses [B, ...] before they are reduced, and the mask that the loss itself gives."""
 
 
-def mixes_examples(loss: Any) -> bool:
+def mixes_examples(loss: Loss) -> bool:
     """Whether a loss looks, or may look, at the whole batch: two of Keras's, and any of the user's own."""
     function = _function(loss)
     if loss is None or isinstance(function, str) or function in BUILT_IN.values():
@@ -26,14 +27,14 @@ def mixes_examples(loss: Any) -> bool:
     return function in _MIXING or not of_keras
 
 
-def _function(loss: Any) -> Any:
+def _function(loss: Loss) -> Loss:
     """What a Keras loss wraps, or the loss itself."""
     if isinstance(loss, str):
         loss = keras.losses.get(loss) if loss.lower() not in _CHOSEN_BY_SHAPE else loss
     return getattr(loss, "fn", loss)
 
 
-def is_softmax_cross_entropy(loss: Any, activation: str) -> bool:
+def is_softmax_cross_entropy(loss: Loss, activation: str) -> bool:
     """Whether the loss of outputs before `activation` is the plain cross-entropy of their softmax."""
     if loss is softmax_cross_entropy:
         return activation in ("softmax", "linear")
@@ -45,7 +46,7 @@ def is_softmax_cross_entropy(loss: Any, activation: str) -> bool:
     return plain and (activation == "softmax" or (bool(settings.get("from_logits")) and activation == "linear"))
 
 
-def keras_losses(loss: Any, labels: tf.Tensor, values: tf.Tensor, predictions: tf.Tensor, activation: str) -> Found:
+def keras_losses(loss: Loss, labels: tf.Tensor, values: tf.Tensor, predictions: tf.Tensor, activation: str) -> Found:
     """The losses [B, ...] of one output, as `compile(loss=...)` has them.
 
     Args:
@@ -64,7 +65,7 @@ def keras_losses(loss: Any, labels: tf.Tensor, values: tf.Tensor, predictions: t
     return _with_mask(function(*_with_equal_ranks(labels, predictions)))
 
 
-def user_losses(function: Callable, labels: Any, predictions: Any, weights: tf.Tensor | None) -> Found:
+def user_losses(function: Callable, labels: Tensors, predictions: Tensors, weights: tf.Tensor | None) -> Found:
     """The losses [B, ...] of a function of the user's that was given beside the model.
 
     Labels of integers stay integers where the function takes them; else they are floats, as Keras would have them.
@@ -90,7 +91,7 @@ def user_losses(function: Callable, labels: Any, predictions: Any, weights: tf.T
         return _with_mask(function(*_with_equal_ranks(tf.cast(labels, dtype), predictions), **extra))
 
 
-def _loss_for_shapes(name: str, labels: tf.Tensor, predictions: tf.Tensor) -> Any:
+def _loss_for_shapes(name: str, labels: tf.Tensor, predictions: tf.Tensor) -> Loss:
     if name.lower() not in _CHOSEN_BY_SHAPE:
         return keras.losses.get(name)
     if predictions.shape[-1] == 1:

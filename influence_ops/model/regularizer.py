@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from beam_influence.influence_ops.model.gradients.blocks import Layout
 from beam_influence.influence_ops.model.network import to_numpy
+from beam_influence.influence_ops.types import Float64Matrix, Float64Vector
 
 
 class WeightRegularizer:
@@ -31,14 +32,14 @@ class WeightRegularizer:
         penalties = sum(float(variable.regularizer(variable.value)) for variable in self._variables if variable.regularizer)
         return penalties + 0.5 * self._weight_decay * float(np.sum(flat_values(self._variables) ** 2))
 
-    def gradient(self) -> np.ndarray:
+    def gradient(self) -> Float64Vector:
         """∇R(θ): [P] float64; computed once."""
         if self._gradient is None:
             parts = [to_numpy(_penalty_gradient(variable)).ravel() for variable in self._variables]
             self._gradient = np.concatenate(parts) + self._weight_decay * flat_values(self._variables)
         return self._gradient
 
-    def products(self, vectors: np.ndarray) -> np.ndarray:
+    def products(self, vectors: Float64Matrix) -> Float64Matrix:
         """∇²R(θ) v for each row v of `vectors` [R, P]: [R, P]."""
         products = self._weight_decay * vectors
         for variable, rows in self._rows():
@@ -58,7 +59,7 @@ class WeightRegularizer:
             found.append(self._weight_decay + total / block.size)
         return found
 
-    def add_hessian(self, matrix: np.ndarray) -> None:
+    def add_hessian(self, matrix: Float64Matrix) -> None:
         """Adds ∇²R(θ) to `matrix` [P, P] in place."""
         for variable, rows in self._rows():
             known = constant_second_derivative(variable)
@@ -88,7 +89,7 @@ def check_weight_decay(weight_decay: float) -> float:
     return float(weight_decay)
 
 
-def flat_values(variables: Sequence[keras.Variable]) -> np.ndarray:
+def flat_values(variables: Sequence[keras.Variable]) -> Float64Vector:
     """The variables' values, one after the other: [P] float64."""
     return np.concatenate([to_numpy(variable.value).ravel() for variable in variables])
 
@@ -113,7 +114,7 @@ def _penalty_gradient(variable: keras.Variable) -> tf.Tensor:
     return tf.convert_to_tensor(tape.gradient(penalty, value))
 
 
-def _penalty_hessian(variable: keras.Variable) -> np.ndarray:
+def _penalty_hessian(variable: keras.Variable) -> Float64Matrix:
     regularizer: Any = variable.regularizer
     value = tf.convert_to_tensor(variable.value)
     with tf.GradientTape() as outer:

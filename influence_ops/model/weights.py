@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
-from typing import Any, Final
+from typing import Final
 
 import keras
 
@@ -24,7 +24,9 @@ LAST_WITH_WEIGHTS: Final = LastWithWeights.LAST
 StartLayer = int | str | None | LastWithWeights
 
 
-def watched_variables(model: keras.Model, weights: str | None, start_layer: StartLayer, last_layer: int | str | None) -> list[Any]:
+def watched_variables(
+    model: keras.Model, weights: str | None, start_layer: StartLayer, last_layer: int | str | None
+) -> list[keras.Variable]:
     """The trainable variables θ that influence is computed for, in the model's order.
 
     Args:
@@ -58,7 +60,7 @@ def watched_variables(model: keras.Model, weights: str | None, start_layer: Star
         raise ValueError(
             f"last_layer={last_layer!r} comes before start_layer={start_layer!r}: {layers[stop - 1].name!r} before {layers[first].name!r}"
         )
-    chosen: list[Any] = []
+    chosen: list[keras.Variable] = []
     for layer in layers[first:stop]:
         chosen += [variable for variable in layer.trainable_variables if all(variable is not known for known in chosen)]
     if not chosen:
@@ -67,7 +69,7 @@ def watched_variables(model: keras.Model, weights: str | None, start_layer: Star
     return chosen
 
 
-def _matching(every: list[Any], weights: str) -> list[Any]:
+def _matching(every: list[keras.Variable], weights: str) -> list[keras.Variable]:
     try:
         chosen = [variable for variable in every if re.search(weights, variable.path)]
     except re.error as error:
@@ -78,7 +80,7 @@ def _matching(every: list[Any], weights: str) -> list[Any]:
     return chosen
 
 
-def _first_layer(layers: list[Any], start_layer: StartLayer) -> int:
+def _first_layer(layers: list[keras.layers.Layer], start_layer: StartLayer) -> int:
     if isinstance(start_layer, (int, str)):
         return _layer_index(layers, start_layer)
     candidates = layers if start_layer is LAST_WITH_WEIGHTS else layers[:-1]
@@ -88,7 +90,7 @@ def _first_layer(layers: list[Any], start_layer: StartLayer) -> int:
     return with_weights[-1]
 
 
-def _layer_index(layers: list[Any], which: int | str) -> int:
+def _layer_index(layers: list[keras.layers.Layer], which: int | str) -> int:
     names = [layer.name for layer in layers]
     if isinstance(which, str) and which in names:
         return names.index(which)
@@ -98,6 +100,6 @@ def _layer_index(layers: list[Any], which: int | str) -> int:
     raise ValueError(f"no layer {which!r} among the model's {len(layers)}; {_with_weights(layers)}")
 
 
-def _with_weights(layers: list[Any]) -> str:
+def _with_weights(layers: list[keras.layers.Layer]) -> str:
     listed = [f"{index}: {layer.name}" for index, layer in enumerate(layers) if layer.trainable_variables]
     return f"the layers with trainable weights are {', '.join(listed)}"

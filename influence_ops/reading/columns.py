@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as _compute
 
@@ -53,12 +55,12 @@ def dense_column(table: pa.RecordBatch, feature: Feature, double: bool, reasons:
     return dense.reshape(count, *feature.shape)
 
 
-def dtype_of(feature: Feature, double: bool) -> Any:
+def dtype_of(feature: Feature, double: bool) -> npt.DTypeLike:
     """The dtype that a feature is read as."""
     return {"float": np.float64 if double else np.float32, "int": np.int64, "bytes": object}[feature.kind]
 
 
-def _note(reasons: Reasons, rows: Any, error: str, message: str) -> None:
+def _note(reasons: Reasons, rows: Iterable[int], error: str, message: str) -> None:
     for row in rows:
         reasons.setdefault(int(row), (error, message))
 
@@ -102,7 +104,7 @@ def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def _convert(values: pa.Array, feature: Feature, dtype: Any) -> tuple[np.ndarray, Any]:
+def _convert(values: pa.Array, feature: Feature, dtype: npt.DTypeLike) -> tuple[np.ndarray, np.ndarray | Literal[True] | None]:
     """The values in `dtype`, and a mask of those that are not of the feature's kind (True: none is; None: all are)."""
     kind = values.type
     if feature.kind == "bytes":

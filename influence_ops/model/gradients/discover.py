@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, cast
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -13,6 +14,7 @@ from beam_influence.influence_ops.model.gradients.blocks import Block, BlockLayo
 from beam_influence.influence_ops.model.gradients.layer_rules import Cover, cover
 from beam_influence.influence_ops.model.gradients.recorded import Call, recorded
 from beam_influence.influence_ops.model.regularizer import constant_second_derivative
+from beam_influence.influence_ops.types import Tensors
 
 _EXAMPLES = 3
 _ROUNDING = 1e4
@@ -30,7 +32,7 @@ class Plan:
       rest: the variables of those, in order.
     """
 
-    def __init__(self, layout: Layout, covers: list[tuple[Any, Cover] | None], rest: list[Any]):
+    def __init__(self, layout: Layout, covers: list[tuple[keras.layers.Layer, Cover] | None], rest: list[keras.Variable]):
         self.layout = layout
         self.covers = covers
         self.rest = rest
@@ -59,7 +61,7 @@ def _as_one_block(uses: list[Block]) -> Block:
     return uses[0]._make(tf.concat(parts, axis=1) for parts in zip(*uses, strict=True))
 
 
-def discover(model: Any, variables: list[Any], outputs: Callable[[Any], tf.Tensor], inputs: Any) -> Plan:
+def discover(model: Any, variables: list[keras.Variable], outputs: Callable[[Tensors], tf.Tensor], inputs: Tensors) -> Plan:
     """The plan for `variables`, tried on made-up examples: a block whose sum is not the tape's gradient falls back.
 
     A weight may be used outside its layer (a tied embedding), and a layer in a way that no rule foresees. Kernel and bias are one block
@@ -72,13 +74,13 @@ def discover(model: Any, variables: list[Any], outputs: Callable[[Any], tf.Tenso
       inputs: examples in the model's structure; only shapes and types of floating tensors are used.
     """
     starts = dict(zip(map(id, variables), np.cumsum([0, *(int(tf.size(v.value)) for v in variables)]).tolist(), strict=False))
-    candidates: list[tuple[Any, Cover]] = []
+    candidates: list[tuple[keras.layers.Layer, Cover]] = []
     for layer in _all_layers(model):
         kernel, bias = (getattr(layer, name, None) for name in ("kernel", "bias"))
         joined = kernel is not None and bias is not None and _equal_penalties(kernel, bias)
         candidates += [(layer, found) for found in cover(layer, lambda variable: id(variable) in starts, joined)]
     trusted = _trusted(candidates, variables, outputs, made_up_examples(inputs)) if candidates else []
-    blocks: list[tuple[int, BlockLayout, tuple[Any, Cover] | None]] = []
+    blocks: list[tuple[int, BlockLayout, tuple[keras.layers.Layer, Cover] | None]] = []
     covered: set[int] = set()
     for layer, rule in trusted:
         pieces = []
@@ -99,20 +101,23 @@ def discover(model: Any, variables: list[Any], outputs: Callable[[Any], tf.Tenso
     return Plan(Layout(tuple(layout for _, layout, _ in blocks), size), [known for _, _, known in blocks], rest)
 
 
-def _equal_penalties(kernel: Any, bias: Any) -> bool:
+def _equal_penalties(kernel: keras.Variable, bias: keras.Variable) -> bool:
     """Whether both have the same, constant second derivative of their regulariser."""
     found = constant_second_derivative(kernel)
     return found is not None and found == constant_second_derivative(bias)
 
 
-def _all_layers(model: Any) -> list[Any]:
+def _all_layers(model: Any) -> list[keras.layers.Layer]:
     flatten = getattr(model, "_flatten_layers", None)
     return list(flatten(include_self=False, recursive=True)) if flatten is not None else []
 
 
 def _trusted(
-    candidates: list[tuple[Any, Cover]], variables: list[Any], outputs: Callable[[Any], tf.Tensor], inputs: Any
-) -> list[tuple[Any, Cover]]:
+    candidates: list[tuple[keras.layers.Layer, Cover]],
+    variables: list[keras.Variable],
+    outputs: Callable[[Tensors], tf.Tensor],
+    inputs: Tensors,
+) -> list[tuple[keras.layers.Layer, Cover]]:
     """The candidates whose blocks, summed over examples, are the tape's gradient of a random function of the outputs."""
     layers = list({id(layer): layer for layer, _ in candidates}.values())
     try:
@@ -163,7 +168,7 @@ def _agrees(rule: Cover, block: Block, expected: dict[int, np.ndarray], scale: f
     return all(np.allclose(a, b, rtol=0, atol=tolerance) for a, b in zip(summed, wanted, strict=True))
 
 
-def made_up_examples(inputs: Any) -> Any:
+def made_up_examples(inputs: Tensors) -> Tensors:
     """Examples of the same shapes: seeded normal numbers; integers and strings as they are."""
     rng = np.random.default_rng(1)
 
@@ -176,7 +181,7 @@ def made_up_examples(inputs: Any) -> Any:
     return tf.nest.map_structure(one, inputs)
 
 
-def declared_examples(model: Any) -> Any:
+def declared_examples(model: Any) -> Tensors | None:
     """An example for a model that declares its inputs: ones in the shapes and types it takes; None where it declares none."""
     if not getattr(model, "inputs", None):
         return None

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
 
@@ -24,7 +25,7 @@ class Call(NamedTuple):
 
 
 @contextlib.contextmanager
-def recorded(layers: list[Any], tape: tf.GradientTape) -> Iterator[list[Call]]:
+def recorded(layers: list[keras.layers.Layer], tape: tf.GradientTape) -> Iterator[list[Call]]:
     """A context in which each call of `layers` is recorded and its output watched by `tape`; leaves no trace in them."""
     calls: list[Call] = []
     with contextlib.ExitStack() as stack:

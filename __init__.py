@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from beam_influence.influence_ops.curvature import FinishOptions as FinishOptions
     from beam_influence.influence_ops.curvature import Preconditioner as Preconditioner
     from beam_influence.influence_ops.model.checkpoints import CheckpointSum as CheckpointSum
+    from beam_influence.influence_ops.model.explained_model import ExplainedModel as ExplainedModel
     from beam_influence.influence_ops.model.influence_model import InfluenceModel as InfluenceModel
     from beam_influence.influence_ops.scoring.in_memory import compute_in_memory as compute_in_memory
     from beam_influence.influence_ops.scoring.index import InfluenceIndex as InfluenceIndex
@@ -53,6 +54,7 @@ _MODULE_OF = {
     "Preconditioner": "influence_ops.curvature",
     "compute_in_memory": "influence_ops.scoring.in_memory",
     "InfluenceIndex": "influence_ops.scoring.index",
+    "ExplainedModel": "influence_ops.model.explained_model",
     "InfluenceModel": "influence_ops.model.influence_model",
     "FaissSearch": "influence_ops.scoring.nearest_neighbors",
     "LinearSearch": "influence_ops.scoring.nearest_neighbors",

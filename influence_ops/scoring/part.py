@@ -13,4 +13,4 @@ class Part(abc.ABC):
 
     @abc.abstractmethod
     def merge(self, other: Any) -> None:
-        """Takes in a part of the same class over other training examples. Attributes are replaced, never changed: `other` and a shallow copy stay."""
+        """Takes in a part of the same class. Attributes are replaced, never changed: `other` and a shallow copy stay."""

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from beam_influence import Curvature, CurvatureSettings, FinishOptions, InfluenceConfig, InfluenceModel, Preconditioner, setting
+from beam_influence import Curvature, CurvatureSettings, FinishOptions, InfluenceConfig, Preconditioner, setting
 from beam_influence.influence_ops.curvature import Statistic, curvature_by_name, fit, load_preconditioner
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Gradients
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.pipelines.cli import main
@@ -57,10 +58,10 @@ class CutDiagonal(Curvature):
     settings: CutSettings
     known: Mapping[str, np.ndarray] = {}
 
-    def create(self, model: InfluenceModel) -> Statistic:
+    def create(self, model: ExplainedModel) -> Statistic:
         return {"sum": np.zeros(model.size), "count": np.zeros(1)}
 
-    def add(self, model: InfluenceModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
+    def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
         gradients = np.asarray(model.losses_and_gradients(batch)[1], dtype=np.float64)
         if self.passes < 3:
             gradients = np.abs(gradients - self.known["mean"] * self.settings.centred)
@@ -70,7 +71,7 @@ class CutDiagonal(Curvature):
         statistic["count"] += len(batch)
         return statistic
 
-    def advance(self, model: InfluenceModel, statistic: Statistic) -> dict[str, np.ndarray]:
+    def advance(self, model: ExplainedModel, statistic: Statistic) -> dict[str, np.ndarray]:
         found = {"mean" if self.passes == 3 else "deviation": statistic["sum"] / statistic["count"]}
         return {**self.known, **found, "left": np.array([self.passes - 1])}
 
@@ -79,7 +80,7 @@ class CutDiagonal(Curvature):
         later.known, later.passes = {name: np.asarray(array) for name, array in arrays.items()}, int(arrays["left"][0])
         return later
 
-    def finish(self, model: InfluenceModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+    def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         facts = {"examples": int(statistic["count"][0]), "size": model.size, "fingerprint": model.fingerprint()}
         squares = statistic["sum"] / statistic["count"]
         return DiagonalPreconditioner({"squares": squares}, {"curvature": self.name, "damping": options.damping, **facts})

@@ -11,14 +11,15 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from beam_influence import Curvature, CurvatureSettings, ExplainedModel, FinishOptions, InfluenceConfig, Preconditioner, setting
+from beam_influence import Curvature, CurvatureSettings, FinishOptions, InfluenceConfig, Preconditioner, setting
 from beam_influence.influence_ops.curvature import Statistic, curvature_by_name, fit, load_preconditioner
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Gradients
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.pipelines.cli import main
 from tests.pipelines.digits_job import FN_API, DigitsJob, influence_model
 
-OWN = f"{__name__}:CutDiagonal"
+OWN = "tests.pipelines.test_own_curvature:CutDiagonal"
 NEEDED = ["--model=m", "--train=a", "--output=o", "--outputs=self_influence"]
 
 
@@ -143,4 +144,4 @@ class NamedLikeAnother(CutDiagonal):
 
 def test_a_setting_can_not_have_the_name_of_an_option() -> None:
     with pytest.raises(ValueError, match="the setting batch_size of NamedLikeAnother has the name of another option"):
-        InfluenceConfig(model="m", train="a", output="o", outputs="curvature", curvature=f"{__name__}:NamedLikeAnother")
+        InfluenceConfig(model="m", train="a", output="o", outputs="curvature", curvature="tests.pipelines.test_own_curvature:NamedLikeAnother")

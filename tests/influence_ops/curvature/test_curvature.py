@@ -325,7 +325,7 @@ def test_names():
     with pytest.raises(ValueError, match="no curvature is called 'nonsense'; use one of identity, exact"):
         curvature_by_name("nonsense")
     with pytest.raises(ValueError, match="is not a class derived from"):
-        curvature_by_name(f"{__name__}:network")
+        curvature_by_name("tests.influence_ops.curvature.test_curvature:network")
     with pytest.raises(ValueError, match="n_samples=0 must be at least 1"):
         curvature_by_name("exact", 0)
 

@@ -189,7 +189,7 @@ def _with_label(features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def test_a_preprocess_function_fails_for_one_row_only() -> None:
     spec = FeatureSpec(
-        (("in", Feature("in", "float", (2,))),), (Y,), preprocess=f"{__name__}:_double", raw=(X,), format="parquet"
+        (("in", Feature("in", "float", (2,))),), (Y,), preprocess="tests.influence_ops.reading.test_readers:_double", raw=(X,), format="parquet"
     )
     data = parquet({"x": [[1, 2], [-1, 2], [3, 4]], "y": [0, 1, 2]})
     (rows,) = READERS["parquet"](spec.features()).read(io.BytesIO(data), 10)
@@ -201,7 +201,7 @@ def test_a_preprocess_function_fails_for_one_row_only() -> None:
 
 def test_a_preprocess_function_may_return_the_label() -> None:
     spec = FeatureSpec(
-        (("in", Feature("in", "float", (2,))),), (WORD,), preprocess=f"{__name__}:_with_label", raw=(X, WORD), format="parquet"
+        (("in", Feature("in", "float", (2,))),), (WORD,), preprocess="tests.influence_ops.reading.test_readers:_with_label", raw=(X, WORD), format="parquet"
     )
     (rows,) = READERS["parquet"](spec.features()).read(io.BytesIO(parquet({"x": [[1, 2]], "word": ["abc"]})), 10)
     batch, _ = RowDecoder(spec).decode(rows, "f")

@@ -28,7 +28,7 @@ from examples import digits
 PICTURE = pathlib.Path(__file__).with_name("architecture.svg")
 
 _COLOURS = ("#4e79a7", "#e15759", "#59a14f", "#b07aa1", "#f28e2b", "#9c755f", "#d37295", "#499894", "#79706e", "#b6992d")
-_ROW, _GAP, _WIDTH, _LANE, _MARGIN = 76, 12, 610, 26, 16
+_ROW, _GAP, _WIDTH, _LANE, _MARGIN = 76, 12, 700, 26, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,12 @@ def graph_of(pipeline: beam.Pipeline) -> Graph:
     for line in lines:
         line.sources.sort(key=order.index)
     lines.sort(key=lambda line: (order.index(line.sources[0]), line.kind))
-    return Graph({name: _first_line(step.transform) for name, step in steps.items()}, lines)
+    return Graph({name: _first_line(_documented(step.transform)) for name, step in steps.items()}, lines)
+
+
+def _documented(transform: object) -> object:
+    """What has the docstring: a transform of our own, or the CombineFn that one of Beam's is given."""
+    return transform.fn if isinstance(transform, beam.CombinePerKey) else transform
 
 
 def _add(lines: list[Line], kind: type, source: str, target: str, is_side_input: bool) -> None:

@@ -20,7 +20,7 @@ from beam_influence.influence_ops.scoring.top_k import TopK
 from beam_influence.influence_ops.types import Tensors
 
 
-class Found(NamedTuple):
+class TopKOfBatch(NamedTuple):
     """The top-k of a test batch: values and positions [T, k], and the training examples' (inputs, labels), [T, k, …] each."""
 
     element: Tensors
@@ -112,7 +112,7 @@ class InfluenceCalculator(VectorCalculator):
             again = vectors.map(lambda train, vector: train) if influence_vector_in_cache is CACHE.MEMORY else train_set
             found = self._searched(train_set, again, blocks, of_test, nearest_neighbors)
 
-        def tests() -> Iterator[Found]:
+        def tests() -> Iterator[TopKOfBatch]:
             return (found(*evaluated) for evaluated in self._evaluated(dataset_to_evaluate, device))
 
         if save_top_k_ds_path is not None:
@@ -133,17 +133,17 @@ class InfluenceCalculator(VectorCalculator):
 
     def _linear(
         self, train_set: tf.data.Dataset, blocks: VectorBlocks, of_test: Callable[[np.ndarray], np.ndarray], k: int, order: ORDER
-    ) -> Callable[[Tensors, ExampleBatch, np.ndarray], Found]:
+    ) -> Callable[[Tensors, ExampleBatch, np.ndarray], TopKOfBatch]:
         """From a test batch to its top-k by the exact search, which keeps its candidates as the blocks go by."""
         form = dataset_form(train_set, self.model)
         specs = sample_parts(train_set.element_spec, form)
 
-        def find(element: Tensors, batch: ExampleBatch, gradients: np.ndarray) -> Found:
+        def find(element: Tensors, batch: ExampleBatch, gradients: np.ndarray) -> TopKOfBatch:
             top = TopExamples(len(batch), k, ranking(order), specs)
             tests = of_test(gradients)
             for positions, vectors in blocks:
                 top.add(tests @ vectors.T, positions, sample_parts(blocks.element, form))
-            return Found(element, batch, top.top.values, top.positions, top.parts())
+            return TopKOfBatch(element, batch, top.top.values, top.positions, top.parts())
 
         return find
 
@@ -154,16 +154,16 @@ class InfluenceCalculator(VectorCalculator):
         blocks: VectorBlocks,
         of_test: Callable[[np.ndarray], np.ndarray],
         search: NearestNeighbors,
-    ) -> Callable[[Tensors, ExampleBatch, np.ndarray], Found]:
+    ) -> Callable[[Tensors, ExampleBatch, np.ndarray], TopKOfBatch]:
         """The same by a search that gives positions in the pass it took the vectors from; their examples are found in `again`."""
         form = dataset_form(train_set, self.model)
         specs = sample_parts(train_set.element_spec, form)
 
-        def find(element: Tensors, batch: ExampleBatch, gradients: np.ndarray) -> Found:
+        def find(element: Tensors, batch: ExampleBatch, gradients: np.ndarray) -> TopKOfBatch:
             values, positions = search.query(of_test(gradients))
             wanted = blocks.digests()[positions]
             parts = find_again(again, wanted, blocks.digests_of, lambda train: sample_parts(train, form), specs)
-            return Found(element, batch, values, positions, parts)
+            return TopKOfBatch(element, batch, values, positions, parts)
 
         return find
 
@@ -195,7 +195,7 @@ class InfluenceCalculator(VectorCalculator):
 
     def _save_top_k(
         self,
-        tests: Callable[[], Iterator[Found]],
+        tests: Callable[[], Iterator[TopKOfBatch]],
         test: tf.data.Dataset,
         train_set: tf.data.Dataset,
         blocks: VectorBlocks,

@@ -145,7 +145,7 @@ class VectorReader:
                 raise ValueError(f"{self._path!r} holds vectors of {more.shape[1]} numbers, not of {self._waiting.shape[1]}")
             self._waiting = np.concatenate([self._waiting, more])
         if self._digests is not None and not np.array_equal(self._digests[self._taken : self._taken + count], digests):
-            raise self.others()
+            raise self.mismatch()
         taken, self._waiting = self._waiting[:count], self._waiting[count:]
         self._taken += count
         return taken
@@ -155,7 +155,7 @@ class VectorReader:
         if len(self._waiting) or next(self._blocks, None) is not None:
             raise ValueError(f"{self._path!r} holds more influence vectors than the dataset has examples; they are of another dataset")
 
-    def others(self) -> ValueError:
+    def mismatch(self) -> ValueError:
         """That the vectors are not the examples'."""
         return ValueError(
             f"the influence vectors in {self._path!r} are of other examples, or in another order, than the dataset's; a dataset that is "

@@ -197,6 +197,6 @@ class VectorCalculator(DatasetCalculator, abc.ABC):
             wanted = self._vectors(self._evaluate(batch.select(np.array([0])), None)[1])[0]
             # Loose: an iterative solve or a float32 model differs in later digits, another example in the first.
             if np.linalg.norm(vectors[0] - wanted) > 1e-2 * np.linalg.norm(wanted):
-                raise reader.others()
+                raise reader.mismatch()
             yield element, vectors
         reader.end()

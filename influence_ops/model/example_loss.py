@@ -136,7 +136,7 @@ class ExampleLoss:
 
 
 def _with_batch_axis(losses: tf.Tensor) -> tf.Tensor:
-    """One number for a batch of one as [1]."""
+    """Losses as [B, ...]: a loss that gives a single number for a batch of one gives [1]."""
     return losses[None] if losses.shape.rank == 0 else losses
 
 
@@ -151,6 +151,7 @@ def _reduction(loss: Loss) -> str:
 
 
 def _both_masks(a: tf.Tensor | None, b: tf.Tensor | None) -> tf.Tensor | None:
+    """True where both masks are; a missing one masks nothing."""
     return b if a is None else a if b is None else a & b
 
 

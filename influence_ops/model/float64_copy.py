@@ -63,6 +63,7 @@ def _in_float64(config: Any) -> Any:
 
 
 def _float64_dtype(dtype: Any) -> Any:
+    """A dtype, or the configuration of a dtype policy, as float64 where it is a narrower floating one."""
     if isinstance(dtype, str):
         return "float64" if dtype in _NARROW else dtype
     if isinstance(dtype, dict) and isinstance(dtype.get("config"), dict) and dtype["config"].get("name") in _NARROW:

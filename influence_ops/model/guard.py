@@ -271,17 +271,20 @@ def _summed_block(layout: BlockLayout, block: Block) -> np.ndarray:
 
 
 def _summed_blocks(found: tuple[np.ndarray, tuple[Block, ...], Layout]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Losses as they are, and the sum of each block over the examples."""
     losses, blocks, layout = found
     return losses, [_summed_block(block_layout, block) for block_layout, block in zip(layout.blocks, blocks, strict=True)]
 
 
 def _difference(losses: np.ndarray, sums: list[np.ndarray], other_losses: np.ndarray, other_sums: list[np.ndarray]) -> float:
+    """The larger of the relative differences of two lists of losses and of two lists of summed blocks."""
     scale = max((float(np.abs(part).max()) for part in sums), default=0.0)
     worst = max((float(np.abs(a - b).max()) for a, b in zip(sums, other_sums, strict=True)), default=0.0)
     return max(_relative_difference(losses, other_losses), worst / scale if scale else worst)
 
 
 def _largest_difference(found: list[Any], wanted: list[Any]) -> float:
+    """The largest relative difference of any two floating tensors."""
     floats = [(a, b) for a, b in zip(found, wanted, strict=True) if tf.convert_to_tensor(a).dtype.is_floating]
     return max((_relative_difference(to_numpy(a), to_numpy(b)) for a, b in floats), default=0.0)
 

@@ -117,7 +117,8 @@ def narrowest_dtype(model: Any) -> str:
     return narrow[0] if narrow else "float32"
 
 
-def _user_loss(function: Any, labels: Tensors, outputs: Tensors, weights: Any, model: Any) -> tf.Tensor:
+def _user_loss(function: Any, labels: Tensors, outputs: Tensors, weights: tf.Tensor | None, model: Any) -> tf.Tensor:
+    """The loss of a batch by the user's function: through Keras's `compile` where that takes it, else by calling it."""
     name = weights_argument(function)
     if name is not None:
         return tf.reduce_mean(tf.convert_to_tensor(function(labels, outputs, **{name: tf.ones(1) if weights is None else weights})))
@@ -130,7 +131,10 @@ def _user_loss(function: Any, labels: Tensors, outputs: Tensors, weights: Any, m
     return found if weights is None else found * tf.cast(tf.reduce_mean(weights), found.dtype)
 
 
-def _compiled_loss(loss: Loss, labels: Tensors, outputs: Tensors, weights: Any, model: Any, loss_weights: Any = None) -> tf.Tensor:
+def _compiled_loss(
+    loss: Loss, labels: Tensors, outputs: Tensors, weights: tf.Tensor | None, model: Any, loss_weights: Any = None
+) -> tf.Tensor:
+    """The loss of a batch as a model that was compiled with `loss` computes it."""
     names = getattr(model, "output_names", None) or None
     return tf.convert_to_tensor(CompileLoss(loss, loss_weights, output_names=names)(labels, outputs, weights))
 
@@ -148,7 +152,7 @@ def _in_keras(loss: Loss, labels: Tensors, outputs: Tensors) -> Loss:
 
 
 def _untyped(tensor: Any) -> Any:
-    """Keras's functions are typed as of any of its backends."""
+    """The same for type checkers, to which Keras's functions return tensors of any of its backends."""
     return tensor
 
 

@@ -78,6 +78,7 @@ def open_network(model: Any, precision: Precision) -> Network:
 
 
 def _weights_dtype(model: Any) -> str:
+    """The dtype of a model's first weight: what it computes in."""
     trainable = model.trainable_variables or model.variables
     return str(trainable[0].dtype) if trainable else "float32"
 

@@ -14,7 +14,7 @@ from beam_influence.influence_ops.types import Loss, Tensors
 _MIXING = (keras.losses.hinge, keras.losses.squared_hinge)  # they look for labels 0 and 1 in the whole batch
 _CROSS_ENTROPIES = (keras.losses.sparse_categorical_crossentropy, keras.losses.categorical_crossentropy)
 _CHOSEN_BY_SHAPE = ("crossentropy", "ce")  # names by which Keras takes one of its cross-entropies
-Found = tuple[tf.Tensor, tf.Tensor | None]
+PositionLosses = tuple[tf.Tensor, tf.Tensor | None]
 """Losses [B, ...] before they are reduced, and the mask that the loss itself gives."""
 
 
@@ -46,7 +46,7 @@ def is_softmax_cross_entropy(loss: Loss, activation: str) -> bool:
     return plain and (activation == "softmax" or (bool(settings.get("from_logits")) and activation == "linear"))
 
 
-def keras_losses(loss: Loss, labels: tf.Tensor, values: tf.Tensor, predictions: tf.Tensor, activation: str) -> Found:
+def keras_losses(loss: Loss, labels: tf.Tensor, values: tf.Tensor, predictions: tf.Tensor, activation: str) -> PositionLosses:
     """The losses [B, ...] of one output, as `compile(loss=...)` has them.
 
     Args:
@@ -65,7 +65,7 @@ def keras_losses(loss: Loss, labels: tf.Tensor, values: tf.Tensor, predictions: 
     return _with_mask(function(*_with_equal_ranks(labels, predictions)))
 
 
-def user_losses(function: Callable, labels: Tensors, predictions: Tensors, weights: tf.Tensor | None) -> Found:
+def user_losses(function: Callable, labels: Tensors, predictions: Tensors, weights: tf.Tensor | None) -> PositionLosses:
     """The losses [B, ...] of a function of the user's that was given beside the model.
 
     Labels of integers stay integers where the function takes them; else they are floats, as Keras would have them.
@@ -92,6 +92,7 @@ def user_losses(function: Callable, labels: Tensors, predictions: Tensors, weigh
 
 
 def _loss_for_shapes(name: str, labels: tf.Tensor, predictions: tf.Tensor) -> Loss:
+    """Keras's loss of that name; of the names that stand for several cross-entropies, the one that the shapes call for."""
     if name.lower() not in _CHOSEN_BY_SHAPE:
         return keras.losses.get(name)
     if predictions.shape[-1] == 1:
@@ -113,6 +114,7 @@ def _with_equal_ranks(labels: tf.Tensor, predictions: tf.Tensor) -> tuple[tf.Ten
 
 
 def _squeeze_or_expand(longer: Any, shorter: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    """The two with equal ranks, where `longer` has one axis more, of length 1; else as they are."""
     if longer.shape.rank == shorter.shape.rank + 1 and longer.shape[-1] == 1:
         if shorter.shape.rank == 1:
             shorter = shorter[..., None]

@@ -12,6 +12,8 @@ from beam_influence.influence_ops.results.result_files import read_manifest
 from beam_influence.pipelines.run_pipeline import RunFailedError
 from tests.pipelines.digits_job import DigitsJob, read, run_quietly
 
+HERE = "tests.pipelines.test_late_rejections"
+
 SIGN = "BEAM_INFLUENCE_TEST_CURVATURE"
 MARK = 0.123
 
@@ -40,7 +42,7 @@ def test_a_rejection_of_the_scoring_pass(job: DigitsJob, outputs: str, tmp_path:
     monkeypatch.setenv(SIGN, str(output / "curvature" / "meta.json"))
     more = {"curvature": "kfac", "test": None} if outputs == "index" else {}
     config = job.config(
-        output, outputs=outputs, group_feature=None, max_rejected=3, preprocess="tests.pipelines.test_late_rejections:spoil", input_features="image", **more
+        output, outputs=outputs, group_feature=None, max_rejected=3, preprocess=f"{HERE}:spoil", input_features="image", **more
     )
     run_quietly(config)
     rejected = read(config.output, "rejected").to_pylist()
@@ -54,7 +56,7 @@ def test_a_rejection_of_the_scoring_pass(job: DigitsJob, outputs: str, tmp_path:
 def test_they_count(job: DigitsJob, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "out"
     monkeypatch.setenv(SIGN, str(output / "curvature" / "meta.json"))
-    config = job.config(output, outputs="top_k", group_feature=None, max_rejected=2, preprocess="tests.pipelines.test_late_rejections:spoil", input_features="image")
+    config = job.config(output, outputs="top_k", group_feature=None, max_rejected=2, preprocess=f"{HERE}:spoil", input_features="image")
     with pytest.raises(RunFailedError, match=r"3 examples were rejected, more than --max_rejected 2"):
         run_quietly(config)
     assert not (output / "manifest.json").exists()

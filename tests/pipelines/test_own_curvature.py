@@ -19,7 +19,9 @@ from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.pipelines.cli import main
 from tests.pipelines.digits_job import FN_API, DigitsJob, influence_model
 
-OWN = "tests.pipelines.test_own_curvature:CutDiagonal"
+HERE = "tests.pipelines.test_own_curvature"
+
+OWN = f"{HERE}:CutDiagonal"
 NEEDED = ["--model=m", "--train=a", "--output=o", "--outputs=self_influence"]
 
 
@@ -144,4 +146,4 @@ class NamedLikeAnother(CutDiagonal):
 
 def test_a_setting_can_not_have_the_name_of_an_option() -> None:
     with pytest.raises(ValueError, match="the setting batch_size of NamedLikeAnother has the name of another option"):
-        InfluenceConfig(model="m", train="a", output="o", outputs="curvature", curvature="tests.pipelines.test_own_curvature:NamedLikeAnother")
+        InfluenceConfig(model="m", train="a", output="o", outputs="curvature", curvature=f"{HERE}:NamedLikeAnother")

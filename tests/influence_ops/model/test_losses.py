@@ -14,6 +14,8 @@ from beam_influence.influence_ops.model.example_loss import ExampleLoss
 from beam_influence.influence_ops.model.heads import Heads, Outputs
 from beam_influence.influence_ops.model.losses import BUILT_IN, resolve_loss, sigmoid_cross_entropy, softmax_cross_entropy, squared_error
 
+HERE = "tests.influence_ops.model.test_losses"
+
 losses = keras.losses
 
 FLOAT64 = 1e-12  # a handful of operations in float64
@@ -122,7 +124,7 @@ def test_names_are_stable():
     assert name(losses.Huber(delta=2.0)) != name(losses.Huber(delta=3.0))
     assert name(losses.Huber(reduction="sum")) != name(losses.Huber())  # over positions it is another number
     assert name(losses.Huber) == name(losses.Huber())
-    path = "tests.influence_ops.model.test_losses:own_loss"
+    path = f"{HERE}:own_loss"
     assert (resolve_loss(path).losses, resolve_loss(path).name) == (own_loss, path)
     assert name(own_loss) == path
 
@@ -165,7 +167,7 @@ def test_a_compiled_loss_that_need_not_be_the_training_loss_is_refused(kind, met
     [
         ("no_such_loss", "no loss is called 'no_such_loss'; use one of sigmoid_cross_entropy, softmax_cross_entropy, squared_error"),
         ("no_such_module_at_all:f", "can't import 'no_such_module_at_all'"),
-        ("tests.influence_ops.model.test_losses:missing", "has no attribute 'missing'"),
+        (f"{HERE}:missing", "has no attribute 'missing'"),
         (":f", "is not an import path"),
     ],
 )

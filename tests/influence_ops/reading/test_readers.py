@@ -19,6 +19,8 @@ from beam_influence.influence_ops.reading.features import Feature, FeatureSpec, 
 from beam_influence.influence_ops.reading.resolve_features import FeatureResolver
 from beam_influence.influence_ops.reading.tfrecord_framing import write_records
 
+HERE = "tests.influence_ops.reading.test_readers"
+
 X = Feature("x", "float", (2,))
 Y = Feature("y", "int", ())
 WORD = Feature("word", "bytes", ())
@@ -189,7 +191,7 @@ def _with_label(features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def test_a_preprocess_function_fails_for_one_row_only() -> None:
     spec = FeatureSpec(
-        (("in", Feature("in", "float", (2,))),), (Y,), preprocess="tests.influence_ops.reading.test_readers:_double", raw=(X,), format="parquet"
+        (("in", Feature("in", "float", (2,))),), (Y,), preprocess=f"{HERE}:_double", raw=(X,), format="parquet"
     )
     data = parquet({"x": [[1, 2], [-1, 2], [3, 4]], "y": [0, 1, 2]})
     (rows,) = READERS["parquet"](spec.features()).read(io.BytesIO(data), 10)
@@ -201,7 +203,7 @@ def test_a_preprocess_function_fails_for_one_row_only() -> None:
 
 def test_a_preprocess_function_may_return_the_label() -> None:
     spec = FeatureSpec(
-        (("in", Feature("in", "float", (2,))),), (WORD,), preprocess="tests.influence_ops.reading.test_readers:_with_label", raw=(X, WORD), format="parquet"
+        (("in", Feature("in", "float", (2,))),), (WORD,), preprocess=f"{HERE}:_with_label", raw=(X, WORD), format="parquet"
     )
     (rows,) = READERS["parquet"](spec.features()).read(io.BytesIO(parquet({"x": [[1, 2]], "word": ["abc"]})), 10)
     batch, _ = RowDecoder(spec).decode(rows, "f")

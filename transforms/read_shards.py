@@ -23,15 +23,19 @@ from beam_influence.transforms.progress import Progress
 from beam_influence.transforms.typed import collection
 
 NAMESPACE = "beam_influence"
+MAX_FILES = 100_000
+"""Of a split: what each file's end tells the manifest, some 1.5 KB, is collected by one worker."""
 
 
 def list_shards(split: str, patterns: list[str]) -> list[Shard]:
     """The files of a split, matched once before the pipeline starts, so that every pass sees the same ones.
 
     Raises:
-      ValueError: a pattern matches nothing.
+      ValueError: a pattern matches nothing, or more than `MAX_FILES`.
     """
     files = match_files(patterns)
+    if len(files) > MAX_FILES:
+        raise ValueError(f"--{split} matches {len(files):,} files, more than {MAX_FILES:,}; write the examples to fewer, larger files")
     base = common_folder([file.path for file in files])
     return [Shard(split, ordinal, file.path, file.path[len(base) :], file.size, file.modified) for ordinal, file in enumerate(files)]
 

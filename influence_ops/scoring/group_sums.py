@@ -6,9 +6,12 @@ import numpy as np
 
 from beam_influence.influence_ops.scoring.part import Part
 
+LIMIT = 1 << 30
+"""The most bytes that the sums of all groups may take in one process; what leaves it is no larger."""
+
 
 class GroupSums(Part):
-    """Σ_{i∈G} I(z_i, t) and the size of each group G: tables that merge in any order.
+    """Σ_{i∈G} I(z_i, t) and the size of each group G: tables that merge in any order, of at most `LIMIT` bytes.
 
     Attributes:
       sums: group name -> [T] float64.
@@ -37,5 +40,10 @@ class GroupSums(Part):
             self._take(name, total, other.counts[name])
 
     def _take(self, name: str, total: np.ndarray, count: int) -> None:
+        if name not in self.sums and 8 * (len(self.sums) + 1) * self.queries > LIMIT:
+            raise ValueError(
+                f"{len(self.sums) + 1:,} groups with {self.queries:,} numbers each take more than {LIMIT >> 20:,} MiB; use fewer groups, "
+                "or watch fewer weights (where these are sums of gradients) or a smaller --query_block_size (where they are influence)"
+            )
         self.sums[name] = self.sums[name] + total if name in self.sums else np.array(total)
         self.counts[name] = self.counts.get(name, 0) + count

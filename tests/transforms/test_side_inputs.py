@@ -1,0 +1,56 @@
+"""What one worker collects from all others is bounded in bytes, whatever the number of examples; see also test_query_references."""
+
+from __future__ import annotations
+
+import pathlib
+import pickle
+
+import numpy as np
+import pytest
+
+from beam_influence.influence_ops.curvature import curvature_by_name
+from beam_influence.influence_ops.results.result_files import WrittenFile
+from beam_influence.influence_ops.scoring import group_sums
+from beam_influence.influence_ops.scoring.group_sums import GroupSums
+from beam_influence.transforms import read_shards
+from beam_influence.transforms.broadcast import INLINE_PART_LIMIT
+from beam_influence.transforms.elements import ShardCount, StatisticPart
+from beam_influence.transforms.finish_curvature import _SavePartDoFn
+from beam_influence.transforms.read_shards import MAX_FILES, list_shards
+
+
+@pytest.mark.parametrize("numbers", [1, 5_000, 8_192, 8_193, 1_000_000])
+def test_a_part_of_a_statistic_travels_by_path_when_it_is_large(tmp_path: pathlib.Path, numbers: int) -> None:
+    """A layer's part is of the size of the layer, not of the data; above 64 KiB only its path travels: 1,000 layers' are 64 MiB at most."""
+    curvature = curvature_by_name("gauss_newton")
+    save = _SavePartDoFn(curvature, str(tmp_path))
+    ((_, broadcast),) = save.process(("a", StatisticPart("a", np.ones(numbers))))
+    assert len(pickle.dumps(broadcast)) <= INLINE_PART_LIMIT + 1024
+    assert broadcast.open()[0]["part"].sum() == numbers
+
+
+def test_groups_are_refused_before_they_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_sums, "LIMIT", 8 * 1000 * 3)
+    sums, others = GroupSums(1000), GroupSums(1000)
+    for part, names in ((sums, ["a", "b", "c"]), (others, ["b", "c", "d"])):
+        part.add(np.ones((1000, 3)), np.array(names, dtype=object))
+        assert sum(total.nbytes for total in part.sums.values()) == group_sums.LIMIT
+    sums.add(np.ones((1000, 2)), np.array(["a", "c"], dtype=object))
+    with pytest.raises(ValueError, match=r"4 groups with 1,000 numbers each take more than .* use fewer groups, or watch fewer weights"):
+        sums.merge(others)
+
+
+def test_what_files_tell_the_manifest_is_bounded(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The most that a training file can tell: three tables with a row for each example, and the counts of every stage; 150 MB in all."""
+    name = "part-00000-of-00001.tfrecord.gz"
+    tables = ("self_influence", "scores", "influence_vectors")
+    files = [WrittenFile(table, f"{table}/shard-99999.parquet", 10**9, 10**12) for table in tables]
+    stages = ("curvature", "pass_001", "pass_002", "score")
+    counts = [ShardCount(stage, "train", name, 10**9, 10**9, 10**9, ("group one", "group two")) for stage in stages]
+    assert sum(len(pickle.dumps(told)) for told in (*files, *counts)) <= 1500
+    monkeypatch.setattr(read_shards, "MAX_FILES", 2)
+    for number in range(3):
+        (tmp_path / f"{number}.tfrecord").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"--train matches 3 files, more than 2; write the examples to fewer, larger files"):
+        list_shards("train", [f"{tmp_path}/*.tfrecord"])
+    assert MAX_FILES == 100_000

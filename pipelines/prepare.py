@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from beam_influence.influence_ops.curvature import load_preconditioner
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.guard import Agreement
 from beam_influence.influence_ops.model.network import declared_outputs
-from beam_influence.influence_ops.reading.features import FeatureSpec, parse_schema
+from beam_influence.influence_ops.reading.features import FeatureSpec, Schema, parse_schema
 from beam_influence.influence_ops.results.result_files import read_facts, table_files
 from beam_influence.influence_ops.scoring.index import INDEX
 from beam_influence.pipelines.check_model import check_model
@@ -80,20 +81,63 @@ def prepare(config: InfluenceConfig) -> Plan:
       ValueError: files are missing, the model can't be used, the data does not fit it, or the saved curvature
         is not for it. Nothing has been written by then.
     """
+    files = _find_files(config)
+    model, spec = _model_spec(config).open_first()
+    if config.second_order_groups or (config.make_curvature().needs_hessian and not files.curvature_path):
+        model.check_second_derivatives()
+    if files.curvature_path:
+        _check_saved_curvature(config, model, files.curvature_path)
+    schema = _schema(config)
+    specs: dict[str, FeatureSpec] = {}
+    for shards in filter(None, (files.train, files.test)):
+        specs[shards[0].split] = find_features(config, shards, model.inputs, declared_outputs(model.network.original), schema)
+    of_examples = [(specs[shards[0].split], shards) for shards in (files.train, files.test) if shards]
+    model, spec = check_model(model, spec, config, of_examples)
+    for block in model.layout().blocks:
+        _LOG.info("gradients of %s: [%d, %d], %s", block.name, block.rows, block.columns, block.kind)
+    train, features = files.train or files.vectors, (specs.get("train"), specs.get("test"))
+    return Plan(
+        train,
+        files.test,
+        *features,
+        files.curvature_path,
+        files.indexed,
+        spec,
+        model.weight_names,
+        model.size,
+        model.total_size,
+        model.dtype,
+        model.weights_without_factors,
+        model.agreement,
+        find_finished(config, spec, train, files.test, *features, files.curvature_path) if config.resume else None,
+    )
+
+
+class _Files(NamedTuple):
+    """The files that a run reads: examples of both splits, saved influence vectors or an index, a saved curvature, an index to add to."""
+
+    train: list[Shard]
+    test: list[Shard]
+    vectors: list[Shard]
+    curvature_path: str | None
+    indexed: dict[str, Any] | None
+
+
+def _find_files(config: InfluenceConfig) -> _Files:
     train = list_shards("train", _patterns(config.train)) if config.train else []
     test = list_shards("test", _patterns(config.test)) if config.test else []
-    vectors, curvature_path = [], config.curvature_path
-    indexed = None
-    if config.influence_vectors_path:
-        curvature_path = join(config.influence_vectors_path, "curvature")
-        vectors = _vector_shards(config)
-    if config.index:
-        curvature_path = join(config.index, "curvature")
-        vectors = _result_shards(table_files(config.index, INDEX, BeamFiles()))
     if config.update:
-        curvature_path = join(config.output, "curvature")
         indexed, train = index_to_grow(config, train)
-    spec = ModelSpec(
+        return _Files(train, test, [], join(config.output, "curvature"), indexed)
+    if config.index:
+        return _Files(train, test, _result_shards(table_files(config.index, INDEX, BeamFiles())), join(config.index, "curvature"), None)
+    if config.influence_vectors_path:
+        return _Files(train, test, _vector_shards(config), join(config.influence_vectors_path, "curvature"), None)
+    return _Files(train, test, [], config.curvature_path, None)
+
+
+def _model_spec(config: InfluenceConfig) -> ModelSpec:
+    return ModelSpec(
         config.model,
         "",
         config.loss,
@@ -109,53 +153,31 @@ def prepare(config: InfluenceConfig) -> Plan:
         config.checkpoint_paths,
         config.checkpoint_rates,
     )
-    model, spec = spec.open_first()
-    if config.second_order_groups or (config.make_curvature().needs_hessian and not curvature_path):
-        model.check_second_derivatives()
-    if curvature_path:
-        preconditioner = load_preconditioner(curvature_path, BeamFiles())
-        preconditioner.check(model)
-        if config.solver_passes and preconditioner.meta["curvature"] != config.make_curvature().name:
-            raise ValueError(
-                f"the curvature at {curvature_path!r} is {preconditioner.meta['curvature']!r}; passes over the data need the one "
-                f"that --curvature {config.curvature} fits, or --passes 0"
-            )
-        if bool(preconditioner.meta.get("leave_one_out")) != (config.removal == "newton"):
-            raise ValueError(
-                f"the curvature at {curvature_path!r} was not fitted for --removal {config.removal}; "
-                "fit it again with the same --removal"
-            )
-        if config.only_index:
-            preconditioner.bind(model).embed(np.zeros((1, model.size)))  # refuses a curvature without one
-    schema = None
-    if config.schema:
-        if not BeamFiles().exists(config.schema):
-            raise ValueError(f"there is no schema at {config.schema!r}")
-        schema = parse_schema(BeamFiles().read(config.schema).decode())
-    specs: dict[str, FeatureSpec] = {}
-    for shards in filter(None, (train, test)):
-        specs[shards[0].split] = find_features(config, shards, model.inputs, declared_outputs(model.network.original), schema)
-    model, spec = check_model(model, spec, config, [(specs[shards[0].split], shards) for shards in (train, test) if shards])
-    for block in model.layout().blocks:
-        _LOG.info("gradients of %s: [%d, %d], %s", block.name, block.rows, block.columns, block.kind)
-    return Plan(
-        train or vectors,
-        test,
-        specs.get("train"),
-        specs.get("test"),
-        curvature_path,
-        indexed,
-        spec,
-        model.weight_names,
-        model.size,
-        model.total_size,
-        model.dtype,
-        model.weights_without_factors,
-        model.agreement,
-        find_finished(config, spec, train or vectors, test, specs.get("train"), specs.get("test"), curvature_path)
-        if config.resume
-        else None,
-    )
+
+
+def _check_saved_curvature(config: InfluenceConfig, model: ExplainedModel, path: str) -> None:
+    """Refuses a saved curvature that is of another model, or that this run can't use."""
+    preconditioner = load_preconditioner(path, BeamFiles())
+    preconditioner.check(model)
+    if config.solver_passes and preconditioner.meta["curvature"] != config.make_curvature().name:
+        raise ValueError(
+            f"the curvature at {path!r} is {preconditioner.meta['curvature']!r}; passes over the data need the one "
+            f"that --curvature {config.curvature} fits, or --passes 0"
+        )
+    if bool(preconditioner.meta.get("leave_one_out")) != (config.removal == "newton"):
+        raise ValueError(
+            f"the curvature at {path!r} was not fitted for --removal {config.removal}; fit it again with the same --removal"
+        )
+    if config.only_index:
+        preconditioner.bind(model).embed(np.zeros((1, model.size)))  # refuses a curvature without one
+
+
+def _schema(config: InfluenceConfig) -> Schema | None:
+    if not config.schema:
+        return None
+    if not BeamFiles().exists(config.schema):
+        raise ValueError(f"there is no schema at {config.schema!r}")
+    return parse_schema(BeamFiles().read(config.schema).decode())
 
 
 def _vector_shards(config: InfluenceConfig) -> list[Shard]:
@@ -176,5 +198,3 @@ def _result_shards(paths: list[str]) -> list[Shard]:
 
 def _patterns(text: str) -> list[str]:
     return [pattern.strip() for pattern in text.split(",") if pattern.strip()]
-
-

@@ -30,8 +30,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores, since some tests wait for servers; no more than eight, each of which takes 2 GiB."""
-    return min(len(os.sched_getaffinity(0)) + 1, 8)
+    """Two more than there are cores, since some tests wait for servers; no more than eight, each of which takes 2 GiB."""
+    return min(len(os.sched_getaffinity(0)) + 2, 8)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

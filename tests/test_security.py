@@ -92,6 +92,7 @@ READERS_OF_OPTIONS = {
     "pipelines/clean.py": "compares two options",
     "pipelines/damping_sweep.py": "_check, check_code",
     "pipelines/grow_index.py": "compares two options",
+    "pipelines/load_influence.py": "tells two options",
     "pipelines/scored_data.py": "check_code",
     "pipelines/tfx/influence_executor.py": "compares one option",
     "influence_ops/evaluation/score_table.py": "compares options",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -125,7 +126,7 @@ def test_names_are_stable():
     assert name(losses.Huber(reduction="sum")) != name(losses.Huber())  # over positions it is another number
     assert name(losses.Huber) == name(losses.Huber())
     path = f"{HERE}:own_loss"
-    assert (resolve_loss(path).losses, resolve_loss(path).name) == (own_loss, path)
+    assert (resolve_loss(path).losses, resolve_loss(path).name) == (importlib.import_module(HERE).own_loss, path)
     assert name(own_loss) == path
 
 

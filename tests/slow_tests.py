@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ElementTree
 
 from tests.conftest import FOLDER, SLOW
 
-SECONDS = 2.0
+SECONDS = 1.0
 
 
 def slow_tests(report: str) -> list[str]:
@@ -27,4 +27,4 @@ def slow_tests(report: str) -> list[str]:
 if __name__ == "__main__":
     listed = slow_tests(sys.argv[1])
     SLOW.write_text("\n".join(listed) + "\n", encoding="utf-8")
-    print(f"{len(listed)} tests take more than {SECONDS:.0f} s; written to {SLOW.relative_to(FOLDER.parent)}")
+    print(f"{len(listed)} tests take more than {SECONDS:g} s; written to {SLOW.relative_to(FOLDER.parent)}")

@@ -125,9 +125,9 @@ def test_names_are_stable():
     assert name(losses.Huber(delta=2.0)) != name(losses.Huber(delta=3.0))
     assert name(losses.Huber(reduction="sum")) != name(losses.Huber())  # over positions it is another number
     assert name(losses.Huber) == name(losses.Huber())
-    path = f"{HERE}:own_loss"
-    assert (resolve_loss(path).losses, resolve_loss(path).name) == (importlib.import_module(HERE).own_loss, path)
-    assert name(own_loss) == path
+    path, named = f"{HERE}:own_loss", importlib.import_module(HERE).own_loss
+    assert (resolve_loss(path).losses, resolve_loss(path).name) == (named, path)
+    assert name(named) == path
 
 
 def test_the_compiled_loss():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from beam_influence.transforms.files import BeamFiles
 _ROWS = 1 << 17  # some 4 MB of ids and scores
 
 
-def load_influence(folder: str, beam_arguments: Sequence[str] = ()) -> Influence:
+def load_influence(folder: str | os.PathLike[str], beam_arguments: Sequence[str] = ()) -> Influence:
     """Opens the results of a finished run; tables are read when they are asked for.
 
     Args:
@@ -32,6 +33,7 @@ def load_influence(folder: str, beam_arguments: Sequence[str] = ()) -> Influence
       influence = load_influence("out/digits/influence")
       influence.explain("test-00000-of-00001.tfrecord.gz:2").to_pandas()
     """
+    folder = os.fspath(folder)
     if beam_arguments:
         open_file_systems(beam_arguments)
     try:

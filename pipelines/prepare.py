@@ -159,9 +159,12 @@ def _check_saved_curvature(config: InfluenceConfig, model: ExplainedModel, path:
     """Refuses a saved curvature that is of another model, or that this run can't use."""
     preconditioner = load_preconditioner(path, BeamFiles())
     preconditioner.check(model)
-    if config.solver_passes and preconditioner.meta["curvature"] != config.make_curvature().name:
+    saved, named = preconditioner.meta["curvature"], config.make_curvature().name
+    if not config.solver_passes and saved != named and config.curvature != type(config).curvature:
+        raise ValueError(f"the curvature at {path!r} is {saved!r}, not --curvature {config.curvature}; leave one of them out")
+    if config.solver_passes and saved != named:
         raise ValueError(
-            f"the curvature at {path!r} is {preconditioner.meta['curvature']!r}; passes over the data need the one "
+            f"the curvature at {path!r} is {saved!r}; passes over the data need the one "
             f"that --curvature {config.curvature} fits, or --passes 0"
         )
     if bool(preconditioner.meta.get("leave_one_out")) != (config.removal == "newton"):

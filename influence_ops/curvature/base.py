@@ -52,6 +52,8 @@ class FinishOptions:
             raise ValueError(f"damping={self.damping!r} must be a number of at least 0 or 'auto'")
         if self.rcond is not None and not 0 <= self.rcond < 1:
             raise ValueError(f"rcond={self.rcond!r} must be at least 0 and below 1")
+        if self.rcond is not None and self.damping != 0:
+            raise ValueError(f"rcond={self.rcond!r} is of the pseudo-inverse, and damping={self.damping!r} needs none; use damping 0")
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"rank={self.rank} must be at least 1")
 

@@ -196,7 +196,9 @@ def kronecker(
         shifts = [penalty + damping for penalty in penalties]
     else:
         shifts = [_AUTO_FRACTION * max(float(values.mean()), _FLOOR * mean) for values in eigenvalues]
-    if min(float(values.min()) + shift for values, shift in zip(eigenvalues, shifts, strict=True)) <= 0:
+    # The rule of the pseudo-inverse, layer by layer: what is smaller is 0 but for rounding.
+    shifted = [values + shift for values, shift in zip(eigenvalues, shifts, strict=True)]
+    if any(values.min() <= values.size * np.finfo(np.float64).eps * values.max() for values in shifted):
         raise ValueError(f"the {name} curvature has eigenvalues of 0, so damping={damping!r} gives no inverse; use one above 0, or auto")
     arrays: dict[str, np.ndarray] = {}
     for number, ((inputs, errors), values) in enumerate(zip(sides, eigenvalues, strict=True)):

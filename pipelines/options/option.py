@@ -66,7 +66,12 @@ def check_values(options: Any) -> None:
         choices, least, value = field.metadata["choices"], field.metadata["least"], getattr(options, field.name)
         if value is None:
             continue
-        if field.metadata["names"] and not value.strip(" ,"):
+        wanted = option_type(field, type(options))
+        if wanted in (str, bool) and not isinstance(value, wanted):
+            raise ValueError(f"--{field.name} {value!r} must be {'text' if wanted is str else 'True or False'}, not {type(value).__name__}")
+        if wanted in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ValueError(f"--{field.name} {value!r} must be a number, not {type(value).__name__}")
+        if field.metadata["names"] and not str(value).strip(" ,"):
             raise ValueError(f"--{field.name} {value!r} must not be empty")
         if choices and value not in choices:
             raise ValueError(f"--{field.name} {value!r} must be one of {', '.join(choices)}")

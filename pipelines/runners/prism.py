@@ -7,7 +7,7 @@ import pathlib
 import shutil
 
 from beam_influence.pipelines.runners.runner import TIME_LIMIT, Engine, Request, Runner
-from beam_influence.pipelines.runners.workers import ENVIRONMENT, worker_arguments
+from beam_influence.pipelines.runners.workers import ENVIRONMENT, connect, worker_arguments
 
 
 class Prism(Runner):
@@ -20,6 +20,8 @@ class Prism(Runner):
         given = request.beam.get("prism_location")
         if given is not None and "://" not in given and shutil.which(given) is None:
             raise ValueError(f"--prism_location {given!r} is not a program; {_how_to_get_it()}")
+        if endpoint := request.beam.get("job_endpoint"):
+            connect("--job_endpoint", endpoint, "start Prism there, or leave it out: it is then started here")
         found = [f"--prism_location={find_prism()}"] if given is None else []
         return Engine(["--runner=PrismRunner", *found, *worker_arguments(request.own.environment, request.beam, True)], True)
 

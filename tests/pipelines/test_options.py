@@ -32,6 +32,7 @@ GOES_WITH: dict[str, dict[str, str]] = {
     "influence_vectors_path": {"train": "", "test": "b"},
     "index": {"train": "", "test": "b"},
     "fisher": {"curvature": "ekfac"},
+    "rcond": {"damping": "0"},
     "passes": {"curvature": "arnoldi"},
     "tolerance": {"curvature": "lissa"},
     "max_iterations": {"curvature": "lissa"},

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import pathlib
 import shutil
+import sys
 from typing import Any
 
 import keras
@@ -12,6 +15,7 @@ import pytest
 
 from beam_influence.pipelines.clear_output import clear_output
 from beam_influence.pipelines.prepare import prepare
+from beam_influence.pipelines.runners import choose_engine
 from tests.pipelines.conftest import FinishedRun
 from tests.pipelines.digits_job import DigitsJob, files_below, read, run_quietly
 
@@ -175,3 +179,15 @@ def test_a_work_dir_keeps_what_is_not_ours(job: DigitsJob, tmp_path: pathlib.Pat
     clear_output(config, ("top_k",), "manifest.json")
     run_quietly(config)
     assert files_below(work) == {"mine.txt", "deep/mine.txt"}
+
+
+def test_a_curvature_named_beside_another_saved_one_is_refused(finished: FinishedRun, tmp_path: pathlib.Path) -> None:
+    saved = dataclasses.replace(finished.config, output=str(tmp_path / "out"), curvature_path=str(finished.output / "curvature"))
+    name = json.loads((finished.output / "curvature" / "meta.json").read_text())["curvature"]
+    with pytest.raises(ValueError, match=f"is '{name}', not --curvature ekfac; leave one of them out"):
+        prepare(dataclasses.replace(saved, curvature="ekfac"))
+
+
+def test_prism_where_nothing_answers_is_refused() -> None:
+    with pytest.raises(ValueError, match="--job_endpoint: nothing answers at localhost:1"):
+        choose_engine(["--runner=prism", "--job_endpoint=localhost:1", f"--prism_location={sys.executable}"])

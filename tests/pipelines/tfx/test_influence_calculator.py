@@ -139,7 +139,8 @@ def test_a_saved_curvature_is_used(first: dict[str, Any], tmp_path: pathlib.Path
 @pytest.mark.parametrize("curvature", ["identity", "conjugate_gradient", "arnoldi"])
 def test_other_curvatures_tell_their_facts(first: dict[str, Any], tmp_path: pathlib.Path, curvature: str) -> None:
     inputs = {name: first[name] for name in ("examples", "model")}
-    found = execute(inputs, tmp_path, curvature=curvature, input_features="image", outputs="top_k", damping=0.01)
+    damping = {} if curvature == "identity" else {"damping": 0.01}
+    found = execute(inputs, tmp_path, curvature=curvature, input_features="image", outputs="top_k", **damping)
     for artifact in found.values():
         assert artifact.get_string_custom_property("curvature") == curvature
         assert artifact.get_int_custom_property("watched_weights") == 90

@@ -40,7 +40,8 @@ def scores(output: pathlib.Path, table: str = "scores") -> np.ndarray:
 def test_the_job_sums_over_checkpoints(
     job: DigitsJob, checkpoints: list[pathlib.Path], tmp_path: pathlib.Path, curvature: str, suffix: str
 ) -> None:
-    options: dict[str, Any] = {"curvature": curvature, "damping": "0.05", "outputs": "top_k,scores,self_influence", "group_feature": None}
+    damping = "auto" if curvature == "identity" else "0.05"
+    options: dict[str, Any] = {"curvature": curvature, "damping": damping, "outputs": "top_k,scores,self_influence", "group_feature": None}
     for number, path in enumerate(checkpoints):
         run_quietly(job.config(tmp_path / str(number), model=str(path), **options))
     listed = ",".join(str(path.with_suffix(suffix) if suffix == ".keras" else path.parent / f"{path.stem}{suffix}") for path in checkpoints)

@@ -43,8 +43,6 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
             raise ValueError("--checkpoints sums influence of first order; leave --removal and --second_order_groups out")
         self.make_curvature()
         self.score_options()
-        if self.curvature_kind.passes == 0 and self.damping not in ("auto", "0", "0.0"):
-            raise ValueError(f"--damping {self.damping}: --curvature {self.curvature} is never damped; leave one of them out")
         takes_rank = self.curvature_kind.takes_rank
         if self.rank is not None and (takes_rank == "never" or (takes_rank == "index" and not self.only_index)):
             raise ValueError(

@@ -40,4 +40,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid in slow:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: ([*SHARING, item.path.parent.name].index(item.path.parent.name)))
+    items.sort(key=lambda item: item.path.parent.name not in SHARING)

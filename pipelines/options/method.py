@@ -129,7 +129,8 @@ class MethodOptions:
         """Raises `ValueError` where one is wrong, or of another curvature."""
         kind = self.curvature_kind
         self._refuse_settings_of_others(kind)
-        self.finish_options()
+        if self.finish_options().damping not in ("auto", 0.0) and kind.passes == 0:
+            raise ValueError(f"--damping {self.damping}: --curvature {self.curvature} is never damped; leave one of them out")
         if self.tolerance is not None and not 0 < self.tolerance < 1:
             raise ValueError(f"--tolerance {self.tolerance} must be between 0 and 1")
         if self.rank is not None and "projection_dim" in setting_fields(kind.Settings):

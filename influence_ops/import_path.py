@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import hashlib
+import importlib.util
 from typing import Any
 
 
@@ -29,3 +30,13 @@ def load_object(path: str) -> Any:
             raise ValueError(f"{path!r}: {value!r} has no attribute {name!r}")
         value = getattr(value, name)
     return value
+
+
+def source_digest(module: str) -> str | None:
+    """The SHA-256 of a module's file, whatever that imports; None where the module or its file is not found here."""
+    try:
+        spec = importlib.util.find_spec(module)
+        loader: Any = spec.loader if spec else None
+        return hashlib.sha256(loader.get_data(spec.origin)).hexdigest() if spec and spec.origin else None
+    except (ImportError, AttributeError, OSError, ValueError):
+        return None

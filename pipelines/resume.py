@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
 from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
+from beam_influence.influence_ops.import_path import source_digest
 from beam_influence.influence_ops.reading.features import FeatureSpec
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.transforms.elements import Shard
@@ -110,15 +110,8 @@ def _modules(paths: Iterable[str | None]) -> dict[str, str]:
     found = {}
     for path in paths:
         module, separator, _ = (path or "").partition(":")
-        if not separator or "/" in module:
-            continue
-        try:
-            spec = importlib.util.find_spec(module)
-        except (ImportError, ValueError):
-            continue
-        if spec is not None and spec.origin is not None and spec.has_location:
-            with open(spec.origin, "rb") as file:
-                found[module] = hashlib.sha256(file.read()).hexdigest()
+        if separator and "/" not in module and (digest := source_digest(module)):
+            found[module] = digest
     return found
 
 

@@ -24,7 +24,7 @@ from beam_influence.transforms.typed import outputs
 QUERIES = "queries"
 
 
-class _Embedder:
+class Embedder:
     """Model and operator of one process (`Shared` can't hold a tuple)."""
 
     def __init__(self, model: ModelSpec, broadcast: Broadcast):
@@ -45,7 +45,7 @@ class _EmbedDoFn(ShardDoFn):
     def open(self, sides: tuple) -> None:
         (preconditioner,) = sides
         self._embedder = self._shared.acquire(
-            lambda: _Embedder(self._spec, preconditioner), tag=f"{self._spec}|{preconditioner.digest}"
+            lambda: Embedder(self._spec, preconditioner), tag=f"{self._spec}|{preconditioner.digest}"
         )
 
     def begin_shard(self, shard: Shard) -> None:

@@ -20,8 +20,8 @@ from beam_influence.influence_ops.scoring.outputs.base import run_facts
 from beam_influence.influence_ops.scoring.scores import ScoreOptions, evaluate
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import FILES, Shard, WrittenFile
+from beam_influence.transforms.embed_queries import Embedder
 from beam_influence.transforms.files import BeamFiles
-from beam_influence.transforms.finish_curvature import open_operator
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
 from beam_influence.transforms.typed import outputs
@@ -30,11 +30,11 @@ _LOG = logging.getLogger(__name__)
 _CHUNK = 1 << 22
 
 
-class _Embedder:
-    """Model and operator of one process."""
+class _IndexEmbedder(Embedder):
+    """The facts that an index tells, too, and how many numbers each example has in it."""
 
     def __init__(self, model: ModelSpec, broadcast: Broadcast):
-        self.model, self.preconditioner = open_operator(model, broadcast)
+        super().__init__(model, broadcast)
         self.facts = run_facts(self.preconditioner.meta, ScoreOptions())[1]
         self.dim = self.preconditioner.embed(np.zeros((1, self.model.size))).shape[1]
 
@@ -69,7 +69,7 @@ class _IndexDoFn(ShardDoFn):
     def open(self, sides: tuple) -> None:
         preconditioner = sides[0]  # the second makes it wait for the verdict on rejected examples
         self._embedder = self._shared.acquire(
-            lambda: _Embedder(self._spec, preconditioner), tag=f"{self._spec}|{preconditioner.digest}"
+            lambda: _IndexEmbedder(self._spec, preconditioner), tag=f"{self._spec}|{preconditioner.digest}"
         )
 
     def begin_shard(self, shard: Shard) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
-import importlib.util
 import json
 import re
 import typing
@@ -13,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+from beam_influence.influence_ops.import_path import source_digest
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.options.option import option_type
 
@@ -116,19 +115,10 @@ def code_digests(options: str) -> str:
     found: dict[str, str] = {}
     for name, value in json.loads(options).items():
         if isinstance(value, str) and re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", value):
-            if digest := _source_digest(value.partition(":")[0]):
+            if digest := source_digest(value.partition(":")[0]):
                 found[name] = digest
     try:
         found["beam-influence"] = metadata.version("beam-influence")
     except metadata.PackageNotFoundError:  # a source tree on PYTHONPATH
         pass
     return to_json(found)
-
-
-def _source_digest(module: str) -> str | None:
-    try:
-        spec = importlib.util.find_spec(module)
-        loader: Any = spec.loader if spec else None
-        return hashlib.sha256(loader.get_data(spec.origin)).hexdigest() if spec and spec.origin else None
-    except (ImportError, AttributeError, OSError, ValueError):
-        return None  # it is installed where the job runs, not here

@@ -14,6 +14,7 @@ from beam_influence.influence_ops.redact import without_secrets
 from beam_influence.pipelines import runners
 from beam_influence.pipelines.config import InfluenceConfig, own_options
 from beam_influence.pipelines.evaluate_config import MEASURES, RETRAINING, EvaluateConfig
+from beam_influence.pipelines.options.method import CURVATURE_OF_INDEX
 from beam_influence.pipelines.options.option import FITTING, option_type
 from beam_influence.pipelines.options.results import ONLY_CURVATURE, ONLY_INDEX
 from beam_influence.pipelines.unknown_options import refuse_misplaced
@@ -107,7 +108,7 @@ def parser(kind: type[Curvature] | None = None) -> argparse.ArgumentParser:
         if kind is not None and name in FITTING:
             _add_options(command, list(own_options(kind).values()), kind.Settings)
         if name == "index":
-            command.set_defaults(curvature="arnoldi")
+            command.set_defaults(curvature=CURVATURE_OF_INDEX)
     evaluate = commands.add_parser("evaluate", help="how good scores are", description=_EVALUATE_DESCRIPTION, allow_abbrev=False)
     measures = evaluate.add_subparsers(dest="measure", required=True, metavar="MEASURE")
     for name, (summary, description) in MEASURES.items():

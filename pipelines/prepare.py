@@ -19,6 +19,7 @@ from beam_influence.pipelines.check_model import check_model
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.find_features import find_features
 from beam_influence.pipelines.grow_index import index_to_grow
+from beam_influence.pipelines.options.method import CURVATURE_OF_INDEX
 from beam_influence.pipelines.resume import Resumed, find_finished
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.files import BeamFiles, join, match_files
@@ -160,7 +161,8 @@ def _check_saved_curvature(config: InfluenceConfig, model: ExplainedModel, path:
     preconditioner = load_preconditioner(path, BeamFiles())
     preconditioner.check(model)
     saved, named = preconditioner.meta["curvature"], config.make_curvature().name
-    if not config.solver_passes and saved != named and config.curvature != type(config).curvature:
+    not_said = (type(config).curvature, CURVATURE_OF_INDEX) if config.only_index else (type(config).curvature,)
+    if not config.solver_passes and saved != named and config.curvature not in not_said:
         raise ValueError(f"the curvature at {path!r} is {saved!r}, not --curvature {config.curvature}; leave one of them out")
     if config.solver_passes and saved != named:
         raise ValueError(

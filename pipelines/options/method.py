@@ -22,6 +22,7 @@ if typing.TYPE_CHECKING:  # when it is needed, it is imported: --help need not w
     from beam_influence.influence_ops.curvature import Curvature, FinishOptions
 
 
+CURVATURE_OF_INDEX = "arnoldi"  # the default of the command `index`
 _option = functools.partial(option, group="method")
 
 

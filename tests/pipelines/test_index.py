@@ -30,7 +30,7 @@ PROJECTED: dict[str, Any] = {"curvature": "random_projection", "projection_dim":
 
 def indexed(job: DigitsJob, output: pathlib.Path, files: int = 3, **options: Any) -> InfluenceConfig:
     # A curvature that is there already takes no option of its fit.
-    fitting = {"curvature": PROJECTED["curvature"]} if {"update", "curvature_path"} & set(options) else PROJECTED
+    fitting = {} if {"update", "curvature_path"} & set(options) else PROJECTED
     config = job.config(output, files=files, **{"outputs": "index", "test": None, "group_feature": None, **fitting, **options})
     run_quietly(config)
     return config
@@ -361,6 +361,15 @@ def test_the_commands(job: DigitsJob, tmp_path: pathlib.Path, capsys: pytest.Cap
     assert read_manifest(str(folder))["curvature"]["curvature"] == "arnoldi"
     assert main(["query", *model, "--test", test, "--output", str(tmp_path / "x"), *fn_api]) == 2
     assert "--index is needed" in capsys.readouterr().err
+
+
+def test_the_command_with_a_saved_curvature_of_another_name(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    """`index` has a default of its own, arnoldi, which is no name that was given."""
+    indexed(job, tmp_path / "first", files=1)
+    saved = ["--curvature_path", str(tmp_path / "first" / "curvature"), "--runner=FnApiRunner", "--threads", "1"]
+    model = ["--model", str(job.model), "--train", job.shards("train", 1).pattern]
+    assert main(["index", *model, *saved, "--output", str(tmp_path / "again")]) == 0
+    assert embeddings(tmp_path / "again").keys() == embeddings(tmp_path / "first").keys()
 
 
 def test_nothing_crosses_but_names_and_facts(job: DigitsJob, index: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -15,7 +15,7 @@ from beam_influence.influence_ops.scoring.outputs.table import complete_options,
 from beam_influence.influence_ops.scoring.top_k import Order
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.grow_index import BASE, source_base
-from beam_influence.pipelines.prepare import Plan, prepare
+from beam_influence.pipelines.prepare import PreparedRun, prepare
 from beam_influence.pipelines.resume import EMBED, OPERATOR, stage_of_pass
 from beam_influence.transforms import (
     AccumulateCurvature,
@@ -58,18 +58,18 @@ class Job:
     """A built job.
 
     Attributes:
-      plan: what it will read.
+      prepared: what it will read.
       manifest: the path of the manifest, the last thing it writes.
     """
 
-    plan: Plan
+    prepared: PreparedRun
     manifest: pvalue.PCollection[str]
 
 
 def build(
     pipeline: beam.Pipeline,
     config: InfluenceConfig,
-    plan: Plan | None = None,
+    prepared: PreparedRun | None = None,
     progress: tuple[str, int] | None = None,
     accelerator: str | None = None,
 ) -> Job:
@@ -78,7 +78,7 @@ def build(
     Args:
       pipeline: a pipeline on any runner.
       config: the options.
-      plan: what `prepare(config)` gave, when it was called already.
+      prepared: what `prepare(config)` gave, when it was called already.
       progress: an address for `Progress`, on local runs.
       accelerator: Beam's resource hint for the scoring step, such as `type:nvidia-l4;count:1;install-nvidia-driver`; where nothing is
         scored (`fit`, `index`), for the steps that differentiate the training set.
@@ -86,8 +86,8 @@ def build(
     Raises:
       ValueError: the configuration does not fit the files or the model; see `prepare`.
     """
-    plan = plan or prepare(config)
-    job = _JobBuilder(pipeline, config, plan, Progress(progress), accelerator)
+    prepared = prepared or prepare(config)
+    job = _JobBuilder(pipeline, config, prepared, Progress(progress), accelerator)
     preconditioner = job.preconditioner()
     queries = job.embedded(preconditioner)
     queries, reports = job.solved(preconditioner, queries)
@@ -97,7 +97,7 @@ def build(
     if config.only_index:
         job.index(preconditioner, gate)
     job.write_late_rejected()
-    return Job(plan, job.manifest(preconditioner, reports))
+    return Job(prepared, job.manifest(preconditioner, reports))
 
 
 class _JobBuilder:
@@ -111,20 +111,20 @@ class _JobBuilder:
     """
 
     def __init__(
-        self, pipeline: beam.Pipeline, config: InfluenceConfig, plan: Plan, progress: Progress, accelerator: str | None
+        self, pipeline: beam.Pipeline, config: InfluenceConfig, prepared: PreparedRun, progress: Progress, accelerator: str | None
     ):
         self._pipeline = pipeline
         self._config = config
-        self._plan = plan
+        self._prepared = prepared
         self._progress = progress
         self._accelerator = accelerator
         self._curvature = config.make_curvature()
-        self._finished = {} if plan.resumed is None else plan.resumed.finished
+        self._finished = {} if prepared.resumed is None else prepared.resumed.finished
         # The first pass over the training set tells what is rejected. With a curvature pass, too many end the run before it scores, and
         # what only scoring rejects comes on top; not where scoring itself is expected to: a removal's own Newton step may not exist.
-        self._is_gated = plan.curvature_path is None and self._curvature.passes > 0 and config.removal == "first_order"
-        self._kept = [] if plan.indexed is None else written_files(plan.indexed)  # files of an index that is added to
-        self._train = pipeline | "ReadShards[train]" >> ReadShards(plan.train)
+        self._is_gated = prepared.curvature_path is None and self._curvature.passes > 0 and config.removal == "first_order"
+        self._kept = [] if prepared.indexed is None else written_files(prepared.indexed)  # files of an index that is added to
+        self._train = pipeline | "ReadShards[train]" >> ReadShards(prepared.train)
         self.counts: list[pvalue.PCollection] = []
         self.rejected: list[pvalue.PCollection] = []
         self.late: list[pvalue.PCollection] = []
@@ -132,7 +132,7 @@ class _JobBuilder:
         self._early: pvalue.PCollection | None = None
 
     def _reader(self, stage: str) -> ShardReader:
-        features = self._plan.test_features if stage == "embed" else self._plan.train_features
+        features = self._prepared.test_features if stage == "embed" else self._prepared.train_features
         assert features is not None
         return ShardReader(stage, features, self._config.batch_size, self._progress)
 
@@ -141,53 +141,53 @@ class _JobBuilder:
 
     def preconditioner(self) -> Operator:
         """The operator: loaded, taken from an earlier run, or fitted."""
-        config, plan = self._config, self._plan
+        config, prepared = self._config, self._prepared
         folder = join(config.output, "curvature")
-        if plan.curvature_path is not None:
-            return self._pipeline | "LoadCurvature" >> LoadCurvature(plan.model, plan.curvature_path, folder)
+        if prepared.curvature_path is not None:
+            return self._pipeline | "LoadCurvature" >> LoadCurvature(prepared.model, prepared.curvature_path, folder)
         if OPERATOR in self._finished:
             return self._take(OPERATOR)
         parts, state = self._curvature_passes()
-        finish = FinishCurvature(plan.model, self._curvature, config.finish_options(), folder, config.work_folder, state)
+        finish = FinishCurvature(prepared.model, self._curvature, config.finish_options(), folder, config.work_folder, state)
         preconditioner = collection(parts | "FinishCurvature" >> finish)
         return self._record(preconditioner, OPERATOR, self.counts[:1], self.rejected[:1])
 
     def _curvature_passes(self) -> tuple[pvalue.PCollection[tuple[str, StatisticPart]], Operator | None]:
         """The statistic of the last pass, and the state that this pass began with."""
-        config, plan, curvature = self._config, self._plan, self._curvature
+        config, prepared, curvature = self._config, self._prepared, self._curvature
         done = max((number for number in range(1, curvature.passes) if stage_of_pass(number) in self._finished), default=0)
         state = self._take(stage_of_pass(done)) if done else None
         parts: Any = self._nothing("NoStatistic", tuple[str, StatisticPart])
         for number in range(done + 1, curvature.passes + 1):
             stage, label = ("curvature", "") if number == 1 else (f"curvature_{number}", f"[{number}]")
             accelerator = None if config.output_tables else self._accelerator
-            accumulate = AccumulateCurvature(self._reader(stage), plan.model, curvature, state, accelerator)
+            accumulate = AccumulateCurvature(self._reader(stage), prepared.model, curvature, state, accelerator)
             accumulated = self._train | f"AccumulateCurvature{label}" >> accumulate
             parts = accumulated["parts"]
             if number == 1:
                 self.counts.append(accumulated[COUNTS])
                 self.rejected.append(accumulated[REJECTED])
             if number < curvature.passes:
-                advance = AdvanceCurvature(plan.model, curvature, state, join(config.work_folder, stage))
+                advance = AdvanceCurvature(prepared.model, curvature, state, join(config.work_folder, stage))
                 state = parts | f"AdvanceCurvature{label}" >> advance
                 state = self._record(state, stage_of_pass(number), self.counts[:1], self.rejected[:1])
         return parts, state
 
     def embedded(self, preconditioner: Operator) -> Queries:
         """The test points' blocks."""
-        config, plan = self._config, self._plan
-        if not plan.test:
+        config, prepared = self._config, self._prepared
+        if not prepared.test:
             return self._nothing("NoQueries", QueryReference)
         if EMBED in self._finished:
             return self._take(EMBED)
-        test = self._pipeline | "ReadShards[test]" >> ReadShards(plan.test)
+        test = self._pipeline | "ReadShards[test]" >> ReadShards(prepared.test)
         embed = EmbedQueries(
             self._reader("embed"),
-            plan.model,
+            prepared.model,
             preconditioner,
             config.query_block_size,
             config.work_folder,
-            len(plan.test),
+            len(prepared.test),
             config.index is not None,
         )
         embedded = test | "EmbedQueries" >> embed
@@ -204,7 +204,7 @@ class _JobBuilder:
             return queries, reports
         readers = [self._reader(f"solve_{number:03d}") for number in range(1, config.solver_passes + 1)]
         tolerance = config.tolerance or PASS_TOLERANCE
-        solve = SolveQueries(readers, self._plan.model, system, preconditioner, queries, tolerance, config.output, config.work_folder)
+        solve = SolveQueries(readers, self._prepared.model, system, preconditioner, queries, tolerance, config.output, config.work_folder)
         solved = self._train | "SolveQueries" >> solve
         self.written.append(solved[FILES])
         return solved["queries"], solved["reports"]
@@ -223,17 +223,17 @@ class _JobBuilder:
 
     def score(self, preconditioner: Operator, queries: Queries, gate: Gate) -> None:
         """Every table that is asked for."""
-        config, plan = self._config, self._plan
+        config, prepared = self._config, self._prepared
         order: Order = "descending" if config.order == "descending" else "ascending"
         options = complete_options(
             OutputOptions(config.output_tables, config.score_options(), config.top_k, order, config.second_order_groups)
         )
         if config.influence_vectors_path or config.index:
             search: Search = "faiss" if config.search == "faiss" else "linear"
-            score = ScoreVectors(plan.model, preconditioner, queries, options, config.output, search)
+            score = ScoreVectors(prepared.model, preconditioner, queries, options, config.output, search)
         else:
             score = ScoreExamples(
-                self._reader("score"), plan.model, preconditioner, queries, gate, options, config.output, self._accelerator
+                self._reader("score"), prepared.model, preconditioner, queries, gate, options, config.output, self._accelerator
             )
         scored = self._train | "ScoreExamples" >> score
         self.counts.append(scored[COUNTS])
@@ -244,17 +244,17 @@ class _JobBuilder:
             return
         parts = collection(scored[PARTS] | "CombineParts" >> beam.CombinePerKey(PartsCombineFn()))
         if config.second_order_groups:
-            multiply = MultiplyGroups(self._reader("groups"), plan.model, preconditioner, parts, config.work_folder)
+            multiply = MultiplyGroups(self._reader("groups"), prepared.model, preconditioner, parts, config.work_folder)
             parts = self._train | "MultiplyGroups" >> multiply
-        write = WriteOutputs(config.output, options, preconditioner, queries, plan.model)
+        write = WriteOutputs(config.output, options, preconditioner, queries, prepared.model)
         self.written.append(collection(parts | "WriteOutputs" >> write))
 
     def index(self, preconditioner: Operator, gate: Gate) -> None:
         """The numbers of an index, of the training files that are not in it yet."""
-        config, plan = self._config, self._plan
+        config, prepared = self._config, self._prepared
         known = [file.source for file in self._kept if file.source is not None]
         dtype: IndexDtype = "float16" if config.index_dtype == "float16" else "float32"
-        index = IndexExamples(self._reader("index"), plan.model, preconditioner, gate, dtype, known, config.output, self._accelerator)
+        index = IndexExamples(self._reader("index"), prepared.model, preconditioner, gate, dtype, known, config.output, self._accelerator)
         indexed = self._train | "IndexExamples" >> index
         self.counts.append(indexed[COUNTS])
         self.written.append(indexed[FILES])
@@ -272,20 +272,20 @@ class _JobBuilder:
 
     def manifest(self, preconditioner: Operator, reports: Reports) -> pvalue.PCollection[str]:
         """The path of the manifest."""
-        config, plan = self._config, self._plan
+        config, prepared = self._config, self._prepared
         facts = {}
         if config.only_index:
-            facts[BASE] = source_base(plan.train) if plan.indexed is None else plan.indexed[BASE]
+            facts[BASE] = source_base(prepared.train) if prepared.indexed is None else prepared.indexed[BASE]
         counts = self.counts | "FlattenCounts" >> beam.Flatten(pipeline=self._pipeline)
-        optional = (plan.indexed, tuple(self._finished), facts)
-        write = WriteManifest(config.output, config.as_json(), plan.model_facts, preconditioner, counts, reports, *optional)
+        optional = (prepared.indexed, tuple(self._finished), facts)
+        write = WriteManifest(config.output, config.as_json(), prepared.model_facts, preconditioner, counts, reports, *optional)
         return self.written | "FlattenFiles" >> beam.Flatten() | "WriteManifest" >> write
 
     def _record(
         self, results: pvalue.PCollection, stage: str, counts: list[pvalue.PCollection], rejected: list[pvalue.PCollection]
     ) -> pvalue.PCollection:
         """The results, recorded for a run that has to start again."""
-        resumed = self._plan.resumed
+        resumed = self._prepared.resumed
         if resumed is None:
             return results
         digest = resumed.embed if stage == EMBED else resumed.curvature

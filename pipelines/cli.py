@@ -73,7 +73,7 @@ Example:
 _QUERY_DESCRIPTION = """\
 The influence of the examples in an index on test points, as the command run has it, from the index alone."""
 
-_ALONE = {"fit": ONLY_CURVATURE, "index": ONLY_INDEX}
+_ONLY_OUTPUT = {"fit": ONLY_CURVATURE, "index": ONLY_INDEX}
 
 _COMMANDS = {
     "run": ("influence of training examples on test points", _RUN_DESCRIPTION, _RUN_EPILOG),
@@ -191,8 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # A step that fails is logged by Beam with the stack; `reason` has its message for the user.
     logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
-    if known.command in _ALONE:
-        known.outputs = _ALONE[known.command]
+    if known.command in _ONLY_OUTPUT:
+        known.outputs = _ONLY_OUTPUT[known.command]
     if known.command == "query" and known.index is None:
         print("beam-influence: --index is needed: the OUTPUT of the command index", file=sys.stderr)
         return 2

@@ -19,7 +19,7 @@ from beam_influence.pipelines import local_workers
 from beam_influence.pipelines.build import STAGES, build
 from beam_influence.pipelines.clear_output import clear_at_the_end, clear_output, clear_unfinished
 from beam_influence.pipelines.config import InfluenceConfig
-from beam_influence.pipelines.prepare import Plan, prepare
+from beam_influence.pipelines.prepare import PreparedRun, prepare
 from beam_influence.pipelines.progress_bar import ProgressBar
 from beam_influence.pipelines.resume import OPERATOR
 from beam_influence.pipelines.run_pipeline import RunFailedError, reason, run_pipeline
@@ -60,13 +60,13 @@ def _run(
     engine = choose_engine(beam_arguments, config)
     processes = count_processes(engine)
     refuse_more_than_gpus(processes)
-    plan = prepare(config)
-    clear_output(config, tuple(TABLES), MANIFEST, plan.resumed)
+    prepared = prepare(config)
+    clear_output(config, tuple(TABLES), MANIFEST, prepared.resumed)
     if processes != 1:
         release_gpu()  # the workers are other processes
-    with ProgressBar(_files_to_read(plan), stream) as bar:
+    with ProgressBar(_files_to_read(prepared), stream) as bar:
         pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=engine.options())
-        build(pipeline, config, plan, bar.address if engine.is_local else None, engine.accelerator)
+        build(pipeline, config, prepared, bar.address if engine.is_local else None, engine.accelerator)
         result = run_pipeline(pipeline, engine)
     if not BeamFiles().exists(join(config.output, MANIFEST)):
         raise RunFailedError(f"the pipeline ended in the state {result.state} without a manifest in {config.output!r}")
@@ -75,12 +75,12 @@ def _run(
     return RunSummary(config.output, manifest, stage_milliseconds(result), time.monotonic() - started)
 
 
-def _files_to_read(plan: Plan) -> dict[str, int]:
+def _files_to_read(prepared: PreparedRun) -> dict[str, int]:
     """How many files each stage reads that an earlier run has not finished."""
-    finished = set() if plan.resumed is None else set(plan.resumed.finished)
+    finished = set() if prepared.resumed is None else set(prepared.resumed.finished)
     if OPERATOR in finished:
         finished.add("curvature")
-    return {stage: len(plan.test if stage == "embed" else plan.train) for stage in STAGES if stage not in finished}
+    return {stage: len(prepared.test if stage == "embed" else prepared.train) for stage in STAGES if stage not in finished}
 
 
 def submit(config: InfluenceConfig, beam_arguments: Iterable[str] = ()) -> PipelineResult:
@@ -93,10 +93,10 @@ def submit(config: InfluenceConfig, beam_arguments: Iterable[str] = ()) -> Pipel
     beam_arguments = list(beam_arguments)
     open_file_systems(beam_arguments)
     engine = choose_engine(beam_arguments, config)
-    plan = prepare(config)
-    clear_output(config, tuple(TABLES), MANIFEST, plan.resumed)
+    prepared = prepare(config)
+    clear_output(config, tuple(TABLES), MANIFEST, prepared.resumed)
     pipeline = beam.Pipeline(options=engine.options())
-    job = build(pipeline, config, plan, accelerator=engine.accelerator)
+    job = build(pipeline, config, prepared, accelerator=engine.accelerator)
     _ = job.manifest | "ClearWork" >> clear_at_the_end(config, tuple(TABLES))
     local_workers.prepare_for(pipeline.options)
     try:

@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PreparedRun:
     """A run that can start: the files as they were matched, and how their records are read.
 
     Attributes:
@@ -75,7 +75,7 @@ class Plan:
         }
 
 
-def prepare(config: InfluenceConfig) -> Plan:
+def prepare(config: InfluenceConfig) -> PreparedRun:
     """Checks a configuration against the world.
 
     Raises:
@@ -97,7 +97,7 @@ def prepare(config: InfluenceConfig) -> Plan:
     for block in model.layout().blocks:
         _LOG.info("gradients of %s: [%d, %d], %s", block.name, block.rows, block.columns, block.kind)
     train, features = files.train or files.vectors, (specs.get("train"), specs.get("test"))
-    return Plan(
+    return PreparedRun(
         train,
         files.test,
         *features,

@@ -72,10 +72,10 @@ class Retrainer:
     def _circumstances(self) -> str:
         """All that decides a result besides the examples kept and the seed: the function, the model, the files, the ids."""
         _, source = load_train_function(self.train_fn)
-        plan = self.data.plan
-        model = {key: value for key, value in dataclasses.asdict(plan.model).items() if key != "threads"}
-        files = [(shard.path, shard.size) for shard in (*plan.train, *plan.test)]
-        features = [repr(plan.train_features), repr(plan.test_features)]
+        prepared = self.data.prepared
+        model = {key: value for key, value in dataclasses.asdict(prepared.model).items() if key != "threads"}
+        files = [(shard.path, shard.size) for shard in (*prepared.train, *prepared.test)]
+        features = [repr(prepared.train_features), repr(prepared.test_features)]
         text = json.dumps([source, model, files, features], sort_keys=True) + "\n".join(self.train_ids)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -86,9 +86,9 @@ class Retrainer:
         with ProgressBar({STAGE: len(retrainings)}, self.stream or sys.stderr) as bar:
             retrain = RetrainModels(
                 self.train_fn,
-                self.data.plan.model,
-                self.data.plan.train,
-                self.data.plan.test,
+                self.data.prepared.model,
+                self.data.prepared.train,
+                self.data.prepared.test,
                 self.data.reader("train"),
                 self.data.reader("test"),
                 ids_path,

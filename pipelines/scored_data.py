@@ -14,7 +14,7 @@ from beam_influence.influence_ops.evaluation.score_table import ScoreTable
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.pipelines.config import InfluenceConfig
-from beam_influence.pipelines.prepare import Plan, prepare
+from beam_influence.pipelines.prepare import PreparedRun, prepare
 from beam_influence.transforms.progress import Progress
 from beam_influence.transforms.read_shards import ShardReader
 
@@ -70,15 +70,15 @@ class ScoredData:
         kept = [field.name for field in dataclasses.fields(InfluenceConfig) if field.metadata["group"] in ("data", "model")]
         options = {name: stored[name] for name in [*kept, "batch_size", "threads"] if name in stored and name not in _LEFT_OUT}
         config = InfluenceConfig(**options, output=run.folder, outputs="self_influence", curvature=code.get("curvature") or "identity")
-        self.plan: Plan = prepare(config)
+        self.prepared: PreparedRun = prepare(config)
         self._batch_size = config.batch_size
-        self.model: ExplainedModel = self.plan.model.open()
+        self.model: ExplainedModel = self.prepared.model.open()
         if self.model.fingerprint() != run.manifest["curvature"]["fingerprint"]:
             raise ValueError(f"the model at {config.model!r} is not the one that the run in {run.folder!r} scored; score it again")
 
     def reader(self, split: str) -> ShardReader:
         """Reads the files of `train` or `test`."""
-        features = self.plan.train_features if split == "train" else self.plan.test_features
+        features = self.prepared.train_features if split == "train" else self.prepared.test_features
         if features is None:
             raise ValueError("the run had no --test; evaluate one with test points")
         return ShardReader("evaluate", features, self._batch_size, Progress(None))
@@ -86,7 +86,7 @@ class ScoredData:
     def batches(self, split: str) -> Iterator[ExampleBatch]:
         """The examples of `train` or `test`, in the order of the files."""
         reader = self.reader(split)
-        for shard in self.plan.train if split == "train" else self.plan.test:
+        for shard in self.prepared.train if split == "train" else self.prepared.test:
             for batch, _ in reader.read(shard):
                 if len(batch):
                     yield batch

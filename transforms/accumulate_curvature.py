@@ -18,7 +18,7 @@ from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rej
 from beam_influence.influence_ops.scoring.scores import evaluate
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import Shard, StatisticPart, at_end_of_bundle
-from beam_influence.transforms.finish_curvature import resumed
+from beam_influence.transforms.finish_curvature import with_state
 from beam_influence.transforms.merging import MergingCombineFn
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.read_shards import COUNTS, REJECTED, REPORT_TYPES, ShardDoFn, ShardReader
@@ -30,7 +30,7 @@ class _Pass:
 
     def __init__(self, model: ExplainedModel, curvature: Curvature, states: list[Broadcast]):
         self.model = model
-        self.curvature = resumed(curvature, states)
+        self.curvature = with_state(curvature, states)
 
 
 class _AccumulateDoFn(ShardDoFn):

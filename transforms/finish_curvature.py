@@ -48,7 +48,7 @@ class _SavePartDoFn(beam.DoFn):
         yield name, Broadcast.publish(self._curvature.pack_part(name, finished), {}, join(self._work, name), INLINE_PART_LIMIT)
 
 
-def resumed(curvature: Curvature, states: Iterable[Broadcast]) -> Curvature:
+def with_state(curvature: Curvature, states: Iterable[Broadcast]) -> Curvature:
     """The curvature at the pass that the state belongs to; with none, at its first."""
     for state in states:
         curvature = curvature.resume(state.open()[0])
@@ -67,7 +67,7 @@ class _AdvanceDoFn(beam.DoFn):
 
     def process(self, _: None, parts: Iterable[tuple[str, Broadcast]], *states: Broadcast) -> Iterator[Broadcast]:
         model = self._model.session()
-        curvature = resumed(self._curvature, states)
+        curvature = with_state(self._curvature, states)
         statistic = _statistic(curvature, parts) or curvature.create(model)
         yield Broadcast.publish(curvature.advance(model, statistic), {}, self._folder)
 
@@ -110,7 +110,7 @@ class _FinishDoFn(beam.DoFn):
 
     def process(self, _: None, parts: Iterable[tuple[str, Broadcast]], *states: Broadcast) -> Iterator[Broadcast]:
         model = self._model.session()
-        curvature = resumed(self._curvature, states)
+        curvature = with_state(self._curvature, states)
         preconditioner = curvature.finish(model, _statistic(curvature, parts) or curvature.create(model), self._options)
         yield publish_preconditioner(preconditioner, self._folder)
 

@@ -110,7 +110,7 @@ def accumulate(statistic: Statistic, name: str, value: np.ndarray) -> None:
 def _input_moment(layout: BlockLayout, block: Block, weights: tf.Tensor) -> np.ndarray:
     if isinstance(block, OneHot):
         counts = tf.repeat(weights, tf.shape(block.ids)[1])
-        return _wide(tf.math.unsorted_segment_sum(counts, tf.reshape(block.ids, [-1]), layout.rows))
+        return _float64(tf.math.unsorted_segment_sum(counts, tf.reshape(block.ids, [-1]), layout.rows))
     if isinstance(block, Factored):
         return _moment(block.inputs, weights, layout.rows)
     return np.array([float(tf.reduce_sum(weights))])
@@ -126,9 +126,9 @@ def _moment(x: tf.Tensor, weights: tf.Tensor, size: int) -> np.ndarray:
     rows = tf.reshape(x, [-1, size])
     weighted = tf.reshape(x * weights[:, None, None], [-1, size])
     if size > MAX_SIDE:
-        return _wide(tf.reduce_sum(rows * weighted, axis=0))
-    return _wide(tf.matmul(rows, weighted, transpose_a=True))
+        return _float64(tf.reduce_sum(rows * weighted, axis=0))
+    return _float64(tf.matmul(rows, weighted, transpose_a=True))
 
 
-def _wide(tensor: tf.Tensor) -> np.ndarray:
+def _float64(tensor: tf.Tensor) -> np.ndarray:
     return np.array(tensor, dtype=np.float64)

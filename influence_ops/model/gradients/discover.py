@@ -22,7 +22,7 @@ _SMALL = 1e-3
 _UNKNOWN_LENGTH = 8  # stands for a dimension that the model leaves open
 
 
-class Plan:
+class GradientPlan:
     """How each block of a network's gradient is computed.
 
     Attributes:
@@ -61,7 +61,7 @@ def _as_one_block(uses: list[Block]) -> Block:
     return uses[0]._make(tf.concat(parts, axis=1) for parts in zip(*uses, strict=True))
 
 
-def discover(model: Any, variables: list[keras.Variable], outputs: Callable[[Tensors], tf.Tensor], inputs: Tensors) -> Plan:
+def discover(model: Any, variables: list[keras.Variable], outputs: Callable[[Tensors], tf.Tensor], inputs: Tensors) -> GradientPlan:
     """The plan for `variables`, tried on made-up examples: a block whose sum is not the tape's gradient falls back.
 
     A weight may be used outside its layer (a tied embedding), and a layer in a way that no rule foresees. Kernel and bias are one block
@@ -98,7 +98,7 @@ def discover(model: Any, variables: list[keras.Variable], outputs: Callable[[Ten
         blocks.append((piece.start, BlockLayout(variable.path, "materialised", 1, size, (piece,)), None))
     blocks.sort(key=lambda block: block[0])
     size = sum(layout.size for _, layout, _ in blocks)
-    return Plan(Layout(tuple(layout for _, layout, _ in blocks), size), [known for _, _, known in blocks], rest)
+    return GradientPlan(Layout(tuple(layout for _, layout, _ in blocks), size), [known for _, _, known in blocks], rest)
 
 
 def _equal_penalties(kernel: keras.Variable, bias: keras.Variable) -> bool:

@@ -116,8 +116,8 @@ class SolverReport:
 
 @dataclasses.dataclass(frozen=True)
 class ShardCount:
-    """How many examples of one shard, a file's so-manieth part, were used and how many rejected, in one stage; how often a batch was halved
-    to fit the device; and the first two names of groups in it."""
+    """How many examples of one shard, given by its key, were used and how many rejected, in one stage; how often a batch was halved to fit
+    the device; and the first two names of groups in it."""
 
     stage: str
     split: str
@@ -126,7 +126,6 @@ class ShardCount:
     rejected: int
     halved: int = 0
     groups: tuple[str, ...] = ()
-    part: int = 0
 
 
 def at_end_of_bundle(value: Any) -> WindowedValue:

@@ -104,14 +104,19 @@ class ReadShards(beam.PTransform):
 
     def expand(self, pbegin: pvalue.PBegin) -> pvalue.PCollection[Shard]:
         longest_first = sorted(self.shards, key=lambda shard: -shard.size)  # as far as the engine keeps an order
-        return collection(
+        files = collection(
             pbegin
             | "Files" >> beam.Create(longest_first, reshuffle=False).with_output_types(Shard)
             # Breaks fusion with Create, which one worker runs.
-            | "SpreadFiles" >> beam.Reshuffle().with_output_types(Shard)
-            | "Split" >> beam.ParDo(_SplitDoFn(self)).with_output_types(Shard)
-            # All parts of a file come from one worker; every pass reads them on all.
             | "Spread" >> beam.Reshuffle().with_output_types(Shard)
+        )
+        if not self.with_digest and all(shard.size <= self.shard_bytes for shard in self.shards):
+            return files
+        return collection(
+            files
+            | "Split" >> beam.ParDo(_SplitDoFn(self)).with_output_types(Shard)
+            # All parts of a file come from the worker that looked where they begin; they are read on all.
+            | "SpreadParts" >> beam.Reshuffle().with_output_types(Shard)
         )
 
 
@@ -219,5 +224,5 @@ class ShardDoFn(beam.DoFn):
             self.abandon_shard()
             raise
         self._reader.count(started, 0, 0, files=1 / shard.parts)
-        count = ShardCount(self._reader.stage, shard.split, shard.name, used, left_out, halved, tuple(sorted(groups)[:2]), shard.part)
+        count = ShardCount(self._reader.stage, shard.split, shard.key, used, left_out, halved, tuple(sorted(groups)[:2]))
         yield pvalue.TaggedOutput(COUNTS, count)

@@ -38,11 +38,11 @@ class _WriteManifestDoFn(beam.DoFn):
         reports: Iterable[SolverReport],
     ) -> Iterator[str]:
         # A bundle that was run twice counts its shards and files twice; only how often batches were halved may differ.
-        by_shard: dict[tuple[str, str, str, int], ShardCount] = {}
+        by_shard: dict[tuple[str, str, str], ShardCount] = {}
         for count in counts:
-            key = (count.stage, count.split, count.shard, count.part)
-            if count.halved > by_shard.setdefault(key, count).halved:
-                by_shard[key] = count
+            known = by_shard.setdefault((count.stage, count.split, count.shard), count)
+            if count.halved > known.halved:
+                by_shard[count.stage, count.split, count.shard] = count
         by_stage: dict[str, dict[str, int]] = {}
         for count in by_shard.values():
             total = by_stage.setdefault(count.stage, {"shards": 0, "examples": 0, "rejected": 0})

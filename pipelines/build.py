@@ -59,7 +59,7 @@ class Job:
 
     Attributes:
       prepared: what it will read.
-      manifest: the path of the manifest, the last thing it writes.
+      manifest: the path of the manifest, which is written last.
     """
 
     prepared: PreparedRun
@@ -124,8 +124,8 @@ class _JobBuilder:
         # what only scoring rejects comes on top; not where scoring itself is expected to: a removal's own Newton step may not exist.
         self._is_gated = prepared.curvature_path is None and self._curvature.passes > 0 and config.removal == "first_order"
         self._kept = [] if prepared.indexed is None else written_files(prepared.indexed)  # files of an index that is added to
-        train = (prepared.train, prepared.train_features, config.shard_size, config.only_index)
-        self._train = pipeline | "ReadShards[train]" >> ReadShards(*train)
+        train = ReadShards(prepared.train, prepared.train_features, config.shard_size, config.only_index)
+        self._train = pipeline | "ReadShards[train]" >> train
         self.counts: list[pvalue.PCollection] = []
         self.rejected: list[pvalue.PCollection] = []
         self.late: list[pvalue.PCollection] = []

@@ -182,15 +182,8 @@ class _JobBuilder:
         if EMBED in self._finished:
             return self._take(EMBED)
         test = self._pipeline | "ReadShards[test]" >> ReadShards(prepared.test, prepared.test_features, config.shard_size)
-        embed = EmbedQueries(
-            self._reader("embed"),
-            prepared.model,
-            preconditioner,
-            config.query_block_size,
-            config.work_folder,
-            len(prepared.test),
-            config.index is not None,
-        )
+        blocks = (config.query_block_size, config.work_folder, len(prepared.test), config.index is not None)
+        embed = EmbedQueries(self._reader("embed"), prepared.model, preconditioner, *blocks)
         embedded = test | "EmbedQueries" >> embed
         queries = self._record(embedded["queries"], EMBED, [embedded[COUNTS]], [embedded[REJECTED]])
         self.counts.append(embedded[COUNTS])

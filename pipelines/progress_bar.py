@@ -69,4 +69,4 @@ class ProgressBar:
         self._examples[stage] = self._examples.get(stage, 0) + examples
         bar = self._bars[stage]
         bar.set_postfix_str(f"{self._examples[stage]:,} examples", refresh=False)
-        bar.update(round(bar.n + shards, 2) - bar.n)  # a part of a file is a fraction
+        bar.update(shards)

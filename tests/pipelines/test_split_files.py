@@ -129,7 +129,6 @@ def test_an_index_of_split_files_grows_and_answers(job: DigitsJob, tmp_path: pat
     assert all(np.allclose(vector, embeddings(whole)[name], rtol=1e-5) for name, vector in embeddings(tmp_path / "index").items())
 
 
-@pytest.mark.slow
 def test_two_processes_share_a_file(job: DigitsJob, tmp_path: pathlib.Path) -> None:
     config, ids = formatted(job, tmp_path, "tfrecord", shard_size=4000)
     run_quietly(config, "--runner=local", "--workers=2")

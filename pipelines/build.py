@@ -59,7 +59,7 @@ class Job:
 
     Attributes:
       prepared: what it will read.
-      manifest: the path of the manifest, the last thing it writes.
+      manifest: the path of the manifest, which is written last.
     """
 
     prepared: PreparedRun
@@ -124,7 +124,8 @@ class _JobBuilder:
         # what only scoring rejects comes on top; not where scoring itself is expected to: a removal's own Newton step may not exist.
         self._is_gated = prepared.curvature_path is None and self._curvature.passes > 0 and config.removal == "first_order"
         self._kept = [] if prepared.indexed is None else written_files(prepared.indexed)  # files of an index that is added to
-        self._train = pipeline | "ReadShards[train]" >> ReadShards(prepared.train)
+        train = ReadShards(prepared.train, prepared.train_features, config.shard_size, config.only_index)
+        self._train = pipeline | "ReadShards[train]" >> train
         self.counts: list[pvalue.PCollection] = []
         self.rejected: list[pvalue.PCollection] = []
         self.late: list[pvalue.PCollection] = []
@@ -180,16 +181,9 @@ class _JobBuilder:
             return self._nothing("NoQueries", QueryReference)
         if EMBED in self._finished:
             return self._take(EMBED)
-        test = self._pipeline | "ReadShards[test]" >> ReadShards(prepared.test)
-        embed = EmbedQueries(
-            self._reader("embed"),
-            prepared.model,
-            preconditioner,
-            config.query_block_size,
-            config.work_folder,
-            len(prepared.test),
-            config.index is not None,
-        )
+        test = self._pipeline | "ReadShards[test]" >> ReadShards(prepared.test, prepared.test_features, config.shard_size)
+        blocks = (config.query_block_size, config.work_folder, len(prepared.test), config.index is not None)
+        embed = EmbedQueries(self._reader("embed"), prepared.model, preconditioner, *blocks)
         embedded = test | "EmbedQueries" >> embed
         queries = self._record(embedded["queries"], EMBED, [embedded[COUNTS]], [embedded[REJECTED]])
         self.counts.append(embedded[COUNTS])

@@ -57,9 +57,9 @@ class _EmbedDoFn(ShardDoFn):
         return rejected
 
     def end_shard(self, shard: Shard) -> Iterator[object]:
-        left = self._inline_limit
+        left = self._inline_limit // shard.parts
         for number, block in enumerate(concatenate_queries(self._blocks, self._block_size)):
-            key = f"{shard.ordinal:05d}-{number:05d}"
+            key = f"{shard.key}-{number:05d}"
             broadcast = publish_queries(block, join(self._work, QUERIES, key), left)
             left -= broadcast.inline_bytes
             yield QueryReference(key, broadcast)

@@ -36,3 +36,17 @@ def test_the_sum_over_all_files_is_bounded(tmp_path: pathlib.Path, shards: int) 
     assert total <= 1.01 * INLINE_LIMIT
     keys, blocks = open_queries(references)
     assert keys == sorted(keys) and np.array_equal(np.concatenate([one.gradients for one in blocks]), block(2000, 1000).gradients)
+
+
+def test_the_parts_of_a_file_have_its_share_together(tmp_path: pathlib.Path) -> None:
+    unused: Any = None
+    embed = _EmbedDoFn(unused, unused, 100, str(tmp_path), False, INLINE_LIMIT)
+    total, references = 0, []
+    for part in (1, 0):
+        embed._blocks = [block(2000, 1000)]
+        found: list[Any] = [*embed.end_shard(Shard("test", 0, "f", "f", 0, part=part, parts=2))]
+        total += sum(reference.broadcast.inline_bytes for reference in found)
+        references += found
+    assert total <= 1.01 * INLINE_LIMIT
+    keys, blocks = open_queries(references)
+    assert len(set(keys)) == 40 and keys[0] == "00000-00000-00000" and sum(len(one.ids) for one in blocks) == 4000

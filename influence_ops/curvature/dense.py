@@ -14,7 +14,8 @@ from beam_influence.influence_ops.curvature.base import COUNT, Curvature, Finish
 from beam_influence.influence_ops.curvature.cholesky import AUTO_FRACTION, CholeskyPreconditioner, factorise_damped
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Gradients
-from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.model.halving import Halving
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 
 BLOCK = 2048  # 32 MB of float64: far below Beam's limit of 2 GB for one element
 MAX_SIZE = 16_384  # 2 GB for the matrix or its factor; the eigendecomposition takes five times as much
@@ -57,8 +58,8 @@ class DenseCurvature(Curvature):
     takes_rank = "always"
 
     @abc.abstractmethod
-    def batch_sum(self, model: ExplainedModel, batch: ExampleBatch) -> np.ndarray:
-        """The sum of the batch's curvatures: [P, P] float64."""
+    def batch_rows(self, model: ExplainedModel, batch: ExampleBatch, rows: slice) -> np.ndarray:
+        """Rows of the sum of the batch's curvatures, from the diagonal on: [R, P − rows.start] float64."""
 
     def create(self, model: ExplainedModel) -> Statistic:
         if model.size > MAX_SIZE:
@@ -73,9 +74,20 @@ class DenseCurvature(Curvature):
         return {COUNT: np.zeros(1, dtype=np.int64), **statistic}
 
     def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
-        total = self.batch_sum(model, batch)
-        for name, rows, columns in upper_blocks(model.size):
-            statistic[name] += total[rows, columns]
+        halving = Halving()
+        for start in range(0, model.size, BLOCK):
+            rows = slice(start, min(start + BLOCK, model.size))
+
+            def add_rows(some: ExampleBatch, rows: slice = rows) -> list[Rejected]:
+                total = self.batch_rows(model, some, rows)
+                for name, _, columns in filter(lambda block: block[1] == rows, upper_blocks(model.size)):
+                    statistic[name] += total[:, columns.start - rows.start : columns.stop - rows.start]
+                return []
+
+            if start == 0:
+                add_rows(batch)  # one that is too large for the device is so before the first change
+            else:
+                halving.use(batch, add_rows)
         statistic[COUNT] += len(batch)
         return statistic
 

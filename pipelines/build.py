@@ -162,14 +162,15 @@ class _JobBuilder:
         for number in range(done + 1, curvature.passes + 1):
             stage, label = ("curvature", "") if number == 1 else (f"curvature_{number}", f"[{number}]")
             accelerator = None if config.output_tables else self._accelerator
-            accumulate = AccumulateCurvature(self._reader(stage), prepared.model, curvature, state, accelerator)
+            work = join(config.work_folder, stage)
+            accumulate = AccumulateCurvature(self._reader(stage), prepared.model, curvature, join(work, "bundles"), state, accelerator)
             accumulated = self._train | f"AccumulateCurvature{label}" >> accumulate
             parts = accumulated["parts"]
             if number == 1:
                 self.counts.append(accumulated[COUNTS])
                 self.rejected.append(accumulated[REJECTED])
             if number < curvature.passes:
-                advance = AdvanceCurvature(prepared.model, curvature, state, join(config.work_folder, stage))
+                advance = AdvanceCurvature(prepared.model, curvature, state, work)
                 state = parts | f"AdvanceCurvature{label}" >> advance
                 state = self._record(state, stage_of_pass(number), self.counts[:1], self.rejected[:1])
         return parts, state

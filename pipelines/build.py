@@ -36,6 +36,7 @@ from beam_influence.transforms import (
 )
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import FILES, PARTS, QueryReference, SolverReport, StatisticPart, WrittenFile
+from beam_influence.transforms.embed_queries import embedded_at_once
 from beam_influence.transforms.files import join
 from beam_influence.transforms.merging import PartsCombineFn
 from beam_influence.transforms.progress import Progress
@@ -134,7 +135,9 @@ class _JobBuilder:
     def _reader(self, stage: str) -> ShardReader:
         features = self._prepared.test_features if stage == "embed" else self._prepared.train_features
         assert features is not None
-        return ShardReader(stage, features, self._config.batch_size, self._progress)
+        # A test point's gradient is a whole row of P numbers, where a training example's stays in factors.
+        rows = self._config.batch_size if stage != "embed" else embedded_at_once(self._prepared.watched, self._config.batch_size)
+        return ShardReader(stage, features, rows, self._progress)
 
     def _nothing(self, label: str, kind: type[Element]) -> pvalue.PCollection[Element]:
         return collection(self._pipeline | label >> beam.Create([], reshuffle=False).with_output_types(kind))
@@ -181,15 +184,8 @@ class _JobBuilder:
         if EMBED in self._finished:
             return self._take(EMBED)
         test = self._pipeline | "ReadShards[test]" >> ReadShards(prepared.test)
-        embed = EmbedQueries(
-            self._reader("embed"),
-            prepared.model,
-            preconditioner,
-            config.query_block_size,
-            config.work_folder,
-            len(prepared.test),
-            config.index is not None,
-        )
+        form = (config.query_block_size, config.work_folder, len(prepared.test), config.index is not None, config.query_arrays)
+        embed = EmbedQueries(self._reader("embed"), prepared.model, preconditioner, *form)
         embedded = test | "EmbedQueries" >> embed
         queries = self._record(embedded["queries"], EMBED, [embedded[COUNTS]], [embedded[REJECTED]])
         self.counts.append(embedded[COUNTS])

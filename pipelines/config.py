@@ -17,7 +17,7 @@ from beam_influence.pipelines.options.run import RunOptions
 
 if typing.TYPE_CHECKING:  # when it is needed, it is imported: --help need not wait for TensorFlow
     from beam_influence.influence_ops.curvature import Curvature
-    from beam_influence.influence_ops.scoring.scores import ScoreOptions
+    from beam_influence.influence_ops.scoring.scores import QueryArray, ScoreOptions
 
 _GROUPS = (DataOptions, ModelOptions, MethodOptions, ResultOptions)
 
@@ -166,6 +166,14 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
         from beam_influence.influence_ops.curvature import solving_passes
 
         return 0 if self.only_curvature else solving_passes(self.curvature_kind, self.passes) or 0
+
+    @property
+    def query_arrays(self) -> tuple[QueryArray, ...]:
+        """What later steps look at of each embedded test point: saved vectors and an index are multiplied with its gradient, or with
+        what stands for it; solving it over all data, and group influence to second order, begin with its gradient too."""
+        if self.index is not None or self.influence_vectors_path is not None:
+            return ("gradients",)
+        return ("gradients", "solved") if self.solver_passes or self.second_order_groups else ("solved",)
 
     @property
     def work_folder(self) -> str:

@@ -77,7 +77,13 @@ def find_finished(
     }
     curvature = _digest(common)
     embed = _digest(
-        {"of": curvature, "test": _files(test), "test_features": repr(test_features), "query_block_size": config.query_block_size}
+        {
+            "of": curvature,
+            "test": _files(test),
+            "test_features": repr(test_features),
+            "query_block_size": config.query_block_size,
+            "query_arrays": config.query_arrays,
+        }
     )
     work = config.work_folder
     finished = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -76,13 +76,13 @@ class Broadcast:
         """What the arrays are, without reading them."""
         return json.loads(self.meta)
 
-    def open(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """The arrays and their description; keep them, since each call reads them again."""
+    def open(self, names: Collection[str] | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The arrays, or those of `names` that there are, and their description; keep them, since each call reads them again."""
         meta = self.description
         if self.inline is not None:
-            return {name: from_npy(data) for name, data in self.inline.items()}, meta
+            return {name: from_npy(data) for name, data in self.inline.items() if names is None or name in names}, meta
         assert self.folder is not None and self.arrays is not None
-        described = json.loads(self.arrays)
+        described = {name: each for name, each in json.loads(self.arrays).items() if names is None or name in names}
         if "://" in self.folder:
             return read_arrays(self.folder, described, BeamFiles()), meta
         paths = {name: array_path(self.folder, name, each) for name, each in described.items()}

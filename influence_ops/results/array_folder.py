@@ -96,14 +96,16 @@ def save_arrays(
     for name, array in arrays.items():
         if not _is_plain(name):
             raise ValueError(f"array name {name!r} is not a plain file name of letters, digits, '_', '.' and '-'")
-        data = to_npy(array)
-        digest = hashlib.sha256(data).hexdigest()
+        parts = _npy_parts(array)
+        digest = _digest_of_parts(parts)
         described[name] = {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": digest}
         file = f"{name}.npy"
         if by_content:
             described[name]["file"] = file = f"{name}-{digest[:16]}.npy"
         if not (by_content and files.exists(f"{folder}/{file}")):
-            files.write(f"{folder}/{file}", data)
+            with files.open_write(f"{folder}/{file}") as out:
+                for part in parts:
+                    out.write(part)
     content = {**meta, "format_version": FORMAT_VERSION, "arrays": described}
     files.write(f"{folder}/meta.json", json.dumps(content, indent=1, sort_keys=True).encode())
     return described
@@ -193,5 +195,26 @@ def digest_of(arrays: Mapping[str, np.ndarray]) -> str:
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name}|{array.shape}|{array.dtype}".encode())
-        digest.update(array.tobytes())
+        digest.update(_bytes_of(array))
     return digest.hexdigest()
+
+
+def _npy_parts(array: np.ndarray) -> list[bytes | memoryview]:
+    """The bytes of a `.npy` file in parts, without a copy of the array where it lies as it is written."""
+    if array.dtype.hasobject or not array.flags.c_contiguous:
+        return [to_npy(array)]
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    return [header.getvalue(), _bytes_of(array)]
+
+
+def _digest_of_parts(parts: list[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _bytes_of(array: np.ndarray) -> bytes | memoryview:
+    """The numbers of a contiguous array as they lie in memory."""
+    return array.reshape(-1).view(np.uint8).data if array.size else b""

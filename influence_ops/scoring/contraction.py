@@ -81,7 +81,9 @@ class Contraction:
 
     def __init__(self, layout: Layout, solved: np.ndarray, dtype: str, examples: int, tolerance: float = TOLERANCE):
         self._layout = layout
-        self._solved = solved
+        self._queries = len(solved)
+        self._solved: np.ndarray | None = solved
+        self._constant: np.ndarray | None = None
         self._dtype = dtype
         self._examples = examples or _EXPECTED_EXAMPLES
         self._tolerance = tolerance
@@ -94,24 +96,34 @@ class Contraction:
 
     def scores(self, gradients: Gradients) -> np.ndarray:
         """Σ_p V_tp G_ip: [T, B] float64."""
+        self.choose(gradients)
+        total = np.zeros((self._queries, len(gradients)))
         if not len(gradients):  # each example of the batch was rejected
-            return np.zeros((len(self._solved), 0))
-        if not self._ways:
-            self._ways = [self._choose(layout, block) for layout, block in zip(self._layout.blocks, gradients.blocks, strict=True)]
-            for cost in self.costs:
-                logging.getLogger(__name__).info("scores of %s", cost)
-        total = np.zeros((len(self._solved), len(gradients)))
+            return total
         for way, block in zip(self._ways, gradients.blocks, strict=True):
             total += np.asarray(way.scores(block), dtype=np.float64).T
-        if gradients.offset is not None:
-            total += (self._solved @ np.asarray(gradients.offset, dtype=np.float64))[:, None]
+        if self._constant is not None:
+            total += self._constant[:, None]
         return total
 
-    def _choose(self, layout: BlockLayout, block: Block) -> _Gemm | _LowRank | _Lookup:
-        queries = len(self._solved)
+    def choose(self, gradients: Gradients) -> None:
+        """Chooses each block's way by the positions of a first batch, and lets go of the solutions as they were given."""
+        if self._solved is None:
+            return
+        pairs = zip(self._layout.blocks, gradients.blocks, strict=True)
+        self._ways = [self._choose(layout, block, layout.matrices(self._solved)) for layout, block in pairs]
+        for cost in self.costs:
+            logging.getLogger(__name__).info("scores of %s", cost)
+        if gradients.offset is not None:
+            offset, rows = np.asarray(gradients.offset, dtype=np.float64), max(1, _AT_ONCE // self._layout.size)
+            parts = [self._solved[first : first + rows] @ offset for first in range(0, self._queries, rows)]
+            self._constant = np.concatenate(parts) if parts else None
+        self._solved = None
+
+    def _choose(self, layout: BlockLayout, block: Block, matrices: np.ndarray) -> _Gemm | _LowRank | _Lookup:
+        queries = self._queries
         positions = positions_of(block)
         shape = (layout.rows, layout.columns, positions, queries)
-        matrices = layout.matrices(self._solved)
         build = 0 if layout.kind == "materialised" else 2 * positions * (layout.size if isinstance(block, Factored) else layout.columns)
         gemm = float(build + 2 * layout.size * queries)
         if isinstance(block, OneHot):

@@ -184,7 +184,8 @@ class _JobBuilder:
         if EMBED in self._finished:
             return self._take(EMBED)
         test = self._pipeline | "ReadShards[test]" >> ReadShards(prepared.test)
-        form = (config.query_block_size, config.work_folder, len(prepared.test), config.index is not None, config.query_arrays)
+        plan = prepared.queries
+        form = (plan.block_size, config.work_folder, len(prepared.test), config.index is not None, config.query_arrays, plan.form)
         embed = EmbedQueries(self._reader("embed"), prepared.model, preconditioner, *form)
         embedded = test | "EmbedQueries" >> embed
         queries = self._record(embedded["queries"], EMBED, [embedded[COUNTS]], [embedded[REJECTED]])
@@ -228,9 +229,8 @@ class _JobBuilder:
             search: Search = "faiss" if config.search == "faiss" else "linear"
             score = ScoreVectors(prepared.model, preconditioner, queries, options, config.output, search)
         else:
-            score = ScoreExamples(
-                self._reader("score"), prepared.model, preconditioner, queries, gate, options, config.output, self._accelerator
-            )
+            wanted = (queries, gate, options, config.output, self._accelerator, prepared.queries.first_keys)
+            score = ScoreExamples(self._reader("score"), prepared.model, preconditioner, *wanted)
         scored = self._train | "ScoreExamples" >> score
         self.counts.append(scored[COUNTS])
         self.written.append(scored[FILES])

@@ -8,6 +8,7 @@ import importlib.util
 import typing
 from typing import Any
 
+from beam_influence.pipelines.machine_memory import parse_bytes
 from beam_influence.pipelines.options.data import DataOptions
 from beam_influence.pipelines.options.method import MethodOptions, own_fields
 from beam_influence.pipelines.options.model import ModelOptions
@@ -41,6 +42,7 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
         self._check_saved()
         if self.checkpoint_paths and (self.removal != "first_order" or self.second_order_groups):
             raise ValueError("--checkpoints sums influence of first order; leave --removal and --second_order_groups out")
+        self._check_memory()
         self.make_curvature()
         self.score_options()
         takes_rank = self.curvature_kind.takes_rank
@@ -158,6 +160,26 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
             name, value = next(iter(given.items()))
             raise ValueError(
                 f"--{name} {value} decides how a curvature is fitted, and --{saved} uses one that was fitted; leave one of them out"
+            )
+
+    def _check_memory(self) -> None:
+        """Whether what decides how solved test points are held has some to decide on."""
+        from beam_influence.influence_ops.scoring.outputs.table import tables_of_test_points
+
+        said = next((name for name in ("query_rank", "max_worker_memory") if getattr(self, name) is not None), None)
+        if said is None:
+            return
+        if self.max_worker_memory is not None:
+            try:
+                parse_bytes(self.max_worker_memory)
+            except ValueError as error:
+                raise ValueError(f"--max_worker_memory {error}") from error
+        if "solved" not in self.query_arrays or not set(self.output_tables) & set(tables_of_test_points()):
+            raise ValueError(f"--{said} {getattr(self, said)} is of solved test points, and there are none; leave it out")
+        if self.query_rank is not None and (self.solver_passes or self.removal == "newton"):
+            raise ValueError(
+                f"--query_rank {self.query_rank} is of a test point that a curvature solves in one step, to first order; with --passes or "
+                "--removal newton leave it out"
             )
 
     @property

@@ -53,14 +53,25 @@ class BundleOutputs:
       model: the model.
       folder: of the results.
       needs: the arrays of test points that are looked at beside their solutions.
+      number: of the round over the training set, from 0.
+      shared: what a process holds its test points by: one for all rounds, so that it lets go of a round's when the next begins.
     """
 
-    def __init__(self, options: OutputOptions, model: ModelSpec, folder: str, needs: Collection[QueryArray] = ()):
+    def __init__(
+        self,
+        options: OutputOptions,
+        model: ModelSpec,
+        folder: str,
+        needs: Collection[QueryArray] = (),
+        number: int = 0,
+        shared: Shared | None = None,
+    ):
         self._needs = needs
+        self._suffix = f"-round-{number:05d}" if number else ""
         self._options = options
         self._model = model
         self._folder = folder
-        self._shared = Shared()
+        self._shared = shared or Shared()
         self._collector: Collector | None = None
         self._files: dict[str, ParquetFile] = {}
 
@@ -89,7 +100,7 @@ class BundleOutputs:
         """Opens the shard's files."""
         for output in self.collector.row_outputs:
             for table, schema in output.tables.items():
-                name = f"shard-{shard.ordinal:05d}"
+                name = f"shard-{shard.ordinal:05d}{self._suffix}"
                 self._files[table] = ParquetFile(self._folder, table, name, schema, scoring.facts, BeamFiles())
 
     def add(self, scored: BatchScores) -> None:

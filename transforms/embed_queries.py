@@ -15,6 +15,7 @@ from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rej
 from beam_influence.influence_ops.results.text_arrays import bytes_to_texts, texts_to_bytes
 from beam_influence.influence_ops.scoring.index import embed_for_index
 from beam_influence.influence_ops.scoring.scores import QUERY_ARRAYS, QueryArray, QueryBlock, concatenate_queries, embed_queries
+from beam_influence.influence_ops.scoring.stored_form import WHOLE, FactoredSolutions, StoredForm
 from beam_influence.transforms.broadcast import INLINE_LIMIT, Broadcast
 from beam_influence.transforms.elements import QueryReference, Shard
 from beam_influence.transforms.files import join
@@ -30,6 +31,11 @@ _GRADIENT_BYTES = 1 << 28
 def embedded_at_once(weights: int, batch_size: int) -> int:
     """How many test points one process solves at once: their gradients, float64 [·, P], take at most `_GRADIENT_BYTES`, or are one."""
     return min(batch_size, max(1, _GRADIENT_BYTES // (8 * weights)))
+
+
+def block_key(shard: Shard, number: int) -> str:
+    """The key of a file's block: they order as the test points do."""
+    return f"{shard.ordinal:05d}-{number:05d}"
 
 
 class Embedder:
@@ -49,9 +55,11 @@ class _EmbedDoFn(ShardDoFn):
         for_index: bool,
         inline_limit: int,
         needs: Collection[QueryArray] = QUERY_ARRAYS,
+        form: StoredForm = WHOLE,
     ):
         super().__init__(reader)
         self._inline_limit = inline_limit
+        self._form = form
         self._spec = model
         self._block_size = block_size
         self._work = work
@@ -72,6 +80,10 @@ class _EmbedDoFn(ShardDoFn):
 
     def use(self, batch: ExampleBatch) -> list[Rejected]:
         block, rejected = self._embed(self._embedder.model, self._embedder.preconditioner, batch)
+        if block.solved.shape[1]:
+            kept = self._form.of(self._embedder.model.layout(), block.solved)
+            solved = {"solved": kept} if isinstance(kept, np.ndarray) else {"solved": block.solved[:, :0], "factored": kept}
+            block = dataclasses.replace(block, **solved)
         self._blocks.append(block)
         if sum(map(len, self._blocks)) >= self._block_size:
             blocks = concatenate_queries(self._blocks, self._block_size)
@@ -87,7 +99,7 @@ class _EmbedDoFn(ShardDoFn):
     def _publish(self, shard: Shard, blocks: Iterable[QueryBlock]) -> None:
         left = self._inline_limit - sum(reference.broadcast.inline_bytes for reference in self._references)
         for block in blocks:
-            key = f"{shard.ordinal:05d}-{len(self._references):05d}"
+            key = block_key(shard, len(self._references))
             broadcast = publish_queries(block, join(self._work, QUERIES, key), left)
             left -= broadcast.inline_bytes
             self._references.append(QueryReference(key, broadcast))
@@ -97,6 +109,8 @@ def publish_queries(block: QueryBlock, folder: str, inline_limit: int = INLINE_L
     """A query block as a broadcast; ids travel as UTF-8, since saved arrays hold no objects."""
     arrays = {"ids": texts_to_bytes(block.ids)}
     arrays |= {name: array for name in QUERY_ARRAYS if (array := getattr(block, name)).shape[1]}
+    for number, part in enumerate(block.factored.parts if block.factored is not None else ()):
+        arrays |= {f"solved-{number}-{place}": array for place, array in enumerate(part)}
     if block.groups is not None:
         arrays["groups"] = texts_to_bytes(block.groups)
     return Broadcast.publish(arrays, {}, folder, inline_limit)
@@ -104,11 +118,15 @@ def publish_queries(block: QueryBlock, folder: str, inline_limit: int = INLINE_L
 
 def open_block(reference: QueryReference, needs: Collection[QueryArray] = QUERY_ARRAYS) -> QueryBlock:
     """A block with those of its arrays that are needed."""
-    arrays, _ = reference.broadcast.open(("ids", "groups", *needs))
+    arrays, _ = reference.broadcast.open(lambda name: name.partition("-")[0] in ("ids", "groups", *needs))
     ids = bytes_to_texts(arrays["ids"])
     nothing = np.zeros((len(ids), 0))
     gradients, solved = (arrays.get(name, nothing) for name in QUERY_ARRAYS)
-    return QueryBlock(ids, gradients, solved, bytes_to_texts(arrays["groups"]) if "groups" in arrays else None)
+    parts: dict[int, list[np.ndarray]] = {}
+    for _, number, place in sorted((*name.split("-"),) for name in arrays if name.startswith("solved-")):
+        parts.setdefault(int(number), []).append(arrays[f"solved-{number}-{place}"])
+    factored = FactoredSolutions(tuple(tuple(parts[number]) for number in sorted(parts))) if parts else None
+    return QueryBlock(ids, gradients, solved, bytes_to_texts(arrays["groups"]) if "groups" in arrays else None, factored)
 
 
 def open_queries(
@@ -132,6 +150,7 @@ class EmbedQueries(beam.PTransform):
       shards: how many files there are; what their blocks hold inline is at most `INLINE_LIMIT` in all, each file having its share.
       for_index: whether blocks hold the r numbers that an index is searched with, in place of gradients and solutions.
       needs: which of gradients and solutions later steps look at; the others are not kept.
+      form: how solutions are kept.
 
     In: `Shard`. Out: a dictionary of PCollections: `queries` (`QueryReference`), `rejected`, `counts`.
     """
@@ -144,11 +163,19 @@ class EmbedQueries(beam.PTransform):
     shards: int
     for_index: bool = False
     needs: tuple[QueryArray, ...] = QUERY_ARRAYS
+    form: StoredForm = WHOLE
 
     def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
         embed = beam.ParDo(
             _EmbedDoFn(
-                self.reader, self.model, self.block_size, self.work, self.for_index, INLINE_LIMIT // max(self.shards, 1), self.needs
+                self.reader,
+                self.model,
+                self.block_size,
+                self.work,
+                self.for_index,
+                INLINE_LIMIT // max(self.shards, 1),
+                self.needs,
+                self.form,
             ),
             pvalue.AsSingleton(self.preconditioner),
         )

@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -22,6 +24,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 FORMAT_VERSION = 1
+_CHUNK = 1 << 22
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,120}")
 
 
@@ -174,6 +177,29 @@ def read_arrays(folder: str, described: Mapping[str, Mapping[str, Any]], files: 
         if hashlib.sha256(data).hexdigest() != each.get("sha256"):
             raise ValueError(f"{path!r} does not match its SHA-256 in meta.json; save the folder again")
         arrays[name] = from_npy(data)
+    return arrays
+
+
+def mapped_arrays(
+    folder: str, described: Mapping[str, Mapping[str, Any]], files: FileStore, in_memory: int
+) -> dict[str, np.ndarray]:
+    """As `read_arrays`, but an array of more than `in_memory` bytes goes to a temporary file of this machine and is mapped from there; the
+    file has no name by then and goes with the array."""
+    arrays = {}
+    for name, each in described.items():
+        if np.dtype(each["dtype"]).itemsize * math.prod(each["shape"]) <= in_memory:
+            arrays |= read_arrays(folder, {name: each}, files)
+            continue
+        path, digest = array_path(folder, name, each), hashlib.sha256()
+        with tempfile.NamedTemporaryFile(suffix=".npy") as copy:
+            with files.open_read(path) as file:
+                while data := file.read(_CHUNK):
+                    digest.update(data)
+                    copy.write(data)
+            if digest.hexdigest() != each.get("sha256"):
+                raise ValueError(f"{path!r} does not match its SHA-256 in meta.json; save the folder again")
+            copy.flush()
+            arrays[name] = np.load(copy.name, mmap_mode="r", allow_pickle=False)
     return arrays
 
 

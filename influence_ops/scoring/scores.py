@@ -21,6 +21,7 @@ from beam_influence.influence_ops.model.gradients import Gradients
 from beam_influence.influence_ops.model.guard import check_later_batch
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.scoring.contraction import TOLERANCE, Contraction
+from beam_influence.influence_ops.scoring.stored_form import FactoredSolutions
 
 Normalize = Literal["none", "theta", "loss"]
 Removal = Literal["first_order", "newton"]
@@ -37,12 +38,14 @@ class QueryBlock:
       gradients: ∇ℓ(t): [T, P] float64; [T, 0] where none are needed.
       solved: (H + λI)⁻¹ ∇ℓ(t): [T, P]; [T, 0] where none are needed.
       groups: optional (T,) array of str.
+      factored: the solutions as factors, in place of `solved`; or None.
     """
 
     ids: np.ndarray
     gradients: np.ndarray
     solved: np.ndarray
     groups: np.ndarray | None = None
+    factored: FactoredSolutions | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -147,8 +150,13 @@ def concatenate_queries(blocks: list[QueryBlock], size: int) -> list[QueryBlock]
     solved = np.concatenate([block.solved for block in blocks])
     named = [block.groups for block in blocks if block.groups is not None]
     groups = np.concatenate(named) if len(named) == len(blocks) else None
+    factored: list[FactoredSolutions] = [block.factored for block in blocks if block.factored is not None]
+    sliced = list(FactoredSolutions.concatenate(factored).slices(size)) if factored else []
     parts = [slice(start, start + size) for start in range(0, len(ids), size)]
-    return [QueryBlock(ids[p], gradients[p], solved[p], None if groups is None else groups[p]) for p in parts]
+    return [
+        QueryBlock(ids[p], gradients[p], solved[p], None if groups is None else groups[p], sliced[number] if sliced else None)
+        for number, p in enumerate(parts)
+    ]
 
 
 class Scorer:
@@ -215,8 +223,8 @@ class Scorer:
             return self._contractions
 
     def _chosen(self, block: QueryBlock, gradients: Gradients) -> Contraction:
-        options = self._options
-        contraction = Contraction(gradients.layout, block.solved, self._model.dtype, self._preconditioner.examples, options.tolerance)
+        options, solved = self._options, block.solved if block.factored is None else block.factored
+        contraction = Contraction(gradients.layout, solved, self._model.dtype, self._preconditioner.examples, options.tolerance)
         contraction.choose(gradients)
         return contraction
 

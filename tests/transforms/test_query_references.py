@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,3 +37,23 @@ def test_the_sum_over_all_files_is_bounded(tmp_path: pathlib.Path, shards: int) 
     assert total <= 1.01 * INLINE_LIMIT
     keys, blocks = open_queries(references)
     assert keys == sorted(keys) and np.array_equal(np.concatenate([one.gradients for one in blocks]), block(2000, 1000).gradients)
+
+
+def test_a_block_is_written_as_soon_as_it_is_full(tmp_path: pathlib.Path) -> None:
+    """A file of 1,000 test points in batches of 30: never more than a block and a batch of them are held."""
+    unused: Any = None
+    embed: Any = _EmbedDoFn(unused, unused, 100, str(tmp_path), False, 0, ("gradients",))
+    whole, shard = block(1000, 3), Shard("test", 4, "f", "f", 0)
+    batches = [slice(first, first + 30) for first in range(0, 1000, 30)]
+    parts = iter([QueryBlock(whole.ids[rows], whole.gradients[rows], whole.solved[rows, :0]) for rows in batches])
+    embed._embed = lambda *_: (next(parts), [])
+    embed._embedder = SimpleNamespace(model=None, preconditioner=None)
+    embed.begin_shard(shard)
+    for number in range(len(batches)):
+        embed.use(unused)
+        assert sum(map(len, embed._blocks)) < 100
+        assert len(list((tmp_path / "queries").glob("*/meta.json"))) == min(30 * (number + 1), 1000) // 100
+    keys, blocks = open_queries([*embed.end_shard(shard)])
+    assert keys == [f"00004-{number:05d}" for number in range(10)] and [len(one) for one in blocks] == [100] * 10
+    assert np.array_equal(np.concatenate([one.gradients for one in blocks]), whole.gradients)
+    assert all(one.solved.shape == (100, 0) for one in blocks)

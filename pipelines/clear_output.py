@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from apache_beam.io.filesystems import FileSystems
 
 from beam_influence.influence_ops.results.result_files import read_manifest, written_files
@@ -20,8 +22,10 @@ def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str
     An index that is added to stays as it is, but for files that its manifest does not list.
 
     Raises:
-      ValueError: the folder holds a finished run.
+      ValueError: the folder is a file, or holds a finished run.
     """
+    if os.path.isfile(config.output):
+        raise ValueError(f"--output {config.output!r} is a file; name a folder")
     files = BeamFiles()
     path = join(config.output, manifest)
     if config.update:

@@ -40,6 +40,7 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
         self._check_groups()
         self._check_passes()
         self._check_saved()
+        self._check_idle()
         if self.checkpoint_paths and (self.removal != "first_order" or self.second_order_groups):
             raise ValueError("--checkpoints sums influence of first order; leave --removal and --second_order_groups out")
         self._check_memory()
@@ -181,6 +182,26 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
                 f"--query_rank {self.query_rank} is of a test point that a curvature solves in one step, to first order; with --passes or "
                 "--removal newton leave it out"
             )
+
+    def _check_idle(self) -> None:
+        """Whether options are given that decide nothing beside the others."""
+        from beam_influence.influence_ops.scoring.outputs.table import OUTPUTS
+
+        is_ranked = any(OUTPUTS[name].is_ranked for name in self.output_tables)
+        used = {
+            "index_dtype": (self.only_index, "the command index"),
+            "top_k": (is_ranked, "--outputs top_k and self_influence_top_k"),
+            "order": (is_ranked, "--outputs top_k and self_influence_top_k"),
+            "normalize": (bool(self.output_tables), "scores, which this command does not make"),
+            "score_tolerance": (self.test is not None and self.index is None, "scores of test points that are computed from gradients"),
+            "seed": ("seed" in self.settings or self.n_samples is not None, "curvatures that draw, and of --n_samples"),
+            "last_layer": (self.start_layer is not None, "--start_layer, the first watched layer"),
+            "weights": (self.start_layer is None or self.weights is None, "a run without --start_layer, which chooses the weights"),
+        }
+        for name, (is_used, of) in used.items():
+            default = type(self).__dataclass_fields__[name].default
+            if not is_used and getattr(self, name) != default:
+                raise ValueError(f"--{name} {getattr(self, name)} is of {of}; leave it out")
 
     @property
     def solver_passes(self) -> int:

@@ -47,6 +47,8 @@ def run(
       ValueError: wrong options or input, found before anything was started or written.
       RunFailedError: the pipeline failed; the message is the reason, without the runner's stack.
     """
+    if isinstance(beam_arguments, str) or not isinstance(config, InfluenceConfig):
+        raise ValueError("run takes an InfluenceConfig, and Beam's arguments as a list, such as ['--runner=prism']")
     terminal = stream or sys.stderr
     with _log_to(terminal) if config.verbose else contextlib.nullcontext():
         return _run(config, list(beam_arguments), terminal, make_pipeline)

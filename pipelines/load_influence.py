@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -103,7 +104,7 @@ class Influence:
         Raises:
           ValueError: the run wrote no such table; the message says how to have it.
         """
-        return (batch for path in self._paths(name) for batch in iterate_table(path, BeamFiles(), rows))
+        return (batch for path in self._paths(name) for batch in self._batches(path, rows))
 
     def explain(self, test_id: str) -> pa.Table:
         """The rows of `top_k` for one test point, by rank: rank, train_id, influence, loss_change.
@@ -111,6 +112,8 @@ class Influence:
         Raises:
           ValueError: the run wrote no `top_k`, or it has no such test point.
         """
+        if not isinstance(test_id, str):
+            raise ValueError(f"explain({test_id!r}): a test point is named by its id, which is text, such as 'test.tfrecord:{test_id}'")
         found = pa.concat_tables([self._read(path, [("test_id", "==", test_id)]) for path in self._paths("top_k")])
         if not found.num_rows:
             first = next((batch.column("test_id")[0].as_py() for batch in self.batches("top_k", 1)), None)
@@ -122,9 +125,24 @@ class Influence:
             raise ValueError(f"there is no table {name!r}; the run in {self.folder!r} wrote {', '.join(self.tables)}")
         return table_files(self.folder, name, BeamFiles())
 
+    def _batches(self, path: str, rows: int) -> Iterator[pa.RecordBatch]:
+        with self._naming(path):
+            yield from iterate_table(path, BeamFiles(), rows)
+
     def _read(self, path: str, filters: list[tuple[str, str, str]] | None = None) -> pa.Table:
-        with BeamFiles().open_read(path) as file:
+        with self._naming(path), BeamFiles().open_read(path) as file:
             return pq.read_table(pa.PythonFile(file, mode="r"), filters=filters)
+
+    @contextlib.contextmanager
+    def _naming(self, path: str) -> Iterator[None]:
+        """What is wrong with a file that the manifest lists, said with the mend."""
+        try:
+            yield
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ValueError(
+                f"{path!r}, which the run's manifest lists, can't be read ({type(error).__name__}: {error}); put it back, or run "
+                "again with --overwrite"
+            ) from error
 
     def __getattr__(self, name: str) -> pa.Table:
         if name not in TABLES:

@@ -48,7 +48,9 @@ class FittedCalculator(DatasetCalculator, abc.ABC):
         seed: int = 0,
         dtype: tf.DType | str = tf.float64,
     ):
-        super().__init__(model if weight_decay is None else model.with_weight_decay(weight_decay), dtype)
+        super().__init__(model, dtype)
+        if weight_decay is not None:
+            self.model = model.with_weight_decay(weight_decay)
         finish = FinishOptions(damping, rcond=rcond, rank=rank)
         choice = CurvatureChoice(ihvp_calculator, n_samples_for_hessian, seed, passes, tolerance, finish)
         read = dataset if isinstance(dataset, tf.data.Dataset) and not isinstance(ihvp_calculator, Preconditioner) else None

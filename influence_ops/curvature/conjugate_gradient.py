@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -62,12 +62,11 @@ class IterativePreconditioner(Preconditioner):
         def products(vectors: np.ndarray) -> np.ndarray:
             return mean_hessian_products(model, self._batches(), vectors) + damping * vectors
 
-        solve = SOLVERS[self.meta["curvature"]]
         solved = np.empty_like(gradients)
         worst = 0.0
         for start in range(0, len(gradients), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
-            solved[rows], residuals = solve(products, gradients[rows], self.meta)
+            solved[rows], residuals = self._solve(products, gradients[rows])
             worst = max(worst, float(residuals.max(initial=0.0)))
         if worst > self.meta["tolerance"]:
             message = (
@@ -78,6 +77,10 @@ class IterativePreconditioner(Preconditioner):
             logging.getLogger(__name__).warning(message)
         return solved
 
+    def _solve(self, products: Products, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """x [R, P] of A x = b for each row b of `right`, A being what `products` multiplies with, and the relative residuals [R]."""
+        return conjugate_gradients(products, right, float(self.meta["tolerance"]), int(self.meta["max_iterations"]))
+
     def _batches(self) -> Iterable[ExampleBatch]:
         if self.stream is not None:
             return self.stream()
@@ -86,16 +89,12 @@ class IterativePreconditioner(Preconditioner):
         return [whole.select(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH)]
 
 
-def _solve_cg(products: Products, right: np.ndarray, meta: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    return conjugate_gradients(products, right, float(meta["tolerance"]), int(meta["max_iterations"]))
-
-
 class ConjugateGradient(SampleCurvature):
     """(H + λI)⁻¹ g by conjugate gradients (Martens 2010; Koh & Liang 2017, section 3), H the mean over a sample."""
 
     name: ClassVar[str] = "conjugate_gradient"
     Settings = ConjugateGradientSettings
-    operators = (IterativePreconditioner,)
+    operators: ClassVar[tuple[type[IterativePreconditioner]]] = (IterativePreconditioner,)
     systems = "hessian"
     needs_hessian = True
     settings: IterativeSettings
@@ -105,7 +104,7 @@ class ConjugateGradient(SampleCurvature):
         if sample.batch is None or not len(sample.batch):
             raise ValueError("no training example is left to make a curvature from")
         meta = self._meta(model, lambda: sample.batches(_BATCH), options)
-        return with_examples(IterativePreconditioner(to_arrays(sample.batch), meta), sample).bind(model)
+        return with_examples(self.operators[0](to_arrays(sample.batch), meta), sample).bind(model)
 
     def over(self, model: ExplainedModel, stream: Callable[[], Iterable[ExampleBatch]], options: FinishOptions) -> Preconditioner:
         """The operator with H the mean over all batches of `stream`, which is read once for each iteration."""
@@ -113,7 +112,7 @@ class ConjugateGradient(SampleCurvature):
         if not count:
             raise ValueError("no training example is left to make a curvature from")
         meta = {**self._meta(model, stream, options), "examples": count}
-        return IterativePreconditioner({}, meta, model, stream)
+        return self.operators[0]({}, meta, model, stream)
 
     def _meta(self, model: ExplainedModel, stream: Callable[[], Iterable[ExampleBatch]], options: FinishOptions) -> dict[str, Any]:
         if options.leave_one_out:
@@ -157,6 +156,3 @@ def mean_eigenvalue(products: Products, size: int, seed: int) -> float:
     """trace(H)/P, by Hutchinson's estimator (1989) with ±1 probes; at least 0."""
     probes = np.random.default_rng(seed).choice([-1.0, 1.0], size=(_PROBES, size))
     return max(float(np.einsum("rp,rp->", probes, products(probes))) / probes.size, 0.0)
-
-
-SOLVERS: dict[str, Callable[[Products, np.ndarray, Mapping[str, Any]], tuple[np.ndarray, np.ndarray]]] = {ConjugateGradient.name: _solve_cg}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from beam_influence.influence_ops.curvature.conjugate_gradient import SOLVERS, ConjugateGradient
+from beam_influence.influence_ops.curvature.conjugate_gradient import ConjugateGradient, IterativePreconditioner
 from beam_influence.influence_ops.curvature.conjugate_gradients import Products
 from beam_influence.influence_ops.settings import LissaSettings
 
@@ -40,9 +39,15 @@ def neumann_series(
     return best, np.divide(best_residual, norms, out=np.zeros_like(norms), where=norms > 0)
 
 
-def _solve_lissa(products: Products, right: np.ndarray, meta: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    scale = 1.05 * abs(float(meta["largest_eigenvalue"])) + float(meta["damping"])  # power iteration comes from below
-    return neumann_series(products, right, scale or 1.0, float(meta["tolerance"]), int(meta["max_iterations"]))
+class NeumannPreconditioner(IterativePreconditioner):
+    """(H + λI)⁻¹ by the series."""
+
+    kind: ClassVar[str] = "neumann"
+
+    def _solve(self, products: Products, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        meta = self.meta
+        scale = 1.05 * abs(float(meta["largest_eigenvalue"])) + float(meta["damping"])  # power iteration comes from below
+        return neumann_series(products, right, scale or 1.0, float(meta["tolerance"]), int(meta["max_iterations"]))
 
 
 class Lissa(ConjugateGradient):
@@ -54,6 +59,4 @@ class Lissa(ConjugateGradient):
 
     name: ClassVar[str] = "lissa"
     Settings = LissaSettings
-
-
-SOLVERS[Lissa.name] = _solve_lissa
+    operators = (NeumannPreconditioner,)

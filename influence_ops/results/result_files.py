@@ -113,6 +113,10 @@ class ParquetFile:
         self._waiting, self._rows_waiting, self._bytes_waiting = [], 0, 0
 
 
+class _ForeignError(Exception):
+    """A manifest that no run of this package wrote."""
+
+
 class _Abandoned(Exception):
     """Unwinds the open file as an error would."""
 
@@ -156,10 +160,14 @@ def read_manifest(output: str, files: FileStore | None = None) -> dict[str, Any]
         data = file.read()
     try:
         manifest = json.loads(data)
+        if not isinstance(manifest, dict) or "manifest_version" not in manifest:
+            raise _ForeignError
         version = manifest["manifest_version"]
         plain = all(_is_below(file.table, file.path) for file in written_files(manifest))
         if not all(isinstance(manifest.get(part, {}), dict) for part in ("config", "counts", "curvature")):
             raise ValueError("its parts are no dictionaries")
+    except _ForeignError:
+        raise ValueError(f"{path!r} is not of this program: no run of it has finished in {output!r}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path!r} is damaged: {error!r}") from error
     if version != MANIFEST_VERSION:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import types
 import typing
 from typing import Any
@@ -64,6 +65,9 @@ def check_values(options: Any) -> None:
     """
     for field in dataclasses.fields(options):
         choices, least, value = field.metadata["choices"], field.metadata["least"], getattr(options, field.name)
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+            object.__setattr__(options, field.name, value)  # frozen: a path is kept as its text
         if value is None:
             continue
         wanted = option_type(field, type(options))

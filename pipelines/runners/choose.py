@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from beam_influence.pipelines.config import InfluenceConfig, own_options
 from beam_influence.pipelines.runners.dataflow import Dataflow
@@ -58,6 +59,7 @@ def choose_engine(arguments: Iterable[str], config: InfluenceConfig | None = Non
     runner = RUNNERS.get(own.runner.lower()) or RunnerOfBeam(own.runner, tuple(RUNNERS))
     _refuse_options_of_others(runner, own)
     beam = PipelineOptions(beam_arguments).get_all_options(drop_default=True)
+    _refuse_beam_options_of_others(runner, beam)
     settings = () if config is None else own_options(config.curvature_kind)
     refuse_unknown(beam_arguments, runner.knows_more_options or "job_endpoint" in beam, beam.get("job_endpoint"), settings)
     engine = runner.engine(Request(own, beam, config))
@@ -77,6 +79,15 @@ def _refuse_options_of_others(runner: Runner, own: argparse.Namespace) -> None:
         wrong = option.refuse(value)
         if wrong is not None:
             raise ValueError(wrong)
+
+
+def _refuse_beam_options_of_others(runner: Runner, beam: Mapping[str, Any]) -> None:
+    if runner.name not in RUNNERS:
+        return  # a runner of Beam's, which may start another
+    for name, value in beam.items():
+        for other in RUNNERS.values():
+            if other is not runner and other.beam_prefix is not None and name.startswith(other.beam_prefix):
+                raise ValueError(f"--{name} {value} has no effect with --runner {runner.name}; add --runner {other.name}")
 
 
 def open_file_systems(arguments: Sequence[str]) -> None:

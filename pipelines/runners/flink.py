@@ -26,6 +26,7 @@ class Flink(Runner):
     """A cluster, by `--job_endpoint` of a job server, or by `--flink_master`, with which Beam starts a job server of its own."""
 
     name = "flink"
+    beam_prefix = "flink_"
     options = (ENVIRONMENT, TIME_LIMIT)
     instead = {"workers": "give --parallelism N"}
     knows_more_options = True

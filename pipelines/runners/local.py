@@ -19,6 +19,7 @@ class Local(Runner):
     """One process, or with `--workers` several."""
 
     name = "local"
+    beam_prefix = "direct_"
     options = (WORKERS,)
     instead = {"time_limit": "the run ends with this process: leave it out"}
 
@@ -27,9 +28,8 @@ class Local(Runner):
         clashing = [name for name in ("direct_num_workers", "direct_running_mode") if name in beam]
         if workers is not None and clashing:
             raise ValueError(f"--workers {workers} and --{clashing[0]} say the same; leave one of them out")
-        for name in ("flink_master", "job_endpoint"):
-            if name in beam:
-                raise ValueError(f"--{name} {beam[name]} has no effect with --runner local; add --runner flink")
+        if "job_endpoint" in beam:
+            raise ValueError(f"--job_endpoint {beam['job_endpoint']} has no effect with --runner local; add --runner flink")
         several = [] if workers in (None, 1) else ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
         return Engine(["--runner=FnApiRunner", *several], True)
 

@@ -14,6 +14,7 @@ class Prism(Runner):
     """The program `prism`, found or named by `--prism_location`."""
 
     name = "prism"
+    beam_prefix = "prism_"
     options = (ENVIRONMENT, TIME_LIMIT)
 
     def engine(self, request: Request) -> Engine:

@@ -87,12 +87,14 @@ class Runner(abc.ABC):
       name: the value of `--runner`.
       options: those of this package that it takes.
       instead: for options that it does not take, what to do; else the option's own `elsewhere`.
+      beam_prefix: what the names of Beam's options for this engine alone begin with.
       knows_more_options: whether a server of it may have options that Beam's Python does not know.
     """
 
     name: str
     options: tuple[Option, ...] = ()
     instead: Mapping[str, str] = {}
+    beam_prefix: str | None = None
     knows_more_options = False
 
     @abc.abstractmethod

@@ -33,6 +33,8 @@ WHOLE_NETWORKS: dict[str, dict[str, Any]] = {
     "index": {"curvature": "random_projection", "projection_dim": 64, "outputs": "index", "test": None},
 }
 JOBS = ["last-layer", *WHOLE_NETWORKS]
+# Every job on Flink, and every way to start its workers with one pass over the training set and with several.
+ON_FLINK = [(job, "PROCESS") for job in JOBS] + [(job, way) for job in ("last-layer", "ekfac") for way in ("EXTERNAL", "LOOPBACK")]
 
 
 @pytest.fixture(scope="session")
@@ -84,6 +86,6 @@ def test_prism(same: Callable[..., None], prism: str) -> None:
 
 @pytest.mark.flink
 @pytest.mark.timeout(900)  # the jars may have to be fetched
-@pytest.mark.parametrize("environment", ["EXTERNAL", "PROCESS", "LOOPBACK"])
+@pytest.mark.parametrize(("same", "environment"), ON_FLINK, indirect=["same"])
 def test_flink_cluster(same: Callable[..., None], flink: FlinkCluster, environment: str) -> None:
     same(*flink.arguments(environment))

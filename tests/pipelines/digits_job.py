@@ -124,11 +124,12 @@ class DigitsJob:
             "output": str(output),
             "group_feature": "digit",
             "outputs": OUTPUTS,
-            "top_k": 7,
             "batch_size": 64,
             "threads": 1,
             **options,
         }
+        if "top_k" in chosen["outputs"]:
+            chosen.setdefault("top_k", 7)
         return InfluenceConfig(**chosen)
 
     def oracle(

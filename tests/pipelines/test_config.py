@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from typing import Any
 
 import pytest
@@ -46,6 +47,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rcond": 1.0}, "--rcond=1.0 must be at least 0 and below 1"),
     ({"rcond": 0.5}, "--rcond=0.5 is of the pseudo-inverse, and damping='auto' needs none; use damping 0"),
     ({"curvature": "identity", "damping": "0.5"}, "--damping 0.5: --curvature identity is never damped; leave one of them out"),
+    ({"outputs": "scores", "top_k": 3}, "--top_k 3 is of --outputs top_k and self_influence_top_k; leave it out"),
+    ({"outputs": "self_influence", "order": "ascending"}, "--order ascending is of --outputs top_k and self_influence_top_k; leave it"),
+    ({"index_dtype": "float16"}, "--index_dtype float16 is of the command index; leave it out"),
+    ({"outputs": "curvature", "normalize": "theta"}, "--normalize theta is of scores, which this command does not make; leave it out"),
+    ({"outputs": "self_influence", "test": None, "score_tolerance": 0.1}, "--score_tolerance 0.1 is of scores of test points"),
+    ({"seed": 3}, "--seed 3 is of curvatures that draw, and of --n_samples; leave it out"),
+    ({"last_layer": "1"}, "--last_layer 1 is of --start_layer, the first watched layer; leave it out"),
+    ({"weights": "all", "start_layer": "1"}, "--weights all is of a run without --start_layer, which chooses the weights; leave it out"),
     ({"top_k": "3"}, "--top_k '3' must be a number, not str"),
     ({"overwrite": "no"}, "--overwrite 'no' must be True or False, not str"),
     ({"train": ["a", "b"]}, "--train ['a', 'b'] must be text, not list"),
@@ -80,6 +89,7 @@ GOES_WITH: dict[str, dict[str, Any]] = {
     "matrix": {"curvature": "arnoldi"},
     "projection": {"curvature": "random_projection"},
     "search": {"index": "indexed", "train": None},
+    "index_dtype": {"outputs": "index", "curvature": "arnoldi", "test": None},
 }
 
 
@@ -97,6 +107,11 @@ def test_every_choice_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_input_features(text: str | None, mapping: dict[str, str]) -> None:
     assert InfluenceConfig(**REQUIRED, input_features=text).input_mapping() == mapping
+
+
+def test_paths_are_kept_as_text() -> None:
+    config = InfluenceConfig(**{**REQUIRED, "output": pathlib.Path("a/b")})
+    assert config.output == "a/b" and config.as_json()["output"] == "a/b"
 
 
 def test_temporary_files_have_a_folder_of_their_own() -> None:

@@ -55,6 +55,19 @@ def test_one_test_point(influence: Influence, finished: FinishedRun) -> None:
         assert explained.to_pylist() == sorted(wanted, key=lambda row: row["rank"]) and explained.num_rows == finished.config.top_k
     with pytest.raises(ValueError, match="has no test point 'nobody'; the first that it has is '"):
         influence.explain("nobody")
+    with pytest.raises(ValueError, match=r"explain\(0\): a test point is named by its id, which is text, such as 'test.tfrecord:0'"):
+        influence.explain(0)  # type: ignore[arg-type]
+
+
+def test_a_file_that_is_gone_is_named(finished: FinishedRun, tmp_path: pathlib.Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(finished.output, copied)
+    gone = next((copied / "top_k").glob("*.parquet"))
+    gone.unlink()
+    with pytest.raises(ValueError, match=f"'{gone}', which the run's manifest lists, can't be read .*; put it back, or run again"):
+        load_influence(copied).table("top_k")
+    with pytest.raises(ValueError, match=f"'{gone}', which the run's manifest lists"):
+        list(load_influence(copied).batches("top_k"))
 
 
 def test_what_is_not_there(influence: Influence) -> None:
@@ -93,7 +106,9 @@ def test_unfinished_and_foreign_folders_are_refused(finished: FinishedRun, tmp_p
     with pytest.raises(ValueError, match="no run has finished there"):
         load_influence(str(tmp_path))
     for content, message in (
-        ("{}", "is damaged: KeyError"),
+        ("{}", "is not of this program: no run of it has finished in"),
+        ('["a list"]', "is not of this program"),
+        ('{"manifest_version": 1}', "is damaged: KeyError"),
         ("not JSON", "is damaged"),
         (json.dumps({"manifest_version": 1, "files": []}), "lacks 'curvature'; it is of another program"),
     ):

@@ -48,6 +48,8 @@ GOES_WITH: dict[str, dict[str, str]] = {
     "search": {"train": "", "index": "i", "test": "b"},
     "test_group_feature": {"outputs": "group_influence", "group_feature": "g", "test": "b"},
     "outputs": {"test": "b"},
+    "last_layer": {"start_layer": "0"},
+    "seed": {"curvature": "ekfac"},
 }
 
 
@@ -66,7 +68,7 @@ def words_for(command: str, field: dataclasses.Field) -> list[str]:
         options["outputs"] = "self_influence"
     of_command = {other.name for other in dataclasses.fields(InfluenceConfig) if command in other.metadata["commands"]}
     options |= {name: value for name, value in GOES_WITH.get(field.name, {}).items() if name in of_command}
-    of_tests = ("influence_vectors_path", "index", "search", "test", "top_k", "order", "query_rank", "max_worker_memory")
+    of_tests = ("influence_vectors_path", "index", "search", "test", "top_k", "order", "score_tolerance", "query_rank", "max_worker_memory")
     if field.name in of_tests and command == "run":
         options |= {"outputs": "top_k", "test": "b"}
     if option_type(field, InfluenceConfig) is bool:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from beam_influence.pipelines.clear_output import clear_output
+from beam_influence.pipelines.launch import run
 from beam_influence.pipelines.prepare import prepare
 from beam_influence.pipelines.runners import choose_engine
 from tests.pipelines.conftest import FinishedRun
@@ -143,6 +144,20 @@ def test_a_damaged_curvature(job: DigitsJob, finished: FinishedRun, tmp_path: pa
 def copy_of_finished(finished: FinishedRun, tmp_path: pathlib.Path) -> pathlib.Path:
     shutil.copytree(finished.output, tmp_path / "out")
     return tmp_path / "out"
+
+
+def test_an_output_that_is_a_file_is_refused_before_the_run(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match="--output '.*out' is a file; name a folder"):
+        run_quietly(job.config(tmp_path / "out"))
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_run_takes_arguments_as_a_list(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match=r"Beam's arguments as a list, such as \['--runner=prism'\]"):
+        run(job.config(tmp_path / "out"), "--runner=local")
+    with pytest.raises(ValueError, match="run takes an InfluenceConfig"):
+        run(["--model=m"])  # type: ignore[arg-type]
 
 
 def test_a_finished_run_is_kept(job: DigitsJob, copy_of_finished: pathlib.Path) -> None:

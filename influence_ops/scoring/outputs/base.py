@@ -103,12 +103,14 @@ class Output(abc.ABC):
     Attributes:
       tables: the schema of each table by its name.
       of_test_points: those of the tables that there are none of without test points.
+      is_ranked: whether it keeps the first `top_k` examples of an `order`.
       needs_groups: whether each training example must name its group.
       quantities: what scoring must compute for it, beside influence on test points.
     """
 
     tables: Mapping[str, pa.Schema]
     of_test_points: frozenset[str] = frozenset()
+    is_ranked: bool = False
     needs_groups: bool = False
     quantities: frozenset[Quantity] = frozenset()
 

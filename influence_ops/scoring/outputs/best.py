@@ -15,6 +15,7 @@ class BestByTestPoint(CombinedOutput[TopK]):
 
     tables = {"top_k": schemas.TOP_K}
     of_test_points = frozenset({"top_k"})
+    is_ranked = True
 
     def create(self, scoring: Scoring) -> dict[str, TopK]:
         options = scoring.options
@@ -33,6 +34,7 @@ class BestBySelfInfluence(CombinedOutput[TopK]):
     """The first k training examples by their influence on their own loss."""
 
     tables = {"self_influence_top_k": schemas.SELF_INFLUENCE_TOP_K}
+    is_ranked = True
     quantities = frozenset[Quantity]({"self_influence"})
 
     def create(self, scoring: Scoring) -> dict[str, TopK]:

@@ -222,6 +222,8 @@ def test_what_it_can_not_do_is_refused_with_the_mend():
     with pytest.raises(ValueError, match="can't evaluate the dataset"):
         nine = tf.data.Dataset.from_tensor_slices((np.zeros((4, 9), np.float32), np.zeros((4, 1)))).batch(2)
         FirstOrderInfluenceCalculator(case.model, nine)
+    with pytest.raises(ValueError, match=r"model must be an InfluenceModel, not Sequential; write InfluenceModel\(model\)"):
+        FirstOrderInfluenceCalculator(tf.keras.Sequential(), case.train)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no curvature is called 'nope'"):
         FirstOrderInfluenceCalculator(case.model, case.train, "nope")
     with pytest.raises(ValueError, match="n_samples=0"):

@@ -209,6 +209,8 @@ SILENT = silent_address()
         (["--time_limit=9"], "--time_limit 9.0 is of --runner prism, flink and dataflow, not local; the run ends with this process"),
         (["--time_limit=0", "--runner=flink"], "--time_limit 0 must be above 0"),
         (["--flink_master=h:8081"], "--flink_master h:8081 has no effect with --runner local; add --runner flink"),
+        (["--prism_location=p"], "--prism_location p has no effect with --runner local; add --runner prism"),
+        (["--runner=prism", "--direct_num_workers=2"], "--direct_num_workers 2 has no effect with --runner prism; add --runner local"),
         (["--job_endpoint=h:8099"], "--job_endpoint h:8099 has no effect with --runner local; add --runner flink"),
         (["--runner=flink"], "--runner flink needs a cluster: --job_endpoint HOST:8099"),
         (["--runner=flink", f"--job_endpoint={SILENT}"], f"--job_endpoint: nothing answers at {SILENT} .*; start it"),

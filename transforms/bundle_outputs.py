@@ -13,7 +13,7 @@ from beam_influence.influence_ops.scoring.outputs.collector import Collector
 from beam_influence.influence_ops.scoring.scores import BatchScores, QueryArray, QueryBlock
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import FILES, PARTS, QueryReference, Shard, at_end_of_bundle
-from beam_influence.transforms.embed_queries import open_block
+from beam_influence.transforms.embed_queries import QUERY_ERROR, open_block
 from beam_influence.transforms.files import BeamFiles
 from beam_influence.transforms.finish_curvature import open_operator
 from beam_influence.transforms.open_model import ModelSpec
@@ -40,9 +40,13 @@ def open_scoring(
     is scored, block by block."""
     known = sorted(references, key=lambda reference: reference.key)
     queries = {reference.key: open_block(reference, needs) for reference in known}
-    return Scoring(
+    scoring = Scoring(
         options, queries, preconditioner.description, lambda: open_operator(model, preconditioner), lambda: OpenedInTurn(known)
     )
+    errors = [meta[QUERY_ERROR] for reference in known if QUERY_ERROR in (meta := reference.broadcast.description)]
+    if errors:
+        scoring.facts[QUERY_ERROR] = max(errors)
+    return scoring
 
 
 class BundleOutputs:

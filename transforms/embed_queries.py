@@ -25,6 +25,8 @@ from beam_influence.transforms.read_shards import COUNTS, REJECTED, REPORT_TYPES
 from beam_influence.transforms.typed import outputs
 
 QUERIES = "queries"
+QUERY_ERROR = "query_error"
+"""The largest relative error of test points that are kept as factors, in the description of their block and in the facts of a table."""
 _GRADIENT_BYTES = 1 << 28
 
 
@@ -113,7 +115,8 @@ def publish_queries(block: QueryBlock, folder: str, inline_limit: int = INLINE_L
         arrays |= {f"solved-{number}-{place}": array for place, array in enumerate(part)}
     if block.groups is not None:
         arrays["groups"] = texts_to_bytes(block.groups)
-    return Broadcast.publish(arrays, {}, folder, inline_limit)
+    meta = {} if block.factored is None else {QUERY_ERROR: block.factored.error}
+    return Broadcast.publish(arrays, meta, folder, inline_limit)
 
 
 def open_block(reference: QueryReference, needs: Collection[QueryArray] = QUERY_ARRAYS) -> QueryBlock:

@@ -24,9 +24,11 @@ class FactoredSolutions:
 
     Attributes:
       parts: for each block of the layout l [T, r, I] and r [T, r, O]; or alone V [T, I, O], where factors are no shorter.
+      error: the largest ‖v − what is kept of it‖ / ‖v‖ of any of them, rounding left out.
     """
 
     parts: tuple[tuple[np.ndarray, ...], ...]
+    error: float = 0.0
 
     def __len__(self) -> int:
         return len(self.parts[0][0])
@@ -45,13 +47,15 @@ class FactoredSolutions:
     def slices(self, size: int) -> Iterator[FactoredSolutions]:
         """The same in runs of `size` test points (the last may be shorter)."""
         for first in range(0, len(self), size):
-            yield FactoredSolutions(tuple(tuple(array[first : first + size] for array in part) for part in self.parts))
+            yield FactoredSolutions(tuple(tuple(array[first : first + size] for array in part) for part in self.parts), self.error)
 
     @classmethod
     def concatenate(cls, solutions: Iterable[FactoredSolutions]) -> FactoredSolutions:
         """All of them, in order."""
-        by_block = zip(*(each.parts for each in solutions), strict=True)
-        return cls(tuple(tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True)) for parts in by_block))
+        known = list(solutions)
+        by_block = zip(*(each.parts for each in known), strict=True)
+        parts = tuple(tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True)) for parts in by_block)
+        return cls(parts, max(each.error for each in known))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +85,17 @@ class StoredForm:
         """Solved test points [T, P] in this form."""
         if self.rank is None:
             return solved.astype(self.dtype, copy=False)
-        parts = []
+        parts, lost = [], np.zeros(len(solved))
         for block in layout.blocks:
-            part: tuple[np.ndarray, ...] = (block.matrices(solved),)
+            matrices = block.matrices(solved)
+            part: tuple[np.ndarray, ...] = (matrices,)
             if rank := self.rank_of(block):
-                part = with_rank(truncated(part[0], rank, self.tolerance), rank)
+                left, right = part = with_rank(truncated(matrices, rank, self.tolerance), rank)
+                lost += np.linalg.norm(matrices - left.transpose(0, 2, 1) @ right, axis=(1, 2)) ** 2
             parts.append(tuple(np.ascontiguousarray(array, dtype=self.dtype) for array in part))
-        return FactoredSolutions(tuple(parts))
+        norms = np.linalg.norm(solved, axis=1)
+        errors = np.divide(np.sqrt(lost), norms, out=np.zeros_like(norms), where=norms > 0)
+        return FactoredSolutions(tuple(parts), float(errors.max(initial=0.0)))
 
 
 WHOLE = StoredForm()

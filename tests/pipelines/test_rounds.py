@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from beam_influence.influence_ops.model.gradients import Gradients
-from beam_influence.influence_ops.results.result_files import read_manifest
+from beam_influence.influence_ops.results.result_files import read_facts, read_manifest
 from beam_influence.influence_ops.scoring.contraction import Contraction
 from beam_influence.pipelines.machine_memory import parse_bytes
 from beam_influence.pipelines.prepare import prepare
@@ -74,6 +74,8 @@ def test_factors(job: DigitsJob, tmp_path: pathlib.Path) -> None:
     run_quietly(config)
     oracle = job.oracle(config, job.shards("train", 3).ids(), job.shards("test", 1).ids())
     assert_same_tables(tmp_path / "out", oracle, tolerance=3e-7)
+    (path,) = (tmp_path / "out" / "top_k").glob("*.parquet")
+    assert 0 <= read_facts(str(path))["query_error"] < 1e-7
     plan = prepare(dataclasses.replace(config, output=str(tmp_path / "other"), max_worker_memory="20000")).queries
     assert plan.form.rank == 1 and f"{65 + 8 + 9 + 10} numbers each" in plan.text and "2 rounds" in plan.text
 

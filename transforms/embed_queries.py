@@ -84,7 +84,7 @@ class _EmbedDoFn(ShardDoFn):
         block, rejected = self._embed(self._embedder.model, self._embedder.preconditioner, batch)
         if block.solved.shape[1]:
             kept = self._form.of(self._embedder.model.layout(), block.solved)
-            solved = {"solved": kept} if isinstance(kept, np.ndarray) else {"solved": block.solved[:, :0], "factored": kept}
+            solved = {"solved": kept} if isinstance(kept, np.ndarray) else {"solved": np.zeros((len(block), 0)), "factored": kept}
             block = dataclasses.replace(block, **solved)
         self._blocks.append(block)
         if sum(map(len, self._blocks)) >= self._block_size:

@@ -137,8 +137,9 @@ def embed_queries(
     """The batch's test examples as a query block, solved once; of its arrays, those that are needed."""
     kept, _, gradients, rejected = evaluate(model, batch)
     raw = np.asarray(gradients, dtype=np.float64)
-    solved = preconditioner.apply(raw) if "solved" in needs else raw[:, :0]
-    return QueryBlock(kept.ids, raw if "gradients" in needs else raw[:, :0], solved, kept.groups), rejected
+    nothing = np.zeros((len(kept), 0))  # no view, which would keep what it is of
+    solved = preconditioner.apply(raw) if "solved" in needs else nothing
+    return QueryBlock(kept.ids, raw if "gradients" in needs else nothing, solved, kept.groups), rejected
 
 
 def concatenate_queries(blocks: list[QueryBlock], size: int) -> list[QueryBlock]:

@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from beam_influence.influence_ops.curvature import FinishOptions, fit
+from beam_influence.influence_ops.curvature.identity import Identity
 from beam_influence.influence_ops.scoring.scores import QueryBlock
+from beam_influence.influence_ops.scoring.stored_form import StoredForm
 from beam_influence.transforms.broadcast import INLINE_LIMIT
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.embed_queries import _EmbedDoFn, open_queries
+from tests.influence_ops.curvature.test_kronecker import data, make
 
 
 def block(rows: int, width: int) -> QueryBlock:
@@ -37,6 +41,26 @@ def test_the_sum_over_all_files_is_bounded(tmp_path: pathlib.Path, shards: int) 
     assert total <= 1.01 * INLINE_LIMIT
     keys, blocks = open_queries(references)
     assert keys == sorted(keys) and np.array_equal(np.concatenate([one.gradients for one in blocks]), block(2000, 1000).gradients)
+
+
+def test_nothing_is_kept_of_what_is_not_needed() -> None:
+    """Neither as an array nor behind a view of it: what is held are the factors' own bytes, and ids."""
+    model = make("dense")
+    batch = data(model, "dense")
+    operator = fit(model, Identity(), lambda: [batch], FinishOptions("auto")).bind(model)
+    kept: list[QueryBlock] = []
+    for form in (StoredForm("float32", 1), StoredForm("float32")):
+        unused: Any = None
+        embed: Any = _EmbedDoFn(unused, unused, 100, "", False, 0, ("solved",), form)
+        embed._embedder = SimpleNamespace(model=model, preconditioner=operator)
+        embed.use(batch)
+        kept += embed._blocks
+    for one in kept:
+        arrays = [one.gradients, one.solved, *(array for part in (one.factored.parts if one.factored else ()) for array in part)]
+        for array in arrays:
+            assert array.base is None or array.base.nbytes == array.nbytes
+            assert not array.size or array.dtype == np.float32
+    assert not kept[0].solved.size and not kept[1].gradients.size and kept[1].solved.shape == (len(batch), model.size)
 
 
 def test_a_block_is_written_as_soon_as_it_is_full(tmp_path: pathlib.Path) -> None:

@@ -97,6 +97,7 @@ def prepare(config: InfluenceConfig) -> PreparedRun:
         specs[shards[0].split] = find_features(config, shards, model.inputs, declared_outputs(model.network.original), schema)
     of_examples = [(specs[shards[0].split], shards) for shards in (files.train, files.test) if shards]
     model, spec = check_model(model, spec, config, of_examples)
+    spec.keep(model)
     for block in model.layout().blocks:
         _LOG.info("gradients of %s: [%d, %d], %s", block.name, block.rows, block.columns, block.kind)
     plan = plan_queries(config, model, files.test, specs.get("test"))

@@ -65,6 +65,8 @@ def _run(
     refuse_more_than_gpus(processes)
     prepared = prepare(config)
     clear_output(config, tuple(TABLES), MANIFEST, prepared.resumed)
+    if prepared.queries.is_split:
+        print(prepared.queries.text, file=stream)
     if processes != 1 or not engine.is_local:  # the workers are other processes
         forget_models()
     if processes != 1:
@@ -85,7 +87,8 @@ def _files_to_read(prepared: PreparedRun) -> dict[str, int]:
     finished = set() if prepared.resumed is None else set(prepared.resumed.finished)
     if OPERATOR in finished:
         finished.add("curvature")
-    return {stage: len(prepared.test if stage == "embed" else prepared.train) for stage in STAGES if stage not in finished}
+    files = {stage: len(prepared.test if stage == "embed" else prepared.train) for stage in STAGES if stage not in finished}
+    return {**files, "score": files["score"] * len(prepared.queries.first_keys)}
 
 
 def submit(config: InfluenceConfig, beam_arguments: Iterable[str] = ()) -> PipelineResult:

@@ -36,6 +36,7 @@ from beam_influence.transforms import (
 )
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import FILES, PARTS, QueryReference, SolverReport, StatisticPart, WrittenFile
+from beam_influence.transforms.embed_queries import embedded_at_once
 from beam_influence.transforms.files import join
 from beam_influence.transforms.merging import PartsCombineFn
 from beam_influence.transforms.progress import Progress
@@ -135,7 +136,9 @@ class _JobBuilder:
     def _reader(self, stage: str) -> ShardReader:
         features = self._prepared.test_features if stage == "embed" else self._prepared.train_features
         assert features is not None
-        return ShardReader(stage, features, self._config.batch_size, self._progress)
+        # A test point's gradient is a whole row of P numbers, where a training example's stays in factors.
+        rows = self._config.batch_size if stage != "embed" else embedded_at_once(self._prepared.watched, self._config.batch_size)
+        return ShardReader(stage, features, rows, self._progress)
 
     def _nothing(self, label: str, kind: type[Element]) -> pvalue.PCollection[Element]:
         return collection(self._pipeline | label >> beam.Create([], reshuffle=False).with_output_types(kind))
@@ -162,14 +165,15 @@ class _JobBuilder:
         for number in range(done + 1, curvature.passes + 1):
             stage, label = ("curvature", "") if number == 1 else (f"curvature_{number}", f"[{number}]")
             accelerator = None if config.output_tables else self._accelerator
-            accumulate = AccumulateCurvature(self._reader(stage), prepared.model, curvature, state, accelerator)
+            work = join(config.work_folder, stage)
+            accumulate = AccumulateCurvature(self._reader(stage), prepared.model, curvature, join(work, "bundles"), state, accelerator)
             accumulated = self._train | f"AccumulateCurvature{label}" >> accumulate
             parts = accumulated["parts"]
             if number == 1:
                 self.counts.append(accumulated[COUNTS])
                 self.rejected.append(accumulated[REJECTED])
             if number < curvature.passes:
-                advance = AdvanceCurvature(prepared.model, curvature, state, join(config.work_folder, stage))
+                advance = AdvanceCurvature(prepared.model, curvature, state, work)
                 state = parts | f"AdvanceCurvature{label}" >> advance
                 state = self._record(state, stage_of_pass(number), self.counts[:1], self.rejected[:1])
         return parts, state
@@ -182,8 +186,9 @@ class _JobBuilder:
         if EMBED in self._finished:
             return self._take(EMBED)
         test = self._pipeline | "ReadShards[test]" >> ReadShards(prepared.test, prepared.test_features, config.shard_size)
-        blocks = (config.query_block_size, config.work_folder, len(prepared.test), config.index is not None)
-        embed = EmbedQueries(self._reader("embed"), prepared.model, preconditioner, *blocks)
+        plan = prepared.queries
+        form = (plan.block_size, config.work_folder, len(prepared.test), config.index is not None, config.query_arrays, plan.form)
+        embed = EmbedQueries(self._reader("embed"), prepared.model, preconditioner, *form)
         embedded = test | "EmbedQueries" >> embed
         queries = self._record(embedded["queries"], EMBED, [embedded[COUNTS]], [embedded[REJECTED]])
         self.counts.append(embedded[COUNTS])
@@ -226,9 +231,8 @@ class _JobBuilder:
             search: Search = "faiss" if config.search == "faiss" else "linear"
             score = ScoreVectors(prepared.model, preconditioner, queries, options, config.output, search)
         else:
-            score = ScoreExamples(
-                self._reader("score"), prepared.model, preconditioner, queries, gate, options, config.output, self._accelerator
-            )
+            wanted = (queries, gate, options, config.output, self._accelerator, prepared.queries.first_keys)
+            score = ScoreExamples(self._reader("score"), prepared.model, preconditioner, *wanted)
         scored = self._train | "ScoreExamples" >> score
         self.counts.append(scored[COUNTS])
         self.written.append(scored[FILES])

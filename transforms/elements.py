@@ -64,10 +64,21 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class StatisticPart:
-    """A named part of a curvature's statistic over some of the training data."""
+    """A named part of a curvature's statistic over some of the training data.
+
+    Attributes:
+      name: the part's.
+      array: the part, but for what is saved; None: all of it is.
+      layout: digest of the model, curvature and pass that it is of; parts of other ones never add up.
+      shape: of a sum; (): it is none.
+      saved: rows of the part, or of several to be added up: the first row's number, and where they can be had.
+    """
 
     name: str
     array: Any
+    layout: str = ""
+    shape: tuple[int, ...] = ()
+    saved: tuple[tuple[int, Broadcast], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,28 +45,37 @@ def list_shards(split: str, patterns: list[str]) -> list[Shard]:
     return [Shard(split, ordinal, file.path, file.path[len(base) :], file.size, file.modified) for ordinal, file in enumerate(files)]
 
 
+def part_bytes(shards: list[Shard], shard_bytes: int) -> int:
+    """What the parts of these files are at most, so that there are about `MAX_FILES` of them: `shard_bytes`, or more."""
+    free = MAX_FILES - len(shards) + 1
+    return max(shard_bytes, -(-sum(shard.size for shard in shards) // free))
+
+
+def split_file(shard: Shard, features: FeatureSpec, size: int) -> list[Shard]:
+    """The parts, of at most `size` bytes but for the last record, of a shard that is a whole file; see `Reader.split`."""
+    parts = -(-shard.size // size)
+    if parts < 2:
+        return [shard]
+    with open_shard(shard) as file:
+        spans = READERS[features.format].split(file, -(-shard.size // parts))
+    return [dataclasses.replace(shard, span=span, part=part, parts=len(spans)) for part, span in enumerate(spans)]
+
+
 class _SplitDoFn(beam.DoFn):
     def __init__(self, wanted: ReadShards):
-        self._format = None if wanted.features is None else READERS[wanted.features.format]
+        self._features = wanted.features
         self._with_digest = wanted.with_digest
-        free = MAX_FILES - len(wanted.shards) + 1
-        self._bytes = max(wanted.shard_bytes, -(-sum(shard.size for shard in wanted.shards) // free))
+        self._bytes = part_bytes(wanted.shards, wanted.shard_bytes)
 
     def process(self, shard: Shard) -> Iterator[Shard]:
         if self._with_digest:
             shard = dataclasses.replace(shard, sha256=content_digest(shard))
-        parts = -(-shard.size // self._bytes)
-        if self._format is None or parts < 2:
-            yield shard
-            return
-        with _open(shard) as file:
-            spans = self._format.split(file, -(-shard.size // parts))
-        for part, span in enumerate(spans):
-            yield dataclasses.replace(shard, span=span, part=part, parts=len(spans))
+        yield from [shard] if self._features is None else split_file(shard, self._features, self._bytes)
 
 
 @contextlib.contextmanager
-def _open(shard: Shard) -> Iterator[BinaryIO]:
+def open_shard(shard: Shard) -> Iterator[BinaryIO]:
+    """The shard's file; what fails names it."""
     try:
         with BeamFiles().open_read(shard.path) as file:
             yield file
@@ -77,7 +86,7 @@ def _open(shard: Shard) -> Iterator[BinaryIO]:
 def content_digest(shard: Shard) -> str:
     """SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
-    with _open(shard) as file:
+    with open_shard(shard) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -150,7 +159,7 @@ class ShardReader:
     def _read(self, shard: Shard) -> Iterator[tuple[ExampleBatch, list[Rejected]]]:
         if self._format is None or self._decoder is None:
             self._format, self._decoder = READERS[self._spec.format](self._spec.features()), RowDecoder(self._spec)
-        with _open(shard) as file:
+        with open_shard(shard) as file:
             for rows in self._format.read(file, self._batch_size, shard.span):
                 yield self._decoder.decode(rows, shard.name)
 

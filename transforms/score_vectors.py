@@ -30,7 +30,7 @@ class _ScoreVectorsDoFn(beam.DoFn):
     def __init__(self, wanted: ScoreVectors):
         self._options = wanted.options
         self._search: Search = wanted.search
-        self._outputs = BundleOutputs(wanted.options, wanted.model, wanted.output)
+        self._outputs = BundleOutputs(wanted.options, wanted.model, wanted.output, ("gradients",))
         self._milliseconds = Metrics.counter(NAMESPACE, f"{_STAGE}_milliseconds")
 
     def default_type_hints(self) -> IOTypeHints:

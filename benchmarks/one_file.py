@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from benchmarks import scale
 
-BUSY = 0.8
-"""The part of the time in which one worker works that all must work in."""
+BUSY = 0.7
+"""The part of the time in which one worker works that all must work in: between the passes one is alone."""
 _INTERVAL, _AT_WORK = 0.5, 0.05  # seconds, and the part of them on a CPU
 
 

@@ -357,7 +357,7 @@ def test_later_rows_of_a_batch_that_is_too_large_are_added_in_halves(kind: str, 
     assert isinstance(curvature, DenseCurvature)
     real, failed = type(curvature).batch_rows, []
 
-    def limited(self: Curvature, model: InfluenceModel, batch: ExampleBatch, rows: slice) -> np.ndarray:
+    def limited(self: DenseCurvature, model: InfluenceModel, batch: ExampleBatch, rows: slice) -> np.ndarray:
         if rows.start == 5 and len(batch) > 3:
             failed.append(len(batch))
             raise tf.errors.ResourceExhaustedError(None, None, "OOM")

@@ -36,6 +36,7 @@ from beam_influence.transforms import (
 )
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import FILES, PARTS, QueryReference, SolverReport, StatisticPart, WrittenFile
+from beam_influence.transforms.embed_queries import embedded_at_once
 from beam_influence.transforms.files import join
 from beam_influence.transforms.merging import PartsCombineFn
 from beam_influence.transforms.progress import Progress
@@ -59,7 +60,7 @@ class Job:
 
     Attributes:
       prepared: what it will read.
-      manifest: the path of the manifest, the last thing it writes.
+      manifest: the path of the manifest, which is written last.
     """
 
     prepared: PreparedRun
@@ -124,7 +125,8 @@ class _JobBuilder:
         # what only scoring rejects comes on top; not where scoring itself is expected to: a removal's own Newton step may not exist.
         self._is_gated = prepared.curvature_path is None and self._curvature.passes > 0 and config.removal == "first_order"
         self._kept = [] if prepared.indexed is None else written_files(prepared.indexed)  # files of an index that is added to
-        self._train = pipeline | "ReadShards[train]" >> ReadShards(prepared.train)
+        train = ReadShards(prepared.train, prepared.train_features, config.shard_size, config.only_index)
+        self._train = pipeline | "ReadShards[train]" >> train
         self.counts: list[pvalue.PCollection] = []
         self.rejected: list[pvalue.PCollection] = []
         self.late: list[pvalue.PCollection] = []
@@ -134,7 +136,9 @@ class _JobBuilder:
     def _reader(self, stage: str) -> ShardReader:
         features = self._prepared.test_features if stage == "embed" else self._prepared.train_features
         assert features is not None
-        return ShardReader(stage, features, self._config.batch_size, self._progress)
+        # A test point's gradient is a whole row of P numbers, where a training example's stays in factors.
+        rows = self._config.batch_size if stage != "embed" else embedded_at_once(self._prepared.watched, self._config.batch_size)
+        return ShardReader(stage, features, rows, self._progress)
 
     def _nothing(self, label: str, kind: type[Element]) -> pvalue.PCollection[Element]:
         return collection(self._pipeline | label >> beam.Create([], reshuffle=False).with_output_types(kind))
@@ -181,16 +185,10 @@ class _JobBuilder:
             return self._nothing("NoQueries", QueryReference)
         if EMBED in self._finished:
             return self._take(EMBED)
-        test = self._pipeline | "ReadShards[test]" >> ReadShards(prepared.test)
-        embed = EmbedQueries(
-            self._reader("embed"),
-            prepared.model,
-            preconditioner,
-            config.query_block_size,
-            config.work_folder,
-            len(prepared.test),
-            config.index is not None,
-        )
+        test = self._pipeline | "ReadShards[test]" >> ReadShards(prepared.test, prepared.test_features, config.shard_size)
+        plan = prepared.queries
+        form = (plan.block_size, config.work_folder, len(prepared.test), config.index is not None, config.query_arrays, plan.form)
+        embed = EmbedQueries(self._reader("embed"), prepared.model, preconditioner, *form)
         embedded = test | "EmbedQueries" >> embed
         queries = self._record(embedded["queries"], EMBED, [embedded[COUNTS]], [embedded[REJECTED]])
         self.counts.append(embedded[COUNTS])
@@ -233,9 +231,8 @@ class _JobBuilder:
             search: Search = "faiss" if config.search == "faiss" else "linear"
             score = ScoreVectors(prepared.model, preconditioner, queries, options, config.output, search)
         else:
-            score = ScoreExamples(
-                self._reader("score"), prepared.model, preconditioner, queries, gate, options, config.output, self._accelerator
-            )
+            wanted = (queries, gate, options, config.output, self._accelerator, prepared.queries.first_keys)
+            score = ScoreExamples(self._reader("score"), prepared.model, preconditioner, *wanted)
         scored = self._train | "ScoreExamples" >> score
         self.counts.append(scored[COUNTS])
         self.written.append(scored[FILES])

@@ -8,6 +8,7 @@ import importlib.util
 import typing
 from typing import Any
 
+from beam_influence.pipelines.machine_memory import parse_bytes
 from beam_influence.pipelines.options.data import DataOptions
 from beam_influence.pipelines.options.method import MethodOptions, own_fields
 from beam_influence.pipelines.options.model import ModelOptions
@@ -17,7 +18,7 @@ from beam_influence.pipelines.options.run import RunOptions
 
 if typing.TYPE_CHECKING:  # when it is needed, it is imported: --help need not wait for TensorFlow
     from beam_influence.influence_ops.curvature import Curvature
-    from beam_influence.influence_ops.scoring.scores import ScoreOptions
+    from beam_influence.influence_ops.scoring.scores import QueryArray, ScoreOptions
 
 _GROUPS = (DataOptions, ModelOptions, MethodOptions, ResultOptions)
 
@@ -42,6 +43,7 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
         self._check_idle()
         if self.checkpoint_paths and (self.removal != "first_order" or self.second_order_groups):
             raise ValueError("--checkpoints sums influence of first order; leave --removal and --second_order_groups out")
+        self._check_memory()
         self.make_curvature()
         self.score_options()
         takes_rank = self.curvature_kind.takes_rank
@@ -161,6 +163,26 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
                 f"--{name} {value} decides how a curvature is fitted, and --{saved} uses one that was fitted; leave one of them out"
             )
 
+    def _check_memory(self) -> None:
+        """Whether what decides how solved test points are held has some to decide on."""
+        from beam_influence.influence_ops.scoring.outputs.table import tables_of_test_points
+
+        said = next((name for name in ("query_rank", "max_worker_memory") if getattr(self, name) is not None), None)
+        if said is None:
+            return
+        if self.max_worker_memory is not None:
+            try:
+                parse_bytes(self.max_worker_memory)
+            except ValueError as error:
+                raise ValueError(f"--max_worker_memory {error}") from error
+        if "solved" not in self.query_arrays or not set(self.output_tables) & set(tables_of_test_points()):
+            raise ValueError(f"--{said} {getattr(self, said)} is of solved test points, and there are none; leave it out")
+        if self.query_rank is not None and (self.solver_passes or self.removal == "newton"):
+            raise ValueError(
+                f"--query_rank {self.query_rank} is of a test point that a curvature solves in one step, to first order; with --passes or "
+                "--removal newton leave it out"
+            )
+
     def _check_idle(self) -> None:
         """Whether options are given that decide nothing beside the others."""
         from beam_influence.influence_ops.scoring.outputs.table import OUTPUTS
@@ -187,6 +209,14 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
         from beam_influence.influence_ops.curvature import solving_passes
 
         return 0 if self.only_curvature else solving_passes(self.curvature_kind, self.passes) or 0
+
+    @property
+    def query_arrays(self) -> tuple[QueryArray, ...]:
+        """What later steps look at of each embedded test point: saved vectors and an index are multiplied with its gradient, or with
+        what stands for it; solving it over all data, and group influence to second order, begin with its gradient too."""
+        if self.index is not None or self.influence_vectors_path is not None:
+            return ("gradients",)
+        return ("gradients", "solved") if self.solver_passes or self.second_order_groups else ("solved",)
 
     @property
     def work_folder(self) -> str:

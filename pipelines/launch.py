@@ -27,6 +27,7 @@ from beam_influence.pipelines.run_summary import RunSummary, stage_milliseconds
 from beam_influence.pipelines.runners import choose_engine, open_file_systems
 from beam_influence.pipelines.runners.local import count_processes, refuse_more_than_gpus
 from beam_influence.transforms.files import BeamFiles, join
+from beam_influence.transforms.open_model import forget_models
 
 
 def run(
@@ -64,8 +65,12 @@ def _run(
     refuse_more_than_gpus(processes)
     prepared = prepare(config)
     clear_output(config, tuple(TABLES), MANIFEST, prepared.resumed)
+    if prepared.queries.is_split:
+        print(prepared.queries.text, file=stream)
+    if processes != 1 or not engine.is_local:  # the workers are other processes
+        forget_models()
     if processes != 1:
-        release_gpu()  # the workers are other processes
+        release_gpu()
     with ProgressBar(_files_to_read(prepared), stream) as bar:
         pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=engine.options())
         build(pipeline, config, prepared, bar.address if engine.is_local else None, engine.accelerator)
@@ -82,7 +87,8 @@ def _files_to_read(prepared: PreparedRun) -> dict[str, int]:
     finished = set() if prepared.resumed is None else set(prepared.resumed.finished)
     if OPERATOR in finished:
         finished.add("curvature")
-    return {stage: len(prepared.test if stage == "embed" else prepared.train) for stage in STAGES if stage not in finished}
+    files = {stage: len(prepared.test if stage == "embed" else prepared.train) for stage in STAGES if stage not in finished}
+    return {**files, "score": files["score"] * len(prepared.queries.first_keys)}
 
 
 def submit(config: InfluenceConfig, beam_arguments: Iterable[str] = ()) -> PipelineResult:
@@ -97,6 +103,7 @@ def submit(config: InfluenceConfig, beam_arguments: Iterable[str] = ()) -> Pipel
     engine = choose_engine(beam_arguments, config)
     prepared = prepare(config)
     clear_output(config, tuple(TABLES), MANIFEST, prepared.resumed)
+    forget_models()
     pipeline = beam.Pipeline(options=engine.options())
     job = build(pipeline, config, prepared, accelerator=engine.accelerator)
     _ = job.manifest | "ClearWork" >> clear_at_the_end(config, tuple(TABLES))

@@ -20,6 +20,7 @@ from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.find_features import find_features
 from beam_influence.pipelines.grow_index import index_to_grow
 from beam_influence.pipelines.options.method import CURVATURE_OF_INDEX
+from beam_influence.pipelines.query_plan import QueryPlan, plan_queries
 from beam_influence.pipelines.resume import Resumed, find_finished
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.files import BeamFiles, join, match_files
@@ -43,6 +44,7 @@ class PreparedRun:
       watched, total: how many weights are watched, of how many trainable ones.
       dtype: what is computed in.
       without_factors: those of the watched weights whose gradients are built example by example.
+      queries: how test points are embedded, and in how many rounds scored.
       agreement: how far the computation is from Keras's own on the first training examples; None where none was read.
       resumed: what an earlier run has finished; None: this run records nothing.
     """
@@ -59,6 +61,7 @@ class PreparedRun:
     total: int
     dtype: str
     without_factors: list[str]
+    queries: QueryPlan
     agreement: Agreement | None = None
     resumed: Resumed | None = None
 
@@ -94,8 +97,10 @@ def prepare(config: InfluenceConfig) -> PreparedRun:
         specs[shards[0].split] = find_features(config, shards, model.inputs, declared_outputs(model.network.original), schema)
     of_examples = [(specs[shards[0].split], shards) for shards in (files.train, files.test) if shards]
     model, spec = check_model(model, spec, config, of_examples)
+    spec.keep(model)
     for block in model.layout().blocks:
         _LOG.info("gradients of %s: [%d, %d], %s", block.name, block.rows, block.columns, block.kind)
+    plan = plan_queries(config, model, files.test, specs.get("test"))
     train, features = files.train or files.vectors, (specs.get("train"), specs.get("test"))
     return PreparedRun(
         train,
@@ -109,8 +114,9 @@ def prepare(config: InfluenceConfig) -> PreparedRun:
         model.total_size,
         model.dtype,
         model.weights_without_factors,
+        plan,
         model.agreement,
-        find_finished(config, spec, train, files.test, *features, files.curvature_path) if config.resume else None,
+        find_finished(config, spec, train, files.test, *features, files.curvature_path, plan.embedded) if config.resume else None,
     )
 
 

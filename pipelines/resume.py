@@ -57,8 +57,12 @@ def find_finished(
     train_features: FeatureSpec | None,
     test_features: FeatureSpec | None,
     curvature_path: str | None,
+    embedded: str,
 ) -> Resumed:
     """The stages that an earlier run finished from the same model, files and options.
+
+    Args:
+      embedded: how blocks of test points are made; see `QueryPlan`.
 
     A file is the same when its path, size and time of change are; a function of the user's when its module's file is, whatever
     that imports.
@@ -77,7 +81,13 @@ def find_finished(
     }
     curvature = _digest(common)
     embed = _digest(
-        {"of": curvature, "test": _files(test), "test_features": repr(test_features), "query_block_size": config.query_block_size}
+        {
+            "of": curvature,
+            "test": _files(test),
+            "test_features": repr(test_features),
+            "query_arrays": config.query_arrays,
+            "embedded": embedded,
+        }
     )
     work = config.work_folder
     finished = {}

@@ -72,7 +72,7 @@ class ScoredData:
         config = InfluenceConfig(**options, output=run.folder, outputs="self_influence", curvature=code.get("curvature") or "identity")
         self.prepared: PreparedRun = prepare(config)
         self._batch_size = config.batch_size
-        self.model: ExplainedModel = self.prepared.model.open()
+        self.model: ExplainedModel = self.prepared.model.session()
         if self.model.fingerprint() != run.manifest["curvature"]["fingerprint"]:
             raise ValueError(f"the model at {config.model!r} is not the one that the run in {run.folder!r} scored; score it again")
 

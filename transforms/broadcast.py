@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from beam_influence.influence_ops.results.array_folder import array_path, digest_of, from_npy, load_meta, read_arrays, save_arrays, to_npy
+from beam_influence.influence_ops.results.array_folder import array_path, digest_of, from_npy, load_meta, mapped_arrays, save_arrays, to_npy
 from beam_influence.transforms.files import BeamFiles
 
 INLINE_LIMIT = 10 << 20
@@ -76,14 +76,14 @@ class Broadcast:
         """What the arrays are, without reading them."""
         return json.loads(self.meta)
 
-    def open(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """The arrays and their description; keep them, since each call reads them again."""
+    def open(self, wanted: Callable[[str], bool] = lambda _: True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The arrays whose names are wanted, and their description; keep them, since each call opens them again."""
         meta = self.description
         if self.inline is not None:
-            return {name: from_npy(data) for name, data in self.inline.items()}, meta
+            return {name: from_npy(data) for name, data in self.inline.items() if wanted(name)}, meta
         assert self.folder is not None and self.arrays is not None
-        described = json.loads(self.arrays)
+        described = {name: each for name, each in json.loads(self.arrays).items() if wanted(name)}
         if "://" in self.folder:
-            return read_arrays(self.folder, described, BeamFiles()), meta
+            return mapped_arrays(self.folder, described, BeamFiles(), INLINE_LIMIT), meta
         paths = {name: array_path(self.folder, name, each) for name, each in described.items()}
         return {name: np.load(path, mmap_mode="r", allow_pickle=False) for name, path in paths.items()}, meta

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from apache_beam import pvalue
 from apache_beam.utils.shared import Shared
@@ -10,22 +10,43 @@ from apache_beam.utils.shared import Shared
 from beam_influence.influence_ops.results.result_files import ParquetFile
 from beam_influence.influence_ops.scoring.outputs.base import OutputOptions, Scoring
 from beam_influence.influence_ops.scoring.outputs.collector import Collector
-from beam_influence.influence_ops.scoring.scores import BatchScores
+from beam_influence.influence_ops.scoring.scores import BatchScores, QueryArray, QueryBlock
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import FILES, PARTS, QueryReference, Shard, at_end_of_bundle
-from beam_influence.transforms.embed_queries import open_queries
+from beam_influence.transforms.embed_queries import QUERY_ERROR, open_block
 from beam_influence.transforms.files import BeamFiles
 from beam_influence.transforms.finish_curvature import open_operator
 from beam_influence.transforms.open_model import ModelSpec
 
 
+class OpenedInTurn:
+    """Blocks with their solutions; each is opened when it is its turn, and held by nobody here."""
+
+    def __init__(self, references: list[QueryReference]):
+        self._references = references
+
+    def __iter__(self) -> Iterator[QueryBlock]:
+        return (open_block(reference, ("solved",)) for reference in self._references)
+
+
 def open_scoring(
-    options: OutputOptions, preconditioner: Broadcast, references: Iterable[QueryReference], model: ModelSpec
+    options: OutputOptions,
+    preconditioner: Broadcast,
+    references: Iterable[QueryReference],
+    model: ModelSpec,
+    needs: Collection[QueryArray] = (),
 ) -> Scoring:
-    """What outputs are made with on this worker."""
-    keys, blocks = open_queries(references)
-    queries = dict(zip(keys, blocks, strict=True))
-    return Scoring(options, queries, preconditioner.description, lambda: open_operator(model, preconditioner))
+    """What outputs are made with on this worker; the blocks have the arrays that are needed. Solutions are opened when the first batch
+    is scored, block by block."""
+    known = sorted(references, key=lambda reference: reference.key)
+    queries = {reference.key: open_block(reference, needs) for reference in known}
+    scoring = Scoring(
+        options, queries, preconditioner.description, lambda: open_operator(model, preconditioner), lambda: OpenedInTurn(known)
+    )
+    errors = [meta[QUERY_ERROR] for reference in known if QUERY_ERROR in (meta := reference.broadcast.description)]
+    if errors:
+        scoring.facts[QUERY_ERROR] = max(errors)
+    return scoring
 
 
 class BundleOutputs:
@@ -35,13 +56,26 @@ class BundleOutputs:
       options: what is asked for.
       model: the model.
       folder: of the results.
+      needs: the arrays of test points that are looked at beside their solutions.
+      number: of the round over the training set, from 0.
+      shared: what a process holds its test points by: one for all rounds, so that it lets go of a round's when the next begins.
     """
 
-    def __init__(self, options: OutputOptions, model: ModelSpec, folder: str):
+    def __init__(
+        self,
+        options: OutputOptions,
+        model: ModelSpec,
+        folder: str,
+        needs: Collection[QueryArray] = (),
+        number: int = 0,
+        shared: Shared | None = None,
+    ):
+        self._needs = needs
+        self._suffix = f"-round-{number:05d}" if number else ""
         self._options = options
         self._model = model
         self._folder = folder
-        self._shared = Shared()
+        self._shared = shared or Shared()
         self._collector: Collector | None = None
         self._files: dict[str, ParquetFile] = {}
 
@@ -49,7 +83,9 @@ class BundleOutputs:
         """What this process makes outputs with: opened once, and the same for all shards of a bundle."""
         known = sorted(references, key=lambda reference: reference.key)
         tag = f"{self._model}|{self._options}|{preconditioner.digest}|{[reference.broadcast.digest for reference in known]}"
-        scoring: Scoring = self._shared.acquire(lambda: open_scoring(self._options, preconditioner, known, self._model), tag=tag)
+        scoring: Scoring = self._shared.acquire(
+            lambda: open_scoring(self._options, preconditioner, known, self._model, self._needs), tag=tag
+        )
         if self._collector is None:
             self._collector = Collector(scoring)
         return scoring
@@ -68,7 +104,7 @@ class BundleOutputs:
         """Opens the shard's files."""
         for output in self.collector.row_outputs:
             for table, schema in output.tables.items():
-                name = f"shard-{shard.ordinal:05d}"
+                name = f"shard-{shard.key}{self._suffix}"
                 self._files[table] = ParquetFile(self._folder, table, name, schema, scoring.facts, BeamFiles())
 
     def add(self, scored: BatchScores) -> None:

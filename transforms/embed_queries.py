@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Collection, Iterable, Iterator
 
 import apache_beam as beam
+import numpy as np
 from apache_beam import pvalue
 from apache_beam.utils.shared import Shared
 
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.results.text_arrays import bytes_to_texts, texts_to_bytes
 from beam_influence.influence_ops.scoring.index import embed_for_index
-from beam_influence.influence_ops.scoring.scores import QueryBlock, concatenate_queries, embed_queries
+from beam_influence.influence_ops.scoring.scores import QUERY_ARRAYS, QueryArray, QueryBlock, concatenate_queries, embed_queries
+from beam_influence.influence_ops.scoring.stored_form import WHOLE, FactoredSolutions, StoredForm
 from beam_influence.transforms.broadcast import INLINE_LIMIT, Broadcast
 from beam_influence.transforms.elements import QueryReference, Shard
 from beam_influence.transforms.files import join
@@ -22,6 +25,19 @@ from beam_influence.transforms.read_shards import COUNTS, REJECTED, REPORT_TYPES
 from beam_influence.transforms.typed import outputs
 
 QUERIES = "queries"
+QUERY_ERROR = "query_error"
+"""The largest relative error of test points that are kept as factors, in the description of their block and in the facts of a table."""
+_GRADIENT_BYTES = 1 << 28
+
+
+def embedded_at_once(weights: int, batch_size: int) -> int:
+    """How many test points one process solves at once: their gradients, float64 [·, P], take at most `_GRADIENT_BYTES`, or are one."""
+    return min(batch_size, max(1, _GRADIENT_BYTES // (8 * weights)))
+
+
+def block_key(shard: Shard, number: int) -> str:
+    """The key of a shard's block: they order as the test points do."""
+    return f"{shard.key}-{number:05d}"
 
 
 class Embedder:
@@ -32,15 +48,27 @@ class Embedder:
 
 
 class _EmbedDoFn(ShardDoFn):
-    def __init__(self, reader: ShardReader, model: ModelSpec, block_size: int, work: str, for_index: bool, inline_limit: int):
+    def __init__(
+        self,
+        reader: ShardReader,
+        model: ModelSpec,
+        block_size: int,
+        work: str,
+        for_index: bool,
+        inline_limit: int,
+        needs: Collection[QueryArray] = QUERY_ARRAYS,
+        form: StoredForm = WHOLE,
+    ):
         super().__init__(reader)
         self._inline_limit = inline_limit
+        self._form = form
         self._spec = model
         self._block_size = block_size
         self._work = work
-        self._embed = embed_for_index if for_index else embed_queries
+        self._embed = embed_for_index if for_index else functools.partial(embed_queries, needs=needs)
         self._shared = Shared()
         self._blocks: list[QueryBlock] = []
+        self._references: list[QueryReference] = []
 
     def open(self, sides: tuple) -> None:
         (preconditioner,) = sides
@@ -49,40 +77,67 @@ class _EmbedDoFn(ShardDoFn):
         )
 
     def begin_shard(self, shard: Shard) -> None:
-        self._blocks = []
+        self._shard = shard
+        self._blocks, self._references = [], []
 
     def use(self, batch: ExampleBatch) -> list[Rejected]:
         block, rejected = self._embed(self._embedder.model, self._embedder.preconditioner, batch)
+        if block.solved.shape[1]:
+            kept = self._form.of(self._embedder.model.layout(), block.solved)
+            solved = {"solved": kept} if isinstance(kept, np.ndarray) else {"solved": np.zeros((len(block), 0)), "factored": kept}
+            block = dataclasses.replace(block, **solved)
         self._blocks.append(block)
+        if sum(map(len, self._blocks)) >= self._block_size:
+            blocks = concatenate_queries(self._blocks, self._block_size)
+            self._blocks = [] if len(blocks[-1]) == self._block_size else [blocks.pop()]
+            self._publish(self._shard, blocks)
         return rejected
 
     def end_shard(self, shard: Shard) -> Iterator[object]:
-        left = self._inline_limit
-        for number, block in enumerate(concatenate_queries(self._blocks, self._block_size)):
-            key = f"{shard.ordinal:05d}-{number:05d}"
+        self._publish(shard, concatenate_queries(self._blocks, self._block_size))
+        yield from self._references
+        self._blocks, self._references = [], []
+
+    def _publish(self, shard: Shard, blocks: Iterable[QueryBlock]) -> None:
+        left = self._inline_limit // shard.parts - sum(reference.broadcast.inline_bytes for reference in self._references)
+        for block in blocks:
+            key = block_key(shard, len(self._references))
             broadcast = publish_queries(block, join(self._work, QUERIES, key), left)
             left -= broadcast.inline_bytes
-            yield QueryReference(key, broadcast)
-        self._blocks = []
+            self._references.append(QueryReference(key, broadcast))
 
 
 def publish_queries(block: QueryBlock, folder: str, inline_limit: int = INLINE_LIMIT) -> Broadcast:
     """A query block as a broadcast; ids travel as UTF-8, since saved arrays hold no objects."""
-    arrays = {"ids": texts_to_bytes(block.ids), "gradients": block.gradients, "solved": block.solved}
+    arrays = {"ids": texts_to_bytes(block.ids)}
+    arrays |= {name: array for name in QUERY_ARRAYS if (array := getattr(block, name)).shape[1]}
+    for number, part in enumerate(block.factored.parts if block.factored is not None else ()):
+        arrays |= {f"solved-{number}-{place}": array for place, array in enumerate(part)}
     if block.groups is not None:
         arrays["groups"] = texts_to_bytes(block.groups)
-    return Broadcast.publish(arrays, {}, folder, inline_limit)
+    meta = {} if block.factored is None else {QUERY_ERROR: block.factored.error}
+    return Broadcast.publish(arrays, meta, folder, inline_limit)
 
 
-def open_queries(references: Iterable[QueryReference]) -> tuple[list[str], list[QueryBlock]]:
+def open_block(reference: QueryReference, needs: Collection[QueryArray] = QUERY_ARRAYS) -> QueryBlock:
+    """A block with those of its arrays that are needed."""
+    arrays, _ = reference.broadcast.open(lambda name: name.partition("-")[0] in ("ids", "groups", *needs))
+    ids = bytes_to_texts(arrays["ids"])
+    nothing = np.zeros((len(ids), 0))
+    gradients, solved = (arrays.get(name, nothing) for name in QUERY_ARRAYS)
+    parts: dict[int, list[np.ndarray]] = {}
+    for _, number, place in sorted((*name.split("-"),) for name in arrays if name.startswith("solved-")):
+        parts.setdefault(int(number), []).append(arrays[f"solved-{number}-{place}"])
+    factored = FactoredSolutions(tuple(tuple(parts[number]) for number in sorted(parts))) if parts else None
+    return QueryBlock(ids, gradients, solved, bytes_to_texts(arrays["groups"]) if "groups" in arrays else None, factored)
+
+
+def open_queries(
+    references: Iterable[QueryReference], needs: Collection[QueryArray] = QUERY_ARRAYS
+) -> tuple[list[str], list[QueryBlock]]:
     """The keys and the blocks, in the order of the keys."""
-    keys, blocks = [], []
-    for reference in sorted(references, key=lambda reference: reference.key):
-        arrays, _ = reference.broadcast.open()
-        groups = bytes_to_texts(arrays["groups"]) if "groups" in arrays else None
-        keys.append(reference.key)
-        blocks.append(QueryBlock(bytes_to_texts(arrays["ids"]), arrays["gradients"], arrays["solved"], groups))
-    return keys, blocks
+    known = sorted(references, key=lambda reference: reference.key)
+    return [reference.key for reference in known], [open_block(reference, needs) for reference in known]
 
 
 @dataclasses.dataclass
@@ -97,6 +152,8 @@ class EmbedQueries(beam.PTransform):
       work: a folder for temporary files that all workers reach.
       shards: how many files there are; what their blocks hold inline is at most `INLINE_LIMIT` in all, each file having its share.
       for_index: whether blocks hold the r numbers that an index is searched with, in place of gradients and solutions.
+      needs: which of gradients and solutions later steps look at; the others are not kept.
+      form: how solutions are kept.
 
     In: `Shard`. Out: a dictionary of PCollections: `queries` (`QueryReference`), `rejected`, `counts`.
     """
@@ -108,10 +165,21 @@ class EmbedQueries(beam.PTransform):
     work: str
     shards: int
     for_index: bool = False
+    needs: tuple[QueryArray, ...] = QUERY_ARRAYS
+    form: StoredForm = WHOLE
 
     def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
         embed = beam.ParDo(
-            _EmbedDoFn(self.reader, self.model, self.block_size, self.work, self.for_index, INLINE_LIMIT // max(self.shards, 1)),
+            _EmbedDoFn(
+                self.reader,
+                self.model,
+                self.block_size,
+                self.work,
+                self.for_index,
+                INLINE_LIMIT // max(self.shards, 1),
+                self.needs,
+                self.form,
+            ),
             pvalue.AsSingleton(self.preconditioner),
         )
         typed = embed.with_output_types(QueryReference, **REPORT_TYPES)

@@ -22,6 +22,12 @@ _SESSIONS: collections.OrderedDict[str, ExplainedModel] = collections.OrderedDic
 _KEPT = 2  # a worker process may serve one job after another
 
 
+def forget_models() -> None:
+    """Gives the memory of this process's models back; for a launcher whose workers are other processes."""
+    with _OPENING:
+        _SESSIONS.clear()
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
     """How a worker makes the `InfluenceModel`; see there for the options.
@@ -75,14 +81,21 @@ class ModelSpec:
         Raises:
           ValueError: as `open`.
         """
-        key = repr(self)
         with _OPENING:
-            if key not in _SESSIONS:
-                while len(_SESSIONS) >= _KEPT:
-                    _SESSIONS.popitem(last=False)
-                _SESSIONS[key] = self.open()
-            _SESSIONS.move_to_end(key)
+            key = repr(self)
+            if key in _SESSIONS:
+                _SESSIONS.move_to_end(key)
+            else:
+                self.keep(self.open())
             return _SESSIONS[key]
+
+    def keep(self, model: ExplainedModel) -> None:
+        """Makes `model`, which was opened by this recipe, that of this process: what is compiled for it is not compiled again."""
+        with _OPENING:
+            _SESSIONS.pop(repr(self), None)
+            while len(_SESSIONS) >= _KEPT:
+                _SESSIONS.popitem(last=False)
+            _SESSIONS[repr(self)] = model
 
     def open_first(self) -> tuple[ExplainedModel, ModelSpec]:
         """The model as it is now, and the recipe for just that one."""

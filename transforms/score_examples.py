@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Iterator
 
 import apache_beam as beam
 from apache_beam import pvalue
+from apache_beam.utils.shared import Shared
 
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
-from beam_influence.influence_ops.scoring.outputs.base import OutputOptions
+from beam_influence.influence_ops.scoring.outputs.base import OutputOptions, Scoring
+from beam_influence.influence_ops.scoring.outputs.table import later_round
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.bundle_outputs import BundleOutputs
 from beam_influence.transforms.elements import FILES, PARTS, Part, PartKey, QueryReference, Shard, WrittenFile
 from beam_influence.transforms.open_model import ModelSpec
-from beam_influence.transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
-from beam_influence.transforms.typed import outputs
+from beam_influence.transforms.read_shards import COUNTS, REPORT_TYPES, ShardDoFn, ShardReader
+from beam_influence.transforms.typed import collection, outputs
 
 
 class _ScoreDoFn(ShardDoFn):
-    def __init__(self, wanted: ScoreExamples):
+    def __init__(self, wanted: ScoreExamples, number: int, shared: Shared):
         super().__init__(wanted.reader)
-        self._outputs = BundleOutputs(wanted.options, wanted.model, wanted.output)
+        options = later_round(wanted.options) if number else wanted.options
+        self._outputs = BundleOutputs(options, wanted.model, wanted.output, number=number, shared=shared)
+        self._scoring: Scoring | None = None
 
     def start_bundle(self) -> None:
         self._outputs.start_bundle()
@@ -31,9 +36,11 @@ class _ScoreDoFn(ShardDoFn):
         self._scoring = self._outputs.open(preconditioner, references)
 
     def begin_shard(self, shard: Shard) -> None:
+        assert self._scoring is not None
         self._outputs.begin_shard(shard, self._scoring)
 
     def use(self, batch: ExampleBatch) -> list[Rejected]:
+        assert self._scoring is not None
         scored = self._scoring.scorer.score(batch)
         self._outputs.add(scored)
         return scored.rejected
@@ -45,7 +52,13 @@ class _ScoreDoFn(ShardDoFn):
         self._outputs.abandon_shard()
 
     def finish_bundle(self) -> Iterator[object]:
+        self._scoring = None  # the process keeps the latest; an idle DoFn of an earlier round must not keep that round's
         return self._outputs.finish_bundle()
+
+
+def round_of(key: str, first_keys: tuple[str, ...]) -> int:
+    """The round, from 0, of a block."""
+    return bisect.bisect_right(first_keys, key) - 1
 
 
 @dataclasses.dataclass
@@ -61,6 +74,8 @@ class ScoreExamples(beam.PTransform):
       options: what is asked for.
       output: the folder of the results; tables with rows for each training example are written here, a file a shard.
       accelerator: Beam's resource hint for this step alone, or None.
+      first_keys: the key of each round's first block: a round reads the training set and scores it against some of the blocks, the next
+        begins when it has ended.
 
     In: `Shard`. Out: a dictionary of PCollections: `parts` ((`PartKey`, `Part`)), `files` (`WrittenFile`), `rejected`, `counts`.
     """
@@ -73,16 +88,32 @@ class ScoreExamples(beam.PTransform):
     options: OutputOptions
     output: str
     accelerator: str | None = None
+    first_keys: tuple[str, ...] = ("",)
 
     def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
+        shared, rounds, gate = Shared(), [], self.gate
+        for number in range(len(self.first_keys)):
+            rounds.append(self._round(shards, number, gate, shared))
+            gate = rounds[-1][COUNTS]
+        if len(rounds) == 1:
+            return rounds[0]
+        # Every round counts and rejects the same examples.
+        several = {tag: [each[tag] for each in rounds] for tag in (PARTS, FILES)}
+        return {**rounds[0], **{tag: collection(found | f"Rounds[{tag}]" >> beam.Flatten()) for tag, found in several.items()}}
+
+    def _round(
+        self, shards: pvalue.PCollection[Shard], number: int, gate: pvalue.PCollection, shared: Shared
+    ) -> dict[str, pvalue.PCollection]:
+        queries, label = self.queries, f"[{number + 1}]" if number else ""
+        if len(self.first_keys) > 1:
+            keys = self.first_keys
+            only = beam.Filter(lambda reference: round_of(reference.key, keys) == number).with_output_types(QueryReference)
+            queries = collection(queries | f"Queries[{number + 1}]" >> only)
         score = beam.ParDo(
-            _ScoreDoFn(self),
-            pvalue.AsSingleton(self.preconditioner),
-            pvalue.AsIter(self.queries),
-            pvalue.AsIter(self.gate),
+            _ScoreDoFn(self, number, shared), pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(queries), pvalue.AsIter(gate)
         )
         if self.accelerator:
             score.with_resource_hints(accelerator=self.accelerator)  # it changes `score` and returns it
         types = {PARTS: tuple[PartKey, Part], FILES: WrittenFile, **REPORT_TYPES}
-        scored = outputs(shards | "Score" >> score.with_output_types(type(None), **types).with_outputs(*types))
+        scored = outputs(shards | f"Score{label}" >> score.with_output_types(type(None), **types).with_outputs(*types))
         return {tag: scored[tag] for tag in types}

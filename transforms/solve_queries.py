@@ -23,7 +23,7 @@ from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.results.result_files import write_table
 from beam_influence.influence_ops.results.tables import residuals_table
 from beam_influence.influence_ops.scoring.query_solver import System, batch_products, begin, solutions, step, to_multiply
-from beam_influence.influence_ops.scoring.scores import QueryBlock, evaluate
+from beam_influence.influence_ops.scoring.scores import QUERY_ARRAYS, QueryBlock, evaluate
 from beam_influence.transforms.broadcast import INLINE_LIMIT, Broadcast
 from beam_influence.transforms.elements import FILES, QueryReference, Shard, SolverReport, StatisticPart, WrittenFile, at_end_of_bundle
 from beam_influence.transforms.embed_queries import open_queries, publish_queries
@@ -45,7 +45,7 @@ class _StartDoFn(beam.DoFn):
         self._work = work
 
     def process(self, _: None, references: Iterable[QueryReference]) -> Iterator[Broadcast]:
-        blocks = open_queries(references)[1]
+        blocks = open_queries(references, QUERY_ARRAYS)[1]
         nothing = [np.zeros((0, 1))]  # every test point was rejected
         right = np.concatenate([block.gradients for block in blocks] or nothing)
         solution = np.concatenate([block.solved for block in blocks] or nothing)
@@ -143,7 +143,7 @@ class _SolvedDoFn(beam.DoFn):
         if "active" not in arrays:
             return
         solved, residuals, unsolved = solutions(arrays)
-        keys, blocks = open_queries(references)
+        keys, blocks = open_queries(references, ())
         first, left = 0, INLINE_LIMIT
         for key, block in zip(keys, blocks, strict=True):
             rows = slice(first, first + len(block))

@@ -11,6 +11,7 @@ from apache_beam import pvalue
 from beam_influence.influence_ops.results.result_files import write_table
 from beam_influence.influence_ops.scoring.outputs.base import CombinedOutput, OutputOptions
 from beam_influence.influence_ops.scoring.outputs.table import outputs_of
+from beam_influence.influence_ops.scoring.scores import QueryArray
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.bundle_outputs import open_scoring
 from beam_influence.transforms.elements import Part, PartKey, QueryReference, WrittenFile
@@ -36,7 +37,8 @@ class _WriteDoFn(beam.DoFn):
         parts = {key: part for (_, key), part in (all_parts if element is None else [element])}
         if self._output.by_part:
             references = [reference for reference in references if reference.key in parts]
-        scoring = open_scoring(self._options, preconditioner, references, self._model)
+        needs: tuple[QueryArray, ...] = ("gradients",) if self._options.second_order_groups else ()
+        scoring = open_scoring(self._options, preconditioner, references, self._model, needs)
         for table, name, rows in self._output.finish(parts, scoring):
             yield write_table(self._folder, table, name, self._output.tables[table], rows, scoring.facts, BeamFiles())
 

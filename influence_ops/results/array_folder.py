@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -22,6 +24,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 FORMAT_VERSION = 1
+_CHUNK = 1 << 22
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,120}")
 
 
@@ -96,14 +99,16 @@ def save_arrays(
     for name, array in arrays.items():
         if not _is_plain(name):
             raise ValueError(f"array name {name!r} is not a plain file name of letters, digits, '_', '.' and '-'")
-        data = to_npy(array)
-        digest = hashlib.sha256(data).hexdigest()
+        parts = _npy_parts(array)
+        digest = _digest_of_parts(parts)
         described[name] = {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": digest}
         file = f"{name}.npy"
         if by_content:
             described[name]["file"] = file = f"{name}-{digest[:16]}.npy"
         if not (by_content and files.exists(f"{folder}/{file}")):
-            files.write(f"{folder}/{file}", data)
+            with files.open_write(f"{folder}/{file}") as out:
+                for part in parts:
+                    out.write(part)
     content = {**meta, "format_version": FORMAT_VERSION, "arrays": described}
     files.write(f"{folder}/meta.json", json.dumps(content, indent=1, sort_keys=True).encode())
     return described
@@ -175,6 +180,29 @@ def read_arrays(folder: str, described: Mapping[str, Mapping[str, Any]], files: 
     return arrays
 
 
+def mapped_arrays(
+    folder: str, described: Mapping[str, Mapping[str, Any]], files: FileStore, in_memory: int
+) -> dict[str, np.ndarray]:
+    """As `read_arrays`, but an array of more than `in_memory` bytes goes to a temporary file of this machine and is mapped from there; the
+    file has no name by then and goes with the array."""
+    arrays = {}
+    for name, each in described.items():
+        if np.dtype(each["dtype"]).itemsize * math.prod(each["shape"]) <= in_memory:
+            arrays |= read_arrays(folder, {name: each}, files)
+            continue
+        path, digest = array_path(folder, name, each), hashlib.sha256()
+        with tempfile.NamedTemporaryFile(suffix=".npy") as copy:
+            with files.open_read(path) as file:
+                while data := file.read(_CHUNK):
+                    digest.update(data)
+                    copy.write(data)
+            if digest.hexdigest() != each.get("sha256"):
+                raise ValueError(f"{path!r} does not match its SHA-256 in meta.json; save the folder again")
+            copy.flush()
+            arrays[name] = np.load(copy.name, mmap_mode="r", allow_pickle=False)
+    return arrays
+
+
 def to_npy(array: np.ndarray) -> bytes:
     """The array as a `.npy` file."""
     buffer = io.BytesIO()
@@ -193,5 +221,26 @@ def digest_of(arrays: Mapping[str, np.ndarray]) -> str:
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name}|{array.shape}|{array.dtype}".encode())
-        digest.update(array.tobytes())
+        digest.update(_bytes_of(array))
     return digest.hexdigest()
+
+
+def _npy_parts(array: np.ndarray) -> list[bytes | memoryview]:
+    """The bytes of a `.npy` file in parts, without a copy of the array where it lies as it is written."""
+    if array.dtype.hasobject or not array.flags.c_contiguous:
+        return [to_npy(array)]
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    return [header.getvalue(), _bytes_of(array)]
+
+
+def _digest_of_parts(parts: list[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _bytes_of(array: np.ndarray) -> bytes | memoryview:
+    """The numbers of a contiguous array as they lie in memory."""
+    return array.reshape(-1).view(np.uint8).data if array.size else b""

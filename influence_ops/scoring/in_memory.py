@@ -19,7 +19,15 @@ from beam_influence.influence_ops.scoring.outputs.groups import GRADIENTS, GROUP
 from beam_influence.influence_ops.scoring.outputs.table import OUTPUTS, complete_options
 from beam_influence.influence_ops.scoring.part import Part
 from beam_influence.influence_ops.scoring.query_solver import System, solutions, solve
-from beam_influence.influence_ops.scoring.scores import QueryBlock, ScoreOptions, concatenate_queries, embed_queries, evaluate
+from beam_influence.influence_ops.scoring.scores import (
+    QUERY_ARRAYS,
+    QueryArray,
+    QueryBlock,
+    ScoreOptions,
+    concatenate_queries,
+    embed_queries,
+    evaluate,
+)
 from beam_influence.influence_ops.scoring.top_k import Order
 
 
@@ -85,8 +93,9 @@ def compute_in_memory(
     preconditioner = curvature.bind(model)
     rejected: list[tuple[str, Rejected]] = []
     embedded: list[QueryBlock] = []
+    needs: tuple[QueryArray, ...] = QUERY_ARRAYS if second_order_groups or (passes and system is not None) else ("solved",)
     for batch in test:
-        block, bad = embed_queries(model, preconditioner, batch)
+        block, bad = embed_queries(model, preconditioner, batch, needs)
         embedded.append(block)
         rejected += [("test", r) for r in bad]
     queries = concatenate_queries(embedded, max(1, sum(len(block) for block in embedded)))

@@ -83,7 +83,7 @@ def embed_for_index(model: ExplainedModel, preconditioner: Preconditioner, batch
     """The batch's test points as a query block in the index's r numbers, in place of gradients and solutions."""
     kept, _, gradients, rejected = evaluate(model, batch)
     embedded = preconditioner.embed(gradients)
-    return QueryBlock(kept.ids, embedded, embedded, kept.groups), rejected
+    return QueryBlock(kept.ids, embedded, np.zeros((len(embedded), 0)), kept.groups), rejected
 
 
 def best_of_file(rows: Iterable[pa.RecordBatch], blocks: list[QueryBlock], k: int, order: Order) -> tuple[list[TopK], int]:

@@ -9,6 +9,8 @@ predicted change of the loss at t (Koh & Liang 2017, equation 2, whose I_up,loss
 from __future__ import annotations
 
 import dataclasses
+import threading
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 import numpy as np
@@ -19,9 +21,12 @@ from beam_influence.influence_ops.model.gradients import Gradients
 from beam_influence.influence_ops.model.guard import check_later_batch
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.scoring.contraction import TOLERANCE, Contraction
+from beam_influence.influence_ops.scoring.stored_form import FactoredSolutions
 
 Normalize = Literal["none", "theta", "loss"]
 Removal = Literal["first_order", "newton"]
+QueryArray = Literal["gradients", "solved"]
+QUERY_ARRAYS: tuple[QueryArray, ...] = ("gradients", "solved")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +35,17 @@ class QueryBlock:
 
     Attributes:
       ids: (T,) array of str.
-      gradients: ∇ℓ(t): [T, P] float64.
-      solved: (H + λI)⁻¹ ∇ℓ(t): [T, P] float64.
+      gradients: ∇ℓ(t): [T, P] float64; [T, 0] where none are needed.
+      solved: (H + λI)⁻¹ ∇ℓ(t): [T, P]; [T, 0] where none are needed.
       groups: optional (T,) array of str.
+      factored: the solutions as factors, in place of `solved`; or None.
     """
 
     ids: np.ndarray
     gradients: np.ndarray
     solved: np.ndarray
     groups: np.ndarray | None = None
+    factored: FactoredSolutions | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -124,11 +131,15 @@ def evaluate(model: ExplainedModel, batch: ExampleBatch) -> tuple[ExampleBatch, 
     return batch, losses, gradients, rejected
 
 
-def embed_queries(model: ExplainedModel, preconditioner: Preconditioner, batch: ExampleBatch) -> tuple[QueryBlock, list[Rejected]]:
-    """The batch's test examples as a query block, solved once."""
+def embed_queries(
+    model: ExplainedModel, preconditioner: Preconditioner, batch: ExampleBatch, needs: Collection[QueryArray] = QUERY_ARRAYS
+) -> tuple[QueryBlock, list[Rejected]]:
+    """The batch's test examples as a query block, solved once; of its arrays, those that are needed."""
     kept, _, gradients, rejected = evaluate(model, batch)
     raw = np.asarray(gradients, dtype=np.float64)
-    return QueryBlock(kept.ids, raw, preconditioner.apply(raw), kept.groups), rejected
+    nothing = np.zeros((len(kept), 0))  # no view, which would keep what it is of
+    solved = preconditioner.apply(raw) if "solved" in needs else nothing
+    return QueryBlock(kept.ids, raw if "gradients" in needs else nothing, solved, kept.groups), rejected
 
 
 def concatenate_queries(blocks: list[QueryBlock], size: int) -> list[QueryBlock]:
@@ -140,18 +151,29 @@ def concatenate_queries(blocks: list[QueryBlock], size: int) -> list[QueryBlock]
     solved = np.concatenate([block.solved for block in blocks])
     named = [block.groups for block in blocks if block.groups is not None]
     groups = np.concatenate(named) if len(named) == len(blocks) else None
+    factored: list[FactoredSolutions] = [block.factored for block in blocks if block.factored is not None]
+    sliced = list(FactoredSolutions.concatenate(factored).slices(size)) if factored else []
     parts = [slice(start, start + size) for start in range(0, len(ids), size)]
-    return [QueryBlock(ids[p], gradients[p], solved[p], None if groups is None else groups[p]) for p in parts]
+    return [
+        QueryBlock(ids[p], gradients[p], solved[p], None if groups is None else groups[p], sliced[number] if sliced else None)
+        for number, p in enumerate(parts)
+    ]
 
 
 class Scorer:
-    """Scores batches of training examples against query blocks that stay on the device."""
+    """Scores batches of training examples against query blocks that stay on the device.
+
+    Args:
+      model, preconditioner: of the training examples.
+      queries: solved; gone through when the first batch is scored, each block let go before the next is asked for.
+      options: which quantities are computed.
+    """
 
     def __init__(
         self,
         model: ExplainedModel,
         preconditioner: Preconditioner,
-        queries: list[QueryBlock],
+        queries: Iterable[QueryBlock],
         options: ScoreOptions,
     ):
         self._model = model
@@ -159,8 +181,10 @@ class Scorer:
         self._options = options
         self._needs_vectors = options.normalize == "theta" or options.vectors
         self._needs_self = options.normalize == "loss" or options.self_influence
-        self._solved = [block.solved for block in queries]
+        self._queries = queries
+        self._solved: list[np.ndarray] | None = None
         self._contractions: list[Contraction] | None = None
+        self._choosing = threading.Lock()
         if bool(preconditioner.meta.get("leave_one_out")) != (options.removal == "newton"):
             raise ValueError(
                 f"removal={options.removal!r} needs a curvature that was fitted for it: exact or gauss_newton, "
@@ -194,12 +218,16 @@ class Scorer:
         )
 
     def _contract(self, gradients: Gradients) -> list[Contraction]:
-        if self._contractions is None:
-            examples, tolerance = self._preconditioner.examples, self._options.tolerance
-            self._contractions = [
-                Contraction(gradients.layout, solved, self._model.dtype, examples, tolerance) for solved in self._solved
-            ]
-        return self._contractions
+        with self._choosing:
+            if self._contractions is None:
+                self._contractions = [self._chosen(block, gradients) for block in self._queries]
+            return self._contractions
+
+    def _chosen(self, block: QueryBlock, gradients: Gradients) -> Contraction:
+        options, solved = self._options, block.solved if block.factored is None else block.factored
+        contraction = Contraction(gradients.layout, solved, self._model.dtype, self._preconditioner.examples, options.tolerance)
+        contraction.choose(gradients)
+        return contraction
 
     def _score_newton(self, batch: ExampleBatch, gradients: Gradients, rejected: list[Rejected]) -> BatchScores:
         """n × the change of the loss at each query by a Newton step of the removal itself.
@@ -225,6 +253,8 @@ class Scorer:
         batch, right, solved_factors = batch.select(keep), right[keep], solved_factors[keep]
         correction = np.linalg.solve(inner[keep], np.einsum("bcp,bp->bc", solved_factors, right)[:, :, None])[:, :, 0]
         moved = right + np.einsum("bcp,bc->bp", factors[keep], correction)  # B × the step × (n − 1)
+        if self._solved is None:
+            self._solved = [block.solved for block in self._queries]
         scores = [n / (n - 1) * (solved @ moved.T) for solved in self._solved]
         vectors = n / (n - 1) * self._preconditioner.apply(moved)
         raw = np.asarray(gradients, dtype=np.float64)[keep]

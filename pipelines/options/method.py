@@ -127,6 +127,13 @@ class MethodOptions:
         "Take test points' solutions as sums of few products where that is cheaper and the relative error is at most this; 0: never.",
         commands=("run",),
     )
+    query_rank: int | None = _option(
+        None,
+        "Keep each layer of a solved test point as a sum of at most this many products of two vectors, in float32 (fewer where "
+        "--score_tolerance is reached): far less memory than a number for each weight, and approximate. Default: keep them whole.",
+        commands=("run",),
+        least=1,
+    )
     second_order_groups: bool = _option(
         False,
         "Group influence to second order: the group's own curvature is in (one more pass over the training set).",

@@ -59,7 +59,7 @@ def value_of(field: dataclasses.Field, config: type = InfluenceConfig) -> str:
         return VALUES[field.name]
     if choices:
         return next(choice for choice in choices if choice != field.default)
-    return {int: "7", float: "0.25", str: "given"}[kind]
+    return {int: "7", float: "0.25", str: "4GB" if field.name == "max_worker_memory" else "given"}[kind]
 
 
 def words_for(command: str, field: dataclasses.Field) -> list[str]:
@@ -68,7 +68,8 @@ def words_for(command: str, field: dataclasses.Field) -> list[str]:
         options["outputs"] = "self_influence"
     of_command = {other.name for other in dataclasses.fields(InfluenceConfig) if command in other.metadata["commands"]}
     options |= {name: value for name, value in GOES_WITH.get(field.name, {}).items() if name in of_command}
-    if field.name in ("influence_vectors_path", "index", "search", "test", "top_k", "order", "score_tolerance") and command == "run":
+    of_tests = ("influence_vectors_path", "index", "search", "test", "top_k", "order", "score_tolerance", "query_rank", "max_worker_memory")
+    if field.name in of_tests and command == "run":
         options |= {"outputs": "top_k", "test": "b"}
     if option_type(field, InfluenceConfig) is bool:
         return [*words(options), f"--no-{field.name}" if field.default else f"--{field.name}"]
@@ -234,4 +235,6 @@ def test_a_gpu_without_gradients_is_refused() -> None:
 def test_the_execution_options_are_said_to_change_nothing() -> None:
     """What changes numbers, such as the tolerance of the low-rank way, is of the method."""
     of_execution = {field.name for field in dataclasses.fields(InfluenceConfig) if field.metadata["group"] == "execution"}
-    assert of_execution == {"verbose", "resume", "batch_size", "query_block_size", "threads", "work_dir"}
+    assert of_execution == {
+        "verbose", "resume", "batch_size", "query_block_size", "shard_size", "max_worker_memory", "threads", "work_dir",
+    }  # fmt: skip

@@ -18,7 +18,7 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.utils.shared import Shared
 
-from beam_influence.influence_ops.results.array_folder import load_arrays
+from beam_influence.influence_ops.results.array_folder import LocalFiles, load_arrays, mapped_arrays, save_arrays
 from beam_influence.transforms.broadcast import INLINE_LIMIT, Broadcast
 from beam_influence.transforms.files import BeamFiles
 
@@ -121,3 +121,16 @@ def test_a_process_opens_it_once(tmp_path: pathlib.Path, limit: int) -> None:
         )
         assert_that(found, equal_to([25.0 + number for number in range(20)]))
     assert _Opened.made == 1
+
+
+def test_what_is_fetched_from_a_store_is_mapped_too(tmp_path: pathlib.Path) -> None:
+    """A large array of a remote store is a file of this machine, without a name; damage is refused as ever."""
+    folder = str(tmp_path / "arrays")
+    described = save_arrays(folder, ARRAYS, {}, LocalFiles(), by_content=True)
+    found = mapped_arrays(folder, described, LocalFiles(), ARRAYS["matrix"].nbytes - 1)
+    assert {name for name, array in found.items() if isinstance(array, np.memmap)} == {"matrix"}
+    assert all(found[name].dtype == array.dtype and np.array_equal(found[name], array) for name, array in ARRAYS.items())
+    (path,) = (tmp_path / "arrays").glob("matrix-*.npy")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="does not match its SHA-256"):
+        mapped_arrays(folder, described, LocalFiles(), 0)

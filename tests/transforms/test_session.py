@@ -14,7 +14,7 @@ import pytest
 from beam_influence.influence_ops.curvature import FinishOptions, curvature_by_name, fit
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.scoring.scores import QueryBlock, ScoreOptions, Scorer
-from beam_influence.transforms.open_model import ModelSpec
+from beam_influence.transforms.open_model import ModelSpec, forget_models
 
 THREADS = 8
 
@@ -79,3 +79,11 @@ def test_eight_threads_get_the_numbers_of_one(spec: ModelSpec) -> None:
             np.testing.assert_allclose(np.asarray(scored.self_influence), np.asarray(wanted[seed].self_influence), rtol=1e-9)
             np.testing.assert_allclose(products, alone.gauss_newton_products(batch(seed), np.ones((1, alone.size))), rtol=1e-9, atol=1e-12)
         assert model.weights_without_factors == alone.weights_without_factors
+
+
+def test_what_was_opened_first_is_kept(spec: ModelSpec) -> None:
+    model, first = spec.open_first()
+    first.keep(model)
+    assert first.session() is model
+    forget_models()
+    assert first.session() is not model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import pyarrow as pa
@@ -56,6 +56,7 @@ class Scoring:
       queries: the blocks of test points by key, in order.
       curvature: the operator's `meta`.
       open_operator: gives the model and the operator for it.
+      open_solved: gives the blocks with their solutions, one after the other; None: `queries` have them.
 
     Attributes:
       n: the number of training examples; 0 where it is unknown or scores are relative.
@@ -68,11 +69,13 @@ class Scoring:
         queries: Mapping[str, QueryBlock],
         curvature: Mapping[str, Any],
         open_operator: Callable[[], tuple[ExplainedModel, Preconditioner]],
+        open_solved: Callable[[], Iterable[QueryBlock]] | None = None,
     ):
         self.options = options
         self.queries = queries
         self.n, self.facts = run_facts(curvature, options.score)
         self._open_operator = open_operator
+        self._open_solved = open_solved or queries.values
 
     @functools.cached_property
     def operator(self) -> tuple[ExplainedModel, Preconditioner]:
@@ -83,7 +86,7 @@ class Scoring:
     def scorer(self) -> Scorer:
         """Scores batches against the queries."""
         model, preconditioner = self.operator
-        return Scorer(model, preconditioner, list(self.queries.values()), self.options.score)
+        return Scorer(model, preconditioner, self._open_solved(), self.options.score)
 
 
 class FinishedTable(NamedTuple):

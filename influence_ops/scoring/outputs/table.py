@@ -43,6 +43,13 @@ def tables_of_scores() -> tuple[str, ...]:
     return tuple(table for table in tables_of_test_points() if not OUTPUTS[table].needs_groups)
 
 
+def later_round(options: OutputOptions) -> OutputOptions:
+    """What is left to do for more test points, once a round over the training set has made what is not of test points."""
+    of_tests = tuple(table for table in options.tables if table in tables_of_test_points())
+    score = dataclasses.replace(options.score, self_influence=False, vectors=False, gradients=False)
+    return dataclasses.replace(options, tables=of_tests, score=score)
+
+
 def complete_options(options: OutputOptions) -> OutputOptions:
     """The options with just those quantities switched on that the tables need."""
     needed = {quantity: False for quantity in ("self_influence", "vectors", "gradients")}

@@ -1,0 +1,126 @@
+"""Test points × weights within a worker's memory: EK-FAC of a deep network of random weights, whole and as factors, in rounds.
+
+`--layers` residual Dense layers of `--width` units. Each way is the same job in a process of its own: with memory enough for one round,
+within `--memory`, and within it with factors of `--rank`. The peak is of the whole process, mapped files with it.
+
+    python -m benchmarks.test_points [--points 100] [--width 512] [--layers 38] [--memory 3GB] [--rank 8] [--folder out/test_points]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+from benchmarks.scale import Usage, write_examples
+
+TRAIN, SHARD, TOP_K, CLASSES, FEATURES = 500, 250, 10, 10, 64
+WAYS = ("one round", "within memory", "factors")
+ENOUGH = "1TB"
+
+
+def main() -> int:
+    """Makes the data, runs each way, prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, default=100, help="test points")
+    parser.add_argument("--width", type=int, default=512, help="units of a layer")
+    parser.add_argument("--layers", type=int, default=38, help="layers")
+    parser.add_argument("--memory", default="3GB", help="--max_worker_memory")
+    parser.add_argument("--rank", type=int, default=8, help="--query_rank")
+    parser.add_argument("--ways", default=",".join(WAYS), help="which, separated by commas")
+    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("out/test_points"), help="where the data goes")
+    parser.add_argument("--child", choices=("make", *WAYS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(make(options) if options.child == "make" else run_job(options)))
+        return 0
+    weights = in_child("make")["weights"]
+    print(f"{options.points:,} test points × {weights:,} weights, {TRAIN:,} training examples")
+    results = {way: in_child(way) for way in options.ways.split(",")}
+    first = next(iter(results.values()))
+    print(f"{'':<15}{'rounds':>8}{'peak MiB':>10}{'wall s':>9}   same top-{TOP_K}, difference of influence relative to the largest")
+    for way, result in results.items():
+        same, difference = compare(first["top"], result["top"])
+        print(f"{way:<15}{result['rounds']:>8}{result['peak']:>10,.0f}{result['wall']:>9.1f}   {same:.2%}, {difference:.1e}", flush=True)
+    return 0
+
+
+def in_child(child: str) -> dict[str, Any]:
+    """One step in its own process."""
+    command = [sys.executable, "-m", "benchmarks.test_points", *sys.argv[1:], "--child", child]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+
+
+def make(options: argparse.Namespace) -> dict[str, Any]:
+    """Noisy classes as TFRecord shards, and the network."""
+    from beam_influence.influence_ops import device  # quiets TensorFlow before it is imported
+
+    device.configure_tensorflow()
+    import keras
+    import numpy as np
+
+    options.folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, CLASSES, TRAIN + options.points)
+    features = (rng.standard_normal((CLASSES, FEATURES))[labels] + rng.standard_normal((len(labels), FEATURES))).astype(np.float32)
+    for shard in range(TRAIN // SHARD):
+        rows = slice(shard * SHARD, (shard + 1) * SHARD)
+        write_examples(options.folder / f"train-{shard:05d}.tfrecord", features[rows], labels[rows])
+    write_examples(options.folder / "test.tfrecord", features[TRAIN:], labels[TRAIN:])
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((FEATURES,), name="x")
+    x = keras.layers.Dense(options.width, "tanh")(inputs)
+    start: Any = keras.initializers.RandomNormal(stddev=(options.layers * options.width) ** -0.5)
+    for _ in range(options.layers):
+        x = keras.layers.Add()([x, keras.layers.Dense(options.width, "tanh", kernel_initializer=start)(x)])
+    model = keras.Model(inputs, keras.layers.Dense(CLASSES)(x))
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.save(options.folder / "model.keras")
+    return {"weights": model.count_params()}
+
+
+def run_job(options: argparse.Namespace) -> dict[str, Any]:
+    """The job as `beam-influence run` runs it."""
+    import pyarrow.parquet as pq
+
+    from beam_influence.pipelines.config import InfluenceConfig
+    from beam_influence.pipelines.launch import run
+    from beam_influence.pipelines.prepare import prepare
+
+    usage = Usage()
+    config = InfluenceConfig(
+        model=str(options.folder / "model.keras"),
+        train=str(options.folder / "train-*.tfrecord"),
+        test=str(options.folder / "test.tfrecord"),
+        output=str(options.folder / options.child.replace(" ", "-")),
+        curvature="ekfac",
+        weights="all",
+        precision="native",
+        batch_size=32,
+        top_k=TOP_K,
+        max_worker_memory=ENOUGH if options.child == "one round" else options.memory,
+        query_rank=options.rank if options.child == "factors" else None,
+        overwrite=True,
+    )
+    plan = prepare(config).queries
+    print(plan.text, file=sys.stderr)
+    run(config, ["--runner=FnApiRunner"])
+    top: dict[str, dict[str, float]] = {}
+    for row in pq.read_table(pathlib.Path(config.output) / "top_k").to_pylist():
+        top.setdefault(row["test_id"], {})[row["train_id"]] = row["influence"]
+    return {**usage.read(), "rounds": len(plan.first_keys), "top": top}
+
+
+def compare(first: dict[str, dict[str, float]], other: dict[str, dict[str, float]]) -> tuple[float, float]:
+    """The share of `first`'s pairs that `other` has too, and the largest difference of these, relative to the test point's largest."""
+    shared = [(test, train) for test, found in first.items() for train in found if train in other[test]]
+    pairs = sum(map(len, first.values()))
+    differences = [abs(first[test][train] - other[test][train]) / max(map(abs, first[test].values())) for test, train in shared]
+    return len(shared) / pairs, max(differences, default=0.0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Matrices as sums of few products, by the singular value decomposition: the shortest such sum for an error (Eckart & Young 1936)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_TRIED = 4  # queries whose rank is looked for first
+_GRAM = 256  # up to this many rows or columns a full decomposition is cheap
+_OVERSAMPLED = 8  # columns of the range finder beyond the rank (Halko, Martinsson & Tropp 2011)
+_AT_ONCE = 1 << 25  # numbers in float64 at once
+
+Factors = tuple[np.ndarray, np.ndarray]
+"""l [T, r, I] and r [T, r, O]."""
+
+
+def search_flops(rows: int, columns: int, queries: int, most: int) -> float:
+    """What `low_rank` takes, in flops at the speed of a large matrix product; decompositions of small matrices run at a tenth of it."""
+    small = min(rows, columns)
+    if small <= _GRAM:
+        return queries * (4.0 * rows * columns * small + 250.0 * small**3)
+    return 80.0 * queries * rows * columns * (most + _OVERSAMPLED)
+
+
+def low_rank(matrices: np.ndarray, most: int, tolerance: float) -> Factors | None:
+    """l [T, r, I] and r [T, r, O] with ‖V_t − Σ_r l_tr ⊗ r_tr‖ ≤ tolerance · ‖V_t‖ for each matrix V [T, I, O]; None: r > `most`.
+
+    A few of the matrices are tried first.
+    """
+    few = matrices[:: max(1, len(matrices) // _TRIED)]
+    if len(few) < len(matrices) and _factors(few, most, tolerance) is None:
+        return None
+    return _in_parts(matrices, most, tolerance, cut=False)
+
+
+def truncated(matrices: np.ndarray, most: int, tolerance: float) -> Factors:
+    """The same, but of rank `most` where the tolerance wants a larger one."""
+    found = _in_parts(matrices, most, tolerance, cut=True)
+    assert found is not None
+    return found
+
+
+def with_rank(factors: Factors, rank: int) -> Factors:
+    """The same sums with products of zeros up to `rank` of them."""
+    left, right = (np.pad(each, ((0, 0), (0, rank - each.shape[1]), (0, 0))) for each in factors)
+    return left, right
+
+
+def _in_parts(matrices: np.ndarray, most: int, tolerance: float, cut: bool) -> Factors | None:
+    rows = max(1, _AT_ONCE // max(1, matrices.shape[1] * matrices.shape[2]))
+    parts = []
+    for first in range(0, len(matrices), rows):
+        part = _factors(matrices[first : first + rows], most, tolerance, cut)
+        if part is None:
+            return None
+        parts.append(part)
+    if len(parts) == 1:
+        return parts[0]
+    rank = max((left.shape[1] for left, _ in parts), default=1)
+    none = (np.zeros((0, rank, matrices.shape[1])), np.zeros((0, rank, matrices.shape[2])))
+    lefts, rights = zip(none, *(with_rank(part, rank) for part in parts), strict=True)
+    return np.concatenate(lefts), np.concatenate(rights)
+
+
+def _factors(matrices: np.ndarray, most: int, tolerance: float, cut: bool = False) -> Factors | None:
+    matrices = np.asarray(matrices, dtype=np.float64)
+    _, rows, columns = matrices.shape
+    squared = np.linalg.norm(matrices, axis=(1, 2)) ** 2
+    if min(rows, columns) <= _GRAM:
+        # Right singular vectors of V, or of its transpose, from the smaller Gram matrix: squared errors to float64's rounding.
+        turned = columns > rows
+        tall = matrices.transpose(0, 2, 1) if turned else matrices
+        values, vectors = np.linalg.eigh(tall.transpose(0, 2, 1) @ tall)
+        basis = vectors[:, :, ::-1]
+        tail = np.maximum(np.cumsum(np.maximum(values, 0), axis=1)[:, ::-1], 0)
+    else:
+        # A randomised range finder with one power iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4); its error is computed.
+        turned, tall = False, matrices
+        start = np.random.default_rng(0).standard_normal((rows, min(most + _OVERSAMPLED, rows, columns)))
+        range_of = np.linalg.qr(matrices.transpose(0, 2, 1) @ start)[0]
+        range_of = np.linalg.qr(matrices.transpose(0, 2, 1) @ (matrices @ range_of))[0]
+        inside = matrices @ range_of
+        values, vectors = np.linalg.eigh(inside.transpose(0, 2, 1) @ inside)
+        basis = range_of @ vectors[:, :, ::-1]
+        outside = np.maximum(squared - np.linalg.norm(inside, axis=(1, 2)) ** 2, 0)
+        tail = np.cumsum(np.maximum(values, 0), axis=1)[:, ::-1] + outside[:, None]
+    # tail[:, r]: what is left out, squared, when r terms are kept.
+    fits = tail <= (tolerance**2 * squared)[:, None]
+    if not (cut or (fits.any(axis=1) | (tail.shape[1] <= most)).all()):
+        return None
+    needed = np.where(fits.any(axis=1), fits.argmax(axis=1), tail.shape[1])
+    rank = max(int(needed.max(initial=0)), 1)
+    if rank > most:
+        if not cut:
+            return None
+        rank = most
+    right = basis[:, :, :rank].transpose(0, 2, 1)
+    left = (tall @ basis[:, :, :rank]).transpose(0, 2, 1)
+    return (right, left) if turned else (left, right)

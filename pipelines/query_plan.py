@@ -1,0 +1,119 @@
+"""How test points × weights fit into a worker's memory: how each is kept, and in how many rounds over the training set."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import numpy as np
+
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
+from beam_influence.influence_ops.reading import READERS
+from beam_influence.influence_ops.reading.features import FeatureSpec
+from beam_influence.influence_ops.scoring.outputs.table import tables_of_test_points
+from beam_influence.influence_ops.scoring.stored_form import FLOAT32_ROUNDING, WHOLE, StoredForm
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.machine_memory import size_text, worker_memory
+from beam_influence.transforms.elements import Shard
+from beam_influence.transforms.embed_queries import block_key
+from beam_influence.transforms.read_shards import open_shard, part_bytes, split_file
+
+_LOG = logging.getLogger(__name__)
+_SMALL = 1 << 30  # bytes of solutions in float64 up to which they are kept so
+_BLOCKS = 4  # at least so many make a round: while one is brought to the device, it is there twice
+_SOLVER_ARRAYS = 8  # [T, P] in float64: five of conjugate gradients' state, ∇ℓ(t), the vectors of a pass and their sums
+_READ_AT_ONCE = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryPlan:
+    """How test points are embedded and scored.
+
+    Attributes:
+      block_size: test points in a block.
+      form: how a block's solutions are kept.
+      first_keys: the key of each round's first block.
+      text: the plan in words; empty where there was nothing to decide.
+    """
+
+    block_size: int
+    form: StoredForm = WHOLE
+    first_keys: tuple[str, ...] = ("",)
+    text: str = ""
+
+    @property
+    def is_split(self) -> bool:
+        """Whether it takes more than one round, or test points are kept as factors."""
+        return len(self.first_keys) > 1 or self.form.rank is not None
+
+    @property
+    def embedded(self) -> str:
+        """What embedded blocks depend on."""
+        return repr((self.block_size, self.form))
+
+
+def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: list[Shard], features: FeatureSpec | None) -> QueryPlan:
+    """The plan, from the number of test points. Saved vectors and an index need none: what they are multiplied with is mapped from files.
+
+    Raises:
+      ValueError: one test point alone is too large, or all of them for passes that solve them.
+    """
+    of_tests = set(config.output_tables) & set(tables_of_test_points())
+    if features is None or not of_tests or "solved" not in config.query_arrays:
+        return QueryPlan(config.query_block_size)
+    size = part_bytes(test, config.shard_size)
+    try:
+        shards = [part for shard in test for part in split_file(shard, features, size)]
+        counts = [_count(shard, features) for shard in shards]
+    except OSError as error:
+        raise ValueError(f"the test points can't be counted: {error}") from error
+    points, memory = sum(counts), worker_memory(config.max_worker_memory)
+    form = _form(config, points, model.size)
+    numbers, dtype = form.numbers(model.layout()), np.dtype(model.dtype)
+    each, share = numbers * dtype.itemsize, memory // 2
+    solver = _SOLVER_ARRAYS * 8 * points * model.size if config.solver_passes else 0
+    if solver > memory and solver > _SMALL:
+        raise ValueError(
+            f"--passes: solving {points:,} test points × {model.size:,} weights together takes {size_text(solver)}, more than "
+            f"--max_worker_memory, {size_text(memory)}; use --passes 0, fewer test points in a run, or more memory"
+        )
+    if each > share:
+        raise ValueError(
+            f"--max_worker_memory {size_text(memory)}: half of it is for test points, and one alone takes {size_text(each)}; raise it to "
+            f"{2 * each:,} bytes, watch fewer weights (--weights), or keep factors (--query_rank)"
+        )
+    block_size = min(config.query_block_size, max(1, share // (_BLOCKS * each)))
+    first_keys = _rounds(shards, counts, block_size, share // each)
+    text = (
+        f"{points:,} test points × {model.size:,} weights, {numbers:,} numbers each, take {size_text(points * each)} in {dtype}; "
+        f"{size_text(share)} for them in each worker: {len(first_keys):,} round{'s' * (len(first_keys) > 1)} over the training set"
+    )
+    _LOG.info("%s", text)
+    return QueryPlan(block_size, form, first_keys, text)
+
+
+def _form(config: InfluenceConfig, points: int, weights: int) -> StoredForm:
+    if config.query_rank is not None:
+        return StoredForm("float32", config.query_rank, config.score_tolerance)
+    rounds = config.score_tolerance >= FLOAT32_ROUNDING and not config.solver_passes and config.removal == "first_order"
+    return StoredForm("float32" if rounds and 8 * points * weights > _SMALL else "float64")
+
+
+def _rounds(test: list[Shard], counts: list[int], block_size: int, most: int) -> tuple[str, ...]:
+    """The first key of each round: as many of the blocks in order as have at most `most` test points."""
+    first_keys, points = [""], 0
+    for shard, count in zip(test, counts, strict=True):
+        for number, first in enumerate(range(0, count, block_size)):
+            size = min(block_size, count - first)
+            if points + size > most:
+                first_keys.append(block_key(shard, number))
+                points = 0
+            points += size
+    return tuple(first_keys)
+
+
+def _count(shard: Shard, features: FeatureSpec) -> int:
+    """How many rows a shard has, rejected ones too."""
+    with open_shard(shard) as file:
+        read = READERS[features.format](features.features()).read(file, _READ_AT_ONCE, shard.span)
+        return sum(rows.table.num_rows + len(rows.rejected) for rows in read)

@@ -1,0 +1,91 @@
+"""Solved test points kept as factors give the scores of their matrices; the factors are the shortest for their error."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from beam_influence.influence_ops.curvature import FinishOptions, fit
+from beam_influence.influence_ops.curvature.identity import Identity
+from beam_influence.influence_ops.scoring.contraction import Contraction
+from beam_influence.influence_ops.scoring.low_rank import truncated
+from beam_influence.influence_ops.scoring.scores import QueryBlock, ScoreOptions, Scorer, concatenate_queries
+from beam_influence.influence_ops.scoring.stored_form import FactoredSolutions, StoredForm
+from tests.influence_ops.curvature.test_kronecker import data, make
+
+
+def rebuilt(solutions: FactoredSolutions, blocks: tuple, size: int) -> np.ndarray:
+    """[T, P] in float64, by NumPy alone."""
+    flat = np.zeros((len(solutions), size))
+    for block, part in zip(blocks, solutions.parts, strict=True):
+        wide = [np.asarray(each, np.float64) for each in part]
+        block.write(wide[0] if len(wide) == 1 else np.einsum("tri,tro->tio", *wide), flat)
+    return flat
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv2d-strided-same", "dense-over-sequence", "embedding", "lstm"])
+def test_scores_of_factors(kind: str) -> None:
+    """Each way, the constant part of each gradient too, against the product of whole arrays."""
+    model = make(kind)
+    gradients = model.losses_and_gradients(data(model, kind))[1]
+    offset = np.random.default_rng(1).standard_normal(model.size)
+    gradients = dataclasses.replace(gradients, offset=offset.astype(model.dtype))
+    flat = np.random.default_rng(0).standard_normal((5, model.size))
+    stored = StoredForm("float32", 2, 1e-7).of(gradients.layout, flat)
+    assert isinstance(stored, FactoredSolutions)
+    near = rebuilt(stored, gradients.layout.blocks, model.size)
+    errors = np.linalg.norm(near - flat, axis=1) / np.linalg.norm(flat, axis=1)
+    assert stored.error == pytest.approx(errors.max(), rel=1e-6, abs=1e-7)
+    wanted = near @ np.asarray(gradients, np.float64).T
+    contraction = Contraction(gradients.layout, stored, model.dtype, 10**9, 0.0)
+    np.testing.assert_allclose(contraction.scores(gradients), wanted, rtol=0, atol=1e-9 * np.abs(wanted).max())
+    ways = {cost.way for cost in contraction.costs}
+    numbers = sum(array[0].size for part in stored.parts for array in part)
+    assert numbers == StoredForm("float32", 2).numbers(gradients.layout) <= model.size
+    assert (numbers < model.size) == bool(ways & {"low_rank", "rebuilt"})
+
+
+def test_many_positions_are_rebuilt() -> None:
+    """Where two products over all positions cost more than building the matrices once for the batch."""
+    model = make("conv2d-strided-same")
+    gradients = model.losses_and_gradients(data(model, "conv2d-strided-same"))[1]
+    stored = StoredForm("float32", 2).of(gradients.layout, np.random.default_rng(0).standard_normal((400, model.size)))
+    contraction = Contraction(gradients.layout, stored, model.dtype, 10**9, 0.0)
+    contraction.choose(gradients)
+    assert "rebuilt" in {cost.way for cost in contraction.costs}
+
+
+@pytest.mark.parametrize("shape", [(40, 12), (12, 40), (300, 270)])
+def test_the_shortest_factors(shape: tuple[int, int]) -> None:
+    """NumPy's own decomposition gives the smallest error that r products can have; a tolerance takes fewer of them."""
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((size, 12)))[0] for size in shape)
+    values = 10.0 ** -np.arange(12)
+    matrices = np.stack([left * values @ right.T, 3 * left * values[::-1] @ right.T])
+    factors = truncated(matrices, 3, 0.0)
+    error = np.linalg.norm(matrices - np.einsum("tri,tro->tio", *factors), axis=(1, 2))
+    least = [np.linalg.norm(np.linalg.svd(matrix, compute_uv=False)[3:]) for matrix in matrices]
+    np.testing.assert_allclose(error, least, rtol=1e-6)
+    assert truncated(matrices, 8, 0.05)[0].shape[1] == 2
+
+
+def test_blocks_of_factors() -> None:
+    """Cut and scored as blocks of whole solutions are."""
+    model = make("dense")
+    batch = data(model, "dense")
+    gradients = model.losses_and_gradients(batch)[1]
+    operator = fit(model, Identity(), lambda: [batch], FinishOptions("auto"))
+    flat = np.asarray(gradients, np.float64)[:7]
+    nothing, ids = np.zeros((7, 0)), np.array([f"t{row}" for row in range(7)], dtype=object)
+    parts = []
+    for rows in (slice(0, 3), slice(3, 7)):
+        form = StoredForm("float32", 1).of(gradients.layout, flat[rows])
+        assert isinstance(form, FactoredSolutions)
+        parts.append(QueryBlock(ids[rows], nothing[rows], nothing[rows], None, form))
+    blocks = concatenate_queries(parts, 2)
+    assert [list(block.ids) for block in blocks] == [["t0", "t1"], ["t2", "t3"], ["t4", "t5"], ["t6"]]
+    scores = np.concatenate(Scorer(model, operator, blocks, ScoreOptions()).score(batch).scores)
+    wanted = flat @ np.asarray(gradients, np.float64).T
+    np.testing.assert_allclose(scores, wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())

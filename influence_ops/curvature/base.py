@@ -38,7 +38,7 @@ class FinishOptions:
       rank: how many of the largest eigenvalues λ_k are used, the others taken as equal to the smallest of them, so
         that the inverse keeps its residual term 1/(λ_k + λ); None: all of them.
       spectrum: whether a P × P matrix is inverted by its eigenvalues, which `with_damping` needs and `meta` then tells, also
-        where it has more than 1,024 rows, damping above 0 and no rank: a Cholesky factor does that many times as fast.
+        where it has more than 1,024 rows, damping above 0 and no rank: a Cholesky factor does that several times as fast.
     """
 
     damping: float | str = "auto"

@@ -1,4 +1,4 @@
-"""(H + λI)⁻¹ by a Cholesky factor: of a P × P matrix where nothing needs its eigenvalues, some twenty times as fast as finding them."""
+"""(H + λI)⁻¹ by a Cholesky factor: of a P × P matrix where nothing needs its eigenvalues, several times as fast as finding them."""
 
 from __future__ import annotations
 

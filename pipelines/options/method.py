@@ -95,7 +95,7 @@ class MethodOptions:
     spectrum: bool = _option(
         False,
         "Keep the eigenvalues of exact or gauss_newton with more than 1,024 weights too, for evaluate --damping_sweep and the manifest; "
-        "without it a Cholesky factor, many times as fast, is in their place wherever it is as right.",
+        "without it a Cholesky factor, several times as fast, is in their place wherever it is as right.",
         commands=("run", "fit"),
         fits=True,
     )

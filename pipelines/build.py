@@ -60,7 +60,7 @@ class Job:
 
     Attributes:
       prepared: what it will read.
-      manifest: the path of the manifest, the last thing it writes.
+      manifest: the path of the manifest, which is written last.
     """
 
     prepared: PreparedRun
@@ -125,7 +125,8 @@ class _JobBuilder:
         # what only scoring rejects comes on top; not where scoring itself is expected to: a removal's own Newton step may not exist.
         self._is_gated = prepared.curvature_path is None and self._curvature.passes > 0 and config.removal == "first_order"
         self._kept = [] if prepared.indexed is None else written_files(prepared.indexed)  # files of an index that is added to
-        self._train = pipeline | "ReadShards[train]" >> ReadShards(prepared.train)
+        train = ReadShards(prepared.train, prepared.train_features, config.shard_size, config.only_index)
+        self._train = pipeline | "ReadShards[train]" >> train
         self.counts: list[pvalue.PCollection] = []
         self.rejected: list[pvalue.PCollection] = []
         self.late: list[pvalue.PCollection] = []
@@ -164,14 +165,15 @@ class _JobBuilder:
         for number in range(done + 1, curvature.passes + 1):
             stage, label = ("curvature", "") if number == 1 else (f"curvature_{number}", f"[{number}]")
             accelerator = None if config.output_tables else self._accelerator
-            accumulate = AccumulateCurvature(self._reader(stage), prepared.model, curvature, state, accelerator)
+            work = join(config.work_folder, stage)
+            accumulate = AccumulateCurvature(self._reader(stage), prepared.model, curvature, join(work, "bundles"), state, accelerator)
             accumulated = self._train | f"AccumulateCurvature{label}" >> accumulate
             parts = accumulated["parts"]
             if number == 1:
                 self.counts.append(accumulated[COUNTS])
                 self.rejected.append(accumulated[REJECTED])
             if number < curvature.passes:
-                advance = AdvanceCurvature(prepared.model, curvature, state, join(config.work_folder, stage))
+                advance = AdvanceCurvature(prepared.model, curvature, state, work)
                 state = parts | f"AdvanceCurvature{label}" >> advance
                 state = self._record(state, stage_of_pass(number), self.counts[:1], self.rejected[:1])
         return parts, state
@@ -183,7 +185,7 @@ class _JobBuilder:
             return self._nothing("NoQueries", QueryReference)
         if EMBED in self._finished:
             return self._take(EMBED)
-        test = self._pipeline | "ReadShards[test]" >> ReadShards(prepared.test)
+        test = self._pipeline | "ReadShards[test]" >> ReadShards(prepared.test, prepared.test_features, config.shard_size)
         plan = prepared.queries
         form = (plan.block_size, config.work_folder, len(prepared.test), config.index is not None, config.query_arrays, plan.form)
         embed = EmbedQueries(self._reader("embed"), prepared.model, preconditioner, *form)

@@ -86,8 +86,10 @@ def build_cleaning(pipeline: beam.Pipeline, config: CleanConfig) -> None:
     files = BeamFiles()
     manifest = read_manifest(config.scores, files)
     shards = list_shards("train", list(config.train))
-    # A file for each training file, numbered as these are.
-    scores = sorted(table_files(config.scores, "self_influence", files), key=lambda path: int(path.rpartition("-")[2].partition(".")[0]))
+    # A file for each shard: `shard-N.parquet` of the N-th training file, or `shard-N-P.parquet` of its P-th part.
+    scores: dict[int, list[str]] = {}
+    for path in sorted(table_files(config.scores, "self_influence", files)):
+        scores.setdefault(int(path.rpartition("/")[2].removesuffix(".parquet").split("-")[1]), []).append(path)
     if manifest["config"]["train"] != ",".join(config.train) or len(scores) != len(shards):
         raise ValueError(
             f"the scores in {config.scores!r} are of {len(scores):,} files at {manifest['config']['train']}, "
@@ -97,7 +99,7 @@ def build_cleaning(pipeline: beam.Pipeline, config: CleanConfig) -> None:
     outside = [shard.path for shard in shards if not shard.path.startswith(source)]
     if outside:
         raise ValueError(f"{outside[0]!r} is not below the folder {source!r}")
-    scored = [ScoredShard(shard, path) for shard, path in zip(shards, scores, strict=True)]
+    scored = [ScoredShard(shard, tuple(scores[shard.ordinal])) for shard in shards]
     rows = sum(entry["rows"] for entry in manifest["files"] if entry["table"] == "self_influence")
     count = int(decimal.Decimal(repr(config.share)) * rows)  # exact: 0.29 × 100 is 29
     shards_in = (
@@ -105,7 +107,7 @@ def build_cleaning(pipeline: beam.Pipeline, config: CleanConfig) -> None:
         | "Shards" >> beam.Create(scored, reshuffle=False).with_output_types(ScoredShard)
         | "Spread" >> beam.Reshuffle().with_output_types(ScoredShard)  # breaks fusion with Create, which one worker runs
     )
-    paths = shards_in | "Scores" >> beam.Map(_scores).with_output_types(str)
+    paths = shards_in | "Scores" >> beam.FlatMap(_scores).with_output_types(str)
     threshold = paths | "SelectThreshold" >> SelectThreshold(count)
     cleaned = shards_in | "CleanShards" >> CleanShards(
         threshold,
@@ -126,7 +128,7 @@ def build_cleaning(pipeline: beam.Pipeline, config: CleanConfig) -> None:
     _ = cleaned | "WriteFacts" >> WriteCleaningFacts(join(config.output, FACTS), facts, threshold, copied)
 
 
-def _scores(scored: ScoredShard) -> str:
+def _scores(scored: ScoredShard) -> tuple[str, ...]:
     return scored.scores
 
 

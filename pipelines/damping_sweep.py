@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from beam_influence.influence_ops.curvature import Preconditioner, curvature_class, load_preconditioner, solving_passes
+from beam_influence.influence_ops.curvature.cholesky import CholeskyPreconditioner
 from beam_influence.influence_ops.evaluation.correlation import pearson, spearman
 from beam_influence.influence_ops.evaluation.damping_sweep import GRID, SweepPoint, summed_gradients, sweep
 from beam_influence.influence_ops.evaluation.ground_truth import GroundTruth
 from beam_influence.influence_ops.evaluation.score_table import ScoreTable
+from beam_influence.influence_ops.results.array_folder import load_meta
 from beam_influence.pipelines.evaluate_config import EvaluateConfig
 from beam_influence.pipelines.evaluation_result import Figures, Row
 from beam_influence.pipelines.scored_data import ScoredData, check_code
@@ -21,9 +23,15 @@ _PLAIN = {"normalize": "none", "removal": "first_order"}
 
 
 def check_sweep(config: EvaluateConfig, runs: Sequence[ScoreTable]) -> None:
-    """Refuses runs whose own curvature the command line does not name, before anything is retrained; see `check_code`."""
+    """Refuses runs whose own curvature the command line does not name (see `check_code`), or that keep no spectrum, before anything is
+    retrained."""
     for run in runs:
         check_code(run.manifest["config"], config.code, run.folder, ("curvature",))
+        if load_meta(join(run.folder, "curvature"), BeamFiles()).get("kind") == CholeskyPreconditioner.kind:
+            raise ValueError(
+                f"--damping_sweep needs the curvature's eigenvalues, which the run in {run.folder!r} did not keep; "
+                "run it again with --spectrum"
+            )
 
 
 def sweep_runs(config: EvaluateConfig, runs: Sequence[ScoreTable], truth: GroundTruth) -> list[Row]:

@@ -13,7 +13,7 @@ from beam_influence.influence_ops.scoring.index import INDEX
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.files import BeamFiles
-from beam_influence.transforms.index_examples import content_digest
+from beam_influence.transforms.read_shards import content_digest
 
 BASE = "source_base"
 
@@ -41,8 +41,9 @@ def index_to_grow(config: InfluenceConfig, train: list[Shard]) -> tuple[dict[str
     written = written_files(manifest)
     known = {file.source.name: file.source for file in written if file.source is not None}
     base = _base(manifest.get(BASE), train, known)
-    paths = {file.path for file in written}
-    numbers = (number for number in itertools.count() if f"{INDEX}/shard-{number:05d}.parquet" not in paths)
+    # shard-N.parquet, or shard-N-P.parquet for a part
+    taken = {file.path.removesuffix(".parquet").partition("-")[2].partition("-")[0] for file in written if file.table == INDEX}
+    numbers = (number for number in itertools.count() if f"{number:05d}" not in taken)
     shards = []
     for shard in train:
         name = _name_below(_absolute_file(shard.path), base)

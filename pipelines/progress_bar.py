@@ -51,11 +51,11 @@ class ProgressBar:
         while not self._stop.is_set():
             try:
                 message = json.loads(self._socket.recv(4096))
-                self._update(str(message["stage"]), int(message["examples"]), int(message["shards"]))
+                self._update(str(message["stage"]), int(message["examples"]), float(message["shards"]))
             except (TimeoutError, ValueError, KeyError, TypeError):
                 continue
 
-    def _update(self, stage: str, examples: int, shards: int) -> None:
+    def _update(self, stage: str, examples: int, shards: float) -> None:
         if not self._show or stage not in self._shards:
             return
         if stage not in self._bars:
@@ -64,7 +64,7 @@ class ProgressBar:
                 desc=f"{stage:>9}",
                 unit="file",
                 file=self._stream,
-                bar_format="{desc} {bar:30} {n_fmt}/{total_fmt} files, {elapsed}{postfix}",
+                bar_format="{desc} {bar:30} {n:.6g}/{total_fmt} files, {elapsed}{postfix}",
             )
         self._examples[stage] = self._examples.get(stage, 0) + examples
         bar = self._bars[stage]

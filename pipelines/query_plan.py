@@ -16,7 +16,7 @@ from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.machine_memory import size_text, worker_memory
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.embed_queries import block_key
-from beam_influence.transforms.files import BeamFiles
+from beam_influence.transforms.read_shards import open_shard, part_bytes, split_file
 
 _LOG = logging.getLogger(__name__)
 _SMALL = 1 << 30  # bytes of solutions in float64 up to which they are kept so
@@ -61,7 +61,12 @@ def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: list[Shar
     of_tests = set(config.output_tables) & set(tables_of_test_points())
     if features is None or not of_tests or "solved" not in config.query_arrays:
         return QueryPlan(config.query_block_size)
-    counts = [_count(shard, features) for shard in test]
+    size = part_bytes(test, config.shard_size)
+    try:
+        shards = [part for shard in test for part in split_file(shard, features, size)]
+        counts = [_count(shard, features) for shard in shards]
+    except OSError as error:
+        raise ValueError(f"the test points can't be counted: {error}") from error
     points, memory = sum(counts), worker_memory(config.max_worker_memory)
     form = _form(config, points, model.size)
     numbers, dtype = form.numbers(model.layout()), np.dtype(model.dtype)
@@ -78,7 +83,7 @@ def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: list[Shar
             f"{2 * each:,} bytes, watch fewer weights (--weights), or keep factors (--query_rank)"
         )
     block_size = min(config.query_block_size, max(1, share // (_BLOCKS * each)))
-    first_keys = _rounds(test, counts, block_size, share // each)
+    first_keys = _rounds(shards, counts, block_size, share // each)
     text = (
         f"{points:,} test points × {model.size:,} weights, {numbers:,} numbers each, take {size_text(points * each)} in {dtype}; "
         f"{size_text(share)} for them in each worker: {len(first_keys):,} round{'s' * (len(first_keys) > 1)} over the training set"
@@ -108,12 +113,7 @@ def _rounds(test: list[Shard], counts: list[int], block_size: int, most: int) ->
 
 
 def _count(shard: Shard, features: FeatureSpec) -> int:
-    """How many rows a file has at most; of one that can't be read to its end, which the run itself reports, those up to there."""
-    count = 0
-    try:
-        with BeamFiles().open_read(shard.path) as file:
-            for rows in READERS[features.format](features.features()).read(file, _READ_AT_ONCE):
-                count += rows.table.num_rows + len(rows.rejected)
-    except OSError:
-        pass
-    return count
+    """How many rows a shard has, rejected ones too."""
+    with open_shard(shard) as file:
+        read = READERS[features.format](features.features()).read(file, _READ_AT_ONCE, shard.span)
+        return sum(rows.table.num_rows + len(rows.rejected) for rows in read)

@@ -52,7 +52,7 @@ def summary_text(summary: RunSummary) -> str:
 
 
 def _of_stages(summary: RunSummary) -> Iterator[str]:
-    yield f"{'stage':<12}{'files':>7}{'examples':>12}{'rejected':>10}{'seconds':>9}{'examples/s':>12}"
+    yield f"{'stage':<12}{'shards':>7}{'examples':>12}{'rejected':>10}{'seconds':>9}{'examples/s':>12}"
     for stage in STAGES:
         if stage not in summary.manifest["counts"]:
             continue

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 
 import apache_beam as beam
 from apache_beam import pvalue
-from apache_beam.typehints.decorators import with_input_types, with_output_types
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -19,9 +18,9 @@ from beam_influence.influence_ops.scoring.scores import evaluate
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import Shard, StatisticPart, at_end_of_bundle
 from beam_influence.transforms.finish_curvature import with_state
-from beam_influence.transforms.merging import MergingCombineFn
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.read_shards import COUNTS, REJECTED, REPORT_TYPES, ShardDoFn, ShardReader
+from beam_influence.transforms.statistic_parts import MergePartsCombineFn, send_statistic
 from beam_influence.transforms.typed import collection, outputs
 
 
@@ -31,13 +30,15 @@ class _Pass:
     def __init__(self, model: ExplainedModel, curvature: Curvature, states: list[Broadcast]):
         self.model = model
         self.curvature = with_state(curvature, states)
+        self.layout = hashlib.sha256(repr((model.fingerprint(), curvature.name, [state.digest for state in states])).encode()).hexdigest()
 
 
 class _AccumulateDoFn(ShardDoFn):
-    def __init__(self, reader: ShardReader, model: ModelSpec, curvature: Curvature):
+    def __init__(self, reader: ShardReader, model: ModelSpec, curvature: Curvature, work: str):
         super().__init__(reader)
         self._spec = model
         self._curvature = curvature
+        self._work = work
         self._shared = Shared()
         self._statistic: Statistic | None = None
 
@@ -59,24 +60,10 @@ class _AccumulateDoFn(ShardDoFn):
         return rejected
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
-        for name, array in (self._statistic or {}).items():
-            yield at_end_of_bundle((name, StatisticPart(name, array)))
+        if self._statistic is not None:
+            for part in send_statistic(self._pass.curvature, self._statistic, self._pass.layout, self._work):
+                yield at_end_of_bundle((part.name, part))
         self._statistic = None
-
-
-@with_input_types(StatisticPart)
-@with_output_types(StatisticPart)
-class _MergePartsCombineFn(MergingCombineFn[StatisticPart]):
-    """Merges parts of one name."""
-
-    def __init__(self, curvature: Curvature):
-        self._curvature = curvature
-
-    def copy(self, element: StatisticPart) -> StatisticPart:
-        return StatisticPart(element.name, copy.deepcopy(element.array))
-
-    def merge(self, total: StatisticPart, element: StatisticPart) -> StatisticPart:
-        return StatisticPart(total.name, self._curvature.merge_part(total.name, total.array, element.array))
 
 
 @dataclasses.dataclass
@@ -87,6 +74,7 @@ class AccumulateCurvature(beam.PTransform):
       reader: reads the shards, under the stage's name.
       model: the model.
       curvature: what is accumulated.
+      work: a folder for temporary files that all workers reach.
       state: what `AdvanceCurvature` made of the pass before, one `Broadcast`; None: this is the first pass.
       accelerator: Beam's resource hint for this step alone, or None.
 
@@ -97,15 +85,16 @@ class AccumulateCurvature(beam.PTransform):
     reader: ShardReader
     model: ModelSpec
     curvature: Curvature
+    work: str
     state: pvalue.PCollection[Broadcast] | None = None
     accelerator: str | None = None
 
     def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
         states = [] if self.state is None else [pvalue.AsSingleton(self.state)]
-        accumulate = beam.ParDo(_AccumulateDoFn(self.reader, self.model, self.curvature), *states)
+        accumulate = beam.ParDo(_AccumulateDoFn(self.reader, self.model, self.curvature, self.work), *states)
         if self.accelerator:
             accumulate.with_resource_hints(accelerator=self.accelerator)  # it changes `accumulate` and returns it
         typed = accumulate.with_output_types(tuple[str, StatisticPart], **REPORT_TYPES)
         accumulated = outputs(shards | "Accumulate" >> typed.with_outputs(REJECTED, COUNTS, main="parts"))
-        parts = collection(accumulated["parts"] | "Merge" >> beam.CombinePerKey(_MergePartsCombineFn(self.curvature)))
+        parts = collection(accumulated["parts"] | "Merge" >> beam.CombinePerKey(MergePartsCombineFn(self.curvature)))
         return {"parts": parts, REJECTED: accumulated[REJECTED], COUNTS: accumulated[COUNTS]}

@@ -104,7 +104,7 @@ class BundleOutputs:
         """Opens the shard's files."""
         for output in self.collector.row_outputs:
             for table, schema in output.tables.items():
-                name = f"shard-{shard.ordinal:05d}{self._suffix}"
+                name = f"shard-{shard.key}{self._suffix}"
                 self._files[table] = ParquetFile(self._folder, table, name, schema, scoring.facts, BeamFiles())
 
     def add(self, scored: BatchScores) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 from collections.abc import Iterable, Iterator
@@ -23,10 +24,10 @@ _BATCH = 1 << 16
 
 @dataclasses.dataclass(frozen=True)
 class ScoredShard:
-    """A training file, and the file with the self-influence of its examples, in their order."""
+    """A training file, and the files with the self-influence of its examples, in their order."""
 
     shard: Shard
-    scores: str
+    scores: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ class _CleanDoFn(beam.DoFn):
         """(N,) bool for the records of the file: those that were scored are all but the rejected, in order."""
         above = [np.zeros(0, bool)]
         ends: list[str] = []
-        for rows in iterate_table(scored.scores, BeamFiles(), _BATCH):
+        for rows in itertools.chain.from_iterable(iterate_table(path, BeamFiles(), _BATCH) for path in scored.scores):
             above.append(rows.column("influence").to_numpy() >= threshold)
             ids = rows.column("train_id")
             ends = [*ends[:1], ids[0].as_py(), ids[-1].as_py()]

@@ -13,6 +13,7 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_influence.influence_ops.reading.example_batch import Rejected
+from beam_influence.influence_ops.reading.reader import WHOLE, Span
 from beam_influence.influence_ops.results.result_files import WrittenFile as WrittenFile
 from beam_influence.influence_ops.scoring.part import Part as Part
 from beam_influence.transforms.broadcast import Broadcast
@@ -30,15 +31,18 @@ PartKey = tuple[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One input file.
+    """An input file, or a part of one that is read by itself.
 
     Attributes:
       split: `train` or `test`.
-      ordinal: its place among the split's files, which are ordered by path.
+      ordinal: the file's place among the split's, which are ordered by path.
       path: where it is.
       name: its path below the files' common folder, the first half of its examples' ids.
-      size: its bytes.
+      size: the file's bytes.
       modified: when it was changed last, in seconds; 0: not known.
+      sha256: of the file, where that is asked for.
+      span: what is read of it.
+      part: the span's place among the file's `parts`.
     """
 
     split: str
@@ -47,14 +51,34 @@ class Shard:
     name: str
     size: int
     modified: float = 0.0
+    sha256: str = ""
+    span: Span = WHOLE
+    part: int = 0
+    parts: int = 1
+
+    @property
+    def key(self) -> str:
+        """A name of digits: no other shard of the split has it, and in their order shards are ordered."""
+        return f"{self.ordinal:05d}" if self.parts == 1 else f"{self.ordinal:05d}-{self.part:05d}"
 
 
 @dataclasses.dataclass(frozen=True)
 class StatisticPart:
-    """A named part of a curvature's statistic over some of the training data."""
+    """A named part of a curvature's statistic over some of the training data.
+
+    Attributes:
+      name: the part's.
+      array: the part, but for what is saved; None: all of it is.
+      layout: digest of the model, curvature and pass that it is of; parts of other ones never add up.
+      shape: of a sum; (): it is none.
+      saved: rows of the part, or of several to be added up: the first row's number, and where they can be had.
+    """
 
     name: str
     array: Any
+    layout: str = ""
+    shape: tuple[int, ...] = ()
+    saved: tuple[tuple[int, Broadcast], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +127,8 @@ class SolverReport:
 
 @dataclasses.dataclass(frozen=True)
 class ShardCount:
-    """How many examples of one shard were used and how many rejected, in one stage; how often a batch was halved to fit the device; and
-    the first two names of groups in it."""
+    """How many examples of one shard, given by its key, were used and how many rejected, in one stage; how often a batch was halved to fit
+    the device; and the first two names of groups in it."""
 
     stage: str
     split: str

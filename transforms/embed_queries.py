@@ -36,8 +36,8 @@ def embedded_at_once(weights: int, batch_size: int) -> int:
 
 
 def block_key(shard: Shard, number: int) -> str:
-    """The key of a file's block: they order as the test points do."""
-    return f"{shard.ordinal:05d}-{number:05d}"
+    """The key of a shard's block: they order as the test points do."""
+    return f"{shard.key}-{number:05d}"
 
 
 class Embedder:
@@ -99,7 +99,7 @@ class _EmbedDoFn(ShardDoFn):
         self._blocks, self._references = [], []
 
     def _publish(self, shard: Shard, blocks: Iterable[QueryBlock]) -> None:
-        left = self._inline_limit - sum(reference.broadcast.inline_bytes for reference in self._references)
+        left = self._inline_limit // shard.parts - sum(reference.broadcast.inline_bytes for reference in self._references)
         for block in blocks:
             key = block_key(shard, len(self._references))
             broadcast = publish_queries(block, join(self._work, QUERIES, key), left)

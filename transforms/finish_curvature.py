@@ -16,6 +16,7 @@ from beam_influence.transforms.broadcast import INLINE_PART_LIMIT, Broadcast
 from beam_influence.transforms.elements import StatisticPart
 from beam_influence.transforms.files import BeamFiles, join
 from beam_influence.transforms.open_model import ModelSpec
+from beam_influence.transforms.statistic_parts import merged_array
 from beam_influence.transforms.typed import collection, run_once
 
 
@@ -36,7 +37,7 @@ def open_operator(model: ModelSpec, preconditioner: Broadcast) -> tuple[Explaine
 
 
 class _SavePartDoFn(beam.DoFn):
-    """Large parts go to files, so that the finishing worker never holds them twice."""
+    """Adds up what is in files. Large parts go to files again, so that the finishing worker never holds them twice."""
 
     def __init__(self, curvature: Curvature, work: str):
         self._curvature = curvature
@@ -44,7 +45,7 @@ class _SavePartDoFn(beam.DoFn):
 
     def process(self, element: tuple[str, StatisticPart]) -> Iterator[tuple[str, Broadcast]]:
         name, part = element
-        finished = self._curvature.finish_part(name, part.array)
+        finished = self._curvature.finish_part(name, merged_array(part))
         yield name, Broadcast.publish(self._curvature.pack_part(name, finished), {}, join(self._work, name), INLINE_PART_LIMIT)
 
 

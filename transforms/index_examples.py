@@ -1,9 +1,8 @@
-"""Every training example to the r numbers of an index, a file for each shard; what is in it already is left alone."""
+"""Every training example to the r numbers of an index, a file of it for each shard; what is in it already is left alone."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -27,7 +26,6 @@ from beam_influence.transforms.read_shards import REPORT_TYPES, ShardDoFn, Shard
 from beam_influence.transforms.typed import outputs
 
 _LOG = logging.getLogger(__name__)
-_CHUNK = 1 << 22
 
 
 class _IndexEmbedder(Embedder):
@@ -51,7 +49,7 @@ class _IndexDoFn(ShardDoFn):
         self._file: ParquetFile | None = None
 
     def process(self, shard: Shard, *sides: Any) -> Iterator[object]:
-        source = SourceFile(shard.name, shard.size, content_digest(shard))
+        source = SourceFile(shard.name, shard.size, shard.sha256)
         same = self._contents.get((source.size, source.sha256))
         if self._known.get(shard.name) == source:
             return
@@ -60,8 +58,9 @@ class _IndexDoFn(ShardDoFn):
                 f"{shard.path} is not what it was when {shard.name!r} was indexed: an index only grows; make a new one, or give the new "
                 "file another name"
             )
-        if same is not None:
+        if same is not None and not shard.part:
             _LOG.warning("%s is left out: it has the content of %s, which is in the index", shard.path, same)
+        if same is not None:
             return
         self._source = source
         yield from super().process(shard, *sides)
@@ -74,7 +73,7 @@ class _IndexDoFn(ShardDoFn):
 
     def begin_shard(self, shard: Shard) -> None:
         schema = index_schema(self._embedder.dim, self._dtype)
-        name = f"shard-{shard.ordinal:05d}"
+        name = f"shard-{shard.key}"
         self._file = ParquetFile(self._output, INDEX, name, schema, self._embedder.facts, BeamFiles(), self._source)
 
     def use(self, batch: ExampleBatch) -> list[Rejected]:
@@ -96,15 +95,6 @@ class _IndexDoFn(ShardDoFn):
         self._file = None
 
 
-def content_digest(shard: Shard) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with BeamFiles().open_read(shard.path) as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 @dataclasses.dataclass
 class IndexExamples(beam.PTransform):
     """Embeds training examples where they are read, and writes them.
@@ -119,7 +109,7 @@ class IndexExamples(beam.PTransform):
       output: the folder of the index.
       accelerator: Beam's resource hint for this step alone, or None.
 
-    In: `Shard`. Out: a dictionary of PCollections: `files` (`WrittenFile`), `rejected`, `counts`.
+    In: `Shard` with its file's SHA-256. Out: a dictionary of PCollections: `files` (`WrittenFile`), `rejected`, `counts`.
     """
 
     reader: ShardReader

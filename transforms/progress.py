@@ -20,7 +20,7 @@ class Progress:
     def __getstate__(self) -> dict:
         return {"_address": self._address, "_socket": None}
 
-    def report(self, stage: str, examples: int = 0, shards: int = 0) -> None:
+    def report(self, stage: str, examples: int = 0, shards: float = 0) -> None:
         """Adds to the stage's counts."""
         if self._address is None:
             return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import apache_beam as beam
 from apache_beam import pvalue
@@ -20,11 +22,14 @@ from beam_influence.influence_ops.reading.features import FeatureSpec
 from beam_influence.transforms.elements import RejectedExample, Shard, ShardCount
 from beam_influence.transforms.files import BeamFiles, common_folder, match_files
 from beam_influence.transforms.progress import Progress
+from beam_influence.transforms.read_ahead import read_ahead
 from beam_influence.transforms.typed import collection
 
 NAMESPACE = "beam_influence"
 MAX_FILES = 100_000
-"""Of a split: what each file's end tells the manifest, some 1.5 KB, is collected by one worker."""
+"""Of a split, and of its shards: what each one's end tells the manifest, some 1.5 KB, is collected by one worker."""
+_AHEAD = 2
+_CHUNK = 1 << 22
 
 
 def list_shards(split: str, patterns: list[str]) -> list[Shard]:
@@ -40,24 +45,87 @@ def list_shards(split: str, patterns: list[str]) -> list[Shard]:
     return [Shard(split, ordinal, file.path, file.path[len(base) :], file.size, file.modified) for ordinal, file in enumerate(files)]
 
 
+def part_bytes(shards: list[Shard], shard_bytes: int) -> int:
+    """What the parts of these files are at most, so that there are about `MAX_FILES` of them: `shard_bytes`, or more."""
+    free = MAX_FILES - len(shards) + 1
+    return max(shard_bytes, -(-sum(shard.size for shard in shards) // free))
+
+
+def split_file(shard: Shard, features: FeatureSpec, size: int) -> list[Shard]:
+    """The parts, of at most `size` bytes but for the last record, of a shard that is a whole file; see `Reader.split`."""
+    parts = -(-shard.size // size)
+    if parts < 2:
+        return [shard]
+    with open_shard(shard) as file:
+        spans = READERS[features.format].split(file, -(-shard.size // parts))
+    return [dataclasses.replace(shard, span=span, part=part, parts=len(spans)) for part, span in enumerate(spans)]
+
+
+class _SplitDoFn(beam.DoFn):
+    def __init__(self, wanted: ReadShards):
+        self._features = wanted.features
+        self._with_digest = wanted.with_digest
+        self._bytes = part_bytes(wanted.shards, wanted.shard_bytes)
+
+    def process(self, shard: Shard) -> Iterator[Shard]:
+        if self._with_digest:
+            shard = dataclasses.replace(shard, sha256=content_digest(shard))
+        yield from [shard] if self._features is None else split_file(shard, self._features, self._bytes)
+
+
+@contextlib.contextmanager
+def open_shard(shard: Shard) -> Iterator[BinaryIO]:
+    """The shard's file; what fails names it."""
+    try:
+        with BeamFiles().open_read(shard.path) as file:
+            yield file
+    except OSError as error:
+        raise OSError(f"can't read {shard.split} file {shard.path}: {error}") from error
+
+
+def content_digest(shard: Shard) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open_shard(shard) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 @dataclasses.dataclass
 class ReadShards(beam.PTransform):
-    """Names of files, spread over the workers; their examples are read where they are used.
+    """Files, and parts of large ones, spread over the workers; their examples are read where they are used.
 
     Args:
       shards: the files of one split.
+      features: how their examples are read; None: they hold none, and none is split.
+      shard_bytes: a larger file is split into as many parts of one size as are needed for none to be larger, but for its last record;
+        more where that would make more than `MAX_FILES`. A file that can't be split, such as gzip, is one shard.
+      with_digest: whether shards tell their file's SHA-256.
 
     In: the pipeline. Out: `Shard`.
     """
 
     shards: list[Shard]
+    features: FeatureSpec | None
+    shard_bytes: int
+    with_digest: bool = False
 
     def expand(self, pbegin: pvalue.PBegin) -> pvalue.PCollection[Shard]:
-        return collection(
+        longest_first = sorted(self.shards, key=lambda shard: -shard.size)  # as far as the engine keeps an order
+        files = collection(
             pbegin
-            | "Files" >> beam.Create(self.shards, reshuffle=False).with_output_types(Shard)
+            | "Files" >> beam.Create(longest_first, reshuffle=False).with_output_types(Shard)
             # Breaks fusion with Create, which one worker runs.
             | "Spread" >> beam.Reshuffle().with_output_types(Shard)
+        )
+        if not self.with_digest and all(shard.size <= self.shard_bytes for shard in self.shards):
+            return files
+        return collection(
+            files
+            | "Split" >> beam.ParDo(_SplitDoFn(self)).with_output_types(Shard)
+            # All parts of a file come from the worker that looked where they begin; they are read on all.
+            | "SpreadParts" >> beam.Reshuffle().with_output_types(Shard)
         )
 
 
@@ -80,27 +148,28 @@ class ShardReader:
         return {**self.__dict__, "_format": None, "_decoder": None}
 
     def read(self, shard: Shard) -> Iterator[tuple[ExampleBatch, list[Rejected]]]:
-        """Batches of at most `batch_size` examples, each with the records that were rejected on the way to it.
+        """Batches of at most `batch_size` examples, each with the records that were rejected on the way to it. A thread reads the next
+        ones while one is used.
 
         Raises:
           OSError: the file can't be opened or read; the message names it.
         """
+        return read_ahead(self._read(shard), _AHEAD)
+
+    def _read(self, shard: Shard) -> Iterator[tuple[ExampleBatch, list[Rejected]]]:
         if self._format is None or self._decoder is None:
             self._format, self._decoder = READERS[self._spec.format](self._spec.features()), RowDecoder(self._spec)
-        try:
-            with BeamFiles().open_read(shard.path) as file:
-                for rows in self._format.read(file, self._batch_size):
-                    yield self._decoder.decode(rows, shard.name)
-        except OSError as error:
-            raise OSError(f"can't read {shard.split} file {shard.path}: {error}") from error
+        with open_shard(shard) as file:
+            for rows in self._format.read(file, self._batch_size, shard.span):
+                yield self._decoder.decode(rows, shard.name)
 
-    def count(self, started: float, examples: int, rejected: int, shards: int = 0, halved: int = 0) -> None:
-        """Adds a batch, or the end of a shard, that began at `started` (`time.monotonic`)."""
+    def count(self, started: float, examples: int, rejected: int, files: float = 0, halved: int = 0) -> None:
+        """Adds a batch, or the end of a file or of a part of it, that began at `started` (`time.monotonic`)."""
         self._examples.inc(examples)
         self._rejected.inc(rejected)
         self._halved.inc(halved)
         self._milliseconds.inc(round(1000 * (time.monotonic() - started)))
-        self._progress.report(self.stage, examples, shards)
+        self._progress.report(self.stage, examples, files)
 
 
 REJECTED = "rejected"
@@ -163,6 +232,6 @@ class ShardDoFn(beam.DoFn):
         except BaseException:
             self.abandon_shard()
             raise
-        self._reader.count(started, 0, 0, shards=1)
-        count = ShardCount(self._reader.stage, shard.split, shard.name, used, left_out, halved, tuple(sorted(groups)[:2]))
+        self._reader.count(started, 0, 0, files=1 / shard.parts)
+        count = ShardCount(self._reader.stage, shard.split, shard.key, used, left_out, halved, tuple(sorted(groups)[:2]))
         yield pvalue.TaggedOutput(COUNTS, count)

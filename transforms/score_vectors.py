@@ -51,7 +51,7 @@ class _ScoreVectorsDoFn(beam.DoFn):
             self._outputs.abandon_shard()
             raise
         self._milliseconds.inc(round(1000 * (time.monotonic() - started)))
-        yield pvalue.TaggedOutput(COUNTS, ShardCount(_STAGE, shard.split, shard.name, examples, 0))
+        yield pvalue.TaggedOutput(COUNTS, ShardCount(_STAGE, shard.split, shard.key, examples, 0))
 
     def _score(self, shard: Shard, scoring: Scoring) -> int:
         """Every pair; gives the number of examples."""

@@ -42,7 +42,8 @@ class FirstOrderInfluenceCalculator(FittedCalculator, InfluenceCalculator):
       dtype: of the results, such as tf.float32, where they meet tensors of it; what is computed is the same.
 
     Attributes:
-      preconditioner: the operator; its `meta` has the damping, the rank and the eigenvalues.
+      preconditioner: the operator; its `meta` has the damping, the rank and the smallest and largest eigenvalue; where a Cholesky factor is
+        in their place (docs/quantities.md), their mean.
       dataset_form: which form the data set's elements were seen to have; None where there is none.
 
     Where the operator makes passes over data for each vector ('cgd', 'lissa', 'gauss_newton_cg'), influence on test points is

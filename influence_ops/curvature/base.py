@@ -37,12 +37,15 @@ class FinishOptions:
         P × the machine's epsilon, NumPy's rule.
       rank: how many of the largest eigenvalues λ_k are used, the others taken as equal to the smallest of them, so
         that the inverse keeps its residual term 1/(λ_k + λ); None: all of them.
+      spectrum: whether a P × P matrix is inverted by its eigenvalues, which `with_damping` needs and `meta` then tells, also
+        where it has more than 1,024 rows, damping above 0 and no rank: a Cholesky factor does that many times as fast.
     """
 
     damping: float | str = "auto"
     leave_one_out: bool = False
     rcond: float | None = None
     rank: int | None = None
+    spectrum: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.damping, str):

@@ -94,7 +94,8 @@ class ConjugateGradient(SampleCurvature):
 
     name: ClassVar[str] = "conjugate_gradient"
     Settings = ConjugateGradientSettings
-    operators: ClassVar[tuple[type[IterativePreconditioner]]] = (IterativePreconditioner,)
+    operator: ClassVar[type[IterativePreconditioner]] = IterativePreconditioner
+    operators = (IterativePreconditioner,)
     systems = "hessian"
     needs_hessian = True
     settings: IterativeSettings
@@ -104,7 +105,7 @@ class ConjugateGradient(SampleCurvature):
         if sample.batch is None or not len(sample.batch):
             raise ValueError("no training example is left to make a curvature from")
         meta = self._meta(model, lambda: sample.batches(_BATCH), options)
-        return with_examples(self.operators[0](to_arrays(sample.batch), meta), sample).bind(model)
+        return with_examples(self.operator(to_arrays(sample.batch), meta), sample).bind(model)
 
     def over(self, model: ExplainedModel, stream: Callable[[], Iterable[ExampleBatch]], options: FinishOptions) -> Preconditioner:
         """The operator with H the mean over all batches of `stream`, which is read once for each iteration."""
@@ -112,7 +113,7 @@ class ConjugateGradient(SampleCurvature):
         if not count:
             raise ValueError("no training example is left to make a curvature from")
         meta = {**self._meta(model, stream, options), "examples": count}
-        return self.operators[0]({}, meta, model, stream)
+        return self.operator({}, meta, model, stream)
 
     def _meta(self, model: ExplainedModel, stream: Callable[[], Iterable[ExampleBatch]], options: FinishOptions) -> dict[str, Any]:
         if options.leave_one_out:

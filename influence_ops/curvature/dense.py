@@ -1,23 +1,25 @@
-"""A P × P matrix summed in blocks over the data, and its inverse by an eigendecomposition in float64."""
+"""A P × P matrix summed in blocks over the data, and its inverse in float64: by its eigenvalues, or where these are not needed by a
+Cholesky factor."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
+from beam_influence.influence_ops.curvature.cholesky import AUTO_FRACTION, CholeskyPreconditioner, factorise_damped
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Gradients
-from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.model.halving import Halving
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 
 BLOCK = 2048  # 32 MB of float64: far below Beam's limit of 2 GB for one element
-MAX_SIZE = 16_384  # 2 GB for the matrix, as much again for its eigenvectors
-
-_AUTO_FRACTION = 0.1
+MAX_SIZE = 16_384  # 2 GB for the matrix or its factor; the eigendecomposition takes five times as much
+SPECTRUM_SIZE = 1024  # up to here the eigenvalues, a second's work, are always found
 
 
 class DensePreconditioner(Preconditioner):
@@ -51,13 +53,13 @@ class DenseCurvature(Curvature):
     """The shared part of `exact` and `gauss_newton`: only the batch's matrix differs."""
 
     passes = 1
-    operators = (DensePreconditioner,)
+    operators = (DensePreconditioner, CholeskyPreconditioner)
     allows_newton = True
     takes_rank = "always"
 
     @abc.abstractmethod
-    def batch_sum(self, model: ExplainedModel, batch: ExampleBatch) -> np.ndarray:
-        """The sum of the batch's curvatures: [P, P] float64."""
+    def batch_rows(self, model: ExplainedModel, batch: ExampleBatch, rows: slice) -> np.ndarray:
+        """Rows of the sum of the batch's curvatures, from the diagonal on: [R, P − rows.start] float64."""
 
     def create(self, model: ExplainedModel) -> Statistic:
         if model.size > MAX_SIZE:
@@ -72,9 +74,20 @@ class DenseCurvature(Curvature):
         return {COUNT: np.zeros(1, dtype=np.int64), **statistic}
 
     def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
-        total = self.batch_sum(model, batch)
-        for name, rows, columns in upper_blocks(model.size):
-            statistic[name] += total[rows, columns]
+        halving = Halving()
+        for start in range(0, model.size, BLOCK):
+            rows = slice(start, min(start + BLOCK, model.size))
+
+            def add_rows(some: ExampleBatch, rows: slice = rows) -> list[Rejected]:
+                total = self.batch_rows(model, some, rows)
+                for name, _, columns in filter(lambda block: block[1] == rows, upper_blocks(model.size)):
+                    statistic[name] += total[:, columns.start - rows.start : columns.stop - rows.start]
+                return []
+
+            if start == 0:
+                add_rows(batch)  # one that is too large for the device is so before the first change
+            else:
+                halving.use(batch, add_rows)
         statistic[COUNT] += len(batch)
         return statistic
 
@@ -82,35 +95,53 @@ class DenseCurvature(Curvature):
         examples = int(statistic[COUNT][0])
         if examples == 0:
             raise ValueError("no training example is left to make a curvature from")
+        if options.leave_one_out and examples < 2:
+            raise ValueError("removal='newton' needs at least 2 training examples")
+        matrix = self._assemble(model, statistic, examples - 1 if options.leave_one_out else examples)
+        rcond = options.rcond if options.rcond is not None else model.size * float(np.finfo(model.dtype).eps)
+        facts = {
+            "curvature": self.name,
+            "damping_rule": options.damping if isinstance(options.damping, str) else "fixed",
+            "leave_one_out": options.leave_one_out,
+            "examples": examples,
+            "size": model.size,
+            "fingerprint": model.fingerprint(),
+        }
+        needs_spectrum = options.spectrum or options.damping == 0 or options.rank is not None
+        if model.size > SPECTRUM_SIZE and not needs_spectrum:
+            mean = float(matrix.trace()) / model.size
+            damping = factorise_damped(matrix, options.damping, rcond)
+            if damping is not None:
+                known = {"damping": damping, "rank": model.size, "mean_eigenvalue": mean}
+                return CholeskyPreconditioner({"factor": matrix}, {**facts, **known})
+        eigenvalues, eigenvectors = np.linalg.eigh(matrix)
+        del matrix
+        return self._invert(eigenvalues, eigenvectors, options, rcond, facts)
+
+    def _assemble(self, model: ExplainedModel, statistic: Statistic, examples: int) -> np.ndarray:
+        """H [P, P]: the blocks' mean over so many examples, and the regulariser's Hessian."""
         matrix = np.empty((model.size, model.size))
         for name, rows, columns in upper_blocks(model.size):
             matrix[rows, columns] = statistic[name]
-            matrix[columns, rows] = statistic[name].T
-        matrix += matrix.T.copy()  # rounding leaves a batch's sum not quite symmetric
-        if options.leave_one_out and examples < 2:
-            raise ValueError("removal='newton' needs at least 2 training examples")
-        matrix *= 0.5 / (examples - 1 if options.leave_one_out else examples)
+            if rows == columns:
+                matrix[rows, columns] += statistic[name].T  # rounding leaves a batch's sum not quite symmetric
+            else:
+                matrix[rows, columns] *= 2
+                matrix[columns, rows] = matrix[rows, columns].T
+        matrix *= 0.5 / examples
         model.add_regularizer_hessian(matrix)
-        eigenvalues, eigenvectors = np.linalg.eigh(matrix)
-        del matrix
-        return self._invert(model, examples, eigenvalues, eigenvectors, options)
+        return matrix
 
     def _invert(
-        self,
-        model: ExplainedModel,
-        examples: int,
-        eigenvalues: np.ndarray,
-        eigenvectors: np.ndarray,
-        options: FinishOptions,
+        self, eigenvalues: np.ndarray, eigenvectors: np.ndarray, options: FinishOptions, rcond: float, facts: dict[str, Any]
     ) -> Preconditioner:
         smallest, largest = float(eigenvalues[0]), float(np.abs(eigenvalues).max())
         if isinstance(options.damping, str):
-            damping = _AUTO_FRACTION * float(np.maximum(eigenvalues, 0).mean())
+            damping = AUTO_FRACTION * float(np.maximum(eigenvalues, 0).mean())
         else:
             damping = float(options.damping)
         if options.rank is not None and options.rank < len(eigenvalues):
             eigenvalues = np.maximum(eigenvalues, eigenvalues[-options.rank])
-        rcond = options.rcond if options.rcond is not None else model.size * np.finfo(model.dtype).eps
         kept = np.abs(eigenvalues + damping) > rcond * (largest + damping)
         damped = np.where(kept, eigenvalues + damping, 1.0)
         if damping > 0 and damped.min() <= 0:
@@ -122,14 +153,9 @@ class DenseCurvature(Curvature):
         return DensePreconditioner(
             {"vectors": eigenvectors, "eigenvalues": eigenvalues, "kept": kept.astype(np.float64)},
             {
-                "curvature": self.name,
+                **facts,
                 "damping": damping,
-                "damping_rule": options.damping if isinstance(options.damping, str) else "fixed",
-                "leave_one_out": options.leave_one_out,
-                "examples": examples,
-                "size": model.size,
-                "fingerprint": model.fingerprint(),
-                "rank": min(int(kept.sum()), options.rank or model.size),
+                "rank": min(int(kept.sum()), options.rank or len(eigenvalues)),
                 "smallest_eigenvalue": smallest,
                 "largest_eigenvalue": float(eigenvalues[-1]),
             },

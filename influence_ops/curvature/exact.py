@@ -17,5 +17,5 @@ class Exact(DenseCurvature):
     name: ClassVar[str] = "exact"
     needs_hessian = True
 
-    def batch_sum(self, model: ExplainedModel, batch: ExampleBatch) -> np.ndarray:
-        return model.hessian_sum(batch)
+    def batch_rows(self, model: ExplainedModel, batch: ExampleBatch, rows: slice) -> np.ndarray:
+        return model.hessian_sum(batch, rows)

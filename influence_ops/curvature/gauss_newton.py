@@ -19,5 +19,5 @@ class GaussNewton(DenseCurvature):
 
     name: ClassVar[str] = "gauss_newton"
 
-    def batch_sum(self, model: ExplainedModel, batch: ExampleBatch) -> np.ndarray:
-        return model.gauss_newton_sum(batch)
+    def batch_rows(self, model: ExplainedModel, batch: ExampleBatch, rows: slice) -> np.ndarray:
+        return model.gauss_newton_sum(batch, rows)

@@ -59,4 +59,5 @@ class Lissa(ConjugateGradient):
 
     name: ClassVar[str] = "lissa"
     Settings = LissaSettings
+    operator = NeumannPreconditioner
     operators = (NeumannPreconditioner,)

@@ -159,11 +159,11 @@ class AutodiffDerivatives:
 
         return self._map_examples(one, (inputs, roots))
 
-    def gauss_newton_sum(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
-        """Σ_i w_i J_iᵀ H_out,i J_i: [P, P]."""
+    def gauss_newton_sum(self, inputs: Tensors, targets: Targets, weights: tf.Tensor, span: tf.Tensor) -> tf.Tensor:
+        """Σ_i w_i J_iᵀ H_out,i J_i, the rows from span[0] to span[1], from column span[0] on: [R, P − span[0]]."""
         factors = self.gauss_newton_factors(inputs, targets)
         rows = tf.reshape(factors * tf.sqrt(weights)[:, None, None], [-1, self._size])
-        return tf.matmul(rows, rows, transpose_a=True)
+        return tf.matmul(rows[:, span[0] : span[1]], rows[:, span[0] :], transpose_a=True)
 
     def hessian_vector_products(self, inputs: Tensors, targets: Targets, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
         """(Σ_i w_i ∇²ℓ(z_i)) v for each row v of `vectors` [R, P]: [R, P]."""
@@ -206,9 +206,9 @@ class AutodiffDerivatives:
 
         return self._map(one, vectors)
 
-    def hessian_sum(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
-        """Σ_i w_i ∇²ℓ(z_i): [P, P], a block of rows at a time."""
-        starts = tf.range(0, self._size, _ROWS_AT_ONCE)
+    def hessian_sum(self, inputs: Tensors, targets: Targets, weights: tf.Tensor, span: tf.Tensor) -> tf.Tensor:
+        """Σ_i w_i ∇²ℓ(z_i), as `gauss_newton_sum`, some rows at a time."""
+        starts = tf.range(span[0], span[1], _ROWS_AT_ONCE)
         dtype = self._variables[0].dtype
 
         def block(start: tf.Tensor) -> tf.Tensor:
@@ -217,7 +217,7 @@ class AutodiffDerivatives:
             return self.hessian_vector_products(inputs, targets, weights, rows)
 
         blocks = tf.map_fn(block, starts, fn_output_signature=dtype, parallel_iterations=1)
-        return tf.reshape(blocks, [-1, self._size])[: self._size]
+        return tf.reshape(blocks, [-1, self._size])[: span[1] - span[0], span[0] :]
 
     def _watch(self, tape: tf.GradientTape) -> None:
         for variable in self._variables:

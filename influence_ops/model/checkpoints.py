@@ -132,11 +132,11 @@ class CheckpointSum(ExplainedModel):
         for part in self.parts:
             part.check_second_derivatives()
 
-    def hessian_sum(self, batch: ExampleBatch) -> Float64Matrix:
-        return self._block_diagonal(lambda part: part.hessian_sum(batch))
+    def hessian_sum(self, batch: ExampleBatch, rows: slice | None = None) -> Float64Matrix:
+        return self._block_diagonal(lambda part, own: part.hessian_sum(batch, own), rows)
 
-    def gauss_newton_sum(self, batch: ExampleBatch) -> Float64Matrix:
-        return self._block_diagonal(lambda part: part.gauss_newton_sum(batch))
+    def gauss_newton_sum(self, batch: ExampleBatch, rows: slice | None = None) -> Float64Matrix:
+        return self._block_diagonal(lambda part, own: part.gauss_newton_sum(batch, own), rows)
 
     def hessian_vector_products(self, batch: ExampleBatch, vectors: Float64Matrix) -> Float64Matrix:
         return self._by_part(vectors, lambda part, own: part.hessian_vector_products(batch, own))
@@ -169,8 +169,12 @@ class CheckpointSum(ExplainedModel):
     def _by_part(self, vectors: Float64Matrix, multiply: Callable[[InfluenceModel, Float64Matrix], Float64Matrix]) -> Float64Matrix:
         return np.concatenate([multiply(part, np.ascontiguousarray(vectors[:, rows])) for part, rows in self._rows()], axis=1)
 
-    def _block_diagonal(self, matrix: Callable[[InfluenceModel], Float64Matrix]) -> Float64Matrix:
-        whole = np.zeros((self.size, self.size))
-        for part, rows in self._rows():
-            whole[rows, rows] = matrix(part)
+    def _block_diagonal(self, matrix: Callable[[InfluenceModel, slice], Float64Matrix], rows: slice | None) -> Float64Matrix:
+        first, last = (0, self.size) if rows is None else (rows.start, rows.stop)
+        whole = np.zeros((last - first, self.size - first))
+        for part, place in self._rows():
+            start, stop = max(first, place.start), min(last, place.stop)
+            if start < stop:
+                own = slice(start - place.start, stop - place.start)
+                whole[start - first : stop - first, start - first : place.stop - first] = matrix(part, own)
         return whole

@@ -170,12 +170,12 @@ class ExplainedModel(abc.ABC):
         """
 
     @abc.abstractmethod
-    def hessian_sum(self, batch: ExampleBatch) -> Float64Matrix:
-        """Σ_i ∇²ℓ(z_i): [P, P] float64."""
+    def hessian_sum(self, batch: ExampleBatch, rows: slice | None = None) -> Float64Matrix:
+        """Σ_i ∇²ℓ(z_i): [P, P] float64; of some rows alone, from the diagonal on: [R, P − rows.start]."""
 
     @abc.abstractmethod
-    def gauss_newton_sum(self, batch: ExampleBatch) -> Float64Matrix:
-        """Σ_i J_iᵀ (∂²ℓ/∂z²) J_i: [P, P] float64."""
+    def gauss_newton_sum(self, batch: ExampleBatch, rows: slice | None = None) -> Float64Matrix:
+        """Σ_i J_iᵀ (∂²ℓ/∂z²) J_i: [P, P] float64, or some rows, as `hessian_sum`."""
 
     @abc.abstractmethod
     def hessian_vector_products(self, batch: ExampleBatch, vectors: Float64Matrix) -> Float64Matrix:

@@ -204,12 +204,15 @@ class InfluenceModel(ExplainedModel):
                 "its exact Hessian is wrong; use --curvature gauss_newton, or the .keras file"
             )
 
-    def hessian_sum(self, batch: ExampleBatch) -> Float64Matrix:
+    def hessian_sum(self, batch: ExampleBatch, rows: slice | None = None) -> Float64Matrix:
         self.check_second_derivatives()
-        return to_numpy(self._compiled.call("hessian_sum", batch, self.example_weights(batch)))
+        return to_numpy(self._compiled.call("hessian_sum", batch, self.example_weights(batch), self._span(rows)))
 
-    def gauss_newton_sum(self, batch: ExampleBatch) -> Float64Matrix:
-        return to_numpy(self._compiled.call("gauss_newton_sum", batch, self.curvature_weights(batch)))
+    def gauss_newton_sum(self, batch: ExampleBatch, rows: slice | None = None) -> Float64Matrix:
+        return to_numpy(self._compiled.call("gauss_newton_sum", batch, self.curvature_weights(batch), self._span(rows)))
+
+    def _span(self, rows: slice | None) -> tf.Tensor:
+        return tf.constant([0, self.size] if rows is None else [rows.start, rows.stop], tf.int32)
 
     def hessian_vector_products(self, batch: ExampleBatch, vectors: Float64Matrix) -> Float64Matrix:
         self.check_second_derivatives()

@@ -120,19 +120,26 @@ class LinearHeadDerivatives:
         factors = features[:, None, :, None] * tf.transpose(roots, [0, 2, 1])[:, :, None, :]
         return tf.reshape(factors, [tf.shape(factors)[0], _size(factors, 1), _size(factors, 2) * _size(factors, 3)])
 
-    def hessian_sum(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> tf.Tensor:
-        """Σ_i w_i H_out,i ⊗ a_i a_iᵀ: [P, P], by C products of [D, B] with [B, C·D]."""
+    def hessian_sum(self, inputs: Tensors, targets: Targets, weights: tf.Tensor, span: tf.Tensor) -> tf.Tensor:
+        """Σ_i w_i H_out,i ⊗ a_i a_iᵀ, the rows from span[0] to span[1], from column span[0] on: [R, P − span[0]].
+
+        By C products of [D', B] with [B, C·D''], of the features that these rows and columns are of.
+        """
         features = self._features(inputs)
         hessians = output_hessian(self._losses(targets), self._outputs(features)) * weights[:, None, None]
-        size, outputs = _size(features, 1), _size(hessians, 1)
+        outputs = _size(hessians, 1)
+        first, last = span[0] // outputs, (span[1] + outputs - 1) // outputs
+        above, beside = features[:, first:last], features[:, first:]
 
         def rows_of(output: tf.Tensor) -> tf.Tensor:
-            weighted = hessians[:, output, :, None] * features[:, None, :]
-            return tf.matmul(features, _rows(weighted), transpose_a=True)
+            weighted = hessians[:, output, :, None] * beside[:, None, :]
+            return tf.matmul(above, tf.reshape(weighted, [tf.shape(weighted)[0], -1]), transpose_a=True)
 
         blocks = tf.map_fn(rows_of, tf.range(outputs), fn_output_signature=features.dtype, parallel_iterations=1)
-        by_output = tf.reshape(blocks, [outputs, size, outputs, size])
-        return tf.reshape(tf.transpose(by_output, [1, 0, 3, 2]), [size * outputs, size * outputs])
+        by_output = tf.transpose(tf.reshape(blocks, [outputs, last - first, outputs, -1]), [1, 0, 3, 2])
+        whole = tf.reshape(by_output, [(last - first) * outputs, -1])
+        skipped = span[0] - first * outputs
+        return whole[skipped : skipped + span[1] - span[0], skipped:]
 
     gauss_newton_sum = hessian_sum
 

@@ -13,6 +13,7 @@ from beam_influence.influence_ops.reading.parquet import ParquetReader
 from beam_influence.influence_ops.reading.reader import Reader as Reader
 from beam_influence.influence_ops.reading.reader import RowError as RowError
 from beam_influence.influence_ops.reading.reader import Rows as Rows
+from beam_influence.influence_ops.reading.reader import Span as Span
 from beam_influence.influence_ops.reading.tfrecord import ExampleReader, SequenceExampleReader
 
 READERS: dict[str, type[Reader]] = {

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import itertools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, BinaryIO, ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
 
 from beam_influence.influence_ops.reading.features import Description, Feature, Kind, Stored
-from beam_influence.influence_ops.reading.reader import Reader, RowError, Rows
+from beam_influence.influence_ops.reading.reader import WHOLE, Reader, RowError, Rows, Span, open_span, spans
 
 _LARGEST_CELL = 64 << 20  # encoded images; Python's own limit is 128 KiB
+_GZIP = b"\x1f\x8b"
 _ARROW: dict[Kind, pa.DataType] = {"float": pa.float64(), "int": pa.int64(), "bytes": pa.large_binary()}
 
 
@@ -26,9 +28,12 @@ class CsvReader(Reader):
     name: ClassVar[str] = "csv"
     expects: ClassVar[str] = "CSV files with a header row (plain or gzip)"
 
-    def read(self, file: BinaryIO, size: int) -> Iterator[Rows]:
-        rows = _numbered(file)
+    def read(self, file: BinaryIO, size: int, span: Span = WHOLE) -> Iterator[Rows]:
+        rows = _numbered(file, 0, None if span.start else span.stop)
         header = next(rows, None)
+        if span.start:
+            rows.close()
+            rows = _numbered(file, span.start, span.stop)
         if header is None:
             return
         names = header if isinstance(header, list) else []
@@ -37,7 +42,7 @@ class CsvReader(Reader):
         rejected: list[RowError] = []
         if isinstance(header, RowError):
             rejected.append(header)
-        for index, row in enumerate(rows):
+        for index, row in enumerate(rows, span.first):
             if isinstance(row, RowError):
                 rejected.append(row._replace(row=index))
             elif len(row) != len(names):
@@ -51,6 +56,14 @@ class CsvReader(Reader):
                 cells, positions, rejected = [], [], []
         if cells or rejected:
             yield self._rows(names, cells, positions, rejected)
+
+    @classmethod
+    def split(cls, file: BinaryIO, size: int) -> list[Span]:
+        starts = [(0, 0)]
+        for index, start in enumerate(_row_starts(file), -1):  # the header is the first
+            if index > 0 and start - starts[-1][1] >= size:
+                starts.append((index, start))
+        return spans(starts)
 
     def _rows(self, names: list[str], cells: list[list[str]], positions: list[int], rejected: list[RowError]) -> Rows:
         bad: dict[int, str] = {}
@@ -82,14 +95,44 @@ class CsvReader(Reader):
         return {name: Stored(_kind(column), ()) for name, column in zip(names, zip(*found, strict=True), strict=True)}
 
 
-def _numbered(file: BinaryIO) -> Iterator[list[str] | RowError]:
-    """The header and the rows; what ends the file early as a `RowError` in its place."""
+def _row_starts(file: BinaryIO) -> Iterator[int]:
+    """The byte at which the header and each row begin, up to what can't be read as CSV; none in gzip."""
     csv.field_size_limit(max(csv.field_size_limit(), _LARGEST_CELL))
-    start = file.read(2)
+    beginning = file.read(3)
+    if beginning[:2] == _GZIP:
+        return
+    start = end = file.seek(3 if beginning == codecs.BOM_UTF8 else 0)
+    # What separates rows and cells is ASCII, which UTF-8 has nowhere else; in Latin-1 a character is a byte.
+    text = io.TextIOWrapper(file, encoding="latin-1", newline="")
+
+    def lines() -> Iterator[str]:
+        nonlocal end
+        for line in text:
+            end += len(line)
+            yield line
+
+    try:
+        for row in csv.reader(lines()):  # takes the lines of one row at a time
+            if row:
+                yield start
+            start = end
+    except csv.Error:
+        return
+    finally:
+        if not text.closed:
+            text.detach()
+
+
+def _numbered(file: BinaryIO, start: int = 0, stop: int | None = None) -> Generator[list[str] | RowError, None, None]:
+    """The header and the rows, or the rows from a byte on; what ends the file early as a `RowError` in its place."""
+    csv.field_size_limit(max(csv.field_size_limit(), _LARGEST_CELL))
     file.seek(0)
-    stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if start == b"\x1f\x8b" else file
+    is_gzip = file.read(2) == _GZIP
+    file.seek(0)
+    stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if is_gzip else open_span(file, start, stop)
     # Bytes that are no UTF-8 pass through: they matter only where a feature holds them.
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    encoding = "utf-8" if start else "utf-8-sig"
+    text = io.TextIOWrapper(stream, encoding=encoding, errors="surrogateescape", newline="")
     try:
         for row in csv.reader(text):
             if row:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam_influence.influence_ops.reading.features import Description, Kind, Stored, most_common
-from beam_influence.influence_ops.reading.reader import Reader, RowError, Rows
+from beam_influence.influence_ops.reading.reader import WHOLE, Reader, RowError, Rows, Span, spans
 
 
 class ParquetReader(Reader):
@@ -20,35 +20,53 @@ class ParquetReader(Reader):
     name: ClassVar[str] = "parquet"
     expects: ClassVar[str] = "Parquet files"
 
-    def read(self, file: BinaryIO, size: int) -> Iterator[Rows]:
+    def read(self, file: BinaryIO, size: int, span: Span = WHOLE) -> Iterator[Rows]:
         if not file.seek(0, 2):
             return  # an empty file has no rows, as in the other formats
         file.seek(0)
-        start, total = 0, None
+        start, end = span.first, None
         try:
             parquet = pq.ParquetFile(file)
-            total = parquet.metadata.num_rows
+            groups = range(parquet.num_row_groups)[span.start : span.stop]
+            end = start + sum(parquet.metadata.row_group(group).num_rows for group in groups)
             names = parquet.schema_arrow.names
             wanted = [feature.name for feature in self.features if feature.name in names]
-            for table in self._batches(parquet, wanted, size):
+            for table in self._batches(parquet, wanted, size, groups, end - start):
                 yield Rows(table, np.arange(start, start + table.num_rows), [])
                 start += table.num_rows
         except (pa.ArrowException, OSError) as error:
             if getattr(error, "errno", None) is not None:
                 raise  # the storage failed, not the file's content
-            lost = f"the {total - start:,} rows from here on are" if total is not None else "all of it is"
+            last = "on" if span.stop is None else f"to the end of row group {span.stop - 1}"
+            lost = f"the {end - start:,} rows from here {last} are" if end is not None else "all of it is"
             message = f"the Parquet file is damaged or none: {error}; {lost} lost"
             empty = pa.RecordBatch.from_pylist([], schema=pa.schema([]))
             yield Rows(empty, np.zeros(0, np.int64), [RowError(start, "read", "damaged_parquet", message)])
 
+    @classmethod
+    def split(cls, file: BinaryIO, size: int) -> list[Span]:
+        try:
+            metadata = pq.ParquetFile(file).metadata
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) is not None:
+                raise
+            return [WHOLE]
+        of_row = file.seek(0, 2) / max(metadata.num_rows, 1)
+        starts, first = [(0, 0)], 0
+        for group in range(metadata.num_row_groups):
+            if (first - starts[-1][0]) * of_row >= size:
+                starts.append((first, group))
+            first += metadata.row_group(group).num_rows
+        return spans(starts)
+
     @staticmethod
-    def _batches(parquet: Any, wanted: list[str], size: int) -> Iterator[pa.RecordBatch]:
+    def _batches(parquet: Any, wanted: list[str], size: int, groups: range, rows: int) -> Iterator[pa.RecordBatch]:
         if wanted:
-            yield from parquet.iter_batches(size, columns=wanted)
+            yield from parquet.iter_batches(size, groups, wanted)
             return
         # No column that is wanted: the rows are still there, each to be rejected.
-        for start in range(0, parquet.metadata.num_rows, size):
-            yield pa.RecordBatch.from_pydict({"": pa.nulls(min(size, parquet.metadata.num_rows - start))})
+        for start in range(0, rows, size):
+            yield pa.RecordBatch.from_pydict({"": pa.nulls(min(size, rows - start))})
 
     @classmethod
     def describe(cls, file: BinaryIO, rows: int) -> Description:

@@ -3,13 +3,62 @@
 from __future__ import annotations
 
 import abc
+import io
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO, ClassVar, NamedTuple
+from typing import BinaryIO, ClassVar, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 
 from beam_influence.influence_ops.reading.features import Description, Feature
+
+
+class Span(NamedTuple):
+    """A part of a file that is read by itself.
+
+    Attributes:
+      first: the index in the file of its first row.
+      start, stop: where it begins and ends, in bytes, or in row groups (Parquet); a stop of None is the end of the file.
+    """
+
+    first: int = 0
+    start: int = 0
+    stop: int | None = None
+
+
+WHOLE = Span()
+"""All of a file."""
+
+
+def spans(starts: Sequence[tuple[int, int]]) -> list[Span]:
+    """A file's spans by their (`first`, `start`), in order."""
+    stops = [*(start for _, start in starts[1:]), None]
+    return [Span(first, start, stop) for (first, start), stop in zip(starts, stops, strict=True)]
+
+
+def open_span(file: BinaryIO, start: int, stop: int | None) -> BinaryIO:
+    """The bytes of a seekable file from `start` to before `stop`, as a file of their own; None: to the end."""
+    if (start, stop) == (0, None):
+        return file
+    file.seek(start)
+    return file if stop is None else cast(BinaryIO, io.BufferedReader(_Beginning(file, stop - start), 1 << 16))
+
+
+class _Beginning(io.RawIOBase):
+    """The next bytes of a file, so many."""
+
+    def __init__(self, file: BinaryIO, size: int):
+        self._file = file
+        self._left = size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._file.read(min(len(buffer), self._left))
+        buffer[: len(data)] = data
+        self._left -= len(data)
+        return len(data)
 
 
 class RowError(NamedTuple):
@@ -54,15 +103,32 @@ class Reader(abc.ABC):
         self.features = tuple(features)
 
     @abc.abstractmethod
-    def read(self, file: BinaryIO, size: int) -> Iterator[Rows]:
-        """All rows of a file, at most `size` at a time, in bounded memory.
+    def read(self, file: BinaryIO, size: int, span: Span = WHOLE) -> Iterator[Rows]:
+        """All rows of a file, or of a span of it, at most `size` at a time, in bounded memory.
 
         Args:
           file: a seekable binary file at its start.
           size: B.
+          span: one of those that `split` gave.
 
         Raises:
           OSError: the file itself could not be read; damage in it is a rejected row.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def split(cls, file: BinaryIO, size: int) -> list[Span]:
+        """The spans of a file, each but the last the shortest of at least `size` bytes; one for a file that can't be split.
+
+        Read span by span, a file has the rows that it has as a whole, with the same positions. Where it is damaged so that what follows
+        can't be told apart, the last span goes on to the end.
+
+        Args:
+          file: a seekable binary file at its start.
+          size: in bytes.
+
+        Raises:
+          OSError: the file itself could not be read.
         """
 
     @classmethod

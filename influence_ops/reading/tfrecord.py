@@ -14,8 +14,8 @@ from tensorflow_metadata.proto.v0 import schema_pb2 as _schema_pb2
 from tfx_bsl.coders import example_coder, sequence_example_coder
 
 from beam_influence.influence_ops.reading.features import SCHEMA_TYPES, Description, Feature, Kind, Stored, most_common
-from beam_influence.influence_ops.reading.reader import Reader, RowError, Rows
-from beam_influence.influence_ops.reading.tfrecord_framing import DamagedRecord, read_records
+from beam_influence.influence_ops.reading.reader import WHOLE, Reader, RowError, Rows, Span, spans
+from beam_influence.influence_ops.reading.tfrecord_framing import DamagedRecord, find_records, read_records
 
 _KINDS: dict[str, Kind] = {"float_list": "float", "int64_list": "int", "bytes_list": "bytes"}
 schema_pb2: Any = _schema_pb2  # generated: type checkers see no names in it
@@ -53,11 +53,11 @@ class TFRecordReader(Reader):
                     continue
         return most_common(described)
 
-    def read(self, file: BinaryIO, size: int) -> Iterator[Rows]:
+    def read(self, file: BinaryIO, size: int, span: Span = WHOLE) -> Iterator[Rows]:
         records: list[bytes] = []
         positions: list[int] = []
         rejected: list[RowError] = []
-        for index, record in enumerate(read_records(file)):
+        for index, record in enumerate(read_records(file, span.start, span.stop), span.first):
             if isinstance(record, DamagedRecord):
                 rejected.append(RowError(index, "read", record.error, str(record)))
             else:
@@ -68,6 +68,14 @@ class TFRecordReader(Reader):
                 records, positions, rejected = [], [], []
         if records or rejected:
             yield self._rows(records, positions, rejected)
+
+    @classmethod
+    def split(cls, file: BinaryIO, size: int) -> list[Span]:
+        starts = [(0, 0)]  # nothing is found in gzip
+        for index, start in enumerate(find_records(file)):
+            if start - starts[-1][1] >= size:
+                starts.append((index, start))
+        return spans(starts)
 
     def _rows(self, records: list[bytes], positions: list[int], rejected: list[RowError]) -> Rows:
         try:

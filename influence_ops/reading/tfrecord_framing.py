@@ -14,9 +14,12 @@ from typing import BinaryIO, cast
 
 import google_crc32c
 
+from beam_influence.influence_ops.reading.reader import open_span
+
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
 _MAX_RECORD = 1 << 31
+_BLOCK = 1 << 20  # read at once in search of headers
 
 
 class DamagedRecord(Exception):
@@ -34,16 +37,18 @@ def masked_crc(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def read_records(file: BinaryIO) -> Iterator[bytes | DamagedRecord]:
+def read_records(file: BinaryIO, start: int = 0, stop: int | None = None) -> Iterator[bytes | DamagedRecord]:
     """The records of an open file in order; a damaged one is given as a `DamagedRecord` in its place.
 
     Args:
       file: a binary file at its start, holding a TFRecord file, gzip-compressed or not (found out from
         its first bytes, not from its name).
+      start, stop: the bytes to read, from the beginning of a record to that of another one; None: to the end of the file.
     """
-    start = file.read(_HEADER.size)
-    stream: BinaryIO = cast(BinaryIO, _Prefixed(start, file))
-    if is_gzip(start):
+    file = open_span(file, start, stop)
+    beginning = file.read(_HEADER.size)
+    stream: BinaryIO = cast(BinaryIO, _Prefixed(beginning, file))
+    if is_gzip(beginning):
         stream = cast(BinaryIO, gzip.GzipFile(fileobj=stream))
     while True:
         try:
@@ -59,6 +64,20 @@ def read_records(file: BinaryIO) -> Iterator[bytes | DamagedRecord]:
         if record is None:
             return
         yield record
+
+
+def find_records(file: BinaryIO) -> Iterator[int]:
+    """The byte at which each record of an uncompressed file begins, up to the first whose length is damaged; data is not looked at."""
+    block, begin, position = b"", 0, 0
+    while True:
+        if position - begin + _HEADER.size > len(block):
+            file.seek(position)
+            block, begin = _read_exactly(file, _BLOCK), position
+        header = block[position - begin : position - begin + _HEADER.size]
+        if not _is_header(header) or (length := _HEADER.unpack(header)[0]) > _MAX_RECORD:
+            return
+        yield position
+        position += _HEADER.size + length + _FOOTER.size
 
 
 def write_records(file: BinaryIO, records: Iterable[bytes]) -> None:

@@ -92,6 +92,13 @@ class MethodOptions:
         fits=True,
         is_setting=True,
     )
+    spectrum: bool = _option(
+        False,
+        "Keep the eigenvalues of exact or gauss_newton with more than 1,024 weights too, for evaluate --damping_sweep and the manifest; "
+        "without it a Cholesky factor, many times as fast, is in their place wherever it is as right.",
+        commands=("run", "fit"),
+        fits=True,
+    )
     matrix: str = _of(ArnoldiSettings, "matrix")
     projection_dim: int | None = _of(ProjectionSettings, "projection_dim", default=None)
     projection: str = _of(ProjectionSettings, "projection")
@@ -143,6 +150,10 @@ class MethodOptions:
             raise ValueError(f"--tolerance {self.tolerance} must be between 0 and 1")
         if self.rank is not None and "projection_dim" in setting_fields(kind.Settings):
             raise ValueError(f"--rank {self.rank}: of {self.curvature} it is --projection_dim that decides")
+        if self.spectrum and not kind.allows_newton:
+            raise ValueError(f"--spectrum is of a whole matrix, --curvature gauss_newton or exact, not {self.curvature}; leave it out")
+        if self.spectrum and (self.rank is not None or self.finish_options().damping == 0):
+            raise ValueError("--spectrum: with --rank or --damping 0 the eigenvalues are kept anyhow; leave --spectrum out")
         if self.removal == "newton" and not kind.allows_newton:
             raise ValueError(f"--removal newton needs the whole matrix; use --curvature gauss_newton or exact, not {self.curvature}")
         if self.removal == "newton" and self.n_samples is not None:
@@ -215,7 +226,7 @@ class MethodOptions:
         except ValueError:
             pass  # a rule's name, which FinishOptions checks
         try:
-            return FinishOptions(damping, self.removal == "newton", self.rcond, self.rank)
+            return FinishOptions(damping, self.removal == "newton", self.rcond, self.rank, self.spectrum)
         except ValueError as error:
             raise ValueError(f"--{error}") from error
 

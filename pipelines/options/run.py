@@ -24,6 +24,12 @@ class RunOptions:
     query_block_size: int = _option(
         1024, "Test points in a block (one row group of top_k); does not change the result.", commands=("run", "query"), least=1
     )
+    shard_size: int = _option(
+        64 << 20,
+        "Bytes of a file that one task reads: a larger one is split, so that several workers read it at once (gzip can't be split, Parquet "
+        "is at row groups). Does not change the result.",
+        least=1,
+    )
     threads: int = _option(0, "CPU threads of TensorFlow in each worker process; 0: all cores.", least=0)
     max_worker_memory: str | None = _option(
         None,

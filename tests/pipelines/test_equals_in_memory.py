@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from beam_influence.influence_ops.curvature import load_preconditioner
+from beam_influence.influence_ops.curvature import dense, load_preconditioner
+from beam_influence.transforms import finish_curvature, statistic_parts
 from tests.pipelines.conftest import FinishedRun
 from tests.pipelines.digits_job import OUTPUTS, DigitsJob, assert_same_rows, assert_same_tables, read, run_quietly
 
@@ -53,6 +54,40 @@ def test_compressed_files(job: DigitsJob, finished: FinishedRun) -> None:
 )
 def test_methods(job: DigitsJob, tmp_path: pathlib.Path, options: dict[str, Any]) -> None:
     check(job, tmp_path / "out", 3, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"curvature": "ekfac", "weights": "all"}, {"curvature": "exact", "n_samples": 60}],
+    ids=["gauss_newton", "ekfac", "sample"],
+)
+def test_statistics_that_travel_by_path(
+    job: DigitsJob, tmp_path: pathlib.Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each bundle's runs twice, so that files are left over; all are gone at the end."""
+    monkeypatch.setattr(statistic_parts, "INLINE_LIMIT", 0)
+    monkeypatch.setattr(statistic_parts, "INLINE_PART_LIMIT", 64)
+    monkeypatch.setattr(statistic_parts, "FILE_BYTES", 1_000)
+    opened: list[int] = []
+    merged = statistic_parts.merged_array
+    monkeypatch.setattr(finish_curvature, "merged_array", lambda part: opened.append(len(part.saved)) or merged(part))
+    check(job, tmp_path / "out", 3, "--direct_runner_bundle_repeat=1", **options)
+    assert (max(opened) > 1) == ("n_samples" not in options)  # a sample is no sum
+    assert not list(tmp_path.rglob("rows*.npy"))
+
+
+@pytest.mark.parametrize("options", [{"normalize": "theta"}, {"removal": "newton", "damping": "0.01"}], ids=["theta", "newton"])
+def test_a_cholesky_factor_in_place_of_eigenvalues(
+    job: DigitsJob, tmp_path: pathlib.Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oracle's are by eigenvalues."""
+    config = job.config(tmp_path / "out", files=3, **options)
+    train, test = job.shards("train", 3), job.shards("test", 1)
+    wanted = job.oracle(config, train.ids(), test.ids())
+    monkeypatch.setattr(dense, "SPECTRUM_SIZE", 0)
+    run_quietly(config)
+    assert load_preconditioner(str(tmp_path / "out" / "curvature")).kind == "cholesky"
+    assert_same_tables(tmp_path / "out", wanted)
 
 
 def test_bundles_run_twice(job: DigitsJob, tmp_path: pathlib.Path) -> None:

@@ -160,6 +160,19 @@ def test_the_bar_counts_datagrams() -> None:
     assert "unknown" not in text
 
 
+def test_parts_of_a_file_are_fractions() -> None:
+    screen = _Screen()
+    with ProgressBar({"score": 2}, screen) as bar:
+        for number, shards in enumerate((1, 1 / 3, 1 / 3, 1 / 3), 1):
+            Progress(bar.address).report("score", examples=1, shards=shards)
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline and bar._examples != {"score": number}:
+                time.sleep(0.02)
+        bar._bars["score"].refresh()
+    text = screen.getvalue()
+    assert "2/2 files" in text
+
+
 def test_nothing_is_drawn_where_nobody_watches() -> None:
     stream = io.StringIO()
     with ProgressBar({"score": 1}, stream) as bar:

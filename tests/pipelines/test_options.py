@@ -235,4 +235,6 @@ def test_a_gpu_without_gradients_is_refused() -> None:
 def test_the_execution_options_are_said_to_change_nothing() -> None:
     """What changes numbers, such as the tolerance of the low-rank way, is of the method."""
     of_execution = {field.name for field in dataclasses.fields(InfluenceConfig) if field.metadata["group"] == "execution"}
-    assert of_execution == {"verbose", "resume", "batch_size", "query_block_size", "max_worker_memory", "threads", "work_dir"}
+    assert of_execution == {
+        "verbose", "resume", "batch_size", "query_block_size", "shard_size", "max_worker_memory", "threads", "work_dir",
+    }  # fmt: skip

@@ -14,10 +14,10 @@ import pytest
 from beam_influence.influence_ops.curvature import curvature_by_name
 from beam_influence.influence_ops.scoring.group_sums import GroupSums
 from beam_influence.influence_ops.scoring.top_k import TopK
-from beam_influence.transforms.accumulate_curvature import _MergePartsCombineFn
 from beam_influence.transforms.elements import StatisticPart
 from beam_influence.transforms.merging import PartsCombineFn
 from beam_influence.transforms.solve_queries import SumPartsCombineFn
+from beam_influence.transforms.statistic_parts import MergePartsCombineFn
 
 INPUTS = 6
 
@@ -65,7 +65,7 @@ COMBINE_FNS: dict[str, tuple[Callable[[], beam.CombineFn], Callable[[], list[Any
     "top_k": (PartsCombineFn, _top_parts),
     "groups": (PartsCombineFn, _group_parts),
     "products": (SumPartsCombineFn, _statistic_parts),
-    "statistic": (lambda: _MergePartsCombineFn(curvature_by_name("gauss_newton")), _statistic_parts),
+    "statistic": (lambda: MergePartsCombineFn(curvature_by_name("gauss_newton")), _statistic_parts),
 }
 
 

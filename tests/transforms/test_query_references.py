@@ -43,6 +43,22 @@ def test_the_sum_over_all_files_is_bounded(tmp_path: pathlib.Path, shards: int) 
     assert keys == sorted(keys) and np.array_equal(np.concatenate([one.gradients for one in blocks]), block(2000, 1000).gradients)
 
 
+def test_the_parts_of_a_file_have_its_share_together(tmp_path: pathlib.Path) -> None:
+    unused: Any = None
+    embed = _EmbedDoFn(unused, unused, 100, str(tmp_path), False, INLINE_LIMIT)
+    total, references = 0, []
+    for part in (1, 0):
+        shard = Shard("test", 0, "f", "f", 0, part=part, parts=2)
+        embed.begin_shard(shard)
+        embed._blocks = [block(2000, 1000)]
+        found: list[Any] = [*embed.end_shard(shard)]
+        total += sum(reference.broadcast.inline_bytes for reference in found)
+        references += found
+    assert total <= 1.01 * INLINE_LIMIT
+    keys, blocks = open_queries(references)
+    assert len(set(keys)) == 40 and keys[0] == "00000-00000-00000" and sum(len(one.ids) for one in blocks) == 4000
+
+
 def test_nothing_is_kept_of_what_is_not_needed() -> None:
     """Neither as an array nor behind a view of it: what is held are the factors' own bytes, and ids."""
     model = make("dense")

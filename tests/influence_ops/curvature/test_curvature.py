@@ -14,9 +14,11 @@ from contextlib import contextmanager
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from beam_influence import CURVATURES, Curvature, FinishOptions, InfluenceModel, Preconditioner
 from beam_influence.influence_ops.curvature import Statistic, curvature_by_name, load_preconditioner
+from beam_influence.influence_ops.curvature.dense import DenseCurvature
 from beam_influence.influence_ops.curvature.sampled import FittedOnSample
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from tests.arrays import relative
@@ -344,3 +346,25 @@ def test_blocks_of_the_matrix_are_put_together(monkeypatch):
     curvature = CURVATURES["exact"]()
     assert len(curvature.create(head())) == 1 + 6
     assert relative(fitted(curvature, head(), damping=0.05).apply(rows(head())), wanted) < SUMS
+
+
+@pytest.mark.parametrize("kind", ["exact", "gauss_newton"])
+def test_later_rows_of_a_batch_that_is_too_large_are_added_in_halves(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first rows are added by then, so the batch can't be left out."""
+    monkeypatch.setattr("beam_influence.influence_ops.curvature.dense.BLOCK", 5)
+    wanted = summed(curvature_by_name(kind), head(), [data()])
+    curvature = curvature_by_name(kind)
+    assert isinstance(curvature, DenseCurvature)
+    real, failed = type(curvature).batch_rows, []
+
+    def limited(self: DenseCurvature, model: InfluenceModel, batch: ExampleBatch, rows: slice) -> np.ndarray:
+        if rows.start == 5 and len(batch) > 3:
+            failed.append(len(batch))
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM")
+        return real(self, model, batch, rows)
+
+    monkeypatch.setattr(type(curvature), "batch_rows", limited)
+    found = summed(curvature, head(), [data()])
+    assert failed == [16, 8, 4]
+    assert wanted.keys() == found.keys()
+    assert all(relative(found[name], part) < SUMS for name, part in wanted.items())

@@ -102,6 +102,10 @@ def test_products_and_matrices_agree() -> None:
     vectors = np.random.default_rng(0).standard_normal((3, whole.size))
     batch = batches()[0]
     gauss_newton = whole.gauss_newton_sum(batch)
+    middle = slice(whole.size // 2 - 3, whole.size // 2 + 2)  # of both
+    for matrix in (whole.gauss_newton_sum, whole.hessian_sum):
+        wanted = matrix(batch)[middle, middle.start :]
+        np.testing.assert_allclose(matrix(batch, middle), wanted, rtol=0, atol=SUMS * np.abs(gauss_newton).max())
     factors = np.asarray(whole.gauss_newton_factors(batch)).reshape(-1, whole.size)
     np.testing.assert_allclose(factors.T @ factors, gauss_newton, rtol=0, atol=SUMS * np.abs(gauss_newton).max())
     np.testing.assert_allclose(vectors @ gauss_newton, whole.gauss_newton_products(batch, vectors), rtol=0, atol=1e-8)

@@ -284,6 +284,10 @@ def check_second_order(reference: Reference) -> None:
     model, batch = reference.model, reference.batch
     assert relative(model.hessian_sum(batch), reference.hessian) < EXACT
     assert relative(model.gauss_newton_sum(batch), reference.gauss_newton) < EXACT
+    for start, stop in ((0, 1), (1, model.size - 1), (model.size - 2, model.size)):
+        rows = slice(start, stop)
+        assert relative(model.hessian_sum(batch, rows), reference.hessian[rows, start:]) < EXACT
+        assert relative(model.gauss_newton_sum(batch, rows), reference.gauss_newton[rows, start:]) < EXACT
     factors = np.asarray(model.gauss_newton_factors(batch))
     assert relative(np.einsum("bcp,bcq->pq", factors, factors), reference.gauss_newton) < EXACT
     directions = np.random.default_rng(1).standard_normal((3, model.size))

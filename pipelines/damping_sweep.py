@@ -27,7 +27,9 @@ def check_sweep(config: EvaluateConfig, runs: Sequence[ScoreTable]) -> None:
     retrained."""
     for run in runs:
         check_code(run.manifest["config"], config.code, run.folder, ("curvature",))
-        if load_meta(join(run.folder, "curvature"), BeamFiles()).get("kind") == CholeskyPreconditioner.kind:
+        saved, files = join(run.folder, "curvature"), BeamFiles()
+        # One that is missing is told where it is opened, after the model's code was checked.
+        if files.exists(join(saved, "meta.json")) and load_meta(saved, files).get("kind") == CholeskyPreconditioner.kind:
             raise ValueError(
                 f"--damping_sweep needs the curvature's eigenvalues, which the run in {run.folder!r} did not keep; "
                 "run it again with --spectrum"

@@ -48,8 +48,8 @@ class QueryPlan:
 
     @property
     def embedded(self) -> str:
-        """What embedded blocks depend on."""
-        return repr((self.block_size, self.form))
+        """What embedded blocks depend on; rounds are planned by their keys, which go by the shards of test files."""
+        return repr((self.block_size, self.form, self.first_keys))
 
 
 def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: list[Shard], features: FeatureSpec | None) -> QueryPlan:

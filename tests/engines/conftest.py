@@ -147,9 +147,3 @@ def free_ports(count: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The engines come last: in CI they are being built while the other tests run."""
-    here = pathlib.Path(__file__).parent
-    items.sort(key=lambda item: here in item.path.parents)

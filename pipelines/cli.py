@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -189,8 +188,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from beam_influence.pipelines.launch import run  # TensorFlow and Beam: seconds that --help need not wait
     from beam_influence.pipelines.run_summary import summary_text
 
-    # A step that fails is logged by Beam with the stack; `reason` has its message for the user.
-    logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
     if known.command in _ONLY_OUTPUT:
         known.outputs = _ONLY_OUTPUT[known.command]
     if known.command == "query" and known.index is None:
@@ -224,7 +221,6 @@ def _evaluate(known: argparse.Namespace, beam_arguments: list[str]) -> int:
         from beam_influence.pipelines.evaluate import evaluate
         from beam_influence.pipelines.evaluation_result import evaluation_text
 
-        logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
         print(evaluation_text(evaluate(config, [*runners.as_arguments(known), *beam_arguments])))
 
     return exit_status(program, failed="")  # its message says what failed

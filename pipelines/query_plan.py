@@ -84,9 +84,10 @@ def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: list[Shar
         )
     block_size = min(config.query_block_size, max(1, share // (_BLOCKS * each)))
     first_keys = _rounds(shards, counts, block_size, share // each)
+    rounds = f"{len(first_keys):,} round{'s' * (len(first_keys) > 1)} over the training set"
     text = (
-        f"{points:,} test points × {model.size:,} weights, {numbers:,} numbers each, take {size_text(points * each)} in {dtype}; "
-        f"{size_text(share)} for them in each worker: {len(first_keys):,} round{'s' * (len(first_keys) > 1)} over the training set"
+        f"{points:,} test points × {model.size:,} weights, {numbers:,} numbers each, take {size_text(points * each)} in {dtype} while "
+        f"they are used; {size_text(share)} for them in each worker: {rounds}"
     )
     _LOG.info("%s", text)
     return QueryPlan(block_size, form, first_keys, text)

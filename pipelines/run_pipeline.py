@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import apache_beam as beam
@@ -11,6 +12,7 @@ from beam_influence.influence_ops.redact import without_secrets
 from beam_influence.pipelines import local_workers
 from beam_influence.pipelines.runners import Engine
 
+_STEPS = logging.getLogger("apache_beam.runners.common")
 _STACK = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*")
 _RAISED = re.compile(r"(?:\w+\.)*(\w+)(?:: |\Z)")
 _TYPES_LEFT_OUT = ("Exception", "OSError", "RuntimeError", "TooManyRejectedError", "ValueError")  # they add nothing to the message
@@ -31,6 +33,7 @@ def run_pipeline(pipeline: beam.Pipeline, engine: Engine) -> PipelineResult:
       RunFailedError: it failed; the message is the reason, without the runner's stack.
     """
     local_workers.prepare_for(pipeline.options)
+    _STEPS.addFilter(_is_fatal)
     try:
         result = pipeline.run()
         _wait(result, engine)
@@ -38,7 +41,14 @@ def run_pipeline(pipeline: beam.Pipeline, engine: Engine) -> PipelineResult:
         raise
     except Exception as error:
         raise RunFailedError(local_workers.death() or reason(error)) from error
+    finally:
+        _STEPS.removeFilter(_is_fatal)
     return result
+
+
+def _is_fatal(record: logging.LogRecord) -> bool:
+    """Whether a record is worse than that of a step that failed, which Beam logs with its stack: `reason` has the message for the user."""
+    return record.levelno >= logging.CRITICAL
 
 
 def _wait(result: PipelineResult, engine: Engine) -> None:

@@ -41,7 +41,8 @@ class DensePreconditioner(Preconditioner):
         redamped = self._redamped(damping)
         smallest = float(self.arrays["eigenvalues"].min())
         if damping + smallest <= 0:
-            raise ValueError(f"damping={damping!r} must be above {-smallest:.3g}: the curvature has an eigenvalue of {smallest:.3g}")
+            least = -1.001 * smallest
+            raise ValueError(f"damping={damping!r} must be {least:.4g} or more: the curvature has an eigenvalue of {smallest:.3g}")
         return dataclasses.replace(redamped, arrays={**self.arrays, "kept": np.ones_like(self.arrays["kept"])})
 
     def _inverses(self) -> np.ndarray:
@@ -147,7 +148,7 @@ class DenseCurvature(Curvature):
         if damping > 0 and damped.min() <= 0:
             raise ValueError(
                 f"the {self.name} curvature has eigenvalues down to {eigenvalues[0]:.3g}, below −damping = "
-                f"{-damping:.3g}, so H + λI is not positive definite; use --damping above {-eigenvalues[0]:.3g} "
+                f"{-damping:.3g}, so H + λI is not positive definite; use --damping {-1.001 * eigenvalues[0]:.4g} or more, "
                 "or --curvature gauss_newton"
             )
         return DensePreconditioner(

@@ -24,7 +24,7 @@ class FactoredSolutions:
 
     Attributes:
       parts: for each block of the layout l [T, r, I] and r [T, r, O]; or alone V [T, I, O], where factors are no shorter.
-      error: the largest ‖v − what is kept of it‖ / ‖v‖ of any of them, rounding left out.
+      error: the largest ‖v − what is kept of it‖ / ‖v‖ of any of them.
     """
 
     parts: tuple[tuple[np.ndarray, ...], ...]
@@ -90,9 +90,12 @@ class StoredForm:
             matrices = block.matrices(solved)
             part: tuple[np.ndarray, ...] = (matrices,)
             if rank := self.rank_of(block):
-                left, right = part = with_rank(truncated(matrices, rank, self.tolerance), rank)
-                lost += np.linalg.norm(matrices - left.transpose(0, 2, 1) @ right, axis=(1, 2)) ** 2
-            parts.append(tuple(np.ascontiguousarray(array, dtype=self.dtype) for array in part))
+                part = with_rank(truncated(matrices, rank, self.tolerance), rank)
+            kept = tuple(np.ascontiguousarray(array, dtype=self.dtype) for array in part)
+            exact = [array.astype(np.float64, copy=False) for array in kept]
+            product = exact[0].transpose(0, 2, 1) @ exact[1] if rank else exact[0]
+            lost += np.linalg.norm(matrices - product, axis=(1, 2)) ** 2
+            parts.append(kept)
         norms = np.linalg.norm(solved, axis=1)
         errors = np.divide(np.sqrt(lost), norms, out=np.zeros_like(norms), where=norms > 0)
         return FactoredSolutions(tuple(parts), float(errors.max(initial=0.0)))

@@ -187,3 +187,11 @@ def test_progress_without_a_listener_costs_nothing() -> None:
     for progress in (Progress(None), Progress(address)):
         for _ in range(3):
             progress.report("score", examples=1)  # the launcher has gone: no error
+
+
+def test_a_step_that_fails_is_told_once(job: DigitsJob, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By the exception, and not by Beam's log with its stack as well."""
+    config = job.config(tmp_path / "out", weights="all", curvature="exact", damping="1e-9", outputs="top_k", group_feature=None)
+    with pytest.raises(RunFailedError, match=r"use --damping [\d.e-]+ or more, or --curvature gauss_newton"):
+        run_quietly(config)
+    assert "Traceback" not in caplog.text

@@ -37,7 +37,7 @@ def test_scores_of_factors(kind: str) -> None:
     assert isinstance(stored, FactoredSolutions)
     near = rebuilt(stored, gradients.layout.blocks, model.size)
     errors = np.linalg.norm(near - flat, axis=1) / np.linalg.norm(flat, axis=1)
-    assert stored.error == pytest.approx(errors.max(), rel=1e-6, abs=1e-7)
+    assert stored.error == pytest.approx(errors.max(), rel=1e-6, abs=1e-15)
     wanted = near @ np.asarray(gradients, np.float64).T
     contraction = Contraction(gradients.layout, stored, model.dtype, 10**9, 0.0)
     np.testing.assert_allclose(contraction.scores(gradients), wanted, rtol=0, atol=1e-9 * np.abs(wanted).max())

@@ -65,6 +65,8 @@ def same(request: pytest.FixtureRequest, job: DigitsJob, known: Callable, tmp_pa
     return run
 
 
+# What else a process of its own changes is seen on Flink, whose workers are such.
+@pytest.mark.parametrize("same", ["last-layer", "gauss_newton_cg"], indirect=True)
 def test_processes(same: Callable[..., None]) -> None:
     same("--runner=local", "--workers=2")
 

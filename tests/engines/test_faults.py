@@ -172,13 +172,10 @@ def test_a_task_manager_that_is_replaced(job: DigitsJob, in_memory: InMemory, tm
 
 
 @pytest.mark.flink
-@pytest.mark.parametrize("stage", ["curvature", "group_influence"])
-def test_a_task_manager_that_stays_away(
-    job: DigitsJob, in_memory: InMemory, tmp_path: pathlib.Path, flink: FlinkCluster, stage: str
-) -> None:
+def test_a_task_manager_that_stays_away(job: DigitsJob, in_memory: InMemory, tmp_path: pathlib.Path, flink: FlinkCluster) -> None:
     """The other one has slots enough."""
     arguments = [*flink.arguments("EXTERNAL"), "--parallelism=2"]
-    run_with_a_kill(job, in_memory, tmp_path / "out", flink, arguments, stage, task_manager, lambda: None)
+    run_with_a_kill(job, in_memory, tmp_path / "out", flink, arguments, "group_influence", task_manager, lambda: None)
 
 
 @pytest.mark.flink

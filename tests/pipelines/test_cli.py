@@ -102,7 +102,7 @@ def test_a_failed_run_ends_with_1(job: DigitsJob, tmp_path: pathlib.Path, capsys
 
 def test_the_closing_table(finished: FinishedRun) -> None:
     lines = summary_text(finished.summary).splitlines()
-    assert lines[0].split() == ["stage", "files", "examples", "rejected", "seconds", "examples/s"]
+    assert lines[0].split() == ["stage", "shards", "examples", "rejected", "seconds", "examples/s"]
     score = next(line for line in lines if line.startswith("score")).split()
     assert score[:4] == ["score", "3", "300", "0"]
     # Seconds and rate are of the metrics of the run.

@@ -96,15 +96,9 @@ def test_bundles_run_twice(job: DigitsJob, tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_two_processes(job: DigitsJob, tmp_path: pathlib.Path) -> None:
-    check(job, tmp_path / "out", 7, "--direct_running_mode=multi_processing", "--direct_num_workers=2", query_block_size=7)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_two_processes_with_bundles_run_twice(job: DigitsJob, tmp_path: pathlib.Path) -> None:
     repeated = ("--direct_running_mode=multi_processing", "--direct_num_workers=2", "--direct_runner_bundle_repeat=1")
-    check(job, tmp_path / "out", 3, *repeated)
+    check(job, tmp_path / "out", 7, *repeated, query_block_size=7)
 
 
 def test_id_feature_names_examples_whatever_the_files(job: DigitsJob, tmp_path: pathlib.Path) -> None:

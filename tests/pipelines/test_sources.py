@@ -100,13 +100,13 @@ def test_passes_reach_the_exact_answer(job: DigitsJob, tmp_path: pathlib.Path) -
     options = {"outputs": "scores", "group_feature": None, "damping": "0.05"}
     run_quietly(job.config(tmp_path / "exact", curvature="exact", **options))
     errors, pair = {}, ("test_id", "train_id")
-    for passes in (0, 3, 25):
+    for passes in (0, 3, 30):  # 25 or 26 are enough, by the rounding of sums
         output = tmp_path / str(passes)
         run_quietly(job.config(output, curvature="conjugate_gradient", n_samples=100, passes=passes, tolerance=1e-7, **options))
         errors[passes] = relative(influence(output, "scores", *pair), influence(tmp_path / "exact", "scores", *pair))
-    assert errors[0] > errors[3] > errors[25]
-    assert errors[25] < 1e-5  # residuals of at most 1e-7 of the gradient, over damping 0.05
-    solver = read_manifest(str(tmp_path / "25"))["solver"]
+    assert errors[0] > errors[3] > errors[30]
+    assert errors[30] < 1e-5  # residuals of at most 1e-7 of the gradient, over damping 0.05
+    solver = read_manifest(str(tmp_path / "30"))["solver"]
     assert solver["largest_residual"] <= 1e-7 and solver["unsolved"] == 0
     assert read_manifest(str(tmp_path / "3"))["solver"]["unsolved"] == 20
 

@@ -113,8 +113,11 @@ def compute_in_memory(
         _multiply_groups(collector.parts[GROUPS], train, model, preconditioner)
     for finished in collector.finish():
         parts[finished.table].append(finished.rows)
-    found = {table: pa.concat_tables(rows) if rows else OUTPUTS[table].tables[table].empty_table() for table, rows in parts.items()}
-    return InfluenceResult({**found, "rejected": tables.rejected_table(rejected)}, preconditioner)
+    return InfluenceResult({**_whole_tables(parts), "rejected": tables.rejected_table(rejected)}, preconditioner)
+
+
+def _whole_tables(parts: dict[str, list[pa.Table]]) -> dict[str, pa.Table]:
+    return {table: pa.concat_tables(rows) if rows else OUTPUTS[table].tables[table].empty_table() for table, rows in parts.items()}
 
 
 def _multiply_groups(

@@ -45,38 +45,28 @@ def is_one_message(text: str) -> None:
         assert word not in text, text
 
 
-def gone_file_error(job: DigitsJob, tmp_path: pathlib.Path, *beam_arguments: str) -> Exception:
-    """The error of a run whose file goes away after it was planned."""
+def test_a_file_that_goes_away(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    """After the run was planned."""
     folder = tmp_path / "train"
     shutil.copytree(pathlib.Path(job.shards("train", 3).pattern).parent, folder)
     config = job.config(tmp_path / "out", train=f"{folder}/*", outputs="top_k")
     plan = prepare(config)
     (folder / "part-00001.tfrecord").unlink()
-    pipeline = beam.Pipeline(options=PipelineOptions([*FN_API, *beam_arguments]))
+    pipeline = beam.Pipeline(options=PipelineOptions(FN_API))
     build(pipeline, config, plan)
     with pytest.raises(Exception) as caught:
         pipeline.run().wait_until_finish()
-    return caught.value
-
-
-@pytest.mark.parametrize(
-    "processes", [(), pytest.param(TWO_PROCESSES, marks=[pytest.mark.slow, pytest.mark.timeout(300)])], ids=["one", "two"]
-)
-def test_a_file_that_goes_away(job: DigitsJob, tmp_path: pathlib.Path, processes: tuple[str, ...]) -> None:
-    text = reason(gone_file_error(job, tmp_path, *processes))
+    text = reason(caught.value)
     is_one_message(text)
     assert text.startswith(f"can't read train file {tmp_path}/train/part-00001.tfrecord: ")
 
 
-@pytest.mark.parametrize(
-    "processes", [(), pytest.param(TWO_PROCESSES, marks=[pytest.mark.slow, pytest.mark.timeout(300)])], ids=["one", "two"]
-)
-def test_a_rejected_example(job: DigitsJob, tmp_path: pathlib.Path, processes: tuple[str, ...]) -> None:
+def test_a_rejected_example(job: DigitsJob, tmp_path: pathlib.Path) -> None:
     """A message of several lines arrives whole."""
     (tmp_path / "bad.tfrecord").write_bytes(b"not a TFRecord file at all")
     train = f"{job.shards('train', 3).pattern},{tmp_path}/bad.tfrecord"
     with pytest.raises(RunFailedError) as caught:
-        run_quietly(job.config(tmp_path / "out", train=train, outputs="top_k"), *processes)
+        run_quietly(job.config(tmp_path / "out", train=train, outputs="top_k"))
     text = str(caught.value)
     is_one_message(text)
     first, second = text.splitlines()

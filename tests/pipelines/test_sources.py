@@ -155,15 +155,10 @@ class HalvedIdentity(Identity):
         return HalvedPreconditioner({}, meta)
 
 
-TWO_PROCESSES = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("processes", [(), pytest.param(TWO_PROCESSES, marks=pytest.mark.slow)], ids=["one", "two"])
-def test_a_curvature_of_the_users_own(job: DigitsJob, tmp_path: pathlib.Path, processes: tuple[str, ...]) -> None:
+def test_a_curvature_of_the_users_own(job: DigitsJob, tmp_path: pathlib.Path) -> None:
     options = {"outputs": "top_k", "group_feature": None}
     run_quietly(job.config(tmp_path / "plain", curvature="identity", **options))
-    run_quietly(job.config(tmp_path / "own", curvature="tests.pipelines.test_sources:HalvedIdentity", **options), *processes)
+    run_quietly(job.config(tmp_path / "own", curvature="tests.pipelines.test_sources:HalvedIdentity", **options))
     plain, own = (table(tmp_path / name, "top_k", "test_id", "rank") for name in ("plain", "own"))
     assert own["train_id"].equals(plain["train_id"])
     assert np.allclose(np.asarray(own["influence"]), np.asarray(plain["influence"]) / 2, rtol=1e-12)  # a division by two

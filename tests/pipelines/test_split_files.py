@@ -130,6 +130,8 @@ def test_an_index_of_split_files_grows_and_answers(job: DigitsJob, tmp_path: pat
 
 
 def test_two_processes_share_a_file(job: DigitsJob, tmp_path: pathlib.Path) -> None:
-    config, ids = formatted(job, tmp_path, "tfrecord", shard_size=4000)
+    """With a curvature of the user's own, which each of them imports."""
+    own = "tests.pipelines.test_sources:HalvedIdentity"
+    config, ids = formatted(job, tmp_path, "tfrecord", shard_size=4000, curvature=own)
     run_quietly(config, "--runner=local", "--workers=2")
     assert_same_tables(tmp_path / "out", job.oracle(config, ids["train"], ids["test"]))

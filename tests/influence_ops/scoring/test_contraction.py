@@ -19,7 +19,7 @@ from tests.influence_ops.curvature.test_kronecker import NETWORK_KINDS, batches,
 from tests.influence_ops.model.gradient_models import NETWORKS
 
 
-@pytest.mark.parametrize("kind", NETWORK_KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in NETWORK_KINDS if kind != "lstm"])  # layer-norm has no factors either
 def test_equals_the_whole_product(kind: str) -> None:
     model = make(kind)
     batch = data(model, kind)

@@ -1,0 +1,162 @@
+"""The page: what it shows as one object, and the HTML made of it, with all that is not text in the file itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+from collections.abc import Sequence
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from beam_influence.report.numbers import amount, change, percent, plain
+from beam_influence.report.predictions import Prediction
+from beam_influence.report.showing import Shown
+from beam_influence.report.tables import Groups, RejectedRows
+from beam_influence.report.words import Fact, Trust
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """An example on the page; what is not known of it is None.
+
+    Attributes:
+      id: its id.
+      place: its file and index, where the id does not say so.
+      shown: the example itself.
+      label: in words.
+      prediction: the model's, and its loss.
+      influence, loss_change: its score, where it has one here.
+    """
+
+    id: str
+    place: str | None = None
+    shown: Shown | None = None
+    label: str | None = None
+    prediction: Prediction | None = None
+    influence: float | None = None
+    loss_change: float | None = None
+
+    @property
+    def name(self) -> str:
+        """What a reader who sees no picture is told in its place."""
+        return f"{self.id}, label {self.label}" if self.label is not None else self.id
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One end of a test point's scores: its examples; None, where the run did not keep this end."""
+
+    name: str
+    cards: list[Card] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A test point, and its training examples."""
+
+    card: Card
+    sides: tuple[Side, Side]
+
+    @property
+    def largest(self) -> float:
+        """Its largest |influence|, to sort by."""
+        return max((abs(card.influence or 0.0) for side in self.sides for card in side.cards or ()), default=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """How much of the total the first part of the examples has: the part, how many they are, and the share of each curve."""
+
+    part: str
+    count: str
+    shares: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """How concentrated influence is: the chart, and its numbers."""
+
+    svg: Markup
+    curves: list[str]
+    rows: list[Share]
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """All that the page shows; a part that is None says what is missing in its `notes`.
+
+    Attributes:
+      title: of the page.
+      asked: what was asked, in sentences.
+      sign, unit: what a score means.
+      worked: a sentence about one score.
+      chosen: how the test points were chosen.
+      points: the test points.
+      suspicious: the training examples of the largest self-influence.
+      groups, groups_svg: the groups.
+      spread: how concentrated influence is.
+      facts: tables of facts about the run: a caption, and its lines.
+      options: all options that have their defaults.
+      rejected: what was left out.
+      trust: how far to trust the scores.
+      notes: what is missing on the page and why, by part.
+    """
+
+    title: str
+    asked: list[str]
+    sign: str
+    unit: str
+    worked: str | None
+    chosen: str
+    points: list[Point]
+    suspicious: list[Card] | None
+    groups: Groups | None
+    groups_svg: Markup | None
+    spread: Spread | None
+    facts: list[tuple[str, list[Fact]]]
+    options: list[Fact]
+    rejected: RejectedRows
+    trust: list[Trust]
+    notes: dict[str, list[str]]
+
+    @property
+    def answers(self) -> list[Fact]:
+        """The first questions that a reader has, answered."""
+        return [*self._best(), *self._labels(), *self._weights(), self._left_out()]
+
+    def _best(self) -> Sequence[Fact]:
+        for point in self.points:
+            best = (point.sides[0].cards or [None])[0]
+            if best is not None:
+                effect = f": without it the loss there would be {change(abs(best.loss_change))[1:]} higher" if best.loss_change else ""
+                return [Fact("Helped most", f"at the first test point below ({point.card.id}): training example {best.id}{effect}")]
+        return []
+
+    def _labels(self) -> Sequence[Fact]:
+        if not self.suspicious:
+            return []
+        wrong = [card for card in self.suspicious if card.prediction is not None and card.prediction.is_right is False]
+        said = f"; of the {len(self.suspicious)} shown the model contradicts {len(wrong)}" if wrong else ""
+        return [Fact("Suspicious labels", f"first of all {self.suspicious[0].id}, label {self.suspicious[0].label or 'not known'}{said}")]
+
+    def _weights(self) -> Sequence[Fact]:
+        return [Fact("Weights", fact.value) for _, facts in self.facts for fact in facts if fact.name == "Covered"]
+
+    def _left_out(self) -> Fact:
+        return Fact("Left out", f"{amount(self.rejected.count, 'example')}" if self.rejected.count else "nothing: every example was used")
+
+
+def render(page: Page) -> str:
+    """The page as HTML: one file that asks nothing of the network; everything from the user's data is escaped."""
+    environment = Environment(
+        loader=PackageLoader("beam_influence.report", "templates"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(plain=plain, change=change, percent=percent)
+    folder = importlib.resources.files("beam_influence.report") / "templates"
+    style, script = (Markup((folder / name).read_text("utf-8")) for name in ("report.css", "report.js"))
+    return environment.get_template("report.html").render(page=page, style=style, script=script)

@@ -104,7 +104,7 @@ def _page(
         ("Options that were given", given),
     ]
     return Page(
-        title=f"Influence report: {os.path.basename(os.path.normpath(config.results)) or config.results}",
+        title=f"Influence report: {'/'.join(config.results.rstrip('/').split('/')[-2:])}",
         asked=asked(manifest, config.results),
         sign=influence.sign,
         unit=influence.unit,

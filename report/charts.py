@@ -18,7 +18,7 @@ from beam_influence.report.tables import Group
 _INK, _FAINT, _HELP, _HARM = "#010101", "#020202", "#030303", "#040404"  # stand for the page's own colours
 _OF_PAGE = {_INK: "var(--ink)", _FAINT: "var(--line)", _HELP: "var(--help)", _HARM: "var(--harm)"}
 _COLOURS = {_INK: "#1b1f24", _FAINT: "#d4d9df", _HELP: "#0b6bcb", _HARM: "#b4470f"}
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "beam-influence",
     "font.family": "sans-serif",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import re
 from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from beam_influence.report.numbers import amount, change, percent, plain
+from beam_influence.report.numbers import amount, change, plain
 from beam_influence.report.predictions import Prediction
 from beam_influence.report.showing import Shown
 from beam_influence.report.tables import Groups, RejectedRows
@@ -123,28 +124,42 @@ class Page:
     @property
     def answers(self) -> list[Fact]:
         """The first questions that a reader has, answered."""
-        return [*self._best(), *self._labels(), *self._weights(), self._left_out()]
+        sign = Fact("Is a positive score good?", "Yes: the training example helped. A negative one harmed.")
+        return [sign, *self._best(), *self._labels(), *self._weights(), self._left_out()]
 
     def _best(self) -> Sequence[Fact]:
         for point in self.points:
             best = (point.sides[0].cards or [None])[0]
             if best is not None:
-                effect = f": without it the loss there would be {change(abs(best.loss_change))[1:]} higher" if best.loss_change else ""
-                return [Fact("Helped most", f"at the first test point below ({point.card.id}): training example {best.id}{effect}")]
+                size = "" if best.loss_change is None else f": without it, the loss there would be {plain(best.loss_change)} higher"
+                return [Fact("What helped most?", f"At {point.card.id}, the first test point below: {best.id}{size}.")]
         return []
 
     def _labels(self) -> Sequence[Fact]:
         if not self.suspicious:
             return []
         wrong = [card for card in self.suspicious if card.prediction is not None and card.prediction.is_right is False]
-        said = f"; of the {len(self.suspicious)} shown the model contradicts {len(wrong)}" if wrong else ""
-        return [Fact("Suspicious labels", f"first of all {self.suspicious[0].id}, label {self.suspicious[0].label or 'not known'}{said}")]
+        said = f" For {len(wrong)} of the {len(self.suspicious)} shown the model says something else." if wrong else ""
+        first = self.suspicious[0]
+        label = f", label {first.label}" if first.label else ""
+        return [Fact("Which labels look wrong?", f"First of all {first.id}{label}.{said}")]
 
     def _weights(self) -> Sequence[Fact]:
-        return [Fact("Weights", fact.value) for _, facts in self.facts for fact in facts if fact.name == "Covered"]
+        return [Fact("Which weights are covered?", fact.value) for _, facts in self.facts for fact in facts if fact.name == "Covered"]
 
     def _left_out(self) -> Fact:
-        return Fact("Left out", f"{amount(self.rejected.count, 'example')}" if self.rejected.count else "nothing: every example was used")
+        count = self.rejected.count
+        text = f"Yes, {amount(count, 'example')}; the reasons are below." if count else "No: every example was used."
+        return Fact("Was anything left out?", text)
+
+
+_OPTION = re.compile(r"(--[a-z]\w*(?: [A-Z]+\b| [\w,.]*,\w+)?)")
+
+
+def with_options(text: str) -> Markup:
+    """The text, escaped, with the names of options as code."""
+    parts = _OPTION.split(text)
+    return Markup("").join(Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(parts))
 
 
 def render(page: Page) -> str:
@@ -156,7 +171,7 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(plain=plain, change=change, percent=percent)
+    environment.filters.update(plain=plain, change=change, options=with_options)
     folder = importlib.resources.files("beam_influence.report") / "templates"
     style, script = (Markup((folder / name).read_text("utf-8")) for name in ("report.css", "report.js"))
     return environment.get_template("report.html").render(page=page, style=style, script=script)

@@ -79,9 +79,9 @@ class Predictor:
         found = network.model(feed(network.model, inputs, network.dtype), training=False)
         if isinstance(found, Mapping):
             return {str(name): np.asarray(value) for name, value in found.items()}
-        if isinstance(found, (list, tuple)):
-            return {f"output {place}": np.asarray(value) for place, value in enumerate(found)} if len(found) > 1 else np.asarray(found[0])
-        return np.asarray(found)
+        if isinstance(found, (list, tuple)) and len(found) > 1:
+            return {f"output {place}": np.asarray(value) for place, value in enumerate(found)}
+        return np.asarray(found[0] if isinstance(found, list) else found)
 
 
 def prediction(output: np.ndarray, label: np.ndarray | None, loss: float | None) -> Prediction:

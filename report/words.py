@@ -70,13 +70,14 @@ def count_facts(manifest: Mapping[str, Any]) -> list[Fact]:
     facts = []
     for stage, count in manifest["counts"].items():
         text = f"{count['examples']:,} used, {count['rejected']:,} left out, of {amount(count['shards'], 'shard')}"
-        facts.append(Fact(names.get(stage, stage.capitalize()), text))
+        facts.append(Fact(names.get(stage) or str(stage).capitalize(), text))
     return facts
 
 
 def option_facts(manifest: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[list[Fact], list[Fact]]:
     """The options that are not the default, and all others."""
-    given, rest = [], []
+    given: list[Fact] = []
+    rest: list[Fact] = []
     for name, value in sorted(manifest["config"].items()):
         fact = Fact(f"--{name}", without_secrets("none" if value is None else str(value)))
         (rest if name in defaults and value == defaults[name] else given).append(fact)

@@ -254,7 +254,9 @@ def _report(known: argparse.Namespace, beam_arguments: list[str]) -> int:
     def program() -> None:
         config = ReportConfig(**_fields_of(ReportConfig, known))  # before the imports that take seconds
         from beam_influence.pipelines.report import report_text, write_report
+        from beam_influence.pipelines.unknown_options import refuse_unknown
 
+        refuse_unknown(beam_arguments)
         print(report_text(write_report(config, beam_arguments)))
 
     return exit_status(program)

@@ -41,7 +41,7 @@ def plot_groups(groups: Sequence[Group], figure: Figure | None = None, colours: 
     """Bars: what the removal of each group does to the loss (its influence, where no change of the loss is known)."""
     ink, faint, help_, harm = colours
     with rc_context(_STYLE):
-        figure = figure or Figure(figsize=(6.4, 0.7 + 0.3 * len(groups)))
+        figure = figure or Figure(figsize=(5, 0.7 + 0.28 * len(groups)))
         axes = figure.subplots()
         of_change = all(group.loss_change is not None for group in groups)
         values = [group.loss_change if of_change and group.loss_change is not None else group.influence for group in groups]
@@ -59,7 +59,7 @@ def plot_concentration(curves: Sequence[Curve], figure: Figure | None = None, co
     """The share of the total that the strongest examples have, against how many of them; dashed: equal shares."""
     ink, faint, help_, harm = colours
     with rc_context(_STYLE):
-        figure = figure or Figure(figsize=(6.4, 3.2))
+        figure = figure or Figure(figsize=(5, 3))
         axes = figure.subplots()
         parts = np.concatenate([[0.0], np.geomspace(1e-4, 1, 200)])
         for curve, colour in zip(curves, (help_, harm), strict=False):

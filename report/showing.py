@@ -136,7 +136,8 @@ class View:
         if isinstance(found, bytes) and is_encoded(found):
             return Shown(picture=of_file(found, self._side))
         if isinstance(found, Mapping):
-            return _of_values({str(name): value for name, value in found.items()}, None)
+            fields = tuple((str(name), in_words(value)) for name, value in found.items())
+            return Shown(fields=fields[:MOST_FIELDS], left_out=max(len(fields) - MOST_FIELDS, 0))
         array = np.asarray(found)
         if array.dtype.kind in "biuf" and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))):
             return Shown(picture=of_array(array, *_range([array]), self._side))

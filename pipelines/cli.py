@@ -253,7 +253,10 @@ def _evaluate(known: argparse.Namespace, beam_arguments: list[str]) -> int:
 def _report(known: argparse.Namespace, beam_arguments: list[str]) -> int:
     def program() -> None:
         config = ReportConfig(**_fields_of(ReportConfig, known))  # before the imports that take seconds
-        from beam_influence.pipelines.report import report_text, write_report
+        try:
+            from beam_influence.pipelines.report import report_text, write_report
+        except ImportError as error:
+            raise ValueError(f"the report needs the extra report: pip install 'beam-influence[report]' ({error})") from error
         from beam_influence.pipelines.unknown_options import refuse_unknown
 
         refuse_unknown(beam_arguments)

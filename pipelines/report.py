@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import os
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from beam_influence.pipelines.report_config import ReportConfig
 from beam_influence.pipelines.report_examples import PICTURE_BYTES, ReportExamples
 from beam_influence.pipelines.report_sources import RunSources
 from beam_influence.pipelines.runners import open_file_systems
+from beam_influence.report.charts import PARTS, Curve, svg_of_concentration, svg_of_groups
 from beam_influence.report.missing import asked, chosen_in_words, missing_parts
 from beam_influence.report.page import Page, Point, Share, Side, Spread, render
 from beam_influence.report.strongest import Score
@@ -61,6 +63,14 @@ def report_text(report: WrittenReport) -> str:
     return "\n".join([*report.notes, f"{report.path}: {report.points:,} test points, {report.size / 1e6:.2f} MB"])
 
 
+def frame(folder: str, points: int = 5) -> str:
+    """The page of a run as an element of another page, whose styles and its own stay apart."""
+    page = html.escape(render(make_page(ReportConfig(folder, test_points=str(points)))))
+    title = html.escape(f"Influence report: {folder}")
+    style = "width: 100%; height: 40rem; border: 1px solid #888"
+    return f'<iframe title="{title}" srcdoc="{page}" sandbox="allow-scripts" style="{style}"></iframe>'
+
+
 def make_page(config: ReportConfig) -> Page:
     """All that the page of a run shows.
 
@@ -91,8 +101,6 @@ def _page(
     examples: ReportExamples,
     measured: list[dict[str, Any]],
 ) -> Page:
-    from beam_influence.report.charts import svg_of_groups  # Matplotlib, of the extra report
-
     manifest = influence.manifest
     groups, rejected, query_error = tables.groups(), tables.rejected(), tables.query_error()
     given, rest = option_facts(manifest, {field.name: field.default for field in dataclasses.fields(InfluenceConfig)})
@@ -142,8 +150,6 @@ def _worked(points: list[Point], influence: Influence) -> str | None:
 
 
 def _spread(suspicious: SelfInfluence | None) -> Spread | None:
-    from beam_influence.report.charts import PARTS, Curve, svg_of_concentration  # Matplotlib, of the extra report
-
     if suspicious is None or suspicious.spread is None or not suspicious.count:
         return None
     curve = Curve("self-influence", suspicious.spread)

@@ -101,7 +101,8 @@ def prediction(output: np.ndarray, label: np.ndarray | None, loss: float | None)
         value = float(output.reshape(-1)[0])
         given = None if size != 1 else np.asarray(label).reshape(-1)[0]
         if given is not None and given in (0, 1) and 0 <= value <= 1:
-            return Prediction(f"{int(value > 0.5)} ({value:.4g} for 1)", loss, str(int(given)), bool((value > 0.5) == bool(given)))
+            text = f"{int(value > 0.5)} ({_percent(max(value, 1 - value))})"
+            return Prediction(text, loss, str(int(given)), bool((value > 0.5) == bool(given)))
         return Prediction(f"{value:.5g}", loss)
     return Prediction(in_words(output), loss)
 

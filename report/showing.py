@@ -230,7 +230,7 @@ def label_in_words(value: Value) -> str:
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.size > 1 and value.dtype.kind in "biuf":
         if (np.sort(value)[:-1] == 0).all() and value.max() == 1:
             return str(int(value.argmax()))
-    return in_words(value)
+    return f"{value:.4g}" if isinstance(value, float) else in_words(value)
 
 
 def _cut(text: str, most: int = _MOST_CHARACTERS) -> str:

@@ -14,7 +14,7 @@ from beam_influence.report.examples import StoredExample, Value
 from beam_influence.report.numbers import change, percent, plain
 from beam_influence.report.page import with_options
 from beam_influence.report.pictures import Picture, of_file
-from beam_influence.report.predictions import prediction
+from beam_influence.report.predictions import Prediction, prediction
 from beam_influence.report.showing import Shown, ShowOptions, View, label_in_words
 
 
@@ -85,7 +85,7 @@ def test_predictions_in_words() -> None:
     assert (seen.text, seen.label, seen.is_right, seen.loss) == ("1 (95 %)", "2", False, 3.5)
     logits = prediction(np.array([-1.0, 4.5]), np.array([0, 1]), float("nan"))
     assert (logits.text, logits.is_right, logits.loss) == ("1 (output 4.5)", True, None)
-    assert prediction(np.array([0.2]), np.array([1]), 1.0).is_right is False
+    assert prediction(np.array([0.2]), np.array([1]), 1.0) == Prediction("0 (80 %)", 1.0, "1", False)
     assert prediction(np.array([2.25]), np.array(3.5), 1.0).text == "2.25"
     assert prediction(np.zeros((4, 5)), None, 1.0).is_right is None
 

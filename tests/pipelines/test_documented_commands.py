@@ -22,7 +22,7 @@ COMMANDS = all_commands()
 def test_they_are_found() -> None:
     places = [name.rpartition(" ")[0] for name in COMMANDS]
     assert {name: places.count(name) for name in ("README.md", "run --help", "fit --help", "index --help", "query --help")} == {
-        "README.md": 10, "run --help": 1, "fit --help": 2, "index --help": 3, "query --help": 3,
+        "README.md": 11, "run --help": 1, "fit --help": 2, "index --help": 3, "query --help": 3,
     }  # fmt: skip
     assert len(COMMANDS) >= 28
     assert of_text("a\n  beam-influence run --a 'b c' \\\n      --d\nsee `beam-influence run`") == [["run", "--a", "b c", "--d"]]

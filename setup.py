@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = pathlib.Path(__file__).parent
-ROOMS = ["influence_ops", "transforms", "pipelines", "dataflow_templates"]
+ROOMS = ["influence_ops", "transforms", "report", "pipelines", "dataflow_templates"]
 
 
 class WithoutSetup(build_py):
@@ -28,7 +28,11 @@ setup(
     python_requires=">=3.11,<3.13",
     package_dir={"beam_influence": "."},
     packages=["beam_influence", *(f"beam_influence.{room}" for room in find_packages(include=[*ROOMS, *(f"{room}.*" for room in ROOMS)]))],
-    package_data={"beam_influence": ["py.typed"], "beam_influence.dataflow_templates": ["metadata.json"]},
+    package_data={
+        "beam_influence": ["py.typed"],
+        "beam_influence.dataflow_templates": ["metadata.json"],
+        "beam_influence.report": ["templates/*"],
+    },
     cmdclass={"build_py": WithoutSetup},
     # No floor is below the first release without the holes that are known in it (tests/test_installs.py has the list).
     install_requires=[
@@ -47,7 +51,7 @@ setup(
         "aws": ["apache-beam[aws]>=2.77,<3"],
         "tfx": ["ml-pipelines-sdk>=1.21,<1.22"],
         "faiss": ["faiss-cpu>=1.8"],
-        "report": ["matplotlib>=3.9"],
+        "report": ["jinja2>=3.1.6", "matplotlib>=3.9", "pillow>=12.2"],
         "test": [
             "apache-beam[aws]>=2.77,<3",
             "faiss-cpu>=1.8",

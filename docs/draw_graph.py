@@ -63,7 +63,7 @@ def build_main_job(folder: pathlib.Path) -> beam.Pipeline:
     pipeline = beam.Pipeline(FnApiRunner())
     config = InfluenceConfig(
         model=str(folder / "model.keras"), train=patterns["train"], test=patterns["test"], output=str(folder / "influence"),
-        curvature="exact", group_feature="digit", outputs="top_k,self_influence,group_influence", resume=False,
+        curvature="exact", group_feature="digit", outputs="top_k,self_influence,group_influence,scores", resume=False,
     )  # fmt: skip
     build(pipeline, config)
     return pipeline

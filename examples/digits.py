@@ -1,7 +1,7 @@
 """The main job on real data: scikit-learn's digits, from training a model to its most influential examples.
 
-Writes TFRecord shards and a trained model, runs `beam-influence run` on them, and prints, for some test points,
-the training examples that caused their predictions.
+Writes TFRecord shards and a trained model, runs `beam-influence run` on them, prints, for some test points, the training
+examples that caused their predictions, and makes the report.
 
     python -m examples.digits [--folder out/digits]
 """
@@ -113,13 +113,14 @@ def main() -> int:
     command = [
         "run", "--model", str(folder / "model.keras"), "--train", patterns["train"], "--test", patterns["test"],
         "--output", str(output), "--curvature", "exact", "--top_k", "10", "--group_feature", "digit",
-        "--outputs", "top_k,self_influence,group_influence", "--overwrite",
+        "--outputs", "top_k,self_influence,group_influence,scores", "--overwrite",
     ]  # fmt: skip
     print(f"\n$ beam-influence {shlex.join(command)}\n")
     status = beam_influence(command)
     if status == 0:
         show_top(output, data, points=3, k=5)
-        print(f"\nThe Parquet tables are in {output}/top_k, {output}/self_influence and {output}/group_influence.")
+        print(f"\nThe Parquet tables are in {output}: top_k, self_influence, group_influence and scores. As a page to read:\n")
+        status = beam_influence(["report", str(output), "--output", str(folder / "report.html")])
     return status
 
 

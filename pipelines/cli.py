@@ -16,6 +16,7 @@ from beam_influence.pipelines.evaluate_config import MEASURES, RETRAINING, Evalu
 from beam_influence.pipelines.options.method import CURVATURE_OF_INDEX
 from beam_influence.pipelines.options.option import FITTING, option_type
 from beam_influence.pipelines.options.results import ONLY_CURVATURE, ONLY_INDEX
+from beam_influence.pipelines.report_config import ReportConfig
 from beam_influence.pipelines.unknown_options import refuse_misplaced
 
 if typing.TYPE_CHECKING:  # when it is needed, it is imported: --help need not wait for TensorFlow
@@ -29,6 +30,7 @@ GROUP_HELP = {
     "results": "what is written",
     "execution": "how it runs (none of these changes the result)",
     "evaluate": "what is evaluated, and how",
+    "report": "what is shown",
 }
 
 _RUNNER_GROUP = "runner: where it runs (docs/runners.md)"
@@ -85,6 +87,16 @@ _EVALUATE_DESCRIPTION = """\
 How good are the scores of finished runs? Measures of the field, several runs side by side, with standard errors.
 Retraining runs on Beam (any other option goes to it); what each measure means is in docs/evaluation.md."""
 
+_REPORT_DESCRIPTION = """\
+A finished run as one page: its test points as themselves, with their predictions and the training examples that helped and
+harmed most; suspicious labels; groups; the run, and how far to trust it. The file asks nothing of the network."""
+
+_REPORT_EPILOG = """\
+Any other option goes to Beam's file systems, such as --s3_endpoint_url.
+
+Example:
+  beam-influence report influence --output report.html"""
+
 
 def parser(kind: type[Curvature] | None = None) -> argparse.ArgumentParser:
     """The parser of all commands; the options are fields of `InfluenceConfig`, and the settings of a curvature of the user's own."""
@@ -116,6 +128,16 @@ def parser(kind: type[Curvature] | None = None) -> argparse.ArgumentParser:
         if name in RETRAINING:  # the others need no engine
             runners.add_options(command.add_argument_group(_RUNNER_GROUP))
         _add_options(command, chosen, EvaluateConfig)
+    report = commands.add_parser(
+        "report",
+        help="a finished run as a page that a person reads",
+        description=_REPORT_DESCRIPTION,
+        epilog=_REPORT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    report.add_argument("results", metavar="RESULTS", help="The folder of a finished run: its --output.")
+    _add_options(report, [field for field in dataclasses.fields(ReportConfig) if "group" in field.metadata], ReportConfig)
     return top
 
 
@@ -185,6 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ((known, beam_arguments),) = parsed
     if known.command == "evaluate":
         return _evaluate(known, beam_arguments)
+    if known.command == "report":
+        return _report(known, beam_arguments)
     from beam_influence.pipelines.launch import run  # TensorFlow and Beam: seconds that --help need not wait
     from beam_influence.pipelines.run_summary import summary_text
 
@@ -224,6 +248,21 @@ def _evaluate(known: argparse.Namespace, beam_arguments: list[str]) -> int:
         print(evaluation_text(evaluate(config, [*runners.as_arguments(known), *beam_arguments])))
 
     return exit_status(program, failed="")  # its message says what failed
+
+
+def _report(known: argparse.Namespace, beam_arguments: list[str]) -> int:
+    def program() -> None:
+        config = ReportConfig(**_fields_of(ReportConfig, known))  # before the imports that take seconds
+        try:
+            from beam_influence.pipelines.report import report_text, write_report
+        except ImportError as error:
+            raise ValueError(f"the report needs the extra report: pip install 'beam-influence[report]' ({error})") from error
+        from beam_influence.pipelines.unknown_options import refuse_unknown
+
+        refuse_unknown(beam_arguments)
+        print(report_text(write_report(config, beam_arguments)))
+
+    return exit_status(program)
 
 
 if __name__ == "__main__":

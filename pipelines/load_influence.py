@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import html
 import os
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +18,9 @@ from beam_influence.influence_ops.results.result_files import iterate_table, rea
 from beam_influence.influence_ops.scoring.outputs.table import TABLES
 from beam_influence.pipelines.runners import open_file_systems
 from beam_influence.transforms.files import BeamFiles
+
+if typing.TYPE_CHECKING:  # of the extra report
+    from matplotlib.figure import Figure
 
 _ROWS = 1 << 17  # some 4 MB of ids and scores
 
@@ -119,6 +124,44 @@ class Influence:
             first = next((batch.column("test_id")[0].as_py() for batch in self.batches("top_k", 1)), None)
             raise ValueError(f"the run in {self.folder!r} has no test point {test_id!r}; the first that it has is {first!r}")
         return found.sort_by("rank").drop_columns(["test_id"])
+
+    def plot_groups(self) -> Figure:
+        """What the removal of each group does to the loss, as bars; the groups that help and harm most.
+
+        Raises:
+          ValueError: the run had no groups.
+          ImportError: Matplotlib, of the extra report, is not installed.
+        """
+        from beam_influence.report import charts
+        from beam_influence.report.tables import RunTables
+
+        groups = RunTables(self.folder, self.manifest).groups()
+        if groups is None:
+            raise ValueError(f"the run in {self.folder!r} had no groups; run it with --group_feature FEATURE --outputs group_influence")
+        return charts.plot_groups(groups.shown)
+
+    def plot_concentration(self) -> Figure:
+        """The share of the total self-influence that the first training examples have, against how many of them.
+
+        Raises:
+          ValueError: the run wrote no `self_influence`.
+          ImportError: Matplotlib, of the extra report, is not installed.
+        """
+        from beam_influence.report import charts
+        from beam_influence.report.tables import RunTables
+
+        self._paths("self_influence")  # which says how to have it
+        found = RunTables(self.folder, self.manifest).self_influence(1)
+        assert found is not None and found.spread is not None
+        return charts.plot_concentration([charts.Curve("self-influence", found.spread)])
+
+    def _repr_html_(self) -> str:
+        """The report of some test points, in a frame of its own, where a notebook's cell ends with this object."""
+        try:
+            from beam_influence.pipelines.report import frame
+        except ImportError as error:
+            return f"<p>{html.escape(repr(self))}</p><p>Its report needs the extra report ({html.escape(str(error))}).</p>"
+        return frame(self.folder)
 
     def _paths(self, name: str) -> list[str]:
         if name not in self.tables and name not in TABLES:

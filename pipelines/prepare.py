@@ -86,12 +86,12 @@ def prepare(config: InfluenceConfig) -> PreparedRun:
         is not for it. Nothing has been written by then.
     """
     files = _find_files(config)
-    model, spec = _model_spec(config).open_first()
+    model, spec = model_spec(config).open_first()
     if config.second_order_groups or (config.make_curvature().needs_hessian and not files.curvature_path):
         model.check_second_derivatives()
     if files.curvature_path:
         _check_saved_curvature(config, model, files.curvature_path)
-    schema = _schema(config)
+    schema = schema_of(config)
     specs: dict[str, FeatureSpec] = {}
     for shards in filter(None, (files.train, files.test)):
         specs[shards[0].split] = find_features(config, shards, model.inputs, declared_outputs(model.network.original), schema)
@@ -131,8 +131,8 @@ class _Files(NamedTuple):
 
 
 def _find_files(config: InfluenceConfig) -> _Files:
-    train = list_shards("train", _patterns(config.train)) if config.train else []
-    test = list_shards("test", _patterns(config.test)) if config.test else []
+    train = list_shards("train", patterns_of(config.train)) if config.train else []
+    test = list_shards("test", patterns_of(config.test)) if config.test else []
     if config.update:
         indexed, train = index_to_grow(config, train)
         return _Files(train, test, [], join(config.output, "curvature"), indexed)
@@ -143,7 +143,8 @@ def _find_files(config: InfluenceConfig) -> _Files:
     return _Files(train, test, [], config.curvature_path, None)
 
 
-def _model_spec(config: InfluenceConfig) -> ModelSpec:
+def model_spec(config: InfluenceConfig) -> ModelSpec:
+    """The recipe for a run's model, whatever it is now."""
     return ModelSpec(
         config.model,
         "",
@@ -183,7 +184,12 @@ def _check_saved_curvature(config: InfluenceConfig, model: ExplainedModel, path:
         preconditioner.bind(model).embed(np.zeros((1, model.size)))  # refuses a curvature without one
 
 
-def _schema(config: InfluenceConfig) -> Schema | None:
+def schema_of(config: InfluenceConfig) -> Schema | None:
+    """What `--schema` says; None where there is none.
+
+    Raises:
+      ValueError: there is no such file, or it is no schema.
+    """
     if not config.schema:
         return None
     if not BeamFiles().exists(config.schema):
@@ -207,5 +213,6 @@ def _result_shards(paths: list[str]) -> list[Shard]:
     return [Shard("train", ordinal, file.path, name, file.size, file.modified) for ordinal, (name, file) in enumerate(named)]
 
 
-def _patterns(text: str) -> list[str]:
+def patterns_of(text: str) -> list[str]:
+    """The patterns in the text of an option."""
     return [pattern.strip() for pattern in text.split(",") if pattern.strip()]

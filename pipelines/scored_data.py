@@ -50,6 +50,19 @@ def _names_code(option: str, value: str) -> bool:
     return ":" in value and (option != "model" or "/" not in value)
 
 
+def config_of(stored: Mapping[str, Any], folder: str, curvature: str | None = None) -> InfluenceConfig:
+    """What a finished run read and explained, as options of a run: those of the data and of the model in its manifest.
+
+    Args:
+      stored: the options in the manifest; with `train`.
+      folder: of the run.
+      curvature: None: one that needs no pass over the data.
+    """
+    kept = [field.name for field in dataclasses.fields(InfluenceConfig) if field.metadata["group"] in ("data", "model")]
+    options = {name: stored[name] for name in [*kept, "batch_size", "threads"] if name in stored and name not in _LEFT_OUT}
+    return InfluenceConfig(**options, output=folder, outputs="self_influence", curvature=curvature or "identity")
+
+
 class ScoredData:
     """What a run scored: its training set, its test points and its model.
 
@@ -67,9 +80,7 @@ class ScoredData:
         check_code(stored, code, run.folder)
         if not stored.get("train"):
             raise ValueError(f"the run in {run.folder!r} had no --train; evaluate one that read the training set itself")
-        kept = [field.name for field in dataclasses.fields(InfluenceConfig) if field.metadata["group"] in ("data", "model")]
-        options = {name: stored[name] for name in [*kept, "batch_size", "threads"] if name in stored and name not in _LEFT_OUT}
-        config = InfluenceConfig(**options, output=run.folder, outputs="self_influence", curvature=code.get("curvature") or "identity")
+        config = config_of(stored, run.folder, code.get("curvature"))
         self.prepared: PreparedRun = prepare(config)
         self._batch_size = config.batch_size
         self.model: ExplainedModel = self.prepared.model.session()

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.evaluate_config import EvaluateConfig
+from beam_influence.pipelines.report_config import ReportConfig
 
 _DESCRIBE_SECONDS = 10.0
 _SURELY_MEANT = 0.8
@@ -20,6 +21,8 @@ def options_of_commands() -> dict[str, tuple[str, ...]]:
     for field in dataclasses.fields(EvaluateConfig):
         measures = tuple(f"evaluate {measure}" for measure in field.metadata.get("measures", ()))
         found[field.name] = (*found.get(field.name, ()), *measures)
+    for field in dataclasses.fields(ReportConfig):
+        found[field.name] = (*found.get(field.name, ()), "report")
     return found
 
 

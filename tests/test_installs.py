@@ -183,7 +183,7 @@ def lacking(path: pathlib.Path, wanted: list[Requirement]) -> list[str]:
     ("path", "extras"),
     [
         (ROOT / "requirements.txt", ("test", "report", "gcp")),
-        (ROOT / "requirements-tfx.txt", ("test", "tfx")),
+        (ROOT / "requirements-tfx.txt", ("test", "tfx", "report")),
         (TEMPLATES / "requirements.txt", ("gcp",)),
         (TEMPLATES / "requirements-gpu.txt", ("gcp",)),
     ],

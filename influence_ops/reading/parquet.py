@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 
 from beam_influence.influence_ops.reading.features import Description, Kind, Stored, most_common
 from beam_influence.influence_ops.reading.reader import WHOLE, Reader, RowError, Rows, Span, spans
+
+_ROWS = 256
 
 
 class ParquetReader(Reader):
@@ -42,6 +44,23 @@ class ParquetReader(Reader):
             message = f"the Parquet file is damaged or none: {error}; {lost} lost"
             empty = pa.RecordBatch.from_pylist([], schema=pa.schema([]))
             yield Rows(empty, np.zeros(0, np.int64), [RowError(start, "read", "damaged_parquet", message)])
+
+    def pick(self, file: BinaryIO, positions: Sequence[int]) -> Iterator[Rows]:
+        """As of `Reader`: only row groups that have one of the rows are read."""
+        try:
+            metadata = pq.ParquetFile(file).metadata
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) is not None:
+                raise
+            return
+        first = 0
+        for group in range(metadata.num_row_groups):
+            rows = range(first, first + metadata.row_group(group).num_rows)
+            within = [position for position in positions if position in rows]
+            if within:
+                file.seek(0)
+                yield from self._pick(self.read(file, min(len(rows), _ROWS), Span(first, group, group + 1)), within)
+            first = rows.stop
 
     @classmethod
     def split(cls, file: BinaryIO, size: int) -> list[Span]:

@@ -29,6 +29,8 @@ class Span(NamedTuple):
 WHOLE = Span()
 """All of a file."""
 
+_PICKED_FROM = 256  # rows
+
 
 def spans(starts: Sequence[tuple[int, int]]) -> list[Span]:
     """A file's spans by their (`first`, `start`), in order."""
@@ -114,6 +116,29 @@ class Reader(abc.ABC):
         Raises:
           OSError: the file itself could not be read; damage in it is a rejected row.
         """
+
+    def pick(self, file: BinaryIO, positions: Sequence[int]) -> Iterator[Rows]:
+        """The rows of a file at some positions, in order, with as little of the file read as its format allows.
+
+        Args:
+          file: a seekable binary file at its start.
+          positions: indexes in the file; of those at which no row can be read nothing is given.
+
+        Raises:
+          OSError: the file itself could not be read.
+        """
+        return self._pick(self.read(file, _PICKED_FROM), positions)
+
+    @staticmethod
+    def _pick(batches: Iterator[Rows], positions: Sequence[int]) -> Iterator[Rows]:
+        """Those rows of batches in order, no further than the last of `positions`."""
+        last = max(positions, default=-1)
+        for rows in batches if last >= 0 else ():
+            keep = np.isin(rows.positions, np.asarray(positions))
+            if keep.any():
+                yield Rows(rows.table.filter(pa.array(keep)), rows.positions[keep], [])
+            if len(rows.positions) and rows.positions[-1] >= last:
+                return
 
     @classmethod
     @abc.abstractmethod

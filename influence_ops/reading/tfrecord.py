@@ -15,7 +15,7 @@ from tfx_bsl.coders import example_coder, sequence_example_coder
 
 from beam_influence.influence_ops.reading.features import SCHEMA_TYPES, Description, Feature, Kind, Stored, most_common
 from beam_influence.influence_ops.reading.reader import WHOLE, Reader, RowError, Rows, Span, spans
-from beam_influence.influence_ops.reading.tfrecord_framing import DamagedRecord, find_records, read_records
+from beam_influence.influence_ops.reading.tfrecord_framing import DamagedRecord, find_records, is_gzip, read_records
 
 _KINDS: dict[str, Kind] = {"float_list": "float", "int64_list": "int", "bytes_list": "bytes"}
 schema_pb2: Any = _schema_pb2  # generated: type checkers see no names in it
@@ -68,6 +68,23 @@ class TFRecordReader(Reader):
                 records, positions, rejected = [], [], []
         if records or rejected:
             yield self._rows(records, positions, rejected)
+
+    def pick(self, file: BinaryIO, positions: Sequence[int]) -> Iterator[Rows]:
+        """As of `Reader`: headers alone are read up to each record, and in gzip no other record is decoded."""
+        wanted = set(positions)
+        last = max(wanted, default=-1)
+        places = [(index, start) for index, start in enumerate(itertools.islice(find_records(file), last + 1)) if index in wanted]
+        file.seek(0)
+        if places or not is_gzip(file.read(12)):
+            records = ((index, next(read_records(file, start))) for index, start in places)
+        else:
+            file.seek(0)
+            records = enumerate(itertools.islice(read_records(file), last + 1))
+        for index, record in records:
+            if index in wanted and isinstance(record, bytes):
+                rows = self._rows([record], [index], [])
+                if len(rows.positions):
+                    yield rows
 
     @classmethod
     def split(cls, file: BinaryIO, size: int) -> list[Span]:

@@ -13,6 +13,7 @@ from tfx.types.artifact import Artifact
 from beam_influence.influence_ops.results.result_files import iterate_table, table_files
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.launch import run
+from beam_influence.pipelines.report_config import ReportConfig
 from beam_influence.pipelines.run_summary import RunSummary, summary_text
 from beam_influence.pipelines.tfx.beam_executor import BeamExecutor
 from beam_influence.pipelines.tfx.options import to_json
@@ -41,6 +42,7 @@ class InfluenceExecutor(BeamExecutor):
         logging.info("%s", summary_text(summary))
         _copy_folder(join(scores.uri, "curvature"), curvature.uri)
         _describe(summary, exec_properties, scores, curvature)
+        _write_report(config)
 
 
 def make_config(inputs: Artifacts, output: str, exec_properties: dict[str, Any]) -> InfluenceConfig:
@@ -64,6 +66,18 @@ def make_config(inputs: Artifacts, output: str, exec_properties: dict[str, Any])
         overwrite=True,  # the folder is this execution's own: what is in it was left by an earlier try
         **json.loads(exec_properties["options"]),
     )
+
+
+def _write_report(config: InfluenceConfig) -> None:
+    """The page of the run, beside its tables."""
+    try:
+        from beam_influence.pipelines.report import report_text, write_report
+    except ImportError as error:
+        logging.info("no report, which needs the extra report: %s", error)
+        return
+    own = {name: value for name in ("loss", "preprocess") if ":" in (value := getattr(config, name) or "")}
+    report = write_report(ReportConfig(config.output, output=join(config.output, "report.html"), **own))
+    logging.info("%s", report_text(report))
 
 
 def _copy_folder(source: str, target: str) -> None:

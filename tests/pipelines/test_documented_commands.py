@@ -11,6 +11,7 @@ import pytest
 from beam_influence.pipelines.cli import main, parser
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.evaluate_config import EvaluateConfig
+from beam_influence.pipelines.report_config import ReportConfig
 from beam_influence.pipelines.unknown_options import refuse_misplaced, refuse_unknown
 from tests.documented_commands import all_commands, of_document, of_help, of_text
 from tests.pipelines.digits_job import DigitsJob
@@ -21,7 +22,7 @@ COMMANDS = all_commands()
 def test_they_are_found() -> None:
     places = [name.rpartition(" ")[0] for name in COMMANDS]
     assert {name: places.count(name) for name in ("README.md", "run --help", "fit --help", "index --help", "query --help")} == {
-        "README.md": 10, "run --help": 1, "fit --help": 2, "index --help": 3, "query --help": 3,
+        "README.md": 11, "run --help": 1, "fit --help": 2, "index --help": 3, "query --help": 3,
     }  # fmt: skip
     assert len(COMMANDS) >= 28
     assert of_text("a\n  beam-influence run --a 'b c' \\\n      --d\nsee `beam-influence run`") == [["run", "--a", "b c", "--d"]]
@@ -36,7 +37,7 @@ def test_every_documented_command_is_understood(name: str) -> None:
     known, rest = parser().parse_known_args(words)
     refuse_misplaced(rest, known.command)
     refuse_unknown(rest)
-    kind = EvaluateConfig if known.command == "evaluate" else InfluenceConfig
+    kind = {"evaluate": EvaluateConfig, "report": ReportConfig}.get(known.command, InfluenceConfig)
     options = {field.name: getattr(known, field.name) for field in dataclasses.fields(kind) if hasattr(known, field.name)}
     alone = {"fit": {"outputs": "curvature"}, "index": {"outputs": "index"}}
     kind(**{**options, **alone.get(known.command, {})})

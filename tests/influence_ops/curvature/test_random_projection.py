@@ -25,7 +25,7 @@ from benchmarks.lds import configuration, load, make_model, scores_of
 
 SIZE = 144 + 8 + 300 + 6
 ROUNDING = 1e-12  # sums of a few hundred products in float64
-KINDS = ("hadamard", "two_sided")
+KINDS = ("hadamard", "two_sided", "sjlt")
 
 
 def layout(convolution: str = "factored") -> Layout:
@@ -58,7 +58,7 @@ def test_transpose_is_the_transpose(kind, dim: int) -> None:
     np.testing.assert_allclose(back, forward.T, rtol=0, atol=ROUNDING)
 
 
-@pytest.mark.parametrize(("kind", "dim", "spread"), [("hadamard", 64, 1.2), ("two_sided", 64, 2.5)])
+@pytest.mark.parametrize(("kind", "dim", "spread"), [("hadamard", 64, 1.2), ("two_sided", 64, 2.5), ("sjlt", 64, 1.4)])
 def test_inner_products_are_kept_within_the_bound(kind, dim: int, spread: float) -> None:
     """Over 400 seeds: no bias beyond 4 standard errors, and a spread near the bound's √((‖x‖²‖y‖² + ⟨x, y⟩²)/k).
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, get_args
 
 import apache_beam as beam
 from apache_beam import pvalue
 
 from beam_influence.influence_ops.results.result_files import written_files
-from beam_influence.influence_ops.scoring.index import IndexDtype, Search
+from beam_influence.influence_ops.scoring.index import Search
+from beam_influence.influence_ops.scoring.index_rows import IndexDtype
 from beam_influence.influence_ops.scoring.outputs.base import CombinedOutput, OutputOptions
 from beam_influence.influence_ops.scoring.outputs.table import complete_options, outputs_of
 from beam_influence.influence_ops.scoring.top_k import Order
@@ -225,7 +226,9 @@ class _JobBuilder:
         config, prepared = self._config, self._prepared
         order: Order = "descending" if config.order == "descending" else "ascending"
         options = complete_options(
-            OutputOptions(config.output_tables, config.score_options(), config.top_k, order, config.second_order_groups)
+            OutputOptions(
+                config.output_tables, config.score_options(), config.top_k, order, config.second_order_groups, prepared.index_error
+            )
         )
         if config.influence_vectors_path or config.index:
             search: Search = "faiss" if config.search == "faiss" else "linear"
@@ -251,7 +254,7 @@ class _JobBuilder:
         """The numbers of an index, of the training files that are not in it yet."""
         config, prepared = self._config, self._prepared
         known = [file.source for file in self._kept if file.source is not None]
-        dtype: IndexDtype = "float16" if config.index_dtype == "float16" else "float32"
+        dtype: IndexDtype = next(kind for kind in get_args(IndexDtype) if kind == config.index_dtype)
         index = IndexExamples(self._reader("index"), prepared.model, preconditioner, gate, dtype, known, config.output, self._accelerator)
         indexed = self._train | "IndexExamples" >> index
         self.counts.append(indexed[COUNTS])

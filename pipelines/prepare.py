@@ -13,7 +13,7 @@ from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.guard import Agreement
 from beam_influence.influence_ops.model.network import declared_outputs
 from beam_influence.influence_ops.reading.features import FeatureSpec, Schema, parse_schema
-from beam_influence.influence_ops.results.result_files import read_facts, table_files
+from beam_influence.influence_ops.results.result_files import read_facts, read_manifest, table_files, written_files
 from beam_influence.influence_ops.scoring.index import INDEX
 from beam_influence.pipelines.check_model import check_model
 from beam_influence.pipelines.config import InfluenceConfig
@@ -39,6 +39,7 @@ class PreparedRun:
       train_features, test_features: how their records are decoded; None where there are none.
       curvature_path: the saved curvature that is used, or None.
       indexed: the manifest of the index that is added to, or None.
+      index_error: the largest relative error of the rows of the index that is read, as they are stored; None: there is none, or it is not told.
       model: the recipe for the model.
       weights: the names of the watched weights.
       watched, total: how many weights are watched, of how many trainable ones.
@@ -64,6 +65,7 @@ class PreparedRun:
     queries: QueryPlan
     agreement: Agreement | None = None
     resumed: Resumed | None = None
+    index_error: float | None = None
 
     @property
     def model_facts(self) -> dict[str, Any]:
@@ -117,6 +119,7 @@ def prepare(config: InfluenceConfig) -> PreparedRun:
         plan,
         model.agreement,
         find_finished(config, spec, train, files.test, *features, files.curvature_path, plan.embedded) if config.resume else None,
+        None if config.index is None else _index_error(config.index),
     )
 
 
@@ -141,6 +144,12 @@ def _find_files(config: InfluenceConfig) -> _Files:
     if config.influence_vectors_path:
         return _Files(train, test, _vector_shards(config), join(config.influence_vectors_path, "curvature"), None)
     return _Files(train, test, [], config.curvature_path, None)
+
+
+def _index_error(index: str) -> float | None:
+    """The largest error that the files of an index tell."""
+    errors = [file.error for file in written_files(read_manifest(index, BeamFiles())) if file.table == INDEX and file.error is not None]
+    return max(errors, default=None)
 
 
 def _model_spec(config: InfluenceConfig) -> ModelSpec:

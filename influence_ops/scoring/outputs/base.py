@@ -21,6 +21,8 @@ Quantity = Literal["self_influence", "vectors", "gradients"]
 """What is computed only for outputs that need it: a flag of `ScoreOptions`, and a field of `BatchScores`."""
 
 SINGLE_FILE = "part-00000"
+INDEX_ERROR = "index_error"
+"""The largest relative error of the rows of the index that was read, in the facts of a table."""
 P = TypeVar("P", bound=Part)
 
 
@@ -39,6 +41,7 @@ class OutputOptions:
       score: which quantities are computed: those that the tables need, see `table.complete_options`.
       top_k, order: how many training examples for each test point, and from which end.
       second_order_groups: see `groups`.
+      index_error: the largest relative error of an index's rows as they are stored, which the facts tell; None: no index is read.
     """
 
     tables: tuple[str, ...]
@@ -46,6 +49,7 @@ class OutputOptions:
     top_k: int = 10
     order: Order = "descending"
     second_order_groups: bool = False
+    index_error: float | None = None
 
 
 class Scoring:
@@ -74,6 +78,8 @@ class Scoring:
         self.options = options
         self.queries = queries
         self.n, self.facts = run_facts(curvature, options.score)
+        if options.index_error is not None:
+            self.facts[INDEX_ERROR] = options.index_error
         self._open_operator = open_operator
         self._open_solved = open_solved or queries.values
 

@@ -43,7 +43,7 @@ def embed_for_index(model: ExplainedModel, preconditioner: Preconditioner, batch
 
 
 def rows_at_once(queries: int, dim: int) -> int:
-    """How many rows of r numbers are multiplied with all queries at once: their scores, and the rows in float64, take 32 MiB each at most."""
+    """How many rows of r numbers are multiplied with all queries at once: scores, and the rows in float64, take 32 MiB each at most."""
     return min(_MOST_ROWS, max(1, _SCORE_BYTES // (8 * max(queries, dim, 1))))
 
 

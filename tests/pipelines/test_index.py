@@ -25,7 +25,7 @@ from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.run_pipeline import RunFailedError
 from tests.pipelines.digits_job import DigitsJob, files_below, influence_model, run_quietly
 
-# Of the largest score: float32 keeps 24 bits of each of two numbers' products, float16 11 bits of the stored one, int8 9 of the row's largest.
+# Of the largest score: float32 keeps 24 bits of each of two numbers, float16 11 bits of the stored one, int8 9 of the row's largest.
 PRECISION = {"float32": 1e-6, "float16": 1e-3, "int8": 4e-3}
 PROJECTED: dict[str, Any] = {"curvature": "random_projection", "projection_dim": 40, "seed": 2}
 
@@ -307,7 +307,7 @@ def test_rejected_examples_of_every_update_are_kept(job: DigitsJob, tmp_path: pa
 
 
 def test_stored_rows_of_any_size_and_kind() -> None:
-    """Coordinates e^±4 apart, rows of 1e-30 to 1e20: inner products are those of the embeddings, within what the error says; parts of a file
+    """Coordinates e^±4 apart, rows of 1e-30 to 1e20: inner products are the embeddings', within what the error says; parts of a file
     are read as whole."""
     rng = np.random.default_rng(0)
     for dim in (1, 5, 64, 100):

@@ -3,7 +3,7 @@
 The data of `benchmarks.scale`: 784 features, a 784-32-10 network, here with all its weights watched (P = 25,450), 100 test points,
 top-10. One curvature for all of them, from a sample; it is not in the seconds. Every step is a process of its own.
 
-    python -m benchmarks.index [--size 20000] [--curvature arnoldi --rank 200] [--folder out/scale]
+    python -m benchmarks.index [--size 20000] [--curvature arnoldi --rank 200] [--projection sjlt] [--folder out/scale]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks import scale
 
 SAMPLE = 2_000
-DTYPES = ("float32", "float16")
+DTYPES = ("float32", "float16", "int8")
 
 
 def main() -> int:
@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=20_000, help=f"training examples, a multiple of {scale.SHARD:,}")
     parser.add_argument("--curvature", default="arnoldi", choices=("arnoldi", "random_projection"))
     parser.add_argument("--rank", type=int, default=200, help="numbers for each example (default: 200)")
+    parser.add_argument("--projection", default="hadamard", choices=("hadamard", "two_sided", "sjlt"), help="of random_projection")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("out/scale"), help="where the data goes")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -37,7 +38,8 @@ def main() -> int:
 
     def child(name: str, **options: Any) -> dict[str, Any]:
         command = [sys.executable, "-m", "benchmarks.index", "--size", str(arguments.size), "--folder", str(arguments.folder)]
-        command += ["--curvature", arguments.curvature, "--rank", str(arguments.rank), "--child", json.dumps({"name": name, **options})]
+        command += ["--curvature", arguments.curvature, "--rank", str(arguments.rank), "--projection", arguments.projection]
+        command += ["--child", json.dumps({"name": name, **options})]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -58,7 +60,8 @@ def main() -> int:
 
 def of_curvature(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of the curvature."""
-    size = {"rank": arguments.rank} if arguments.curvature == "arnoldi" else {"projection_dim": arguments.rank}
+    projected = {"projection_dim": arguments.rank, "projection": arguments.projection}
+    size = {"rank": arguments.rank} if arguments.curvature == "arnoldi" else projected
     return {"curvature": arguments.curvature, "n_samples": SAMPLE, **size}
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 Fisher = Literal["signed", "true", "expected", "empirical"]
 Matrix = Literal["gauss_newton", "hessian"]
-ProjectionKind = Literal["hadamard", "two_sided"]
+ProjectionKind = Literal["hadamard", "two_sided", "sjlt"]
 FISHERS: tuple[str, ...] = get_args(Fisher)
 
 MAX_DIM = 16_384  # of a projection: 2 GB for the matrix, as much again for its eigenvectors
@@ -197,7 +197,8 @@ class ProjectionSettings(CurvatureSettings):
     projection_dim: int = setting(512, "Of random_projection: how many numbers are left of each gradient. Default: 512.")
     projection: ProjectionKind = setting(
         "hadamard",
-        "Of random_projection: of all weights as one vector, or of each layer's matrix from two sides (cheaper, and coarser).",
+        "Of random_projection: hadamard, of all weights as one vector; two_sided, of each layer's matrix from two sides (cheaper, and "
+        "coarser); sjlt, of all weights, sparse (as good as hadamard nearly, many times as fast).",
         get_args(ProjectionKind),
     )
     fisher: Fisher = _fisher("expected")
@@ -207,7 +208,7 @@ class ProjectionSettings(CurvatureSettings):
         if not 1 <= self.projection_dim <= MAX_DIM:
             raise ValueError(f"projection_dim={self.projection_dim} must be at least 1 and at most {MAX_DIM:,}")
         if self.projection not in get_args(ProjectionKind):
-            raise ValueError(f"projection={self.projection!r} must be 'hadamard' or 'two_sided'")
+            raise ValueError(f"projection={self.projection!r} must be one of {', '.join(get_args(ProjectionKind))}")
         _check_fisher(self.fisher)
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, get_args
 
 import apache_beam as beam
 from apache_beam import pvalue
 
 from beam_influence.influence_ops.results.result_files import written_files
-from beam_influence.influence_ops.scoring.index import IndexDtype, Search
-from beam_influence.influence_ops.scoring.outputs.base import CombinedOutput, OutputOptions
+from beam_influence.influence_ops.scoring.index import Search
+from beam_influence.influence_ops.scoring.index_rows import IndexDtype
+from beam_influence.influence_ops.scoring.outputs.base import CombinedOutput
 from beam_influence.influence_ops.scoring.outputs.table import complete_options, outputs_of
-from beam_influence.influence_ops.scoring.top_k import Order
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.grow_index import BASE, source_base
 from beam_influence.pipelines.prepare import PreparedRun, prepare
@@ -45,7 +45,7 @@ from beam_influence.transforms.record_stage import RecordStage, TakeStage
 from beam_influence.transforms.typed import collection
 
 PASS_TOLERANCE = 1e-6
-STAGES = ("curvature", "embed", "index", "score")
+STAGES = ("curvature", "embed", "index", "score", "candidates")
 
 Operator: TypeAlias = pvalue.PCollection[Broadcast]
 Queries: TypeAlias = pvalue.PCollection[QueryReference]
@@ -127,6 +127,8 @@ class _JobBuilder:
         self._kept = [] if prepared.indexed is None else written_files(prepared.indexed)  # files of an index that is added to
         train = ReadShards(prepared.train, prepared.train_features, config.shard_size, config.only_index)
         self._train = pipeline | "ReadShards[train]" >> train
+        candidates = ReadShards(prepared.candidates, prepared.candidate_features, config.shard_size)
+        self._scored = pipeline | "ReadShards[candidates]" >> candidates if config.candidates else self._train
         self.counts: list[pvalue.PCollection] = []
         self.rejected: list[pvalue.PCollection] = []
         self.late: list[pvalue.PCollection] = []
@@ -134,10 +136,11 @@ class _JobBuilder:
         self._early: pvalue.PCollection | None = None
 
     def _reader(self, stage: str) -> ShardReader:
-        features = self._prepared.test_features if stage == "embed" else self._prepared.train_features
+        prepared = self._prepared
+        features = {"embed": prepared.test_features, "candidates": prepared.candidate_features}.get(stage, prepared.train_features)
         assert features is not None
         # A test point's gradient is a whole row of P numbers, where a training example's stays in factors.
-        rows = self._config.batch_size if stage != "embed" else embedded_at_once(self._prepared.watched, self._config.batch_size)
+        rows = self._config.batch_size if stage != "embed" else embedded_at_once(prepared.watched, self._config.batch_size)
         return ShardReader(stage, features, rows, self._progress)
 
     def _nothing(self, label: str, kind: type[Element]) -> pvalue.PCollection[Element]:
@@ -223,17 +226,15 @@ class _JobBuilder:
     def score(self, preconditioner: Operator, queries: Queries, gate: Gate) -> None:
         """Every table that is asked for."""
         config, prepared = self._config, self._prepared
-        order: Order = "descending" if config.order == "descending" else "ascending"
-        options = complete_options(
-            OutputOptions(config.output_tables, config.score_options(), config.top_k, order, config.second_order_groups)
-        )
-        if config.influence_vectors_path or config.index:
+        options = complete_options(config.output_options(prepared.index_error))
+        if (config.influence_vectors_path or config.index) and not options.of_candidates:
             search: Search = "faiss" if config.search == "faiss" else "linear"
             score = ScoreVectors(prepared.model, preconditioner, queries, options, config.output, search)
         else:
+            reader = self._reader("candidates" if options.of_candidates else "score")
             wanted = (queries, gate, options, config.output, self._accelerator, prepared.queries.first_keys)
-            score = ScoreExamples(self._reader("score"), prepared.model, preconditioner, *wanted)
-        scored = self._train | "ScoreExamples" >> score
+            score = ScoreExamples(reader, prepared.model, preconditioner, *wanted)
+        scored = self._scored | "ScoreExamples" >> score
         self.counts.append(scored[COUNTS])
         self.written.append(scored[FILES])
         if REJECTED in scored:
@@ -251,7 +252,7 @@ class _JobBuilder:
         """The numbers of an index, of the training files that are not in it yet."""
         config, prepared = self._config, self._prepared
         known = [file.source for file in self._kept if file.source is not None]
-        dtype: IndexDtype = "float16" if config.index_dtype == "float16" else "float32"
+        dtype: IndexDtype = next(kind for kind in get_args(IndexDtype) if kind == config.index_dtype)
         index = IndexExamples(self._reader("index"), prepared.model, preconditioner, gate, dtype, known, config.output, self._accelerator)
         indexed = self._train | "IndexExamples" >> index
         self.counts.append(indexed[COUNTS])

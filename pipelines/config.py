@@ -8,6 +8,7 @@ import importlib.util
 import typing
 from typing import Any
 
+from beam_influence.pipelines.check_candidates import check_candidates
 from beam_influence.pipelines.machine_memory import parse_bytes
 from beam_influence.pipelines.options.data import DataOptions
 from beam_influence.pipelines.options.method import MethodOptions, own_fields
@@ -18,7 +19,9 @@ from beam_influence.pipelines.options.run import RunOptions
 
 if typing.TYPE_CHECKING:  # when it is needed, it is imported: --help need not wait for TensorFlow
     from beam_influence.influence_ops.curvature import Curvature
+    from beam_influence.influence_ops.scoring.outputs.base import OutputOptions
     from beam_influence.influence_ops.scoring.scores import QueryArray, ScoreOptions
+    from beam_influence.influence_ops.scoring.top_k import Order
 
 _GROUPS = (DataOptions, ModelOptions, MethodOptions, ResultOptions)
 
@@ -73,7 +76,9 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
             self._check_in_place_of_train("index", self.index)
         elif self.influence_vectors_path is not None:
             self._check_in_place_of_train("influence_vectors_path", self.influence_vectors_path)
-        elif self.train is None:
+        if self.candidates is not None:
+            check_candidates(self)
+        elif self.train is None and self.index is None and self.influence_vectors_path is None:
             raise ValueError("--train is needed: the files of the training set")
 
     def _check_in_place_of_train(self, option: str, folder: str) -> None:
@@ -245,6 +250,16 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
             return ScoreOptions(typing.cast(Any, self.normalize), typing.cast(Any, self.removal), tolerance=self.score_tolerance)
         except ValueError as error:
             raise ValueError(f"--{error}") from error
+
+    def output_options(self, index_error: float | None = None) -> OutputOptions:
+        """What outputs are asked for; `index_error`: of the index that is read."""
+        from beam_influence.influence_ops.scoring.outputs.base import OutputOptions
+
+        order: Order = "descending" if self.order == "descending" else "ascending"
+        of_candidates = self.candidates is not None
+        by_embedding = of_candidates and self.index is not None
+        what = (self.output_tables, self.score_options(), self.top_k, order, self.second_order_groups)
+        return OutputOptions(*what, of_candidates, by_embedding, index_error)
 
     def as_json(self) -> dict[str, Any]:
         """All options, for the manifest; without passwords and tokens in addresses."""

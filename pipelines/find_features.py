@@ -78,13 +78,14 @@ def _describe(name: str, shards: list[Shard]) -> Description:
 
 def _roles(config: InfluenceConfig, split: str, data: Description, model_inputs: Sequence[ModelInput]) -> Roles:
     """The user's roles; a model of one input that names no feature takes the only feature without another role."""
-    is_train = split == "train"  # only training examples have weights
+    scored = "train" if config.candidates is None else "candidates"
+    group = {scored: config.group_feature, "test": config.test_group_feature}.get(split)
+    weight = None if split == "test" else config.weight_feature  # only training examples, and candidates, have weights
     mapping = {} if config.preprocess else config.input_mapping()
     whole = config.label_feature in data  # such a name may have a comma or an equals sign in it
     labels = (config.label_feature,) if whole else config.label_features
     outputs = ("",) if whole else config.label_outputs
-    group = config.group_feature if is_train else config.test_group_feature
-    roles = Roles(mapping, labels, config.id_feature, group, config.weight_feature if is_train else None, outputs)
+    roles = Roles(mapping, labels, config.id_feature, group, weight, outputs)
     if mapping or config.preprocess or len(model_inputs) > 1 or model_inputs[0].name in data:
         return roles
     taken = roles.others() | {config.group_feature, config.test_group_feature, config.weight_feature}

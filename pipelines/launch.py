@@ -87,8 +87,10 @@ def _files_to_read(prepared: PreparedRun) -> dict[str, int]:
     finished = set() if prepared.resumed is None else set(prepared.resumed.finished)
     if OPERATOR in finished:
         finished.add("curvature")
-    files = {stage: len(prepared.test if stage == "embed" else prepared.train) for stage in STAGES if stage not in finished}
-    return {**files, "score": files["score"] * len(prepared.queries.first_keys)}
+    of_stage = {"embed": prepared.test, "candidates": prepared.candidates}
+    files = {stage: len(of_stage.get(stage, prepared.train)) for stage in STAGES if stage not in finished}
+    rounds = len(prepared.queries.first_keys)
+    return {**files, "score": files["score"] * rounds, "candidates": files["candidates"] * rounds}
 
 
 def submit(config: InfluenceConfig, beam_arguments: Iterable[str] = ()) -> PipelineResult:

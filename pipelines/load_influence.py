@@ -44,7 +44,8 @@ def load_influence(folder: str | os.PathLike[str], beam_arguments: Sequence[str]
         open_file_systems(beam_arguments)
     try:
         manifest = read_manifest(folder, BeamFiles())
-        facts = schemas.facts(manifest["curvature"], manifest["config"]["normalize"], manifest["config"]["removal"])
+        config = manifest["config"]
+        facts = schemas.facts(manifest["curvature"], config["normalize"], config["removal"], config.get("candidates") is not None)
     except ValueError as error:
         raise ValueError(f"there are no results to load: {error}") from error
     except KeyError as error:
@@ -112,7 +113,8 @@ class Influence:
         return (batch for path in self._paths(name) for batch in self._batches(path, rows))
 
     def explain(self, test_id: str) -> pa.Table:
-        """The rows of `top_k` for one test point, by rank: rank, train_id, influence, loss_change.
+        """The rows of `top_k` for one test point, by rank: rank, train_id, influence, loss_change (of candidates: rank, candidate_id,
+        influence, loss_change_if_added).
 
         Raises:
           ValueError: the run wrote no `top_k`, or it has no such test point.

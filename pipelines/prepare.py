@@ -13,7 +13,7 @@ from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.guard import Agreement
 from beam_influence.influence_ops.model.network import declared_outputs
 from beam_influence.influence_ops.reading.features import FeatureSpec, Schema, parse_schema
-from beam_influence.influence_ops.results.result_files import read_facts, table_files
+from beam_influence.influence_ops.results.result_files import read_facts, read_manifest, table_files, written_files
 from beam_influence.influence_ops.scoring.index import INDEX
 from beam_influence.pipelines.check_model import check_model
 from beam_influence.pipelines.config import InfluenceConfig
@@ -36,9 +36,11 @@ class PreparedRun:
 
     Attributes:
       train, test: the files of each split; those of influence vectors in place of training files, where they are used.
-      train_features, test_features: how their records are decoded; None where there are none.
+      candidates: the files of examples that are scored in place of the training set.
+      train_features, test_features, candidate_features: how their records are decoded; None where there are none.
       curvature_path: the saved curvature that is used, or None.
       indexed: the manifest of the index that is added to, or None.
+      index_error: the largest relative error of the rows of the index that is read; None: there is none, or it is not told.
       model: the recipe for the model.
       weights: the names of the watched weights.
       watched, total: how many weights are watched, of how many trainable ones.
@@ -64,6 +66,9 @@ class PreparedRun:
     queries: QueryPlan
     agreement: Agreement | None = None
     resumed: Resumed | None = None
+    index_error: float | None = None
+    candidates: list[Shard] = dataclasses.field(default_factory=list)
+    candidate_features: FeatureSpec | None = None
 
     @property
     def model_facts(self) -> dict[str, Any]:
@@ -93,9 +98,9 @@ def prepare(config: InfluenceConfig) -> PreparedRun:
         _check_saved_curvature(config, model, files.curvature_path)
     schema = schema_of(config)
     specs: dict[str, FeatureSpec] = {}
-    for shards in filter(None, (files.train, files.test)):
+    for shards in filter(None, (files.train, files.candidates, files.test)):
         specs[shards[0].split] = find_features(config, shards, model.inputs, declared_outputs(model.network.original), schema)
-    of_examples = [(specs[shards[0].split], shards) for shards in (files.train, files.test) if shards]
+    of_examples = [(specs[shards[0].split], shards) for shards in (files.train, files.candidates, files.test) if shards]
     model, spec = check_model(model, spec, config, of_examples)
     spec.keep(model)
     for block in model.layout().blocks:
@@ -117,30 +122,50 @@ def prepare(config: InfluenceConfig) -> PreparedRun:
         plan,
         model.agreement,
         find_finished(config, spec, train, files.test, *features, files.curvature_path, plan.embedded) if config.resume else None,
+        None if config.index is None or config.candidates else _index_error(config.index),
+        files.candidates,
+        specs.get("candidates"),
     )
 
 
 class _Files(NamedTuple):
-    """The files that a run reads: examples of both splits, saved influence vectors or an index, a saved curvature, an index to add to."""
+    """The files that a run reads: examples of the splits, saved influence vectors or an index, a saved curvature, an index to add to."""
 
     train: list[Shard]
     test: list[Shard]
     vectors: list[Shard]
     curvature_path: str | None
     indexed: dict[str, Any] | None
+    candidates: list[Shard]
 
 
 def _find_files(config: InfluenceConfig) -> _Files:
     train = list_shards("train", patterns_of(config.train)) if config.train else []
     test = list_shards("test", patterns_of(config.test)) if config.test else []
+    candidates = list_shards("candidates", patterns_of(config.candidates)) if config.candidates else []
+    _refuse_trained_on(candidates, train)
     if config.update:
         indexed, train = index_to_grow(config, train)
-        return _Files(train, test, [], join(config.output, "curvature"), indexed)
+        return _Files(train, test, [], join(config.output, "curvature"), indexed, [])
     if config.index:
-        return _Files(train, test, _result_shards(table_files(config.index, INDEX, BeamFiles())), join(config.index, "curvature"), None)
+        rows = _result_shards(table_files(config.index, INDEX, BeamFiles()))
+        return _Files(train, test, [] if candidates else rows, join(config.index, "curvature"), None, candidates)
     if config.influence_vectors_path:
-        return _Files(train, test, _vector_shards(config), join(config.influence_vectors_path, "curvature"), None)
-    return _Files(train, test, [], config.curvature_path, None)
+        return _Files(train, test, _vector_shards(config), join(config.influence_vectors_path, "curvature"), None, [])
+    return _Files(train, test, [], config.curvature_path, None, candidates)
+
+
+def _refuse_trained_on(candidates: list[Shard], train: list[Shard]) -> None:
+    trained = {shard.path for shard in train}
+    both = next((shard.path for shard in candidates if shard.path in trained), None)
+    if both is not None:
+        raise ValueError(f"{both} is among the files of --candidates and of --train: candidates were not trained on; leave it out of one")
+
+
+def _index_error(index: str) -> float | None:
+    """The largest error that the files of an index tell."""
+    errors = [file.error for file in written_files(read_manifest(index, BeamFiles())) if file.table == INDEX and file.error is not None]
+    return max(errors, default=None)
 
 
 def model_spec(config: InfluenceConfig) -> ModelSpec:

@@ -20,13 +20,14 @@ from beam_influence.transforms.open_model import ModelSpec
 
 
 class OpenedInTurn:
-    """Blocks with their solutions; each is opened when it is its turn, and held by nobody here."""
+    """Blocks with one of their arrays; each is opened when it is its turn, and held by nobody here."""
 
-    def __init__(self, references: list[QueryReference]):
+    def __init__(self, references: list[QueryReference], array: QueryArray):
         self._references = references
+        self._array: QueryArray = array
 
     def __iter__(self) -> Iterator[QueryBlock]:
-        return (open_block(reference, ("solved",)) for reference in self._references)
+        return (open_block(reference, (self._array,)) for reference in self._references)
 
 
 def open_scoring(
@@ -40,9 +41,8 @@ def open_scoring(
     is scored, block by block."""
     known = sorted(references, key=lambda reference: reference.key)
     queries = {reference.key: open_block(reference, needs) for reference in known}
-    scoring = Scoring(
-        options, queries, preconditioner.description, lambda: open_operator(model, preconditioner), lambda: OpenedInTurn(known)
-    )
+    in_turn = OpenedInTurn(known, "gradients" if options.by_embedding else "solved")
+    scoring = Scoring(options, queries, preconditioner.description, lambda: open_operator(model, preconditioner), lambda: in_turn)
     errors = [meta[QUERY_ERROR] for reference in known if QUERY_ERROR in (meta := reference.broadcast.description)]
     if errors:
         scoring.facts[QUERY_ERROR] = max(errors)
@@ -105,7 +105,7 @@ class BundleOutputs:
         for output in self.collector.row_outputs:
             for table, schema in output.tables.items():
                 name = f"shard-{shard.key}{self._suffix}"
-                self._files[table] = ParquetFile(self._folder, table, name, schema, scoring.facts, BeamFiles())
+                self._files[table] = ParquetFile(self._folder, table, name, self._options.schema(schema), scoring.facts, BeamFiles())
 
     def add(self, scored: BatchScores) -> None:
         """Takes in a batch of the shard."""

@@ -14,7 +14,8 @@ from apache_beam.utils.shared import Shared
 
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.results.result_files import ParquetFile, SourceFile
-from beam_influence.influence_ops.scoring.index import INDEX, IndexDtype, index_schema, index_table
+from beam_influence.influence_ops.scoring.index import INDEX
+from beam_influence.influence_ops.scoring.index_rows import IndexDtype, index_schema, index_table, stored_error
 from beam_influence.influence_ops.scoring.outputs.base import run_facts
 from beam_influence.influence_ops.scoring.scores import ScoreOptions, evaluate
 from beam_influence.transforms.broadcast import Broadcast
@@ -74,6 +75,7 @@ class _IndexDoFn(ShardDoFn):
     def begin_shard(self, shard: Shard) -> None:
         schema = index_schema(self._embedder.dim, self._dtype)
         name = f"shard-{shard.key}"
+        self._error = 0.0
         self._file = ParquetFile(self._output, INDEX, name, schema, self._embedder.facts, BeamFiles(), self._source)
 
     def use(self, batch: ExampleBatch) -> list[Rejected]:
@@ -81,12 +83,14 @@ class _IndexDoFn(ShardDoFn):
         kept, _, gradients, rejected = evaluate(self._embedder.model, batch)
         if len(kept):
             embedded = self._embedder.preconditioner.embed(gradients)
-            self._file.write(index_table(kept.ids, embedded, self._dtype))
+            rows = index_table(kept.ids, embedded, self._dtype)
+            self._error = max(self._error, stored_error(embedded, rows))
+            self._file.write(rows)
         return rejected
 
     def end_shard(self, shard: Shard) -> Iterator[object]:
         assert self._file is not None
-        yield pvalue.TaggedOutput(FILES, self._file.close())
+        yield pvalue.TaggedOutput(FILES, dataclasses.replace(self._file.close(), error=self._error))
         self._file = None
 
     def abandon_shard(self) -> None:

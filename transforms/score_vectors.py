@@ -12,7 +12,8 @@ from apache_beam.metrics.metric import Metrics
 from apache_beam.typehints.decorators import IOTypeHints
 
 from beam_influence.influence_ops.results.result_files import iterate_table
-from beam_influence.influence_ops.scoring.index import Search, best_of_file, stored_vectors
+from beam_influence.influence_ops.scoring.index import Search, best_of_file, rows_at_once
+from beam_influence.influence_ops.scoring.index_rows import as_stored, stored_vectors
 from beam_influence.influence_ops.scoring.outputs.base import OutputOptions, Scoring
 from beam_influence.influence_ops.scoring.scores import BatchScores
 from beam_influence.transforms.broadcast import Broadcast
@@ -56,9 +57,13 @@ class _ScoreVectorsDoFn(beam.DoFn):
     def _score(self, shard: Shard, scoring: Scoring) -> int:
         """Every pair; gives the number of examples."""
         examples = 0
-        for rows in iterate_table(shard.path, BeamFiles()):
+        queries = [block.gradients for block in scoring.queries.values()]
+        at_once = rows_at_once(sum(map(len, queries)), max((block.shape[1] for block in queries), default=0))
+        for rows in iterate_table(shard.path, BeamFiles(), at_once):
+            if not examples:
+                queries = [as_stored(block, rows.schema) for block in queries]
             ids, vectors = stored_vectors(rows)
-            scores = [block.gradients @ vectors.T for block in scoring.queries.values()]
+            scores = [block @ vectors.T for block in queries]
             self._outputs.add(BatchScores(ids, scores, scores))
             examples += len(ids)
         return examples

@@ -40,7 +40,8 @@ class _WriteDoFn(beam.DoFn):
         needs: tuple[QueryArray, ...] = ("gradients",) if self._options.second_order_groups else ()
         scoring = open_scoring(self._options, preconditioner, references, self._model, needs)
         for table, name, rows in self._output.finish(parts, scoring):
-            yield write_table(self._folder, table, name, self._output.tables[table], rows, scoring.facts, BeamFiles())
+            schema, rows = self._options.schema(self._output.tables[table]), self._options.written(rows)
+            yield write_table(self._folder, table, name, schema, rows, scoring.facts, BeamFiles())
 
 
 @dataclasses.dataclass

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from beam_influence.influence_ops.curvature.sparse_projection import SparseProjection
 from beam_influence.influence_ops.model.gradients import Factored, Gradients, Layout, OneHot
 from beam_influence.influence_ops.settings import ProjectionKind
 
@@ -50,7 +51,8 @@ def make_projection(kind: ProjectionKind, layout: Layout, dim: int, seed: int) -
     """The projection of all watched weights.
 
     Args:
-      kind: `hadamard`: of θ as one vector; `two_sided`: of each layer's matrix from both sides, as of LoGra.
+      kind: `hadamard`: of θ as one vector; `two_sided`: of each layer's matrix from both sides, as of LoGra; `sjlt`: of θ, sparse, and
+        from the layers' factors.
       layout: of the model.
       dim: k; of `two_sided`, what the layers share.
 
@@ -63,7 +65,9 @@ def make_projection(kind: ProjectionKind, layout: Layout, dim: int, seed: int) -
         return HadamardProjection(layout.size, dim, seed)
     if kind == "two_sided":
         return TwoSidedProjection(layout, dim, seed)
-    raise ValueError(f"projection={kind!r} must be 'hadamard' or 'two_sided'")
+    if kind == "sjlt":
+        return SparseProjection(layout, dim, seed)
+    raise ValueError(f"projection={kind!r} must be 'hadamard', 'two_sided' or 'sjlt'")
 
 
 class HadamardProjection:

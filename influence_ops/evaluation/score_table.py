@@ -30,6 +30,8 @@ class ScoreTable:
     def __init__(self, folder: str, files: FileStore | None = None, rows: int = _ROWS):
         self.folder = folder
         self.manifest = read_manifest(folder, files)
+        if self.manifest.get("config", {}).get("candidates"):
+            raise ValueError(f"the run in {folder!r} scored --candidates, which were not trained on; give one that scored the training set")
         self._files = files
         self._rows = rows
 

@@ -31,13 +31,15 @@ class SourceFile:
 
 @dataclasses.dataclass(frozen=True)
 class WrittenFile:
-    """A finished result file: its table, its path below the output folder, its rows and bytes, and its source where it is told."""
+    """A finished result file: its table, its path below the output folder, its rows and bytes; where they are told, its source, and the
+    largest relative error of its rows as they are stored."""
 
     table: str
     path: str
     rows: int
     size: int
     source: SourceFile | None = None
+    error: float | None = None
 
 
 class ParquetFile:
@@ -139,7 +141,8 @@ def write_manifest(output: str, written: list[WrittenFile], content: Mapping[str
     listed = []
     for file in sorted(written, key=lambda file: file.path):
         entry = {"table": file.table, "path": file.path, "rows": file.rows, "bytes": file.size}
-        listed.append(entry if file.source is None else {**entry, "source": dataclasses.asdict(file.source)})
+        told = {} if file.source is None else {"source": dataclasses.asdict(file.source)}
+        listed.append({**entry, **told} if file.error is None else {**entry, **told, "error": file.error})
     manifest = {**content, "manifest_version": MANIFEST_VERSION, "files": listed}
     path = f"{output.rstrip('/')}/{MANIFEST}"
     (files or LocalFiles()).write(path, json.dumps(manifest, indent=1, sort_keys=True).encode())
@@ -192,10 +195,12 @@ def written_files(manifest: Mapping[str, Any]) -> list[WrittenFile]:
     found = []
     for entry in manifest["files"]:
         source = SourceFile(**entry["source"]) if "source" in entry else None
-        file = WrittenFile(entry["table"], entry["path"], entry["rows"], entry["bytes"], source)
+        file = WrittenFile(entry["table"], entry["path"], entry["rows"], entry["bytes"], source, entry.get("error"))
         texts = [file.table, file.path, *(() if source is None else (source.name, source.sha256))]
         numbers = [file.rows, file.size, *(() if source is None else (source.size,))]
         if not all(isinstance(text, str) for text in texts) or not all(type(number) is int and number >= 0 for number in numbers):
+            raise TypeError(f"{entry!r} is no file's entry")
+        if not (file.error is None or (type(file.error) in (int, float) and file.error >= 0)):
             raise TypeError(f"{entry!r} is no file's entry")
         found.append(file)
     return found

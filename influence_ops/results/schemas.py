@@ -2,7 +2,8 @@
 
 All tables keep to these columns on every runner. `influence` is the score I; `loss_change` is I / n, the
 predicted change of the test loss when the example (or the group) is removed, null where scores are normalised
-or n is unknown. Positive: removal raises the loss, so the example is helpful; negative: harmful.
+or n is unknown. Positive: removal raises the loss, so the example is helpful; negative: harmful. Where candidates
+are scored, which were not trained on, the columns of `OF_CANDIDATES` have other names.
 """
 
 from __future__ import annotations
@@ -50,16 +51,23 @@ REJECTED = pa.schema(
     ]
 )
 
+OF_CANDIDATES = {"train_id": "candidate_id", "loss_change": "loss_change_if_added"}
+"""The names of columns where what is scored are candidates, which were not trained on; `loss_change_if_added` is −I / n."""
+
 METADATA_KEY = b"beam_influence"
 
 
-def facts(curvature: Mapping[str, Any], normalize: str, removal: str) -> dict[str, Any]:
+def facts(curvature: Mapping[str, Any], normalize: str, removal: str, of_candidates: bool = False) -> dict[str, Any]:
     """What a reader must know to use a score: sign, unit, curvature, damping and the model's fingerprint."""
     unit = "loss × n: divide by n for the predicted change of the test loss when the example is removed"
+    sign = "positive = removing the training example raises the loss at the test point (helpful); negative = harmful"
+    if of_candidates:
+        sign = "positive = adding the candidate to the training set lowers the loss at the test point (helpful); negative = harmful"
+        unit = "loss × n: divide by -n for the predicted change of the test loss when the candidate is added with the weight 1/n"
     if normalize != "none":
         unit = f"relative ({normalize}-RelatIF): compare within one test point"
     return {
-        "sign": "positive = removing the training example raises the loss at the test point (helpful); negative = harmful",
+        "sign": sign,
         "unit": unit,
         "n": curvature["examples"],
         "curvature": curvature["curvature"],
@@ -68,6 +76,11 @@ def facts(curvature: Mapping[str, Any], normalize: str, removal: str) -> dict[st
         "removal": removal,
         "model_fingerprint": curvature["fingerprint"],
     }
+
+
+def of_candidates(schema: pa.Schema) -> pa.Schema:
+    """A table's schema where candidates are scored in place of training examples."""
+    return pa.schema([field.with_name(OF_CANDIDATES.get(field.name, field.name)) for field in schema])
 
 
 def with_facts(schema: pa.Schema, content: Mapping[str, Any]) -> pa.Schema:

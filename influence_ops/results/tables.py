@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from beam_influence.influence_ops.reading.example_batch import Rejected
 from beam_influence.influence_ops.results import schemas
@@ -31,6 +32,12 @@ def top_k_table(test_ids: np.ndarray, top: TopK, n: int) -> pa.Table:
         loss_change(influence, n),
     ]
     return pa.Table.from_arrays(columns, schema=schemas.TOP_K)
+
+
+def candidates_table(rows: pa.Table) -> pa.Table:
+    """Rows about training examples as rows about candidates: named so, and in place of the change by removal that by addition, −I / n."""
+    columns = [pc.call_function("negate", [rows[name]]) if name == "loss_change" else rows[name] for name in rows.schema.names]
+    return pa.Table.from_arrays(columns, schema=schemas.of_candidates(rows.schema))
 
 
 def scores_table(test_ids: np.ndarray, train_ids: np.ndarray, scores: np.ndarray, n: int) -> pa.Table:

@@ -16,7 +16,7 @@ from beam_influence.influence_ops.scoring.groups import add_hessian_products, fi
 from beam_influence.influence_ops.scoring.outputs.base import OutputOptions, Scoring
 from beam_influence.influence_ops.scoring.outputs.collector import Collector
 from beam_influence.influence_ops.scoring.outputs.groups import GRADIENTS, GROUPS, PRODUCTS
-from beam_influence.influence_ops.scoring.outputs.table import OUTPUTS, complete_options
+from beam_influence.influence_ops.scoring.outputs.table import OUTPUTS, complete_options, refuse_for_candidates
 from beam_influence.influence_ops.scoring.part import Part
 from beam_influence.influence_ops.scoring.query_solver import System, solutions, solve
 from beam_influence.influence_ops.scoring.scores import (
@@ -70,6 +70,7 @@ def compute_in_memory(
     second_order_groups: bool = False,
     passes: int = 0,
     tolerance: float = 1e-6,
+    candidates: Iterable[ExampleBatch] | None = None,
 ) -> InfluenceResult:
     """Every table of a run, computed batch by batch.
 
@@ -82,9 +83,13 @@ def compute_in_memory(
       outputs: names of `OUTPUTS`.
       top_k, order: how many training examples for each test point, and from which end.
       second_order_groups: see `groups`.
+      candidates: batches of examples that were not trained on, scored in place of `train`: would it help to add them?
       passes, tolerance: over the training data that solve the test points, at most, for a curvature with `systems`.
     """
-    wanted = complete_options(OutputOptions(tuple(outputs), options or ScoreOptions(), top_k, order, second_order_groups))
+    if candidates is not None:
+        refuse_for_candidates(outputs, options or ScoreOptions(), second_order_groups)
+    of_candidates = candidates is not None
+    wanted = complete_options(OutputOptions(tuple(outputs), options or ScoreOptions(), top_k, order, second_order_groups, of_candidates))
     if isinstance(curvature, str):
         curvature = curvature_by_name(curvature)
     system = curvature.systems if isinstance(curvature, Curvature) else None
@@ -105,19 +110,20 @@ def compute_in_memory(
     scoring = Scoring(wanted, blocks, preconditioner.meta, lambda: (model, preconditioner))
     collector = Collector(scoring)
     parts: dict[str, list[pa.Table]] = {table: [] for table in wanted.tables}
-    for batch in train:
+    for batch in train if candidates is None else candidates:
         scored = scoring.scorer.score(batch)
-        rejected += [("train", r) for r in scored.rejected]
+        rejected += [("train" if candidates is None else "candidates", r) for r in scored.rejected]
         collector.add(scored, lambda table, rows: parts[table].append(rows))
     if second_order_groups and GROUPS in collector.parts:
         _multiply_groups(collector.parts[GROUPS], train, model, preconditioner)
     for finished in collector.finish():
         parts[finished.table].append(finished.rows)
-    return InfluenceResult({**_whole_tables(parts), "rejected": tables.rejected_table(rejected)}, preconditioner)
+    return InfluenceResult({**_whole_tables(parts, wanted), "rejected": tables.rejected_table(rejected)}, preconditioner)
 
 
-def _whole_tables(parts: dict[str, list[pa.Table]]) -> dict[str, pa.Table]:
-    return {table: pa.concat_tables(rows) if rows else OUTPUTS[table].tables[table].empty_table() for table, rows in parts.items()}
+def _whole_tables(parts: dict[str, list[pa.Table]], wanted: OutputOptions) -> dict[str, pa.Table]:
+    schemas = {table: wanted.schema(OUTPUTS[table].tables[table]) for table in parts}
+    return {table: pa.concat_tables(rows) if rows else schemas[table].empty_table() for table, rows in parts.items()}
 
 
 def _multiply_groups(

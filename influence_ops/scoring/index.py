@@ -20,6 +20,7 @@ from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rej
 from beam_influence.influence_ops.results import schemas, tables
 from beam_influence.influence_ops.results.array_folder import FileStore
 from beam_influence.influence_ops.results.result_files import iterate_table, read_facts, table_files
+from beam_influence.influence_ops.scoring.index_rows import as_stored, stored_vectors
 from beam_influence.influence_ops.scoring.nearest_neighbors import FaissSearch
 from beam_influence.influence_ops.scoring.outputs.base import run_facts
 from beam_influence.influence_ops.scoring.scores import QueryBlock, ScoreOptions, concatenate_queries, evaluate
@@ -28,55 +29,10 @@ from beam_influence.influence_ops.scoring.top_k import Order, TopK
 INDEX = "index"
 """The table's name, and its folder's."""
 
-IndexDtype = Literal["float32", "float16"]
 Search = Literal["linear", "faiss"]
 
-_DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16}
-
-
-def index_schema(dim: int, dtype: IndexDtype) -> pa.Schema:
-    """One row for each training example: the embedding is `scale` × the numbers in `embedding`."""
-    numbers = pa.list_(pa.float16() if dtype == "float16" else pa.float32(), dim)
-    fields = [("train_id", pa.string()), ("scale", pa.float32()), ("embedding", numbers)]
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields])
-
-
-def index_table(ids: np.ndarray, embedded: np.ndarray, dtype: IndexDtype) -> pa.Table:
-    """Ids (B,) and embeddings [B, r] as rows. In float16 each row is scaled to a largest number of 1: no example is too small for it.
-
-    Raises:
-      ValueError: an embedding is too large for float32.
-    """
-    with np.errstate(over="ignore"):
-        scale = np.ones(len(ids), dtype=np.float32)
-        if dtype == "float16":
-            scale = np.maximum(np.abs(embedded).max(axis=1, initial=0.0), np.finfo(np.float32).tiny).astype(np.float32)
-        numbers = (embedded / scale[:, None].astype(np.float64)).astype(_DTYPES[dtype])
-    if not np.isfinite(numbers).all() or not np.isfinite(scale).all():
-        raise ValueError("an embedding is too large for float32; raise --damping")
-    schema = index_schema(embedded.shape[1], dtype)
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), embedded.shape[1])
-    return pa.Table.from_arrays([pa.array(ids, pa.string()), pa.array(scale), lists], schema=schema)
-
-
-def stored_vectors(rows: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (B,) and vectors [B, ·] of rows of an index, or of saved influence vectors.
-
-    Raises:
-      ValueError: they are of neither.
-    """
-    columns: dict[str, Any] = {name: rows.schema.field(name).type for name in rows.schema.names}
-    numbers: Any = columns.get("vector", columns.get("embedding"))
-    leaf = numbers.value_type if isinstance(numbers, (pa.FixedSizeListType, pa.ListType, pa.LargeListType)) else pa.null()
-    if not pa.types.is_floating(leaf) or not pa.types.is_string(columns.get("train_id", pa.null())):
-        raise ValueError(f"these are no rows of an index or of influence vectors, but of {', '.join(columns) or 'nothing'}")
-    if "vector" not in columns and not pa.types.is_floating(columns.get("scale", pa.null())):
-        raise ValueError("the rows of an index have a number named scale")
-    ids = np.array(rows.column("train_id").to_pylist(), dtype=object)
-    if "vector" in rows.schema.names:
-        return ids, np.asarray(rows.column("vector").flatten()).reshape(rows.num_rows, -1)
-    numbers = np.asarray(rows.column("embedding").flatten()).reshape(rows.num_rows, -1).astype(np.float32)
-    return ids, numbers * np.asarray(rows.column("scale"))[:, None]
+_SCORE_BYTES = 32 << 20
+_MOST_ROWS = 8192
 
 
 def embed_for_index(model: ExplainedModel, preconditioner: Preconditioner, batch: ExampleBatch) -> tuple[QueryBlock, list[Rejected]]:
@@ -86,15 +42,23 @@ def embed_for_index(model: ExplainedModel, preconditioner: Preconditioner, batch
     return QueryBlock(kept.ids, embedded, np.zeros((len(embedded), 0)), kept.groups), rejected
 
 
+def rows_at_once(queries: int, dim: int) -> int:
+    """How many rows of r numbers are multiplied with all queries at once: scores, and the rows in float64, take 32 MiB each at most."""
+    return min(_MOST_ROWS, max(1, _SCORE_BYTES // (8 * max(queries, dim, 1))))
+
+
 def best_of_file(rows: Iterable[pa.RecordBatch], blocks: list[QueryBlock], k: int, order: Order) -> tuple[list[TopK], int]:
     """The k best of one file's examples for each query of each block, by FAISS in float32; and how many examples there are."""
     search = FaissSearch()
     ids: list[np.ndarray] = [np.zeros(0, dtype=object)]
+    schema = pa.schema([])
 
     def stored() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        nonlocal schema
         count = 0
         for part in rows:
             names, vectors = stored_vectors(part)
+            schema = part.schema
             ids.append(names)
             yield np.arange(count, count + len(names)), vectors
             count += len(names)
@@ -104,7 +68,7 @@ def best_of_file(rows: Iterable[pa.RecordBatch], blocks: list[QueryBlock], k: in
     tops = []
     for block in blocks:
         top = TopK(len(block), k, order)
-        top.values, positions = search.query(block.gradients)
+        top.values, positions = search.query(as_stored(block.gradients, schema))
         top.ids = names[positions]
         tops.append(top)
     return tops, len(names)
@@ -155,11 +119,11 @@ class InfluenceIndex:
         (block,) = blocks
         top = TopK(len(block), k, order)
         for path in self.files:
-            rows = iterate_table(path, self.store)
+            rows = iterate_table(path, self.store, rows_at_once(*block.gradients.shape))
             if search == "faiss":
                 top.merge(best_of_file(rows, blocks, k, order)[0][0])
                 continue
             for part in rows:
                 ids, vectors = stored_vectors(part)
-                top.add(block.gradients @ vectors.T, ids)
+                top.add(as_stored(block.gradients, part.schema) @ vectors.T, ids)
         return tables.top_k_table(block.ids, top, run_facts(self.preconditioner.meta, ScoreOptions())[0])

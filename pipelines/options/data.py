@@ -37,6 +37,14 @@ class DataOptions:
         names=True,
         commands=("run", "query"),
     )
+    candidates: str | None = _option(
+        None,
+        "Examples that were not trained on, as files as for --train: would it help to add them? They are scored in place of the training "
+        "set (whose files make the curvature, unless --curvature_path or --index has it); the columns are then candidate_id and "
+        "loss_change_if_added.",
+        names=True,
+        commands=("run", "query"),
+    )
     schema: str | None = _option(
         None, "A TensorFlow Metadata schema (schema.pbtxt) of the features; without it they are inferred from the first example."
     )

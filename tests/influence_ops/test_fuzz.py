@@ -36,7 +36,7 @@ from beam_influence.influence_ops.results.result_files import (
     write_manifest,
     written_files,
 )
-from beam_influence.influence_ops.scoring.index import index_table, stored_vectors
+from beam_influence.influence_ops.scoring.index_rows import index_table, stored_vectors
 
 pytestmark = pytest.mark.timeout(240)
 _SLOW = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)

@@ -31,6 +31,7 @@ VALUES: dict[str, str] = {
 GOES_WITH: dict[str, dict[str, str]] = {
     "influence_vectors_path": {"train": "", "test": "b"},
     "index": {"train": "", "test": "b"},
+    "candidates": {"outputs": "scores", "test": "b"},
     "fisher": {"curvature": "ekfac"},
     "rcond": {"damping": "0"},
     "passes": {"curvature": "arnoldi"},

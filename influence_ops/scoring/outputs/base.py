@@ -13,6 +13,8 @@ import pyarrow as pa
 from beam_influence.influence_ops.curvature import Preconditioner
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.results import schemas
+from beam_influence.influence_ops.results.tables import candidates_table
+from beam_influence.influence_ops.scoring.embedded_scorer import EmbeddedScorer
 from beam_influence.influence_ops.scoring.part import Part
 from beam_influence.influence_ops.scoring.scores import BatchScores, QueryBlock, ScoreOptions, Scorer
 from beam_influence.influence_ops.scoring.top_k import Order
@@ -21,13 +23,15 @@ Quantity = Literal["self_influence", "vectors", "gradients"]
 """What is computed only for outputs that need it: a flag of `ScoreOptions`, and a field of `BatchScores`."""
 
 SINGLE_FILE = "part-00000"
+INDEX_ERROR = "index_error"
+"""The largest relative error of the rows of the index that was read, in the facts of a table."""
 P = TypeVar("P", bound=Part)
 
 
-def run_facts(curvature: Mapping[str, Any], options: ScoreOptions) -> tuple[int, dict[str, Any]]:
+def run_facts(curvature: Mapping[str, Any], options: ScoreOptions, of_candidates: bool = False) -> tuple[int, dict[str, Any]]:
     """n for loss_change (0: unknown), and the metadata of every result file, from an operator's `meta`."""
     n = int(curvature["examples"]) if options.normalize == "none" else 0
-    return n, schemas.facts(curvature, options.normalize, options.removal)
+    return n, schemas.facts(curvature, options.normalize, options.removal, of_candidates)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,9 @@ class OutputOptions:
       score: which quantities are computed: those that the tables need, see `table.complete_options`.
       top_k, order: how many training examples for each test point, and from which end.
       second_order_groups: see `groups`.
+      of_candidates: whether what is scored are candidates, which were not trained on: `schemas.OF_CANDIDATES`.
+      by_embedding: whether they are scored by the r numbers of an index, as its rows are.
+      index_error: the largest relative error of an index's rows as they are stored, which the facts tell; None: no index is read.
     """
 
     tables: tuple[str, ...]
@@ -46,6 +53,17 @@ class OutputOptions:
     top_k: int = 10
     order: Order = "descending"
     second_order_groups: bool = False
+    of_candidates: bool = False
+    by_embedding: bool = False
+    index_error: float | None = None
+
+    def schema(self, of: pa.Schema) -> pa.Schema:
+        """A table's schema as it is written."""
+        return schemas.of_candidates(of) if self.of_candidates else of
+
+    def written(self, rows: pa.Table) -> pa.Table:
+        """Rows as they are written."""
+        return candidates_table(rows) if self.of_candidates else rows
 
 
 class Scoring:
@@ -56,7 +74,7 @@ class Scoring:
       queries: the blocks of test points by key, in order.
       curvature: the operator's `meta`.
       open_operator: gives the model and the operator for it.
-      open_solved: gives the blocks with their solutions, one after the other; None: `queries` have them.
+      open_solved: gives the blocks with their solutions (of an index: their r numbers), one after the other; None: `queries` have them.
 
     Attributes:
       n: the number of training examples; 0 where it is unknown or scores are relative.
@@ -73,7 +91,9 @@ class Scoring:
     ):
         self.options = options
         self.queries = queries
-        self.n, self.facts = run_facts(curvature, options.score)
+        self.n, self.facts = run_facts(curvature, options.score, options.of_candidates)
+        if options.index_error is not None:
+            self.facts[INDEX_ERROR] = options.index_error
         self._open_operator = open_operator
         self._open_solved = open_solved or queries.values
 
@@ -83,9 +103,11 @@ class Scoring:
         return self._open_operator()
 
     @functools.cached_property
-    def scorer(self) -> Scorer:
+    def scorer(self) -> Scorer | EmbeddedScorer:
         """Scores batches against the queries."""
         model, preconditioner = self.operator
+        if self.options.by_embedding:
+            return EmbeddedScorer(model, preconditioner, self._open_solved())
         return Scorer(model, preconditioner, self._open_solved(), self.options.score)
 
 

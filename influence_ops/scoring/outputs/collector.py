@@ -35,9 +35,10 @@ class Collector:
             output.add(self.parts[output.name], scored, self._scoring)
         for output in self.row_outputs:
             for rows in output.rows(scored, self._scoring):
-                write(output.name, rows)
+                write(output.name, self._scoring.options.written(rows))
 
     def finish(self) -> Iterator[FinishedTable]:
         """The tables of the parts, which are over all training data by now."""
         for output in self._combined:
-            yield from output.finish(self.parts[output.name], self._scoring)
+            for finished in output.finish(self.parts[output.name], self._scoring):
+                yield finished._replace(rows=self._scoring.options.written(finished.rows))

@@ -12,6 +12,7 @@ from beam_influence.influence_ops.scoring.outputs.base import Output, OutputOpti
 from beam_influence.influence_ops.scoring.outputs.best import BestBySelfInfluence, BestByTestPoint
 from beam_influence.influence_ops.scoring.outputs.groups import Groups
 from beam_influence.influence_ops.scoring.outputs.rows import InfluenceVectors, Scores, SelfInfluence
+from beam_influence.influence_ops.scoring.scores import ScoreOptions
 
 OUTPUTS: dict[str, Output] = {
     table: output
@@ -31,6 +32,20 @@ TABLES: dict[str, pa.Schema] = {
 def outputs_of(tables: Iterable[str]) -> list[Output]:
     """What makes the tables: each output once, whichever of its tables are asked for."""
     return list(dict.fromkeys(OUTPUTS[table] for table in tables))
+
+
+def refuse_for_candidates(tables: Iterable[str], options: ScoreOptions, second_order_groups: bool) -> None:
+    """Refuses what is asked of candidates and is only of training examples.
+
+    Raises:
+      ValueError: a table that is not of test points, or a removal's own Newton step or second order.
+    """
+    others = [table for table in tables if table not in tables_of_test_points()]
+    if others:
+        raise ValueError(f"candidates are scored against test points: outputs {', '.join(tables_of_test_points())}, not {others[0]}")
+    if options.removal != "first_order" or second_order_groups:
+        what = "second_order_groups" if second_order_groups else f"removal {options.removal}"
+        raise ValueError(f"candidates are added, to first order; {what} is of the removal of training examples: leave it out")
 
 
 def tables_of_test_points() -> tuple[str, ...]:

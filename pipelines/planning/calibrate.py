@@ -56,16 +56,16 @@ def calibrate(config: InfluenceConfig, beam_arguments: Sequence[str], started: f
     refuse_more_than_gpus(processes)
     prepared = prepare(config)
     refuse_output(config, MANIFEST)
-    start = Seconds(time.time() - started, time.process_time())
+    start, start_bytes = Seconds(time.time() - started, time.process_time()), _peak()
     counted = None if prepared.train_features is None else count_examples(prepared.train, prepared.train_features)
     of_stage = min(_STAGE_SECONDS, _STAGES_SECONDS / _count_stages(config, prepared))
     with tempfile.TemporaryDirectory() as folder:
         sample = sample_run(prepared, config, counted, of_stage)
         measured = _run(config, sample, join(folder, "sample"))
         points, sampled = count_points(prepared), measured.counts.get("embed", 0)
-        stages, peak = measured.stages, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        stages, peak = measured.stages, _peak()
         fewer: _Measured | None = None
-        if 1 < sampled < points:
+        if 1 < sampled < points // len(prepared.queries.first_keys):
             less = dataclasses.replace(
                 sample, curvature_path=join(folder, "sample", "curvature"), test=sample_points(prepared, config, of_stage, sampled // 4)
             )
@@ -87,6 +87,7 @@ def calibrate(config: InfluenceConfig, beam_arguments: Sequence[str], started: f
         fixed=(measured.total - steady(stages)).at_least(0.0),
         stages=stages,
         sampled_points=sampled,
+        start_bytes=start_bytes,
         peak_bytes=peak,
         sent_bytes=measured.sent,
         network_flops=network_flops(prepared),
@@ -146,6 +147,11 @@ def _rows_of_vectors(prepared: PreparedRun, sample: PreparedRun, measured: _Meas
     """The rows of saved vectors or of an index, by the bytes of some files."""
     rows, part, whole = measured.counts.get("score", 0), _bytes(sample.train), _bytes(prepared.train)
     return (rows, True) if part == whole else (round(rows * whole / max(part, 1)), False)
+
+
+def _peak() -> int:
+    """The largest memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def _bytes(shards: Sequence[Any]) -> int:

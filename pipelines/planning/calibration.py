@@ -27,6 +27,7 @@ class Calibration:
       sampled_points: test points in the sample; the stages' costs are with so many.
       stages_with_fewer: the same with `fewer_points`; empty where all test points were in the sample.
       fewer_points: see there.
+      start_bytes: the largest memory of the process before it read the first file.
       peak_bytes: the largest memory of the process.
       sent_bytes: what a bundle of each stage gave to others.
       network_flops: of the network for one example, forward.
@@ -51,6 +52,7 @@ class Calibration:
     fixed: Seconds
     stages: dict[str, StageCost]
     sampled_points: int
+    start_bytes: int
     peak_bytes: int
     sent_bytes: dict[str, int]
     network_flops: float

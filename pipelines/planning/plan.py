@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from beam_influence.pipelines.planning.calibration import Calibration
+from beam_influence.pipelines.planning.changes import cheapest_change
 from beam_influence.pipelines.planning.estimate import estimate
 from beam_influence.pipelines.planning.run_plan import RunPlan
 
@@ -44,8 +45,10 @@ def plan_options(options: Mapping[str, Any], beam_arguments: list[str], workers:
     started = time.monotonic()
     if workers is not None and workers < 1:
         raise ValueError(f"--plan_workers {workers} must be at least 1")
-    planned = estimate(_measure(options, beam_arguments), workers)
-    return dataclasses.replace(planned, plan_seconds=time.monotonic() - started)
+    found = _measure(options, beam_arguments)
+    planned = estimate(found, workers)
+    change = cheapest_change(planned, found.start_bytes, options, lambda others: estimate(_measure(others, beam_arguments), workers))
+    return dataclasses.replace(planned, plan_seconds=time.monotonic() - started, change=change)
 
 
 def _measure(options: Mapping[str, Any], beam_arguments: list[str]) -> Calibration:

@@ -121,7 +121,9 @@ def sample_points(prepared: PreparedRun, config: InfluenceConfig, seconds: float
     if not prepared.test:
         return []
     fits = max(1, _POINT_BYTES // (8 * prepared.watched))
-    points = min(fits, fits if most is None else most)
+    if prepared.queries.points:
+        fits = min(fits, -(-prepared.queries.points // len(prepared.queries.first_keys)))  # those of a round
+    points = fits if most is None else min(fits, most)
     chosen = spread(prepared.test, min(_MOST_SHARDS, points))
     limit = ReadLimit(-(-points // len(chosen)), 1, seconds / len(chosen))
     return [dataclasses.replace(shard, size=0, limit=limit) for shard in chosen]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from beam_influence.influence_ops.curvature.dense import SPECTRUM_SIZE, DenseCurvature
+from beam_influence.influence_ops.curvature.dense import DenseCurvature, finds_spectrum
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.machine_memory import machine_memory, parse_bytes, size_text
@@ -13,8 +13,7 @@ _MATRICES_OF_EIGH = 4  # LAPACK's syevd: H, the copy that becomes its eigenvecto
 
 def matrix_bytes(config: InfluenceConfig, size: int) -> int:
     """What the worker that decomposes a P × P matrix holds at least."""
-    keeps_spectrum = config.spectrum or config.rank is not None or config.finish_options().damping == 0
-    return 8 * size * size * (_MATRICES_OF_EIGH if keeps_spectrum or size <= SPECTRUM_SIZE else 1)
+    return 8 * size * size * (_MATRICES_OF_EIGH if finds_spectrum(config.finish_options(), size) else 1)
 
 
 def refuse_memory(config: InfluenceConfig, model: ExplainedModel) -> None:

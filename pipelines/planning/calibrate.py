@@ -25,7 +25,9 @@ from beam_influence.pipelines.planning.calibration import Calibration
 from beam_influence.pipelines.planning.network_flops import network_flops
 from beam_influence.pipelines.planning.sample import count_examples, count_points, look_up_seconds, sample_points, sample_run
 from beam_influence.pipelines.planning.stage_costs import Seconds, StageCost, Timeline, stage_costs, steady
+from beam_influence.pipelines.planning.undecomposed import decomposition_seconds, without_decomposition
 from beam_influence.pipelines.prepare import PreparedRun, prepare
+from beam_influence.pipelines.refuse_memory import matrix_bytes
 from beam_influence.pipelines.run_pipeline import RunFailedError, run_pipeline
 from beam_influence.pipelines.run_summary import stage_milliseconds
 from beam_influence.pipelines.runners import Engine, choose_engine, open_file_systems
@@ -59,9 +61,14 @@ def calibrate(config: InfluenceConfig, beam_arguments: Sequence[str], started: f
     start, start_bytes = Seconds(time.time() - started, time.process_time()), _peak()
     counted = None if prepared.train_features is None else count_examples(prepared.train, prepared.train_features)
     of_stage = min(_STAGE_SECONDS, _STAGES_SECONDS / _count_stages(config, prepared))
+    fitted = config if prepared.curvature_path else without_decomposition(config, prepared.watched)
+    apart, apart_bytes = Seconds(), 0
+    if fitted is not config:
+        apart = decomposition_seconds(config.finish_options(), prepared.watched)
+        apart_bytes = matrix_bytes(config, prepared.watched) - 8 * prepared.watched**2
     with tempfile.TemporaryDirectory() as folder:
         sample = sample_run(prepared, config, counted, of_stage)
-        measured = _run(config, sample, join(folder, "sample"))
+        measured = _run(fitted, sample, join(folder, "sample"))
         points, sampled = count_points(prepared), measured.counts.get("embed", 0)
         stages, peak = measured.stages, _peak()
         fewer: _Measured | None = None
@@ -69,26 +76,18 @@ def calibrate(config: InfluenceConfig, beam_arguments: Sequence[str], started: f
             less = dataclasses.replace(
                 sample, curvature_path=join(folder, "sample", "curvature"), test=sample_points(prepared, config, of_stage, sampled // 4)
             )
-            fewer = _run(config, less, join(folder, "fewer"))
+            fewer = _run(fitted, less, join(folder, "fewer"))
     rows, exact = (counted.count, counted.is_exact) if counted else _rows_of_vectors(prepared, sample, measured)
     return Calibration(
         examples=rows,
         is_exact=exact,
         points=points,
-        weights=prepared.watched,
-        train_bytes=_bytes(prepared.train),
-        test_bytes=_bytes(prepared.test),
-        train_files=len(prepared.train),
-        test_files=len(prepared.test),
-        train_shards=sum(max(1, -(-shard.size // config.shard_size)) for shard in prepared.train),
-        rounds=len(prepared.queries.first_keys),
-        point_bytes=prepared.queries.point_bytes,
         start=start,
-        fixed=(measured.total - steady(stages)).at_least(0.0),
+        fixed=(measured.total - steady(stages)).at_least(0.0) + apart,
         stages=stages,
         sampled_points=sampled,
         start_bytes=start_bytes,
-        peak_bytes=peak,
+        peak_bytes=peak + apart_bytes,
         sent_bytes=measured.sent,
         network_flops=network_flops(prepared),
         processes=processes,
@@ -97,7 +96,22 @@ def calibrate(config: InfluenceConfig, beam_arguments: Sequence[str], started: f
         look_up=look_up_seconds([*prepared.train, *prepared.test], prepared.train_features, config.shard_size),
         stages_with_fewer={} if fewer is None else fewer.stages,
         fewer_points=0 if fewer is None else fewer.counts.get("embed", 0),
+        **_known(config, prepared),
     )
+
+
+def _known(config: InfluenceConfig, prepared: PreparedRun) -> dict[str, int]:
+    """The facts of a run that need no sample."""
+    return {
+        "weights": prepared.watched,
+        "train_bytes": _bytes(prepared.train),
+        "test_bytes": _bytes(prepared.test),
+        "train_files": len(prepared.train),
+        "test_files": len(prepared.test),
+        "train_shards": sum(max(1, -(-shard.size // config.shard_size)) for shard in prepared.train),
+        "rounds": len(prepared.queries.first_keys),
+        "point_bytes": prepared.queries.point_bytes,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +172,9 @@ def _bytes(shards: Sequence[Any]) -> int:
     return sum(shard.size for shard in shards)
 
 
-def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
+def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of a request, which has `config` (the fields of an `InfluenceConfig`), `beam_arguments` and `started`: the `calibration` as
+    JSON, or why it is `refused` or has `failed`."""
     try:
         config = InfluenceConfig(**request["config"])
         return {"calibration": calibrate(config, request["beam_arguments"], request["started"]).as_json()}
@@ -170,8 +186,8 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def main() -> int:
     """Reads the request from the file that is named, and writes the answer to the other one."""
-    request, answer = map(pathlib.Path, sys.argv[1:])
-    answer.write_text(json.dumps(_answer(json.loads(request.read_text()))))
+    asked, answered = map(pathlib.Path, sys.argv[1:])
+    answered.write_text(json.dumps(answer(json.loads(asked.read_text()))))
     return 0
 
 

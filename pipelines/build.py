@@ -276,7 +276,7 @@ class _JobBuilder:
         if config.only_index:
             facts[BASE] = source_base(prepared.train) if prepared.indexed is None else prepared.indexed[BASE]
         counts = self.counts | "FlattenCounts" >> beam.Flatten(pipeline=self._pipeline)
-        optional = (prepared.indexed, tuple(self._finished), facts)
+        optional = (prepared.indexed, tuple(self._finished), facts, any(shard.limit for shard in prepared.train))
         write = WriteManifest(config.output, config.as_json(), prepared.model_facts, preconditioner, counts, reports, *optional)
         return self.written | "FlattenFiles" >> beam.Flatten() | "WriteManifest" >> write
 

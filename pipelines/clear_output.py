@@ -24,8 +24,7 @@ def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str
     Raises:
       ValueError: the folder is a file, or holds a finished run.
     """
-    if os.path.isfile(config.output):
-        raise ValueError(f"--output {config.output!r} is a file; name a folder")
+    refuse_output(config, manifest)
     files = BeamFiles()
     path = join(config.output, manifest)
     if config.update:
@@ -33,8 +32,6 @@ def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str
         found = _files_in([join(config.output, INDEX), join(config.output, "rejected"), config.work_folder])
         delete_files([file for file in found if file not in listed])
         return
-    if files.exists(path) and not config.overwrite:
-        raise ValueError(f"{config.output!r} already holds a finished run; give another --output, or --overwrite")
     delete_files([path])  # first: from here on the folder holds no run
     folders = [join(config.output, name) for name in _written(tables)] + [config.work_folder]
     curvature = join(config.output, "curvature")
@@ -45,6 +42,18 @@ def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str
     unfinished = FileSystems.match([f"{quoted(config.output)}/.{manifest}.*{TEMPORARY}"])[0].metadata_list
     found = [*_files_in(folders), *(match.path for match in unfinished)]
     delete_files([file for file in found if file not in kept and not file.startswith(inside)])
+
+
+def refuse_output(config: InfluenceConfig, manifest: str) -> None:
+    """Refuses an output folder that a run may not write to; changes nothing.
+
+    Raises:
+      ValueError: as of `clear_output`.
+    """
+    if os.path.isfile(config.output):
+        raise ValueError(f"--output {config.output!r} is a file; name a folder")
+    if not config.update and not config.overwrite and BeamFiles().exists(join(config.output, manifest)):
+        raise ValueError(f"{config.output!r} already holds a finished run; give another --output, or --overwrite")
 
 
 def clear_unfinished(config: InfluenceConfig, tables: tuple[str, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -74,6 +75,18 @@ Example:
 _QUERY_DESCRIPTION = """\
 The influence of the examples in an index on test points, as the command run has it, from the index alone."""
 
+_PLAN_DESCRIPTION = """\
+What will a run take? Checks the options of a run as the command run does, runs a sample of its files on this machine (less
+than a minute for most models), and says: passes, FLOPs, bytes read and shuffled, seconds, memory, worker-hours.
+Nothing is written to OUTPUT. For the command fit give --outputs curvature, for index --outputs index."""
+
+_PLAN_EPILOG = """\
+Example:
+  beam-influence plan --model model.keras --train 'train-*.tfrecord.gz' --test 'test-*.tfrecord.gz' --output influence \\
+      --weights all --curvature ekfac --plan_workers 20"""
+
+_PLAN_LIKE = "run"
+
 _ONLY_OUTPUT = {"fit": ONLY_CURVATURE, "index": ONLY_INDEX}
 
 _COMMANDS = {
@@ -81,6 +94,7 @@ _COMMANDS = {
     "index": ("r numbers for each training example, for any number of later queries", _INDEX_DESCRIPTION, _INDEX_EPILOG),
     "query": ("influence of indexed training examples on test points", _QUERY_DESCRIPTION, _INDEX_EPILOG),
     "fit": ("the curvature of a training set, saved for later runs", _FIT_DESCRIPTION, _FIT_EPILOG),
+    "plan": ("what a run will take, before it", _PLAN_DESCRIPTION, _PLAN_EPILOG),
 }
 
 _EVALUATE_DESCRIPTION = """\
@@ -114,9 +128,12 @@ def parser(kind: type[Curvature] | None = None) -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         runners.add_options(command.add_argument_group(_RUNNER_GROUP))
+        if name == "plan":
+            _add_plan_options(command.add_argument_group("plan: what is asked about the run, whose options all others are"))
+        like = _PLAN_LIKE if name == "plan" else name
         fields = dataclasses.fields(InfluenceConfig)
-        _add_options(command, [field for field in fields if name in field.metadata["commands"]], InfluenceConfig)
-        if kind is not None and name in FITTING:
+        _add_options(command, [field for field in fields if like in field.metadata["commands"]], InfluenceConfig)
+        if kind is not None and like in FITTING:
             _add_options(command, list(own_options(kind).values()), kind.Settings)
         if name == "index":
             command.set_defaults(curvature=CURVATURE_OF_INDEX)
@@ -139,6 +156,12 @@ def parser(kind: type[Curvature] | None = None) -> argparse.ArgumentParser:
     report.add_argument("results", metavar="RESULTS", help="The folder of a finished run: its --output.")
     _add_options(report, [field for field in dataclasses.fields(ReportConfig) if "group" in field.metadata], ReportConfig)
     return top
+
+
+def _add_plan_options(group: argparse._ArgumentGroup) -> None:
+    workers = "For how many workers, each like one process alone on this machine (default: the processes that --runner local works in)."
+    group.add_argument("--plan_workers", type=int, metavar="INT", help=workers)
+    group.add_argument("--json", action="store_true", help="All numbers as JSON on standard output, in place of the table.")
 
 
 def _add_options(command: argparse.ArgumentParser, fields: list[dataclasses.Field[Any]], config: type) -> None:
@@ -177,7 +200,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     first.add_argument("--curvature", default="")
     curvature = first.parse_known_args(words)[0].curvature
     kind = None
-    if ":" in curvature and words[0] in FITTING:
+    if ":" in curvature and words[0] in (*FITTING, "plan"):
         from beam_influence.influence_ops.curvature import curvature_class  # TensorFlow
 
         kind = curvature_class(curvature)
@@ -209,6 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _evaluate(known, beam_arguments)
     if known.command == "report":
         return _report(known, beam_arguments)
+    if known.command == "plan":
+        return exit_status(lambda: _plan(known, beam_arguments), failed="the run would fail: ")
     from beam_influence.pipelines.launch import run  # TensorFlow and Beam: seconds that --help need not wait
     from beam_influence.pipelines.run_summary import summary_text
 
@@ -235,6 +260,14 @@ def exit_status(program: Callable[[], object], failed: str = "the run failed: ")
         print(f"beam-influence: {failed}{without_secrets(str(error))}", file=sys.stderr)
         return 1
     return 0
+
+
+def _plan(known: argparse.Namespace, beam_arguments: list[str]) -> None:
+    from beam_influence.pipelines.planning.plan import plan_options
+    from beam_influence.pipelines.planning.run_plan import plan_text
+
+    planned = plan_options(_fields_of(InfluenceConfig, known), [*runners.as_arguments(known), *beam_arguments], known.plan_workers)
+    print(json.dumps(planned.as_json(), indent=2) if known.json else plan_text(planned))
 
 
 def _evaluate(known: argparse.Namespace, beam_arguments: list[str]) -> int:

@@ -19,6 +19,7 @@ from beam_influence.pipelines import local_workers
 from beam_influence.pipelines.build import STAGES, build
 from beam_influence.pipelines.clear_output import clear_at_the_end, clear_output, clear_unfinished
 from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.planning.short_plan import short_plan
 from beam_influence.pipelines.prepare import PreparedRun, prepare
 from beam_influence.pipelines.progress_bar import ProgressBar
 from beam_influence.pipelines.resume import OPERATOR
@@ -65,8 +66,7 @@ def _run(
     refuse_more_than_gpus(processes)
     prepared = prepare(config)
     clear_output(config, tuple(TABLES), MANIFEST, prepared.resumed)
-    if prepared.queries.is_split:
-        print(prepared.queries.text, file=stream)
+    print(short_plan(config, prepared), file=stream)
     if processes != 1 or not engine.is_local:  # the workers are other processes
         forget_models()
     if processes != 1:

@@ -26,13 +26,16 @@ def parse_bytes(text: str) -> int:
 
 def worker_memory(said: str | None) -> int:
     """Bytes: `said`, or this machine's (its container's, where that has a limit) divided by its cores."""
-    if said is not None:
-        return parse_bytes(said)
+    return machine_memory() // (os.cpu_count() or 1) if said is None else parse_bytes(said)
+
+
+def machine_memory() -> int:
+    """Bytes of this machine, or of its container where that has a limit."""
     known = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in map(pathlib.Path, _LIMITS):
         limit = path.read_text().strip() if path.exists() else "max"
         known += [int(limit)] if limit.isdigit() else []
-    return min(known) // (os.cpu_count() or 1)
+    return min(known)
 
 
 def size_text(size: float) -> str:

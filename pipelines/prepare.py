@@ -21,6 +21,7 @@ from beam_influence.pipelines.find_features import find_features
 from beam_influence.pipelines.grow_index import index_to_grow
 from beam_influence.pipelines.options.method import CURVATURE_OF_INDEX
 from beam_influence.pipelines.query_plan import QueryPlan, plan_queries
+from beam_influence.pipelines.refuse_memory import refuse_memory
 from beam_influence.pipelines.resume import Resumed, find_finished
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.files import BeamFiles, join, match_files
@@ -105,6 +106,8 @@ def prepare(config: InfluenceConfig) -> PreparedRun:
     spec.keep(model)
     for block in model.layout().blocks:
         _LOG.info("gradients of %s: [%d, %d], %s", block.name, block.rows, block.columns, block.kind)
+    if files.curvature_path is None:
+        refuse_memory(config, model)
     plan = plan_queries(config, model, files.test, specs.get("test"))
     train, features = files.train or files.vectors, (specs.get("train"), specs.get("test"))
     return PreparedRun(

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
+import abc
 import json
 import socket
 import threading
-from typing import TextIO
+from typing import Self, TextIO
 
 from tqdm import tqdm
 
 
-class ProgressBar:
-    """A context in which `address` receives progress and a bar shows it; one bar for each stage.
+class ProgressListener(abc.ABC):
+    """A context in which `address` receives progress, which a subclass takes in."""
 
-    Args:
-      shards: the number of files that each stage reads.
-      stream: where the bars are drawn; nothing is drawn when it is not a terminal, unless `always`.
-    """
-
-    def __init__(self, shards: dict[str, int], stream: TextIO, always: bool = False):
-        self._shards = shards
-        self._stream = stream
-        self._show = always or stream.isatty()
-        self._bars: dict[str, tqdm] = {}
-        self._examples: dict[str, int] = {}
+    def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         self._socket.bind(("127.0.0.1", 0))
@@ -36,7 +27,11 @@ class ProgressBar:
         """Where workers send to."""
         return self._socket.getsockname()
 
-    def __enter__(self) -> ProgressBar:
+    @abc.abstractmethod
+    def update(self, stage: str, examples: int, shards: float) -> None:
+        """So many more examples and shards of a stage are done."""
+
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -44,18 +39,38 @@ class ProgressBar:
         self._stop.set()
         self._thread.join()
         self._socket.close()
-        for bar in self._bars.values():
-            bar.close()
 
     def _listen(self) -> None:
         while not self._stop.is_set():
             try:
                 message = json.loads(self._socket.recv(4096))
-                self._update(str(message["stage"]), int(message["examples"]), float(message["shards"]))
+                self.update(str(message["stage"]), int(message["examples"]), float(message["shards"]))
             except (TimeoutError, ValueError, KeyError, TypeError):
                 continue
 
-    def _update(self, stage: str, examples: int, shards: float) -> None:
+
+class ProgressBar(ProgressListener):
+    """Shows progress as a bar for each stage.
+
+    Args:
+      shards: the number of files that each stage reads.
+      stream: where the bars are drawn; nothing is drawn when it is not a terminal, unless `always`.
+    """
+
+    def __init__(self, shards: dict[str, int], stream: TextIO, always: bool = False):
+        super().__init__()
+        self._shards = shards
+        self._stream = stream
+        self._show = always or stream.isatty()
+        self._bars: dict[str, tqdm] = {}
+        self._examples: dict[str, int] = {}
+
+    def __exit__(self, *raised: object) -> None:
+        super().__exit__(*raised)
+        for bar in self._bars.values():
+            bar.close()
+
+    def update(self, stage: str, examples: int, shards: float) -> None:
         if not self._show or stage not in self._shards:
             return
         if stage not in self._bars:

@@ -34,12 +34,16 @@ class QueryPlan:
       form: how a block's solutions are kept.
       first_keys: the key of each round's first block.
       text: the plan in words; empty where there was nothing to decide.
+      points: how many test points there are; 0: they were not counted.
+      point_bytes: what one takes while it is used.
     """
 
     block_size: int
     form: StoredForm = WHOLE
     first_keys: tuple[str, ...] = ("",)
     text: str = ""
+    points: int = 0
+    point_bytes: int = 0
 
     @property
     def is_split(self) -> bool:
@@ -64,7 +68,7 @@ def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: list[Shar
     size = part_bytes(test, config.shard_size)
     try:
         shards = [part for shard in test for part in split_file(shard, features, size)]
-        counts = [_count(shard, features) for shard in shards]
+        counts = [count_rows(shard, features) for shard in shards]
     except OSError as error:
         raise ValueError(f"the test points can't be counted: {error}") from error
     points, memory = sum(counts), worker_memory(config.max_worker_memory)
@@ -90,7 +94,7 @@ def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: list[Shar
         f"they are used; {size_text(share)} for them in each worker: {rounds}"
     )
     _LOG.info("%s", text)
-    return QueryPlan(block_size, form, first_keys, text)
+    return QueryPlan(block_size, form, first_keys, text, points, each)
 
 
 def _form(config: InfluenceConfig, points: int, weights: int) -> StoredForm:
@@ -113,7 +117,7 @@ def _rounds(test: list[Shard], counts: list[int], block_size: int, most: int) ->
     return tuple(first_keys)
 
 
-def _count(shard: Shard, features: FeatureSpec) -> int:
+def count_rows(shard: Shard, features: FeatureSpec) -> int:
     """How many rows a shard has, rejected ones too."""
     with open_shard(shard) as file:
         read = READERS[features.format](features.features()).read(file, _READ_AT_ONCE, shard.span)

@@ -20,6 +20,7 @@ from beam_influence.transforms.elements import Shard, StatisticPart, at_end_of_b
 from beam_influence.transforms.finish_curvature import with_state
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.read_shards import COUNTS, REJECTED, REPORT_TYPES, ShardDoFn, ShardReader
+from beam_influence.transforms.sent_bytes import count_sent
 from beam_influence.transforms.statistic_parts import MergePartsCombineFn, send_statistic
 from beam_influence.transforms.typed import collection, outputs
 
@@ -61,6 +62,7 @@ class _AccumulateDoFn(ShardDoFn):
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         if self._statistic is not None:
+            count_sent(self._reader.stage, list(self._statistic.values()))
             for part in send_statistic(self._pass.curvature, self._statistic, self._pass.layout, self._work):
                 yield at_end_of_bundle((part.name, part))
         self._statistic = None

@@ -17,6 +17,7 @@ from beam_influence.transforms.embed_queries import QUERY_ERROR, open_block
 from beam_influence.transforms.files import BeamFiles
 from beam_influence.transforms.finish_curvature import open_operator
 from beam_influence.transforms.open_model import ModelSpec
+from beam_influence.transforms.sent_bytes import count_sent
 
 
 class OpenedInTurn:
@@ -125,6 +126,8 @@ class BundleOutputs:
 
     def finish_bundle(self) -> Iterator[pvalue.TaggedOutput]:
         """Gives the parts."""
+        if self._collector is not None:
+            count_sent("score", [part for parts in self._collector.parts.values() for part in parts.values()])
         for name, parts in ({} if self._collector is None else self._collector.parts).items():
             for key, part in parts.items():
                 yield pvalue.TaggedOutput(PARTS, at_end_of_bundle(((name, key), part)))

@@ -7,12 +7,14 @@ One exception is bounded by an option: the statistic of a curvature that is fitt
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-from beam_influence.influence_ops.reading.example_batch import Rejected
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.reading.reader import WHOLE, Span
 from beam_influence.influence_ops.results.result_files import WrittenFile as WrittenFile
 from beam_influence.influence_ops.scoring.part import Part as Part
@@ -29,6 +31,31 @@ PartKey = tuple[str, str]
 """The name of an output, and the key of one of its parts."""
 
 
+class ReadLimit(NamedTuple):
+    """How much of a shard is read where a part of it is enough, to see what a batch costs.
+
+    Attributes:
+      examples: after so many no further batch is read.
+      batches: at least so many are, whatever they cost.
+      seconds: after so many, from the end of the first batch on, no further batch is read.
+    """
+
+    examples: int
+    batches: int
+    seconds: float
+
+    def cut(self, batches: Iterator[tuple[ExampleBatch, list[Rejected]]]) -> Iterator[tuple[ExampleBatch, list[Rejected]]]:
+        """The batches up to the limit."""
+        read, ends = 0, float("inf")
+        for number, (batch, rejected) in enumerate(batches):
+            if read >= self.examples or (number >= self.batches and time.monotonic() >= ends):
+                return
+            yield batch, rejected
+            read += len(batch) + len(rejected)
+            if number == 0:
+                ends = time.monotonic() + self.seconds
+
+
 @dataclasses.dataclass(frozen=True)
 class Shard:
     """An input file, or a part of one that is read by itself.
@@ -43,6 +70,7 @@ class Shard:
       sha256: of the file, where that is asked for.
       span: what is read of it.
       part: the span's place among the file's `parts`.
+      limit: how much of it is read; None: all.
     """
 
     split: str
@@ -55,6 +83,7 @@ class Shard:
     span: Span = WHOLE
     part: int = 0
     parts: int = 1
+    limit: ReadLimit | None = None
 
     @property
     def key(self) -> str:

@@ -21,6 +21,7 @@ from beam_influence.transforms.finish_curvature import open_operator
 from beam_influence.transforms.merging import PartsCombineFn
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
+from beam_influence.transforms.sent_bytes import count_sent
 from beam_influence.transforms.typed import collection, outputs, run_once
 
 
@@ -61,6 +62,7 @@ class _ProductsDoFn(ShardDoFn):
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         if self._sums is not None:
+            count_sent(self._reader.stage, [self._sums])
             yield at_end_of_bundle(((GROUPS, PRODUCTS), self._sums))
         self._sums = None
 

@@ -68,7 +68,7 @@ class _SplitDoFn(beam.DoFn):
         self._bytes = part_bytes(wanted.shards, wanted.shard_bytes)
 
     def process(self, shard: Shard) -> Iterator[Shard]:
-        if self._with_digest:
+        if self._with_digest and shard.limit is None:
             shard = dataclasses.replace(shard, sha256=content_digest(shard))
         yield from [shard] if self._features is None else split_file(shard, self._features, self._bytes)
 
@@ -154,7 +154,8 @@ class ShardReader:
         Raises:
           OSError: the file can't be opened or read; the message names it.
         """
-        return read_ahead(self._read(shard), _AHEAD)
+        batches = read_ahead(self._read(shard), _AHEAD)
+        return batches if shard.limit is None else shard.limit.cut(batches)
 
     def _read(self, shard: Shard) -> Iterator[tuple[ExampleBatch, list[Rejected]]]:
         if self._format is None or self._decoder is None:

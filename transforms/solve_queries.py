@@ -32,6 +32,7 @@ from beam_influence.transforms.finish_curvature import open_preconditioner
 from beam_influence.transforms.merging import MergingCombineFn
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
+from beam_influence.transforms.sent_bytes import count_sent
 from beam_influence.transforms.typed import collection, outputs, run_once
 
 _ROWS = "rows"
@@ -92,6 +93,7 @@ class _MultiplyDoFn(ShardDoFn):
 
     def finish_bundle(self) -> Iterator[Any]:
         if self._sum is not None and len(self._sum):
+            count_sent(self._reader.stage, [self._sum])
             rows = max(1, _BLOCK_BYTES // max(1, self._sum[0].nbytes))
             for first in range(0, len(self._sum), rows):
                 name = f"{_ROWS}-{first:09d}"

@@ -28,6 +28,7 @@ class _WriteManifestDoFn(beam.DoFn):
         self._base = wanted.base
         self._resumed = wanted.resumed
         self._facts = dict(wanted.facts)
+        self._in_part = wanted.in_part
 
     def process(
         self,
@@ -52,7 +53,7 @@ class _WriteManifestDoFn(beam.DoFn):
             if count.halved:
                 total["halved_batches"] = total.get("halved_batches", 0) + count.halved
         read = {stage: total["examples"] + total["rejected"] for stage, total in by_stage.items()}
-        for stage, what in (("score", "scores"), ("index", "index")):
+        for stage, what in () if self._in_part else (("score", "scores"), ("index", "index")):
             if "curvature" in read and stage in read and read["curvature"] != read[stage]:
                 raise ValueError(
                     f"the curvature saw {read['curvature']:,} training examples and the {what} {read[stage]:,}: "
@@ -91,6 +92,7 @@ class WriteManifest(beam.PTransform):
       resumed: the stages that an earlier run had finished.
       facts: what else it says.
       base: a manifest that this one extends: its files stay, its counts are added.
+      in_part: whether each stage reads as much of the files as it likes (`Shard.limit`), so that their counts may differ.
 
     In: `WrittenFile`s, all of them. Out: the manifest's path.
     """
@@ -104,6 +106,7 @@ class WriteManifest(beam.PTransform):
     base: Mapping[str, Any] | None = None
     resumed: tuple[str, ...] = ()
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    in_part: bool = False
 
     def expand(self, files: pvalue.PCollection[WrittenFile]) -> pvalue.PCollection[str]:
         several = [pvalue.AsIter(side) for side in (files, self.counts, self.reports)]

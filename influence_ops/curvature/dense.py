@@ -108,8 +108,7 @@ class DenseCurvature(Curvature):
             "size": model.size,
             "fingerprint": model.fingerprint(),
         }
-        needs_spectrum = options.spectrum or options.damping == 0 or options.rank is not None
-        if model.size > SPECTRUM_SIZE and not needs_spectrum:
+        if not finds_spectrum(options, model.size):
             mean = float(matrix.trace()) / model.size
             damping = factorise_damped(matrix, options.damping, rcond)
             if damping is not None:
@@ -161,6 +160,11 @@ class DenseCurvature(Curvature):
                 "largest_eigenvalue": float(eigenvalues[-1]),
             },
         )
+
+
+def finds_spectrum(options: FinishOptions, size: int) -> bool:
+    """Whether the operator is made of eigenvalues, rather than of a Cholesky factor where that can be had."""
+    return options.spectrum or options.damping == 0 or options.rank is not None or size <= SPECTRUM_SIZE
 
 
 def upper_blocks(size: int) -> Iterator[tuple[str, slice, slice]]:

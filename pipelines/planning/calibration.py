@@ -1,0 +1,79 @@
+"""What the program itself takes for a sample of a run's files, measured in a process of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from beam_influence.pipelines.planning.stage_costs import Seconds, StageCost
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """The facts of a run, and what a sample of it took.
+
+    Attributes:
+      examples: training examples, rejected ones too; of saved vectors or an index, their rows.
+      is_exact: whether they were counted; else they are estimated from the files' bytes.
+      points: test points.
+      weights: P, the watched weights.
+      train_bytes, test_bytes: of the files.
+      train_files, test_files, train_shards: how many files there are, and shards of the training files.
+      rounds: over the training set in which test points are scored.
+      point_bytes: what a test point takes while it is used.
+      start: imports and everything that is found out before the pipeline starts.
+      fixed: of the pipeline: what does not grow with the files, the operator's decomposition among it.
+      stages: what grows with them, for each stage in order.
+      sampled_points: test points in the sample; the stages' costs are with so many.
+      stages_with_fewer: the same with `fewer_points`; empty where all test points were in the sample.
+      fewer_points: see there.
+      start_bytes: the largest memory of the process before it read the first file.
+      peak_bytes: the largest memory of the process.
+      sent_bytes: what a bundle of each stage gave to others.
+      network_flops: of the network for one example, forward.
+      look_up: seconds to find out where large files can be split.
+      processes: of this machine that the run would work in.
+      is_local: whether that is Beam's in-memory runner.
+      memory_bytes: what a worker may take.
+    """
+
+    examples: int
+    is_exact: bool
+    points: int
+    weights: int
+    train_bytes: int
+    test_bytes: int
+    train_files: int
+    test_files: int
+    train_shards: int
+    rounds: int
+    point_bytes: int
+    start: Seconds
+    fixed: Seconds
+    stages: dict[str, StageCost]
+    sampled_points: int
+    start_bytes: int
+    peak_bytes: int
+    sent_bytes: dict[str, int]
+    network_flops: float
+    processes: int
+    is_local: bool
+    memory_bytes: int
+    look_up: float = 0.0
+    stages_with_fewer: dict[str, StageCost] = dataclasses.field(default_factory=dict)
+    fewer_points: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """For `from_json`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Calibration:
+        """What `as_json` gave."""
+        stages = {key: {name: _stage(cost) for name, cost in values[key].items()} for key in ("stages", "stages_with_fewer")}
+        seconds = {key: Seconds(*values[key]) for key in ("start", "fixed")}
+        return cls(**{**values, **stages, **seconds})
+
+
+def _stage(cost: dict[str, Any]) -> StageCost:
+    return StageCost(cost["examples"], cost["shards"], Seconds(*cost["of_example"]), Seconds(*cost["of_shard"]))

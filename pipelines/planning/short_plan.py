@@ -1,0 +1,31 @@
+"""The plan of a run in a line or two, from what is known before it starts: no sample is run for it."""
+
+from __future__ import annotations
+
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.machine_memory import size_text
+from beam_influence.pipelines.prepare import PreparedRun
+from beam_influence.pipelines.resume import EMBED, OPERATOR, stage_of_pass
+
+
+def count_passes(config: InfluenceConfig, prepared: PreparedRun) -> int:
+    """How often the training set, or the saved vectors in its place, is read; what an earlier run has finished is not read again."""
+    finished = set() if prepared.resumed is None else set(prepared.resumed.finished)
+    fitted = 0
+    if prepared.curvature_path is None and OPERATOR not in finished:
+        passes = config.make_curvature().passes
+        fitted = passes - max((number for number in range(1, passes) if stage_of_pass(number) in finished), default=0)
+    solving = config.solver_passes if prepared.test else 0
+    scoring = len(prepared.queries.first_keys) if config.output_tables else int(config.only_index)
+    return fitted + solving + scoring + int(config.second_order_groups)
+
+
+def short_plan(config: InfluenceConfig, prepared: PreparedRun) -> str:
+    """Passes and bytes, and how test points fit where that was decided."""
+    passes = count_passes(config, prepared)
+    train, test = (sum(shard.size for shard in shards) for shards in (prepared.train, prepared.test))
+    finished = set() if prepared.resumed is None else set(prepared.resumed.finished)
+    read = passes * train + test * (1 if EMBED in finished else 2)  # test points are counted before they are embedded
+    files = len(prepared.train)
+    line = f"{passes:,} pass{'es' * (passes != 1)} over {files:,} file{'s' * (files != 1)} of {size_text(train)}; {size_text(read)} to read"
+    return "\n".join([line, *([prepared.queries.text] if prepared.queries.is_split else [])])

@@ -8,13 +8,12 @@ from typing import Any, TypeAlias, TypeVar
 import apache_beam as beam
 from apache_beam import pvalue
 
-from beam_influence.influence_ops.results.result_files import written_files
 from beam_influence.influence_ops.scoring.index import IndexDtype, Search
 from beam_influence.influence_ops.scoring.outputs.base import CombinedOutput, OutputOptions
 from beam_influence.influence_ops.scoring.outputs.table import complete_options, outputs_of
 from beam_influence.influence_ops.scoring.top_k import Order
 from beam_influence.pipelines.config import InfluenceConfig
-from beam_influence.pipelines.grow_index import BASE, source_base
+from beam_influence.pipelines.grow_index import BASE, NOTHING_KNOWN, known_contents, source_base
 from beam_influence.pipelines.prepare import PreparedRun, prepare
 from beam_influence.pipelines.resume import EMBED, OPERATOR, stage_of_pass
 from beam_influence.transforms import (
@@ -124,8 +123,7 @@ class _JobBuilder:
         # The first pass over the training set tells what is rejected. With a curvature pass, too many end the run before it scores, and
         # what only scoring rejects comes on top; not where scoring itself is expected to: a removal's own Newton step may not exist.
         self._is_gated = prepared.curvature_path is None and self._curvature.passes > 0 and config.removal == "first_order"
-        self._kept = [] if prepared.indexed is None else written_files(prepared.indexed)  # files of an index that is added to
-        train = ReadShards(prepared.train, prepared.train_features, config.shard_size, config.only_index)
+        train = ReadShards(prepared.train, prepared.train_features, config.shard_size, config.only_index, config.work_folder)
         self._train = pipeline | "ReadShards[train]" >> train
         self.counts: list[pvalue.PCollection] = []
         self.rejected: list[pvalue.PCollection] = []
@@ -185,7 +183,9 @@ class _JobBuilder:
             return self._nothing("NoQueries", QueryReference)
         if EMBED in self._finished:
             return self._take(EMBED)
-        test = self._pipeline | "ReadShards[test]" >> ReadShards(prepared.test, prepared.test_features, config.shard_size)
+        test = self._pipeline | "ReadShards[test]" >> ReadShards(
+            prepared.test, prepared.test_features, config.shard_size, work=config.work_folder
+        )
         plan = prepared.queries
         form = (plan.block_size, config.work_folder, len(prepared.test), config.index is not None, config.query_arrays, plan.form)
         embed = EmbedQueries(self._reader("embed"), prepared.model, preconditioner, *form)
@@ -250,7 +250,7 @@ class _JobBuilder:
     def index(self, preconditioner: Operator, gate: Gate) -> None:
         """The numbers of an index, of the training files that are not in it yet."""
         config, prepared = self._config, self._prepared
-        known = [file.source for file in self._kept if file.source is not None]
+        known = NOTHING_KNOWN if prepared.indexed is None else known_contents(config.output, prepared.indexed, config.work_folder)
         dtype: IndexDtype = "float16" if config.index_dtype == "float16" else "float32"
         index = IndexExamples(self._reader("index"), prepared.model, preconditioner, gate, dtype, known, config.output, self._accelerator)
         indexed = self._train | "IndexExamples" >> index
@@ -262,7 +262,8 @@ class _JobBuilder:
         """The rejected examples that the gate has not seen."""
         if self._is_gated and not self.late:
             return
-        number = 1 if self._is_gated else sum(file.table == "rejected" for file in self._kept)
+        before = self._prepared.indexed or {"tables": {}}
+        number = 1 if self._is_gated else before["tables"].get("rejected", {"files": 0})["files"]
         rejected = ([] if self._is_gated else self.rejected) + self.late
         write = WriteRejected(self._config.output, self._config.max_rejected, number, self._early)
         flattened = rejected | "FlattenLateRejected" >> beam.Flatten(pipeline=self._pipeline)

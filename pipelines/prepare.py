@@ -7,7 +7,9 @@ import logging
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
+from beam_influence.influence_ops.arrow_compute import pc
 from beam_influence.influence_ops.curvature import load_preconditioner
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.guard import Agreement
@@ -22,10 +24,10 @@ from beam_influence.pipelines.grow_index import index_to_grow
 from beam_influence.pipelines.options.method import CURVATURE_OF_INDEX
 from beam_influence.pipelines.query_plan import QueryPlan, plan_queries
 from beam_influence.pipelines.resume import Resumed, find_finished
-from beam_influence.transforms.elements import Shard
-from beam_influence.transforms.files import BeamFiles, join, match_files
+from beam_influence.transforms.file_list import FileList, list_shards
+from beam_influence.transforms.files import BeamFiles, join
+from beam_influence.transforms.folders import quoted
 from beam_influence.transforms.open_model import ModelSpec
-from beam_influence.transforms.read_shards import list_shards
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,8 +51,8 @@ class PreparedRun:
       resumed: what an earlier run has finished; None: this run records nothing.
     """
 
-    train: list[Shard]
-    test: list[Shard]
+    train: FileList
+    test: FileList
     train_features: FeatureSpec | None
     test_features: FeatureSpec | None
     curvature_path: str | None
@@ -123,24 +125,25 @@ def prepare(config: InfluenceConfig) -> PreparedRun:
 class _Files(NamedTuple):
     """The files that a run reads: examples of both splits, saved influence vectors or an index, a saved curvature, an index to add to."""
 
-    train: list[Shard]
-    test: list[Shard]
-    vectors: list[Shard]
+    train: FileList
+    test: FileList
+    vectors: FileList
     curvature_path: str | None
     indexed: dict[str, Any] | None
 
 
 def _find_files(config: InfluenceConfig) -> _Files:
-    train = list_shards("train", _patterns(config.train)) if config.train else []
-    test = list_shards("test", _patterns(config.test)) if config.test else []
+    none = FileList.of([])
+    train = list_shards("train", _patterns(config.train)) if config.train else none
+    test = list_shards("test", _patterns(config.test)) if config.test else none
     if config.update:
         indexed, train = index_to_grow(config, train)
-        return _Files(train, test, [], join(config.output, "curvature"), indexed)
+        return _Files(train, test, none, join(config.output, "curvature"), indexed)
     if config.index:
-        return _Files(train, test, _result_shards(table_files(config.index, INDEX, BeamFiles())), join(config.index, "curvature"), None)
+        return _Files(train, test, _result_shards(config.index, INDEX), join(config.index, "curvature"), None)
     if config.influence_vectors_path:
         return _Files(train, test, _vector_shards(config), join(config.influence_vectors_path, "curvature"), None)
-    return _Files(train, test, [], config.curvature_path, None)
+    return _Files(train, test, none, config.curvature_path, None)
 
 
 def _model_spec(config: InfluenceConfig) -> ModelSpec:
@@ -191,20 +194,27 @@ def _schema(config: InfluenceConfig) -> Schema | None:
     return parse_schema(BeamFiles().read(config.schema).decode())
 
 
-def _vector_shards(config: InfluenceConfig) -> list[Shard]:
+def _vector_shards(config: InfluenceConfig) -> FileList:
     """The files of saved influence vectors, which must have been made as this run would make them."""
     folder = config.influence_vectors_path or ""
-    paths = table_files(folder, "influence_vectors", BeamFiles())
-    normalize = read_facts(paths[0], BeamFiles()).get("normalize")
+    first = next(table_files(folder, "influence_vectors", BeamFiles()))
+    normalize = read_facts(first, BeamFiles()).get("normalize")
     if normalize != config.normalize:
         raise ValueError(f"the influence vectors in {folder!r} were made with --normalize {normalize}; use the same")
-    return _result_shards(paths)
+    return _result_shards(folder, "influence_vectors")
 
 
-def _result_shards(paths: list[str]) -> list[Shard]:
-    files = match_files(paths)
-    named = [(file.path.rsplit("/", 1)[-1], file) for file in files]
-    return [Shard("train", ordinal, file.path, name, file.size, file.modified) for ordinal, (name, file) in enumerate(named)]
+def _result_shards(folder: str, table: str) -> FileList:
+    """The files of a finished run's table. That they are there is seen by one listing, not file by file."""
+    found = list_shards("train", [join(quoted(folder.rstrip("/")), table, "*.parquet")])
+    paths = pa.array(table_files(folder, table, BeamFiles()), pa.large_string())
+    names = pc.utf8_slice_codeunits(paths, len(join(folder.rstrip("/"), table)) + 1)
+    places = pc.index_in(names, found.table["name"].combine_chunks())
+    if places.null_count:
+        missing = paths.filter(pc.is_null(places))[0].as_py()
+        raise ValueError(f"{missing!r}, which the run's manifest lists, is missing; put it back, or run again with --overwrite")
+    rows = found.table.take(places)
+    return FileList("train", rows).with_columns(path=paths, ordinal=np.arange(len(rows)))
 
 
 def _patterns(text: str) -> list[str]:

@@ -15,9 +15,10 @@ from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import QueryReference, RejectedExample, ShardCount
 from beam_influence.transforms.files import BeamFiles, join
 from beam_influence.transforms.read_shards import COUNTS, REJECTED
+from beam_influence.transforms.sum_counts import SumCounts
 from beam_influence.transforms.typed import collection, run_once
 
-RECORD_VERSION = 3
+RECORD_VERSION = 4
 REJECTED_LIMIT = 10_000  # a record with more rejected examples would be too large for one worker, some 10 MB
 
 
@@ -27,7 +28,7 @@ class StageRecord:
 
     Attributes:
       results: each result's key (empty where there is but one), and where it can be had.
-      counts, rejected: of the pass over the data that the stage made.
+      counts, rejected: of the pass over the data that the stage made; counts are sums.
     """
 
     results: tuple[tuple[str, Broadcast], ...]
@@ -93,7 +94,7 @@ class _RecordDoFn(beam.DoFn):
             "version": RECORD_VERSION,
             "digest": self._digest,
             "results": sorted(listed),
-            "counts": [dataclasses.asdict(count) for count in sorted(set(counts), key=repr)],
+            "counts": [dataclasses.asdict(count) for count in sorted(counts, key=repr)],
             "rejected": [dataclasses.asdict(one) for one in sorted(distinct, key=repr)],
         }
         files.write(record_path(self._work, self._stage), json.dumps(content).encode())
@@ -120,7 +121,7 @@ class RecordStage(beam.PTransform):
     rejected: list[pvalue.PCollection[RejectedExample]]
 
     def expand(self, results: pvalue.PCollection[Any]) -> pvalue.PCollection[Any]:
-        counts = self.counts | "FlattenCounts" >> beam.Flatten(pipeline=results.pipeline)
+        counts = self.counts | "FlattenCounts" >> beam.Flatten(pipeline=results.pipeline) | "SumCounts" >> SumCounts()
         rejected = self.rejected | "FlattenRejected" >> beam.Flatten(pipeline=results.pipeline)
         sides = [pvalue.AsIter(side) for side in (results, counts, rejected)]
         record = _RecordDoFn(self.stage, self.digest, self.work)

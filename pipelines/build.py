@@ -34,13 +34,14 @@ from beam_influence.transforms import (
     WriteRejected,
 )
 from beam_influence.transforms.broadcast import Broadcast
-from beam_influence.transforms.elements import FILES, PARTS, QueryReference, SolverReport, StatisticPart, WrittenFile
+from beam_influence.transforms.elements import FILES, PARTS, QueryReference, ShardCount, SolverReport, StatisticPart, WrittenFile
 from beam_influence.transforms.embed_queries import embedded_at_once
 from beam_influence.transforms.files import join
 from beam_influence.transforms.merging import PartsCombineFn
 from beam_influence.transforms.progress import Progress
 from beam_influence.transforms.read_shards import COUNTS, REJECTED, ShardReader
 from beam_influence.transforms.record_stage import RecordStage, TakeStage
+from beam_influence.transforms.sum_counts import SumCounts
 from beam_influence.transforms.typed import collection
 
 PASS_TOLERANCE = 1e-6
@@ -104,7 +105,7 @@ class _JobBuilder:
     """A job while it is put together: what its steps give beside their results comes together in lists.
 
     Attributes:
-      counts: `ShardCount`s of every stage.
+      counts: `ShardCount`s of every stage, added up.
       rejected: `RejectedExample`s of the stages before scoring.
       late: those that only scoring rejects.
       written: `WrittenFile`s.
@@ -138,6 +139,9 @@ class _JobBuilder:
         rows = self._config.batch_size if stage != "embed" else embedded_at_once(self._prepared.watched, self._config.batch_size)
         return ShardReader(stage, features, rows, self._progress)
 
+    def _count(self, stage: str, counts: pvalue.PCollection[ShardCount]) -> None:
+        self.counts.append(collection(counts | f"SumCounts[{stage}]" >> SumCounts()))
+
     def _nothing(self, label: str, kind: type[Element]) -> pvalue.PCollection[Element]:
         return collection(self._pipeline | label >> beam.Create([], reshuffle=False).with_output_types(kind))
 
@@ -168,7 +172,7 @@ class _JobBuilder:
             accumulated = self._train | f"AccumulateCurvature{label}" >> accumulate
             parts = accumulated["parts"]
             if number == 1:
-                self.counts.append(accumulated[COUNTS])
+                self._count(stage, accumulated[COUNTS])
                 self.rejected.append(accumulated[REJECTED])
             if number < curvature.passes:
                 advance = AdvanceCurvature(prepared.model, curvature, state, work)
@@ -183,15 +187,14 @@ class _JobBuilder:
             return self._nothing("NoQueries", QueryReference)
         if EMBED in self._finished:
             return self._take(EMBED)
-        test = self._pipeline | "ReadShards[test]" >> ReadShards(
-            prepared.test, prepared.test_features, config.shard_size, work=config.work_folder
-        )
+        read = ReadShards(prepared.test, prepared.test_features, config.shard_size, work=config.work_folder)
+        test = self._pipeline | "ReadShards[test]" >> read
         plan = prepared.queries
         form = (plan.block_size, config.work_folder, len(prepared.test), config.index is not None, config.query_arrays, plan.form)
         embed = EmbedQueries(self._reader("embed"), prepared.model, preconditioner, *form)
         embedded = test | "EmbedQueries" >> embed
-        queries = self._record(embedded["queries"], EMBED, [embedded[COUNTS]], [embedded[REJECTED]])
-        self.counts.append(embedded[COUNTS])
+        self._count(EMBED, embedded[COUNTS])
+        queries = self._record(embedded["queries"], EMBED, self.counts[-1:], [embedded[REJECTED]])
         self.rejected.append(embedded[REJECTED])
         return queries
 
@@ -234,7 +237,7 @@ class _JobBuilder:
             wanted = (queries, gate, options, config.output, self._accelerator, prepared.queries.first_keys)
             score = ScoreExamples(self._reader("score"), prepared.model, preconditioner, *wanted)
         scored = self._train | "ScoreExamples" >> score
-        self.counts.append(scored[COUNTS])
+        self._count("score", scored[COUNTS])
         self.written.append(scored[FILES])
         if REJECTED in scored:
             self.late.append(scored[REJECTED])
@@ -254,7 +257,7 @@ class _JobBuilder:
         dtype: IndexDtype = "float16" if config.index_dtype == "float16" else "float32"
         index = IndexExamples(self._reader("index"), prepared.model, preconditioner, gate, dtype, known, config.output, self._accelerator)
         indexed = self._train | "IndexExamples" >> index
-        self.counts.append(indexed[COUNTS])
+        self._count("index", indexed[COUNTS])
         self.written.append(indexed[FILES])
         self.late.append(indexed[REJECTED])
 
@@ -262,8 +265,8 @@ class _JobBuilder:
         """The rejected examples that the gate has not seen."""
         if self._is_gated and not self.late:
             return
-        before = self._prepared.indexed or {"tables": {}}
-        number = 1 if self._is_gated else before["tables"].get("rejected", {"files": 0})["files"]
+        tables = (self._prepared.indexed or {"tables": {}})["tables"]
+        number = 1 if self._is_gated else tables.get("rejected", {"files": 0})["files"]
         rejected = ([] if self._is_gated else self.rejected) + self.late
         write = WriteRejected(self._config.output, self._config.max_rejected, number, self._early)
         flattened = rejected | "FlattenLateRejected" >> beam.Flatten(pipeline=self._pipeline)

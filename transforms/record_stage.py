@@ -15,7 +15,6 @@ from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import QueryReference, RejectedExample, ShardCount
 from beam_influence.transforms.files import BeamFiles, join
 from beam_influence.transforms.read_shards import COUNTS, REJECTED
-from beam_influence.transforms.sum_counts import SumCounts
 from beam_influence.transforms.typed import collection, run_once
 
 RECORD_VERSION = 4
@@ -121,7 +120,7 @@ class RecordStage(beam.PTransform):
     rejected: list[pvalue.PCollection[RejectedExample]]
 
     def expand(self, results: pvalue.PCollection[Any]) -> pvalue.PCollection[Any]:
-        counts = self.counts | "FlattenCounts" >> beam.Flatten(pipeline=results.pipeline) | "SumCounts" >> SumCounts()
+        counts = self.counts | "FlattenCounts" >> beam.Flatten(pipeline=results.pipeline)
         rejected = self.rejected | "FlattenRejected" >> beam.Flatten(pipeline=results.pipeline)
         sides = [pvalue.AsIter(side) for side in (results, counts, rejected)]
         record = _RecordDoFn(self.stage, self.digest, self.work)

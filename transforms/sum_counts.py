@@ -1,8 +1,9 @@
-"""What the shards of each stage counted, added up where it was counted: one element for each stage, however many shards there are."""
+"""What the shards of a stage counted, added up where it was counted: a few hundred elements, however many shards there are."""
 
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Iterable
 
 import apache_beam as beam
@@ -11,37 +12,37 @@ from apache_beam import pvalue
 from beam_influence.transforms.elements import ShardCount
 from beam_influence.transforms.typed import collection
 
-_Keyed = tuple[tuple[str, str, str], ShardCount]
+_BUCKETS = 256
+
+_Key = tuple[str, str, int]
 
 
-def _by_shard(count: ShardCount) -> _Keyed:
-    return (count.stage, count.split, count.shard), count
+def _in_bucket(count: ShardCount) -> tuple[_Key, ShardCount]:
+    return (count.stage, count.split, zlib.crc32(count.shard.encode()) % _BUCKETS), count
 
 
-def _by_stage(keyed: _Keyed) -> _Keyed:
-    (stage, split, _), count = keyed
-    return (stage, split, ""), count
+def _sum_bucket(bucket: tuple[_Key, Iterable[ShardCount]]) -> ShardCount:
+    """A bundle that was run twice counts its shards twice; only how often batches were halved may differ."""
+    by_shard: dict[str, ShardCount] = {}
+    for count in bucket[1]:
+        known = by_shard.setdefault(count.shard, count)
+        if count.halved > known.halved:
+            by_shard[count.shard] = count
+    return sum_counts(by_shard.values())
 
 
-def _once(counts: Iterable[ShardCount]) -> ShardCount:
-    """One shard's count: a bundle that was run twice tells it twice; only how often batches were halved may differ."""
-    return max(counts, key=lambda count: count.halved)
-
-
-def _sum(counts: Iterable[ShardCount]) -> ShardCount:
-    """The sum over shards of one stage."""
+def sum_counts(counts: Iterable[ShardCount]) -> ShardCount:
+    """The sum over shards of one stage, one at least."""
     first, *others = counts
     total = dataclasses.replace(first, shard="")
     for count in others:
-        total = ShardCount(
-            first.stage,
-            first.split,
-            "",
-            total.examples + count.examples,
-            total.rejected + count.rejected,
-            total.halved + count.halved,
-            tuple(sorted({*total.groups, *count.groups})[:2]),
-            total.shards + count.shards,
+        total = dataclasses.replace(
+            total,
+            examples=total.examples + count.examples,
+            rejected=total.rejected + count.rejected,
+            halved=total.halved + count.halved,
+            groups=tuple(sorted({*total.groups, *count.groups})[:2]),
+            shards=total.shards + count.shards,
         )
     return total
 
@@ -50,16 +51,14 @@ def _sum(counts: Iterable[ShardCount]) -> ShardCount:
 class SumCounts(beam.PTransform):
     """Adds up what shards counted; one that was counted twice counts once.
 
-    In: `ShardCount`. Out: `ShardCount`, one for each stage.
+    In: `ShardCount`. Out: `ShardCount`, sums over some shards of one stage: each shard in one of at most 256.
     """
 
     def expand(self, counts: pvalue.PCollection[ShardCount]) -> pvalue.PCollection[ShardCount]:
         summed = (
             counts
-            | "ByShard" >> beam.Map(_by_shard).with_output_types(_Keyed)
-            | "Once" >> beam.CombinePerKey(_once).with_output_types(_Keyed)
-            | "ByStage" >> beam.Map(_by_stage).with_output_types(_Keyed)
-            | "Sum" >> beam.CombinePerKey(_sum).with_output_types(_Keyed)
-            | "Counts" >> beam.Values().with_output_types(ShardCount)
+            | "InBuckets" >> beam.Map(_in_bucket).with_output_types(tuple[_Key, ShardCount])
+            | "Bucket" >> beam.GroupByKey()
+            | "Sum" >> beam.Map(_sum_bucket).with_output_types(ShardCount)
         )
         return collection(summed)

@@ -19,7 +19,6 @@ from beam_influence.influence_ops.results.result_files import list_batches, writ
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import ListedFiles, ShardCount, SolverReport, WrittenFile
 from beam_influence.transforms.files import BeamFiles
-from beam_influence.transforms.sum_counts import SumCounts
 from beam_influence.transforms.typed import collection, run_once
 
 _VERSIONED = ("apache-beam", "keras", "numpy", "pyarrow", "tensorflow", "tfx-bsl")
@@ -106,7 +105,7 @@ class WriteManifest(beam.PTransform):
       config: the run's options, as JSON.
       model: facts about the model, as JSON.
       preconditioner: the operator.
-      counts: `ShardCount`s of every stage.
+      counts: `ShardCount`s of every stage, each shard in one of them: sums.
       reports: of an iterative solver, at most one.
       resumed: the stages that an earlier run had finished.
       facts: what else it says.
@@ -132,6 +131,5 @@ class WriteManifest(beam.PTransform):
             | "Bucket" >> beam.GroupByKey()  # so that no worker holds an object for each file
             | "List" >> beam.Map(_list_bucket).with_output_types(ListedFiles)
         )
-        counts = self.counts | "SumCounts" >> SumCounts()
-        several = [pvalue.AsIter(collection(side)) for side in (lists, counts, self.reports)]
+        several = [pvalue.AsIter(collection(side)) for side in (lists, self.counts, self.reports)]
         return run_once(files.pipeline, "Write", _WriteManifestDoFn(self), str, pvalue.AsSingleton(self.preconditioner), *several)

@@ -20,7 +20,7 @@ from beam_influence.transforms.broadcast import INLINE_PART_LIMIT
 from beam_influence.transforms.elements import ShardCount, StatisticPart
 from beam_influence.transforms.file_list import MAX_FILES, list_shards
 from beam_influence.transforms.finish_curvature import _SavePartDoFn
-from beam_influence.transforms.sum_counts import SumCounts
+from beam_influence.transforms.sum_counts import SumCounts, sum_counts
 from beam_influence.transforms.write_manifest import _list_bucket
 
 
@@ -54,7 +54,8 @@ def test_what_files_tell_the_manifest_is_bounded(tmp_path: pathlib.Path, monkeyp
     counts = [ShardCount("score", "train", f"{n:07d}", n, 1, 2, (f"group {n}",)) for n in (3, 1, 2, 3)]
     with beam.Pipeline(FnApiRunner()) as pipeline:
         summed = pipeline | beam.Create(counts, reshuffle=False).with_output_types(ShardCount) | SumCounts()
-        assert_that(summed, equal_to([ShardCount("score", "train", "", 6, 3, 6, ("group 1", "group 2"), 3)]))
+        total = summed | beam.CombineGlobally(lambda counts: sum_counts(counts) if counts else None).without_defaults()
+        assert_that(total, equal_to([ShardCount("score", "train", "", 6, 3, 6, ("group 1", "group 2"), 3)]))
     monkeypatch.setattr(file_list, "MAX_FILES", 2)
     for number in range(3):
         (tmp_path / f"{number}.tfrecord").write_bytes(b"")

@@ -275,9 +275,7 @@ class _JobBuilder:
     def manifest(self, preconditioner: Operator, reports: Reports) -> pvalue.PCollection[str]:
         """The path of the manifest."""
         config, prepared = self._config, self._prepared
-        facts = {}
-        if config.only_index:
-            facts[BASE] = source_base(prepared.train) if prepared.indexed is None else prepared.indexed[BASE]
+        facts = {BASE: (prepared.indexed or {}).get(BASE) or source_base(prepared.train)} if config.only_index else {}
         counts = self.counts | "FlattenCounts" >> beam.Flatten(pipeline=self._pipeline)
         optional = (prepared.indexed, tuple(self._finished), facts)
         write = WriteManifest(config.output, config.as_json(), prepared.model_facts, preconditioner, counts, reports, *optional)

@@ -79,10 +79,10 @@ def _delete_some(paths: list[str]) -> None:
             _delete(paths)
             return
         except (BeamIOError, OSError) as error:
-            details = getattr(error, "exception_details", None) or {}
-            left = [path for path in ([path for path in paths if path in details] or paths) if FileSystems.exists(path)]
+            left = [path for path in paths if FileSystems.exists(path)]
             if not left:
                 return
+            details = getattr(error, "exception_details", None) or {}
             causes = [cause for cause in details.values() if isinstance(cause, BaseException)] or [error]
             if attempt == _RETRIES or not all(isinstance(cause, _TRANSIENT) for cause in causes):
                 more = f" and {len(left) - 1:,} more" if len(left) > 1 else ""

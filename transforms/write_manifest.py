@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import platform
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +22,6 @@ from beam_influence.transforms.typed import collection, run_once
 
 _VERSIONED = ("apache-beam", "keras", "numpy", "pyarrow", "tensorflow", "tfx-bsl")
 _BUCKETS = 256
-_LISTED_AT_ONCE = 10_000
 
 
 _Bucketed = tuple[int, WrittenFile]
@@ -35,9 +33,7 @@ def _in_bucket(file: WrittenFile) -> _Bucketed:
 
 def _list_bucket(bucket: tuple[int, Iterable[WrittenFile]]) -> ListedFiles:
     """A bundle that was run twice tells of its files twice."""
-    table, files = LISTED.empty_table(), iter(bucket[1])
-    while some := list(itertools.islice(files, _LISTED_AT_ONCE)):
-        table = each_once(pa.concat_tables([table, listed(some)]))
+    table = each_once(listed(bucket[1]))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, LISTED, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)

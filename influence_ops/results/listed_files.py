@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
@@ -53,11 +54,12 @@ class WrittenFile:
 
 def listed(written: Iterable[WrittenFile]) -> pa.Table:
     """The files as rows of `LISTED`, in their order."""
-    rows = [
-        (file.table, file.path, file.rows, file.size, *((None,) * 3 if file.source is None else dataclasses.astuple(file.source)))
-        for file in written
-    ]
-    return pa.table(list(zip(*rows, strict=True)) or [[]] * len(LISTED), schema=LISTED)
+    tables, files = [LISTED.empty_table()], iter(written)
+    while some := list(itertools.islice(files, _ROWS)):
+        sources = [(None,) * 3 if file.source is None else dataclasses.astuple(file.source) for file in some]
+        rows = ((file.table, file.path, file.rows, file.size, *source) for file, source in zip(some, sources, strict=True))
+        tables.append(pa.table([list(column) for column in zip(*rows, strict=True)], schema=LISTED))
+    return pa.concat_tables(tables)
 
 
 def each_once(files: pa.Table) -> pa.Table:

@@ -195,9 +195,9 @@ def _old_list(manifest: Mapping[str, Any]) -> pa.RecordBatch:
     for entry in manifest["files"]:
         source = SourceFile(**entry["source"]) if "source" in entry else None
         found.append(WrittenFile(entry["table"], entry["path"], entry["rows"], entry["bytes"], source))
-    rows = listed(found).combine_chunks()
-    check_listed(batch := rows.to_batches()[0] if found else pa.RecordBatch.from_pylist([], schema=LISTED))
-    return batch
+    (rows,) = each_once(listed(found)).to_batches() or [pa.RecordBatch.from_pylist([], schema=LISTED)]
+    check_listed(rows)
+    return rows
 
 
 def list_batches(output: str, manifest: Mapping[str, Any], files: FileStore | None = None) -> Iterator[pa.RecordBatch]:

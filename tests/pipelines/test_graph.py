@@ -132,7 +132,8 @@ def test_only_small_types_cross(job: DigitsJob, tmp_path: pathlib.Path, options:
     # the parts of all outputs are combined in one more, counts of three stages are added up, and files are listed.
     combined = bool({"top_k", "group_influence"} & set(config.output_tables))
     combined += bool(config.make_curvature().passes) and config.removal == "first_order"
-    assert len(labels) == 6 + bool(config.make_curvature().passes) + config.make_curvature().passes + combined + config.second_order_groups + config.solver_passes, labels
+    passes = config.make_curvature().passes
+    assert len(labels) == 6 + bool(passes) + passes + combined + config.second_order_groups + config.solver_passes, labels
     sides = [crossing.label for crossing in found if crossing.kind == "side input" and Part in crossing.types]
     assert all("group_influence" in label or "MultiplyGroups" in label for label in sides), sides
 

@@ -15,14 +15,14 @@ from beam_influence.influence_ops.reading.features import Feature, FeatureSpec
 from beam_influence.influence_ops.reading.reader import WHOLE
 from beam_influence.transforms import ReadShards, file_list
 from beam_influence.transforms.elements import Shard
-from beam_influence.transforms.file_list import list_shards
+from beam_influence.transforms.file_list import FileList, list_shards
 from beam_influence.transforms.read_shards import _SplitDoFn
 from tests.pipelines.digits_job import framed
 
 FEATURES = FeatureSpec((("x", Feature("x", "float", ())),), (Feature("y", "int", ()),), format="tfrecord")
 
 
-def files(folder: pathlib.Path, *records: int) -> list[Shard]:
+def files(folder: pathlib.Path, *records: int) -> FileList:
     """Files of so many records of 100 bytes, framing included."""
     for number, count in enumerate(records):
         (folder / f"{number}.tfrecord").write_bytes(framed([bytes(84)] * count))

@@ -83,7 +83,7 @@ def measure(arguments: argparse.Namespace, options: dict[str, Any]) -> dict[str,
     summary = run(InfluenceConfig(model=str(folder / "model.keras"), output=str(output), weights="all", overwrite=True, **config))
     used: dict[str, Any] = {**usage.read(), "output": str(output)}
     used["train_side"] = sum(summary.milliseconds.get(stage, 0) for stage in ("score", "index")) / 1000
-    used["index_bytes"] = sum(file["bytes"] for file in summary.manifest["files"] if file["table"] == "index")
+    used["index_bytes"] = summary.manifest["tables"]["index"]["bytes"]
     if "test" in data:
         rows = pq.read_table(output / "top_k").select(["test_id", "train_id"]).to_pylist()
         used["top"] = [[entry["test_id"], entry["train_id"]] for entry in rows]

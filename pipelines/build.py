@@ -8,13 +8,12 @@ from typing import Any, TypeAlias, TypeVar, get_args
 import apache_beam as beam
 from apache_beam import pvalue
 
-from beam_influence.influence_ops.results.result_files import written_files
 from beam_influence.influence_ops.scoring.index import Search
 from beam_influence.influence_ops.scoring.index_rows import IndexDtype
 from beam_influence.influence_ops.scoring.outputs.base import CombinedOutput
 from beam_influence.influence_ops.scoring.outputs.table import complete_options, outputs_of
 from beam_influence.pipelines.config import InfluenceConfig
-from beam_influence.pipelines.grow_index import BASE, source_base
+from beam_influence.pipelines.grow_index import BASE, NOTHING_KNOWN, known_contents, source_base
 from beam_influence.pipelines.prepare import PreparedRun, prepare
 from beam_influence.pipelines.resume import EMBED, OPERATOR, stage_of_pass
 from beam_influence.transforms import (
@@ -35,13 +34,14 @@ from beam_influence.transforms import (
     WriteRejected,
 )
 from beam_influence.transforms.broadcast import Broadcast
-from beam_influence.transforms.elements import FILES, PARTS, QueryReference, SolverReport, StatisticPart, WrittenFile
+from beam_influence.transforms.elements import FILES, PARTS, QueryReference, ShardCount, SolverReport, StatisticPart, WrittenFile
 from beam_influence.transforms.embed_queries import embedded_at_once
 from beam_influence.transforms.files import join
 from beam_influence.transforms.merging import PartsCombineFn
 from beam_influence.transforms.progress import Progress
 from beam_influence.transforms.read_shards import COUNTS, REJECTED, ShardReader
 from beam_influence.transforms.record_stage import RecordStage, TakeStage
+from beam_influence.transforms.sum_counts import SumCounts
 from beam_influence.transforms.typed import collection
 
 PASS_TOLERANCE = 1e-6
@@ -105,7 +105,7 @@ class _JobBuilder:
     """A job while it is put together: what its steps give beside their results comes together in lists.
 
     Attributes:
-      counts: `ShardCount`s of every stage.
+      counts: `ShardCount`s of every stage, added up.
       rejected: `RejectedExample`s of the stages before scoring.
       late: those that only scoring rejects.
       written: `WrittenFile`s.
@@ -124,8 +124,7 @@ class _JobBuilder:
         # The first pass over the training set tells what is rejected. With a curvature pass, too many end the run before it scores, and
         # what only scoring rejects comes on top; not where scoring itself is expected to: a removal's own Newton step may not exist.
         self._is_gated = prepared.curvature_path is None and self._curvature.passes > 0 and config.removal == "first_order"
-        self._kept = [] if prepared.indexed is None else written_files(prepared.indexed)  # files of an index that is added to
-        train = ReadShards(prepared.train, prepared.train_features, config.shard_size, config.only_index)
+        train = ReadShards(prepared.train, prepared.train_features, config.shard_size, config.only_index, config.work_folder)
         self._train = pipeline | "ReadShards[train]" >> train
         candidates = ReadShards(prepared.candidates, prepared.candidate_features, config.shard_size)
         self._scored = pipeline | "ReadShards[candidates]" >> candidates if config.candidates else self._train
@@ -142,6 +141,9 @@ class _JobBuilder:
         # A test point's gradient is a whole row of P numbers, where a training example's stays in factors.
         rows = self._config.batch_size if stage != "embed" else embedded_at_once(prepared.watched, self._config.batch_size)
         return ShardReader(stage, features, rows, self._progress)
+
+    def _count(self, stage: str, counts: pvalue.PCollection[ShardCount]) -> None:
+        self.counts.append(collection(counts | f"SumCounts[{stage}]" >> SumCounts()))
 
     def _nothing(self, label: str, kind: type[Element]) -> pvalue.PCollection[Element]:
         return collection(self._pipeline | label >> beam.Create([], reshuffle=False).with_output_types(kind))
@@ -173,7 +175,7 @@ class _JobBuilder:
             accumulated = self._train | f"AccumulateCurvature{label}" >> accumulate
             parts = accumulated["parts"]
             if number == 1:
-                self.counts.append(accumulated[COUNTS])
+                self._count(stage, accumulated[COUNTS])
                 self.rejected.append(accumulated[REJECTED])
             if number < curvature.passes:
                 advance = AdvanceCurvature(prepared.model, curvature, state, work)
@@ -188,13 +190,14 @@ class _JobBuilder:
             return self._nothing("NoQueries", QueryReference)
         if EMBED in self._finished:
             return self._take(EMBED)
-        test = self._pipeline | "ReadShards[test]" >> ReadShards(prepared.test, prepared.test_features, config.shard_size)
+        read = ReadShards(prepared.test, prepared.test_features, config.shard_size, work=config.work_folder)
+        test = self._pipeline | "ReadShards[test]" >> read
         plan = prepared.queries
         form = (plan.block_size, config.work_folder, len(prepared.test), config.index is not None, config.query_arrays, plan.form)
         embed = EmbedQueries(self._reader("embed"), prepared.model, preconditioner, *form)
         embedded = test | "EmbedQueries" >> embed
-        queries = self._record(embedded["queries"], EMBED, [embedded[COUNTS]], [embedded[REJECTED]])
-        self.counts.append(embedded[COUNTS])
+        self._count(EMBED, embedded[COUNTS])
+        queries = self._record(embedded["queries"], EMBED, self.counts[-1:], [embedded[REJECTED]])
         self.rejected.append(embedded[REJECTED])
         return queries
 
@@ -235,7 +238,7 @@ class _JobBuilder:
             wanted = (queries, gate, options, config.output, self._accelerator, prepared.queries.first_keys)
             score = ScoreExamples(reader, prepared.model, preconditioner, *wanted)
         scored = self._scored | "ScoreExamples" >> score
-        self.counts.append(scored[COUNTS])
+        self._count("score", scored[COUNTS])
         self.written.append(scored[FILES])
         if REJECTED in scored:
             self.late.append(scored[REJECTED])
@@ -251,11 +254,11 @@ class _JobBuilder:
     def index(self, preconditioner: Operator, gate: Gate) -> None:
         """The numbers of an index, of the training files that are not in it yet."""
         config, prepared = self._config, self._prepared
-        known = [file.source for file in self._kept if file.source is not None]
+        known = NOTHING_KNOWN if prepared.indexed is None else known_contents(config.output, prepared.indexed, config.work_folder)
         dtype: IndexDtype = next(kind for kind in get_args(IndexDtype) if kind == config.index_dtype)
         index = IndexExamples(self._reader("index"), prepared.model, preconditioner, gate, dtype, known, config.output, self._accelerator)
         indexed = self._train | "IndexExamples" >> index
-        self.counts.append(indexed[COUNTS])
+        self._count("index", indexed[COUNTS])
         self.written.append(indexed[FILES])
         self.late.append(indexed[REJECTED])
 
@@ -263,7 +266,8 @@ class _JobBuilder:
         """The rejected examples that the gate has not seen."""
         if self._is_gated and not self.late:
             return
-        number = 1 if self._is_gated else sum(file.table == "rejected" for file in self._kept)
+        tables = (self._prepared.indexed or {"tables": {}})["tables"]
+        number = 1 if self._is_gated else tables.get("rejected", {"files": 0})["files"]
         rejected = ([] if self._is_gated else self.rejected) + self.late
         write = WriteRejected(self._config.output, self._config.max_rejected, number, self._early)
         flattened = rejected | "FlattenLateRejected" >> beam.Flatten(pipeline=self._pipeline)
@@ -272,9 +276,7 @@ class _JobBuilder:
     def manifest(self, preconditioner: Operator, reports: Reports) -> pvalue.PCollection[str]:
         """The path of the manifest."""
         config, prepared = self._config, self._prepared
-        facts = {}
-        if config.only_index:
-            facts[BASE] = source_base(prepared.train) if prepared.indexed is None else prepared.indexed[BASE]
+        facts = {BASE: (prepared.indexed or {}).get(BASE) or source_base(prepared.train)} if config.only_index else {}
         counts = self.counts | "FlattenCounts" >> beam.Flatten(pipeline=self._pipeline)
         optional = (prepared.indexed, tuple(self._finished), facts, any(shard.limit for shard in prepared.train))
         write = WriteManifest(config.output, config.as_json(), prepared.model_facts, preconditioner, counts, reports, *optional)

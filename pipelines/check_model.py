@@ -21,7 +21,7 @@ _EXAMPLES_READ = 100  # so that some of them are good
 
 
 def check_model(
-    model: ExplainedModel, spec: ModelSpec, config: InfluenceConfig, splits: Sequence[tuple[FeatureSpec, list[Shard]]]
+    model: ExplainedModel, spec: ModelSpec, config: InfluenceConfig, splits: Sequence[tuple[FeatureSpec, Sequence[Shard]]]
 ) -> tuple[ExplainedModel, ModelSpec]:
     """The model, compared with the user's own on the first examples of each split, and the recipe for just that one.
 
@@ -35,7 +35,7 @@ def check_model(
     return model, dataclasses.replace(spec, agreement=model.agreement, precision=precision)
 
 
-def _check(model: ExplainedModel, config: InfluenceConfig, splits: Sequence[tuple[FeatureSpec, list[Shard]]]) -> None:
+def _check(model: ExplainedModel, config: InfluenceConfig, splits: Sequence[tuple[FeatureSpec, Sequence[Shard]]]) -> None:
     for features, shards in reversed(splits):  # the training examples last: what is recorded is of them
         batch = _first(features, shards)
         if batch is None:
@@ -53,12 +53,12 @@ def _check(model: ExplainedModel, config: InfluenceConfig, splits: Sequence[tupl
         )  # fmt: skip
 
 
-def _first(features: FeatureSpec, shards: list[Shard]) -> ExampleBatch | None:
+def _first(features: FeatureSpec, shards: Sequence[Shard]) -> ExampleBatch | None:
     reader = ShardReader("prepare", features, _EXAMPLES_READ, Progress(None))
     return next((batch for shard in shards for batch, _ in reader.read(shard) if len(batch)), None)
 
 
-def _cannot(features: FeatureSpec, shards: list[Shard], config: InfluenceConfig, error: Exception) -> str:
+def _cannot(features: FeatureSpec, shards: Sequence[Shard], config: InfluenceConfig, error: Exception) -> str:
     # TensorFlow puts the reason last, before the names of nodes.
     lines = [line.strip() for line in str(error).splitlines()]
     shown = [line for line in lines if line and not line.startswith("[[{{")] or [repr(error)]

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 
+from beam_influence.influence_ops.arrow_compute import pc
 from beam_influence.influence_ops.reading.clean_files import Cleaning
 from beam_influence.influence_ops.results.result_files import read_manifest, table_files
 from beam_influence.pipelines.run_pipeline import run_pipeline
@@ -17,11 +19,16 @@ from beam_influence.pipelines.runners import choose_engine, open_file_systems
 from beam_influence.transforms import CleanShards, CopyFiles, SelectThreshold, WriteCleaningFacts
 from beam_influence.transforms.clean_shards import CopiedFile, ScoredShard, below_of
 from beam_influence.transforms.elements import Shard
+from beam_influence.transforms.file_list import FileList, list_shards
 from beam_influence.transforms.files import BeamFiles, join, match_files
-from beam_influence.transforms.read_shards import list_shards
+from beam_influence.transforms.folders import delete_folder
+from beam_influence.transforms.read_shards import ReadShards
 
 FACTS = "cleaning/facts.json"
 """What was done, below the output folder: in a folder of its own, where no pattern of examples finds it."""
+
+WORK = "cleaning/work"
+"""Where the list of many files is while the job runs."""
 
 FORMATS = ("tfrecord", "sequence_example", "parquet")
 
@@ -86,32 +93,27 @@ def build_cleaning(pipeline: beam.Pipeline, config: CleanConfig) -> None:
     files = BeamFiles()
     manifest = read_manifest(config.scores, files)
     shards = list_shards("train", list(config.train))
-    # A file for each shard: `shard-N.parquet` of the N-th training file, or `shard-N-P.parquet` of its P-th part.
-    scores: dict[int, list[str]] = {}
-    for path in sorted(table_files(config.scores, "self_influence", files)):
-        scores.setdefault(int(path.rpartition("/")[2].removesuffix(".parquet").split("-")[1]), []).append(path)
-    if manifest["config"]["train"] != ",".join(config.train) or len(scores) != len(shards):
+    parts = _parts_scored(table_files(config.scores, "self_influence", files))
+    if manifest["config"]["train"] != ",".join(config.train) or len(parts) != len(shards) or not parts.all():
         raise ValueError(
-            f"the scores in {config.scores!r} are of {len(scores):,} files at {manifest['config']['train']}, "
+            f"the scores in {config.scores!r} are of {np.count_nonzero(parts):,} files at {manifest['config']['train']}, "
             f"not of {len(shards):,} at {','.join(config.train)}"
         )
     source = config.source.rstrip("/") + "/"
-    outside = [shard.path for shard in shards if not shard.path.startswith(source)]
-    if outside:
-        raise ValueError(f"{outside[0]!r} is not below the folder {source!r}")
-    scored = [ScoredShard(shard, tuple(scores[shard.ordinal])) for shard in shards]
-    rows = sum(entry["rows"] for entry in manifest["files"] if entry["table"] == "self_influence")
+    below = pc.starts_with(shards.table["path"], source)
+    if not pc.all(below).as_py():
+        outside = shards[pc.index(below, False).as_py()].path
+        raise ValueError(f"{outside!r} is not below the folder {source!r}")
+    rows = manifest["tables"]["self_influence"]["rows"]
     count = int(decimal.Decimal(repr(config.share)) * rows)  # exact: 0.29 × 100 is 29
-    shards_in = (
-        pipeline
-        | "Shards" >> beam.Create(scored, reshuffle=False).with_output_types(ScoredShard)
-        | "Spread" >> beam.Reshuffle().with_output_types(ScoredShard)  # breaks fusion with Create, which one worker runs
-    )
+    read = ReadShards(shards.with_columns(parts=parts), None, shards.largest, work=join(config.output, WORK))
+    scores_of = beam.Map(_scored, config.scores).with_output_types(ScoredShard)
+    shards_in = pipeline | "ReadShards" >> read | "Scored" >> scores_of
     paths = shards_in | "Scores" >> beam.FlatMap(_scores).with_output_types(str)
     threshold = paths | "SelectThreshold" >> SelectThreshold(count)
     cleaned = shards_in | "CleanShards" >> CleanShards(
         threshold,
-        table_files(config.scores, "rejected", files),
+        list(table_files(config.scores, "rejected", files)),
         manifest["config"]["id_feature"] is None,
         config.data_format,
         config.cleaning(),
@@ -128,12 +130,23 @@ def build_cleaning(pipeline: beam.Pipeline, config: CleanConfig) -> None:
     _ = cleaned | "WriteFacts" >> WriteCleaningFacts(join(config.output, FACTS), facts, threshold, copied)
 
 
+def _parts_scored(paths: Iterable[str]) -> np.ndarray:
+    """The number of files with the scores of each training file: `shard-N.parquet` of the N-th, or `shard-N-P.parquet` of its P-th part."""
+    ordinals = (int(path.rpartition("/")[2].removesuffix(".parquet").split("-")[1]) for path in paths)
+    return np.bincount(np.fromiter(ordinals, np.int64))
+
+
+def _scored(shard: Shard, scores: str) -> ScoredShard:
+    keys = [dataclasses.replace(shard, part=part).key for part in range(shard.parts)]
+    return ScoredShard(shard, tuple(join(scores, "self_influence", f"shard-{key}.parquet") for key in keys))
+
+
 def _scores(scored: ScoredShard) -> tuple[str, ...]:
     return scored.scores
 
 
-def _copies(config: CleanConfig, source: str, shards: list[Shard]) -> list[CopiedFile]:
-    cleaned = {shard.path for shard in shards}
+def _copies(config: CleanConfig, source: str, shards: FileList) -> list[CopiedFile]:
+    cleaned = set(shards.table["path"].to_pylist()) if config.others else set()
     found = match_files(list(config.others)) if config.others else []
     target = config.output.rstrip("/") + "/"
     return [CopiedFile(file.path, target + below_of(file.path, source)) for file in found if file.path not in cleaned]
@@ -159,4 +172,5 @@ def clean(
     pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=engine.options())
     build_cleaning(pipeline, config)
     run_pipeline(pipeline, engine)
+    delete_folder(join(config.output, WORK))
     return json.loads(BeamFiles().read(join(config.output, FACTS)))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterator
 
 from apache_beam.io.filesystems import FileSystems
 
+from beam_influence.influence_ops.results.listed_files import is_list_name
 from beam_influence.influence_ops.results.result_files import read_manifest, written_files
 from beam_influence.influence_ops.scoring.index import INDEX
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.resume import Resumed
 from beam_influence.transforms.clear_work import ClearWork, clear_work
-from beam_influence.transforms.files import TEMPORARY, BeamFiles, join
-from beam_influence.transforms.folders import delete_files, list_folder, quoted
+from beam_influence.transforms.files import BeamFiles, iterate_matches, join
+from beam_influence.transforms.folders import delete_files, list_folder, list_temporary, quoted
 
 
 def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str, resumed: Resumed | None = None) -> None:
@@ -28,9 +31,11 @@ def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str
     files = BeamFiles()
     path = join(config.output, manifest)
     if config.update:
-        listed = {join(config.output, file.path) for file in written_files(read_manifest(config.output, files))}
+        index = read_manifest(config.output, files)
+        listed = {join(config.output, file.path) for file in written_files(config.output, index, files)}
+        listed.add(join(config.output, str(index.get("file_list"))))
         found = _files_in([join(config.output, INDEX), join(config.output, "rejected"), config.work_folder])
-        delete_files([file for file in found if file not in listed])
+        delete_files(file for file in itertools.chain(found, _lists(config.output)) if file not in listed)
         return
     delete_files([path])  # first: from here on the folder holds no run
     folders = [join(config.output, name) for name in _written(tables)] + [config.work_folder]
@@ -39,9 +44,8 @@ def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str
         folders.remove(curvature)  # this run reads it
     kept = () if resumed is None else resumed.kept(config)
     inside = tuple(f"{folder}/" for folder in kept)
-    unfinished = FileSystems.match([f"{quoted(config.output)}/.{manifest}.*{TEMPORARY}"])[0].metadata_list
-    found = [*_files_in(folders), *(match.path for match in unfinished)]
-    delete_files([file for file in found if file not in kept and not file.startswith(inside)])
+    found = itertools.chain(_files_in(folders), list_temporary(config.output), _lists(config.output))
+    delete_files(file for file in found if file not in kept and not file.startswith(inside))
 
 
 def refuse_output(config: InfluenceConfig, manifest: str) -> None:
@@ -71,5 +75,14 @@ def _written(tables: tuple[str, ...]) -> tuple[str, ...]:
     return (*tables, INDEX, "curvature")
 
 
-def _files_in(folders: list[str]) -> list[str]:
-    return [file for folder in folders for file in list_folder(folder)]
+def _files_in(folders: list[str]) -> Iterator[str]:
+    return itertools.chain.from_iterable(list_folder(folder) for folder in folders)
+
+
+def _lists(output: str) -> Iterator[str]:
+    """The lists of files of earlier runs, and of those that were killed just before their manifest."""
+    if FileSystems.get_filesystem(output).has_dirs() and not FileSystems.exists(output):
+        return
+    for match in iterate_matches(f"{quoted(output.rstrip('/'))}/files-*.parquet"):
+        if is_list_name(match.path.rpartition("/")[2]):
+            yield match.path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from beam_influence.influence_ops.reading.resolve_features import FeatureResolve
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.files import BeamFiles
+from beam_influence.transforms.in_parallel import in_parallel
 
 _EXAMPLES_TRIED = 100
 _PREPROCESSED = 20  # one by one, so fewer
@@ -22,7 +24,7 @@ _PREPROCESSED = 20  # one by one, so fewer
 
 def find_features(
     config: InfluenceConfig,
-    shards: list[Shard],
+    shards: Sequence[Shard],
     model_inputs: Sequence[ModelInput],
     model_outputs: Mapping[str, tuple[int | None, ...]],
     schema: Schema | None,
@@ -59,14 +61,17 @@ def _like_outputs(spec: FeatureSpec, outputs: Mapping[str, tuple[int | None, ...
     return dataclasses.replace(spec, labels=labels, weight=weight)
 
 
-def _describe(name: str, shards: list[Shard]) -> Description:
-    """The features of the first file that has readable examples."""
-    for shard in shards:
+def _describe(name: str, shards: Sequence[Shard]) -> Description:
+    """The features of the first file that has readable examples; where that is not the first, several are looked at at once."""
+
+    def describe(shard: Shard) -> Description:
         with BeamFiles().open_read(shard.path) as file:
             try:
-                data = READERS[name].describe(file, _EXAMPLES_TRIED)
+                return READERS[name].describe(file, _EXAMPLES_TRIED)
             except ValueError as error:
                 raise ValueError(f"{shard.split} file {shard.path!r}: {error}") from error
+
+    for data in itertools.chain(map(describe, shards[:1]), in_parallel(describe, shards[1:])):
         if data:
             return data
     others = [other for other in READERS if other != name]
@@ -93,7 +98,7 @@ def _roles(config: InfluenceConfig, split: str, data: Description, model_inputs:
     return dataclasses.replace(roles, inputs={"": free[0]}) if len(free) == 1 else roles
 
 
-def _result_shapes(spec: FeatureSpec, shards: list[Shard], model_inputs: Sequence[ModelInput]) -> dict[str, tuple[int, ...]]:
+def _result_shapes(spec: FeatureSpec, shards: Sequence[Shard], model_inputs: Sequence[ModelInput]) -> dict[str, tuple[int, ...]]:
     """What the preprocess function returns for the first examples that can be read."""
     reader, decoder, preprocess = READERS[spec.format](spec.features()), RowDecoder(spec), Preprocess(spec)
     for shard in shards:

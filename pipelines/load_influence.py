@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam_influence.influence_ops.results import schemas
-from beam_influence.influence_ops.results.result_files import iterate_table, read_manifest, table_files
+from beam_influence.influence_ops.results.result_files import WrittenFile, iterate_table, read_manifest, table_files, written_files
 from beam_influence.influence_ops.scoring.outputs.table import TABLES
 from beam_influence.pipelines.runners import open_file_systems
 from beam_influence.transforms.files import BeamFiles
@@ -59,7 +59,7 @@ class Influence:
 
     Attributes:
       folder: where they are.
-      manifest: the content of `manifest.json`: options, counts, files, model, versions.
+      manifest: the content of `manifest.json`: options, counts, tables, model, versions.
       facts: what is in the metadata of each of the run's score files, too.
     """
 
@@ -92,7 +92,15 @@ class Influence:
     @property
     def tables(self) -> tuple[str, ...]:
         """The names of the tables that the run wrote."""
-        return tuple(sorted({file["table"] for file in self.manifest["files"]}))
+        return tuple(sorted(self.manifest["tables"]))
+
+    def files(self) -> Iterator[WrittenFile]:
+        """The run's files, by path: table, path below the folder, rows, bytes. Their list is read as you go, however long it is.
+
+        Raises:
+          ValueError: it is missing or damaged.
+        """
+        return written_files(self.folder, self.manifest, BeamFiles())
 
     def table(self, name: str) -> pa.Table:
         """A whole table, read once and kept.
@@ -165,7 +173,7 @@ class Influence:
             return f"<p>{html.escape(repr(self))}</p><p>Its report needs the extra report ({html.escape(str(error))}).</p>"
         return frame(self.folder)
 
-    def _paths(self, name: str) -> list[str]:
+    def _paths(self, name: str) -> Iterator[str]:
         if name not in self.tables and name not in TABLES:
             raise ValueError(f"there is no table {name!r}; the run in {self.folder!r} wrote {', '.join(self.tables)}")
         return table_files(self.folder, name, BeamFiles())

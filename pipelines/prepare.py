@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
+from beam_influence.influence_ops.arrow_compute import pc
 from beam_influence.influence_ops.curvature import load_preconditioner
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.guard import Agreement
 from beam_influence.influence_ops.model.network import declared_outputs
 from beam_influence.influence_ops.reading.features import FeatureSpec, Schema, parse_schema
-from beam_influence.influence_ops.results.result_files import read_facts, read_manifest, table_files, written_files
+from beam_influence.influence_ops.results.result_files import list_batches, read_facts, read_manifest, table_files
 from beam_influence.influence_ops.scoring.index import INDEX
 from beam_influence.pipelines.check_model import check_model
 from beam_influence.pipelines.config import InfluenceConfig
@@ -24,9 +27,10 @@ from beam_influence.pipelines.query_plan import QueryPlan, plan_queries
 from beam_influence.pipelines.refuse_memory import refuse_memory
 from beam_influence.pipelines.resume import Resumed, find_finished
 from beam_influence.transforms.elements import Shard
-from beam_influence.transforms.files import BeamFiles, join, match_files
+from beam_influence.transforms.file_list import FileList, list_shards
+from beam_influence.transforms.files import BeamFiles, join
+from beam_influence.transforms.folders import quoted
 from beam_influence.transforms.open_model import ModelSpec
-from beam_influence.transforms.read_shards import list_shards
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,8 +56,8 @@ class PreparedRun:
       resumed: what an earlier run has finished; None: this run records nothing.
     """
 
-    train: list[Shard]
-    test: list[Shard]
+    train: FileList
+    test: FileList
     train_features: FeatureSpec | None
     test_features: FeatureSpec | None
     curvature_path: str | None
@@ -68,7 +72,7 @@ class PreparedRun:
     agreement: Agreement | None = None
     resumed: Resumed | None = None
     index_error: float | None = None
-    candidates: list[Shard] = dataclasses.field(default_factory=list)
+    candidates: Sequence[Shard] = ()
     candidate_features: FeatureSpec | None = None
 
     @property
@@ -134,41 +138,45 @@ def prepare(config: InfluenceConfig) -> PreparedRun:
 class _Files(NamedTuple):
     """The files that a run reads: examples of the splits, saved influence vectors or an index, a saved curvature, an index to add to."""
 
-    train: list[Shard]
-    test: list[Shard]
-    vectors: list[Shard]
+    train: FileList
+    test: FileList
+    vectors: FileList
     curvature_path: str | None
     indexed: dict[str, Any] | None
-    candidates: list[Shard]
+    candidates: FileList
 
 
 def _find_files(config: InfluenceConfig) -> _Files:
-    train = list_shards("train", patterns_of(config.train)) if config.train else []
-    test = list_shards("test", patterns_of(config.test)) if config.test else []
-    candidates = list_shards("candidates", patterns_of(config.candidates)) if config.candidates else []
+    none = FileList.of([])
+    train = list_shards("train", patterns_of(config.train)) if config.train else none
+    test = list_shards("test", patterns_of(config.test)) if config.test else none
+    candidates = list_shards("candidates", patterns_of(config.candidates)) if config.candidates else none
     _refuse_trained_on(candidates, train)
     if config.update:
         indexed, train = index_to_grow(config, train)
-        return _Files(train, test, [], join(config.output, "curvature"), indexed, [])
+        return _Files(train, test, none, join(config.output, "curvature"), indexed, none)
     if config.index:
-        rows = _result_shards(table_files(config.index, INDEX, BeamFiles()))
-        return _Files(train, test, [] if candidates else rows, join(config.index, "curvature"), None, candidates)
+        rows = none if candidates else _result_shards(config.index, INDEX)
+        return _Files(train, test, rows, join(config.index, "curvature"), None, candidates)
     if config.influence_vectors_path:
-        return _Files(train, test, _vector_shards(config), join(config.influence_vectors_path, "curvature"), None, [])
-    return _Files(train, test, [], config.curvature_path, None, candidates)
+        return _Files(train, test, _vector_shards(config), join(config.influence_vectors_path, "curvature"), None, none)
+    return _Files(train, test, none, config.curvature_path, None, candidates)
 
 
-def _refuse_trained_on(candidates: list[Shard], train: list[Shard]) -> None:
-    trained = {shard.path for shard in train}
-    both = next((shard.path for shard in candidates if shard.path in trained), None)
-    if both is not None:
-        raise ValueError(f"{both} is among the files of --candidates and of --train: candidates were not trained on; leave it out of one")
+def _refuse_trained_on(candidates: FileList, train: FileList) -> None:
+    both = candidates.table["path"].filter(pc.is_in(candidates.table["path"], train.table["path"].combine_chunks()))
+    if len(both):
+        path = both[0].as_py()
+        raise ValueError(f"{path} is among the files of --candidates and of --train: candidates were not trained on; leave it out of one")
 
 
 def _index_error(index: str) -> float | None:
     """The largest error that the files of an index tell."""
-    errors = [file.error for file in written_files(read_manifest(index, BeamFiles())) if file.table == INDEX and file.error is not None]
-    return max(errors, default=None)
+    files, largest = BeamFiles(), None
+    for rows in list_batches(index, read_manifest(index, files), files):
+        told = pc.max(rows.filter(pc.equal(rows.column("table"), INDEX)).column("error")).as_py()
+        largest = told if largest is None else max(largest, told or 0.0)
+    return largest
 
 
 def model_spec(config: InfluenceConfig) -> ModelSpec:
@@ -225,20 +233,27 @@ def schema_of(config: InfluenceConfig) -> Schema | None:
     return parse_schema(BeamFiles().read(config.schema).decode())
 
 
-def _vector_shards(config: InfluenceConfig) -> list[Shard]:
+def _vector_shards(config: InfluenceConfig) -> FileList:
     """The files of saved influence vectors, which must have been made as this run would make them."""
     folder = config.influence_vectors_path or ""
-    paths = table_files(folder, "influence_vectors", BeamFiles())
-    normalize = read_facts(paths[0], BeamFiles()).get("normalize")
+    first = next(table_files(folder, "influence_vectors", BeamFiles()))
+    normalize = read_facts(first, BeamFiles()).get("normalize")
     if normalize != config.normalize:
         raise ValueError(f"the influence vectors in {folder!r} were made with --normalize {normalize}; use the same")
-    return _result_shards(paths)
+    return _result_shards(folder, "influence_vectors")
 
 
-def _result_shards(paths: list[str]) -> list[Shard]:
-    files = match_files(paths)
-    named = [(file.path.rsplit("/", 1)[-1], file) for file in files]
-    return [Shard("train", ordinal, file.path, name, file.size, file.modified) for ordinal, (name, file) in enumerate(named)]
+def _result_shards(folder: str, table: str) -> FileList:
+    """The files of a finished run's table. That they are there is seen by one listing, not file by file."""
+    found = list_shards("train", [join(quoted(folder.rstrip("/")), table, "*.parquet")])
+    paths = pa.array(table_files(folder, table, BeamFiles()), pa.large_string())
+    names = pc.utf8_slice_codeunits(paths, len(join(folder.rstrip("/"), table)) + 1)
+    places = pc.index_in(names, found.table["name"].combine_chunks())
+    if places.null_count:
+        missing = paths.filter(pc.is_null(places))[0].as_py()
+        raise ValueError(f"{missing!r}, which the run's manifest lists, is missing; put it back, or run again with --overwrite")
+    rows = found.table.take(places)
+    return FileList("train", rows).with_columns(path=paths, ordinal=np.arange(len(rows)))
 
 
 def patterns_of(text: str) -> list[str]:

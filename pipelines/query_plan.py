@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,13 +18,16 @@ from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.machine_memory import size_text, worker_memory
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.embed_queries import block_key
-from beam_influence.transforms.read_shards import open_shard, part_bytes, split_file
+from beam_influence.transforms.file_list import part_bytes
+from beam_influence.transforms.in_parallel import in_parallel
+from beam_influence.transforms.read_shards import open_shard, split_file
 
 _LOG = logging.getLogger(__name__)
 _SMALL = 1 << 30  # bytes of solutions in float64 up to which they are kept so
 _BLOCKS = 4  # at least so many make a round: while one is brought to the device, it is there twice
 _SOLVER_ARRAYS = 8  # [T, P] in float64: five of conjugate gradients' state, ∇ℓ(t), the vectors of a pass and their sums
 _READ_AT_ONCE = 4096
+_FILES_AT_ONCE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +61,7 @@ class QueryPlan:
         return repr((self.block_size, self.form, self.first_keys))
 
 
-def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: list[Shard], features: FeatureSpec | None) -> QueryPlan:
+def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: Sequence[Shard], features: FeatureSpec | None) -> QueryPlan:
     """The plan, from the number of test points. Saved vectors and an index need none: what they are multiplied with is mapped from files.
 
     Raises:
@@ -67,11 +72,11 @@ def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: list[Shar
         return QueryPlan(config.query_block_size)
     size = part_bytes(test, config.shard_size)
     try:
-        shards = [part for shard in test for part in split_file(shard, features, size)]
-        counts = [count_rows(shard, features) for shard in shards]
+        parts = itertools.chain.from_iterable(in_parallel(lambda shard: split_file(shard, features, size), test, _FILES_AT_ONCE))
+        counts = dict(in_parallel(lambda shard: (shard.key, count_rows(shard, features)), parts, _FILES_AT_ONCE))
     except OSError as error:
         raise ValueError(f"the test points can't be counted: {error}") from error
-    points, memory = sum(counts), worker_memory(config.max_worker_memory)
+    points, memory = sum(counts.values()), worker_memory(config.max_worker_memory)
     form = _form(config, points, model.size)
     numbers, dtype = form.numbers(model.layout()), np.dtype(model.dtype)
     each, share = numbers * dtype.itemsize, memory // 2
@@ -87,7 +92,7 @@ def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: list[Shar
             f"{2 * each:,} bytes, watch fewer weights (--weights), or keep factors (--query_rank)"
         )
     block_size = min(config.query_block_size, max(1, share // (_BLOCKS * each)))
-    first_keys = _rounds(shards, counts, block_size, share // each)
+    first_keys = _rounds(counts, block_size, share // each)
     rounds = f"{len(first_keys):,} round{'s' * (len(first_keys) > 1)} over the training set"
     text = (
         f"{points:,} test points × {model.size:,} weights, {numbers:,} numbers each, take {size_text(points * each)} in {dtype} while "
@@ -104,10 +109,10 @@ def _form(config: InfluenceConfig, points: int, weights: int) -> StoredForm:
     return StoredForm("float32" if rounds and 8 * points * weights > _SMALL else "float64")
 
 
-def _rounds(test: list[Shard], counts: list[int], block_size: int, most: int) -> tuple[str, ...]:
-    """The first key of each round: as many of the blocks in order as have at most `most` test points."""
+def _rounds(counts: dict[str, int], block_size: int, most: int) -> tuple[str, ...]:
+    """The first key of each round: as many of the blocks in order as have at most `most` test points. `counts` is by shards' keys."""
     first_keys, points = [""], 0
-    for shard, count in zip(test, counts, strict=True):
+    for shard, count in counts.items():
         for number, first in enumerate(range(0, count, block_size)):
             size = min(block_size, count - first)
             if points + size > most:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
@@ -20,8 +20,8 @@ from beam_influence.report.examples import Source
 from beam_influence.report.predictions import Predictor
 from beam_influence.report.showing import ShowOptions
 from beam_influence.transforms.elements import Shard
+from beam_influence.transforms.file_list import list_shards
 from beam_influence.transforms.files import BeamFiles
-from beam_influence.transforms.read_shards import list_shards
 
 
 @dataclasses.dataclass
@@ -74,7 +74,7 @@ class RunSources:
             self.notes.append(f"{effect}: {error}.")
             return None
 
-    def _shards(self, split: str, stored: Mapping[str, Any]) -> list[Shard] | None:
+    def _shards(self, split: str, stored: Mapping[str, Any]) -> Sequence[Shard] | None:
         what = {"train": "Training examples", "test": "Test points"}[split]
         return self._trying(f"{what} are named, not shown", lambda: list_shards(split, patterns_of(stored[split])))
 
@@ -92,7 +92,7 @@ class RunSources:
         self.other_weights = [name for name in names if name not in watched]
         return model
 
-    def _open(self, split: str, shards: list[Shard], model: ExplainedModel | None, function: str | None) -> None:
+    def _open(self, split: str, shards: Sequence[Shard], model: ExplainedModel | None, function: str | None) -> None:
         config: InfluenceConfig = self._config
         spec = None
         if model is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -13,6 +13,7 @@ from beam_influence.influence_ops.import_path import source_digest
 from beam_influence.influence_ops.reading.features import FeatureSpec
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.transforms.elements import Shard
+from beam_influence.transforms.file_list import FileList
 from beam_influence.transforms.files import BeamFiles, join
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.record_stage import StageRecord, read_record, record_path
@@ -52,8 +53,8 @@ class Resumed:
 def find_finished(
     config: InfluenceConfig,
     model: ModelSpec,
-    train: list[Shard],
-    test: list[Shard],
+    train: Sequence[Shard],
+    test: Sequence[Shard],
     train_features: FeatureSpec | None,
     test_features: FeatureSpec | None,
     curvature_path: str | None,
@@ -73,7 +74,7 @@ def find_finished(
         "versions": {name: metadata.version(name) for name in _VERSIONED},
         "model": dataclasses.asdict(dataclasses.replace(model, threads=0, agreement=None)),
         "modules": _modules(own),
-        "train": _files(train),
+        "train": FileList.of(train).digest(),
         "train_features": repr(train_features),
         "options": {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if _decides_curvature(field)},
         "only_index": config.only_index,  # has another default rank
@@ -83,7 +84,7 @@ def find_finished(
     embed = _digest(
         {
             "of": curvature,
-            "test": _files(test),
+            "test": FileList.of(test).digest(),
             "test_features": repr(test_features),
             "query_arrays": config.query_arrays,
             "embedded": embedded,
@@ -109,10 +110,6 @@ def _decides_curvature(field: dataclasses.Field[Any]) -> bool:
     """Whether an option changes the curvature or the embedded test points, beside the files: `fit` or `index` takes it."""
     described = field.metadata
     return described["changes_result"] and described["group"] != "results" and bool({"fit", "index"} & set(described["commands"]))
-
-
-def _files(shards: list[Shard]) -> list[list[Any]]:
-    return [[shard.path, shard.name, shard.size, shard.modified] for shard in shards]
 
 
 def _modules(paths: Iterable[str | None]) -> dict[str, str]:

@@ -74,7 +74,7 @@ class Retrainer:
         _, source = load_train_function(self.train_fn)
         prepared = self.data.prepared
         model = {key: value for key, value in dataclasses.asdict(prepared.model).items() if key != "threads"}
-        files = [(shard.path, shard.size) for shard in (*prepared.train, *prepared.test)]
+        files = [(shard.path, shard.size) for shards in (prepared.train, prepared.test) for shard in shards]
         features = [repr(prepared.train_features), repr(prepared.test_features)]
         text = json.dumps([source, model, files, features], sort_keys=True) + "\n".join(self.train_ids)
         return hashlib.sha256(text.encode()).hexdigest()

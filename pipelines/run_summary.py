@@ -79,12 +79,8 @@ def _of_curvature(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _of_tables(manifest: Mapping[str, Any]) -> Iterator[str]:
-    tables: dict[str, tuple[int, int, int]] = {}
-    for file in manifest["files"]:
-        files, rows, size = tables.get(file["table"], (0, 0, 0))
-        tables[file["table"]] = (files + 1, rows + file["rows"], size + file["bytes"])
-    for table, (files, rows, size) in sorted(tables.items()):
-        yield f"{table:<19}{rows:>12,} rows {files:>5,} files {size / 1024:>11,.1f} KiB"
+    for table, of in sorted(manifest["tables"].items()):
+        yield f"{table:<19}{of['rows']:>12,} rows {of['files']:>5,} files {of['bytes'] / 1024:>11,.1f} KiB"
 
 
 def _first_names(names: list[str]) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as _compute
 
-pc: Any = _compute  # its functions are made at run time
+from beam_influence.influence_ops.arrow_compute import pc
 
 End = Literal["descending", "ascending"]
 """Which end of the scores: the largest first, or the smallest first."""

@@ -9,16 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as _compute
 import pyarrow.parquet as pq
 
-from beam_influence.influence_ops.results.result_files import read_facts
+from beam_influence.influence_ops.arrow_compute import pc
+from beam_influence.influence_ops.results.result_files import read_facts, table_files
 from beam_influence.report.concentration import Concentration
 from beam_influence.report.strongest import Score, Strongest
 from beam_influence.transforms.embed_queries import QUERY_ERROR
-from beam_influence.transforms.files import BeamFiles, join
-
-pc: Any = _compute  # its functions are made at run time
+from beam_influence.transforms.files import BeamFiles
 
 _ROWS = 1 << 16
 _MOST_KINDS = 50
@@ -78,20 +76,16 @@ class RunTables:
     Args:
       folder: the run's output.
       manifest: its manifest.
+
+    Attributes:
+      names: the tables that the run wrote.
     """
 
     def __init__(self, folder: str, manifest: Mapping[str, Any]):
         self._folder = folder
-        self._paths: dict[str, list[str]] = {}
-        for entry in manifest["files"]:
-            self._paths.setdefault(entry["table"], []).append(entry["path"])
+        self.names = set(manifest["tables"])
         self._order = manifest["config"]["order"]
         self._n = manifest["curvature"].get("examples") or 0
-
-    @property
-    def names(self) -> set[str]:
-        """The tables that the run wrote."""
-        return set(self._paths)
 
     def choose_points(self, count: int) -> list[str]:
         """The test points on which one training example has the largest influence; without `top_k`, the first ones of `scores`."""
@@ -184,23 +178,25 @@ class RunTables:
     def query_error(self) -> float | None:
         """The error of test points that were kept as factors; see `--query_rank`. None where they were kept whole."""
         for name in ("top_k", "scores"):
-            for path in self._paths.get(name, ())[:1]:
-                return read_facts(join(self._folder, path), BeamFiles()).get(QUERY_ERROR)
+            for path in self._paths(name):
+                return read_facts(path, BeamFiles()).get(QUERY_ERROR)
         return None
 
     def _example_of_id(self) -> str:
         some = self.choose_points(1)
         return f"; one that it has is {some[0]!r}" if some else "; it has none: give it --test"
 
+    def _paths(self, name: str) -> Iterator[str]:
+        return table_files(self._folder, name, BeamFiles()) if name in self.names else iter(())
+
     def _batches(self, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        for path in sorted(self._paths.get(name, ())):
-            whole = join(self._folder, path)
+        for path in self._paths(name):
             try:
-                with BeamFiles().open_read(whole) as file:
+                with BeamFiles().open_read(path) as file:
                     yield from pq.ParquetFile(file).iter_batches(_ROWS, columns=columns)
             except (OSError, pa.ArrowInvalid) as error:
                 raise ValueError(
-                    f"{whole!r}, which the run's manifest lists, can't be read ({type(error).__name__}: {error}); put it back, or run "
+                    f"{path!r}, which the run's manifest lists, can't be read ({type(error).__name__}: {error}); put it back, or run "
                     "again with --overwrite"
                 ) from error
 

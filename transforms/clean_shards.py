@@ -18,6 +18,7 @@ from beam_influence.influence_ops.results.result_files import iterate_table
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.files import BeamFiles
 from beam_influence.transforms.typed import collection, run_once
+from beam_influence.transforms.write_rejected import may_hold
 
 _BATCH = 1 << 16
 
@@ -95,6 +96,8 @@ class _CleanDoFn(beam.DoFn):
 
     def _rejected_positions(self, shard: Shard) -> Iterator[int]:
         for path in self._rejected:
+            if not may_hold(path, "train", shard.name):
+                continue
             for rows in iterate_table(path, BeamFiles(), _BATCH):
                 of_shard = (rows.column("split").to_numpy(False) == "train") & (rows.column("file").to_numpy(False) == shard.name)
                 yield from rows.column("index").to_numpy()[of_shard]

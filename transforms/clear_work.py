@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import apache_beam as beam
 from apache_beam import pvalue
 
-from beam_influence.transforms.files import TEMPORARY, join
-from beam_influence.transforms.folders import delete_files, delete_folder, list_folder
+from beam_influence.transforms.files import join
+from beam_influence.transforms.folders import delete_files, delete_folder, list_temporary
 from beam_influence.transforms.typed import collection
 
 
@@ -17,7 +18,7 @@ def clear_work(output: str, tables: tuple[str, ...], work: str) -> None:
     """Removes the work folder of a finished run, and what workers that were killed in it have left in the folders of its tables:
     their files were written again under other names."""
     delete_folder(work)
-    delete_files([path for table in tables for path in list_folder(join(output, table)) if path.endswith(TEMPORARY)])
+    delete_files(itertools.chain.from_iterable(list_temporary(join(output, table)) for table in tables))
 
 
 class _ClearWorkDoFn(beam.DoFn):

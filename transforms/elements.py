@@ -71,6 +71,8 @@ class Shard:
       span: what is read of it.
       part: the span's place among the file's `parts`.
       limit: how much of it is read; None: all.
+      digits: of the ordinal in names, which order as numbers do.
+      known: the SHA-256 that an index has of the file of this name; empty: it has none.
     """
 
     split: str
@@ -84,11 +86,19 @@ class Shard:
     part: int = 0
     parts: int = 1
     limit: ReadLimit | None = None
+    digits: int = 5
+    known: str = ""
 
     @property
     def key(self) -> str:
         """A name of digits: no other shard of the split has it, and in their order shards are ordered."""
-        return f"{self.ordinal:05d}" if self.parts == 1 else f"{self.ordinal:05d}-{self.part:05d}"
+        number = f"{self.ordinal:0{self.digits}d}"
+        return number if self.parts == 1 else f"{number}-{self.part:0{digits_of(self.parts)}d}"
+
+
+def digits_of(count: int) -> int:
+    """The digits of each of so many numbers from 0: five, or what the largest needs."""
+    return max(5, len(str(count - 1)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +167,7 @@ class SolverReport:
 @dataclasses.dataclass(frozen=True)
 class ShardCount:
     """How many examples of one shard, given by its key, were used and how many rejected, in one stage; how often a batch was halved to fit
-    the device; and the first two names of groups in it."""
+    the device; and the first two names of groups in it. Or the sum over several `shards`, without a key."""
 
     stage: str
     split: str
@@ -166,6 +176,25 @@ class ShardCount:
     rejected: int
     halved: int = 0
     groups: tuple[str, ...] = ()
+    shards: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class FileBlock:
+    """Some of a split's files: a row group of a Parquet file that the launcher has written; see `FileList`."""
+
+    path: str
+    number: int
+    split: str
+    digits: int
+    limit: ReadLimit | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ListedFiles:
+    """Some of a run's `WrittenFile`s, each once, as an Arrow stream of `listed_files.LISTED`, compressed: 30 bytes a file."""
+
+    data: bytes
 
 
 def at_end_of_bundle(value: Any) -> WindowedValue:

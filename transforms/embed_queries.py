@@ -35,9 +35,9 @@ def embedded_at_once(weights: int, batch_size: int) -> int:
     return min(batch_size, max(1, _GRADIENT_BYTES // (8 * weights)))
 
 
-def block_key(shard: Shard, number: int) -> str:
-    """The key of a shard's block: they order as the test points do."""
-    return f"{shard.key}-{number:05d}"
+def block_key(shard: str, number: int) -> str:
+    """The key of a block of the shard with this key: they order as the test points do."""
+    return f"{shard}-{number:05d}"
 
 
 class Embedder:
@@ -101,7 +101,7 @@ class _EmbedDoFn(ShardDoFn):
     def _publish(self, shard: Shard, blocks: Iterable[QueryBlock]) -> None:
         left = self._inline_limit // shard.parts - sum(reference.broadcast.inline_bytes for reference in self._references)
         for block in blocks:
-            key = block_key(shard, len(self._references))
+            key = block_key(shard.key, len(self._references))
             broadcast = publish_queries(block, join(self._work, QUERIES, key), left)
             left -= broadcast.inline_bytes
             self._references.append(QueryReference(key, broadcast))

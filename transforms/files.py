@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
+import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO, cast
 
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
 from beam_influence.transforms import s3_clients as s3_clients
+from beam_influence.transforms.in_parallel import in_parallel
 
 TEMPORARY = ".tmp"
 _HERE = "./"
@@ -28,24 +32,61 @@ class FoundFile:
 
 
 def match_files(patterns: list[str]) -> list[FoundFile]:
-    """The files that match any of the patterns, by path, each once.
+    """The files that match any of the patterns, by path, each once. For a few: an object for each; see `list_shards` for many.
 
     Raises:
       ValueError: a pattern matches nothing.
     """
-    found: dict[str, FoundFile] = {}
-    for pattern in patterns:
-        try:
-            matches = FileSystems.match([_below_here(pattern)])[0].metadata_list
-        except (BeamIOError, ValueError) as error:
-            raise ValueError(f"can't look for files at {pattern!r}: {error}") from error
-        matches = [match for match in matches if not match.path.endswith((TEMPORARY, "/"))]  # "/": marks a folder
-        if not matches:
-            raise ValueError(f"no file matches {pattern!r}; check the path, and quote patterns so that the shell leaves them alone")
-        for match in matches:
-            path = match.path.removeprefix(_HERE)
-            found[path] = FoundFile(path, match.size_in_bytes, match.last_updated_in_seconds or 0.0)
+    found = {file.path: file for file in find_files(patterns)}
     return [found[path] for path in sorted(found)]
+
+
+def find_files(patterns: Iterable[str]) -> Iterator[FoundFile]:
+    """The files that match each pattern, in no order, one at a time: what is held does not grow with their number.
+
+    A pattern is looked up by one listing, however many files it matches; paths without wildcards are looked up in parallel.
+
+    Raises:
+      ValueError: a pattern matches nothing.
+    """
+    whole = [_below_here(pattern) for pattern in patterns]
+    yield from itertools.chain.from_iterable(in_parallel(_found_at, (path for path in whole if _beginning(path) == path)))
+    for pattern in whole:
+        if _beginning(pattern) != pattern:
+            yield from _files_of(pattern, iterate_matches(pattern))
+
+
+def _found_at(path: str) -> list[FoundFile]:
+    return list(_files_of(path, (match for result in FileSystems.match([path]) for match in result.metadata_list)))
+
+
+def iterate_matches(pattern: str) -> Iterator[FileMetadata]:
+    """What Beam's `match`, which holds all of it at once, gives for a pattern with wildcards."""
+    system = FileSystems.get_filesystem(pattern)
+    beginning = _beginning(pattern)
+    start = beginning.rpartition("/")[0] or "/" if system.has_dirs() else beginning
+    yield from system.match_files(system._list(start), f"{pattern}*" if pattern.endswith("/") else pattern)
+
+
+def _files_of(pattern: str, matches: Iterable[FileMetadata]) -> Iterator[FoundFile]:
+    """Refuses a pattern without files; what marks a folder, and what is being written, are none."""
+    nothing = True
+    try:
+        for match in matches:
+            if not match.path.endswith((TEMPORARY, "/")):
+                nothing = False
+                yield FoundFile(match.path.removeprefix(_HERE), match.size_in_bytes, match.last_updated_in_seconds or 0.0)
+    except (BeamIOError, ValueError) as error:
+        raise ValueError(f"can't look for files at {pattern.removeprefix(_HERE)!r}: {error}") from error
+    if nothing:
+        raise ValueError(
+            f"no file matches {pattern.removeprefix(_HERE)!r}; check the path, and quote patterns so that the shell leaves them alone"
+        )
+
+
+def _beginning(pattern: str) -> str:
+    """What all that matches begins with."""
+    return re.split(r"[*?[]", pattern, maxsplit=1)[0]
 
 
 def _below_here(pattern: str) -> str:
@@ -58,15 +99,10 @@ def join(folder: str, *parts: str) -> str:
     return FileSystems.join(folder, *parts)
 
 
-def common_folder(paths: list[str]) -> str:
+def common_folder(paths: Sequence[str]) -> str:
     """The longest folder, with its final '/', that all paths lie below."""
-    folders = [path.rsplit("/", 1)[0].split("/") if "/" in path else [] for path in paths]
-    shared = []
-    for parts in zip(*folders, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return "/".join(shared) + "/" if shared else ""
+    beginning = os.path.commonprefix(paths)
+    return beginning[: beginning.rfind("/") + 1]
 
 
 class BeamFiles:

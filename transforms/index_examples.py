@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -14,6 +14,7 @@ from apache_beam.utils.shared import Shared
 
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.results.result_files import ParquetFile, SourceFile
+from beam_influence.influence_ops.results.text_arrays import bytes_to_texts
 from beam_influence.influence_ops.scoring.index import INDEX
 from beam_influence.influence_ops.scoring.index_rows import IndexDtype, index_schema, index_table, stored_error
 from beam_influence.influence_ops.scoring.outputs.base import run_facts
@@ -43,28 +44,40 @@ class _IndexDoFn(ShardDoFn):
         super().__init__(reader)
         self._spec = model
         self._dtype: IndexDtype = wanted.dtype
-        self._known = {source.name: source for source in wanted.known}
-        self._contents = {(source.size, source.sha256): source.name for source in wanted.known}
+        self._known = wanted.known
+        self._contents: dict[str, np.ndarray] | None = None
         self._output = wanted.output
         self._shared = Shared()
         self._file: ParquetFile | None = None
 
     def process(self, shard: Shard, *sides: Any) -> Iterator[object]:
-        source = SourceFile(shard.name, shard.size, shard.sha256)
-        same = self._contents.get((source.size, source.sha256))
-        if self._known.get(shard.name) == source:
+        if shard.known == shard.sha256:
             return
-        if shard.name in self._known:
+        if shard.known:
             raise ValueError(
                 f"{shard.path} is not what it was when {shard.name!r} was indexed: an index only grows; make a new one, or give the new "
                 "file another name"
             )
+        same = self._name_with(shard.sha256)
         if same is not None and not shard.part:
             _LOG.warning("%s is left out: it has the content of %s, which is in the index", shard.path, same)
         if same is not None:
             return
-        self._source = source
+        self._source = SourceFile(shard.name, shard.size, shard.sha256)
         yield from super().process(shard, *sides)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_contents": None}
+
+    def _name_with(self, sha256: str) -> str | None:
+        """The name of the file in the index that has this content."""
+        if self._contents is None:
+            self._contents = self._known.open()[0]
+        digests, digest = self._contents["digests"], sha256.encode()
+        place = int(np.searchsorted(digests, digest))
+        if place == len(digests) or digests[place] != digest:
+            return None
+        return str(bytes_to_texts(self._contents["names"][place : place + 1])[0])
 
     def open(self, sides: tuple) -> None:
         preconditioner = sides[0]  # the second makes it wait for the verdict on rejected examples
@@ -109,7 +122,8 @@ class IndexExamples(beam.PTransform):
       preconditioner: the operator, one `Broadcast`; it must have an embedding.
       gate: any collection that must be complete before this starts.
       dtype: how the numbers are stored.
-      known: the files that are in the index already: what has the content of one is read only to see that.
+      known: the files that are in the index already, a `Broadcast` of `digests`, sorted SHA-256 (N,) as text, and `names` (N,): what has
+        the content of one is read only to see that.
       output: the folder of the index.
       accelerator: Beam's resource hint for this step alone, or None.
 
@@ -121,7 +135,7 @@ class IndexExamples(beam.PTransform):
     preconditioner: pvalue.PCollection[Broadcast]
     gate: pvalue.PCollection
     dtype: IndexDtype
-    known: Sequence[SourceFile]
+    known: Broadcast
     output: str
     accelerator: str | None = None
 

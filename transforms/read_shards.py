@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import apache_beam as beam
@@ -19,36 +19,18 @@ from beam_influence.influence_ops.reading import READERS, Reader
 from beam_influence.influence_ops.reading.decode import RowDecoder
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.reading.features import FeatureSpec
-from beam_influence.transforms.elements import RejectedExample, Shard, ShardCount
-from beam_influence.transforms.files import BeamFiles, common_folder, match_files
+from beam_influence.transforms.elements import FileBlock, RejectedExample, Shard, ShardCount
+from beam_influence.transforms.file_list import FileList, part_bytes, read_block
+from beam_influence.transforms.files import BeamFiles, join
 from beam_influence.transforms.progress import Progress
 from beam_influence.transforms.read_ahead import read_ahead
 from beam_influence.transforms.typed import collection
 
 NAMESPACE = "beam_influence"
-MAX_FILES = 100_000
-"""Of a split, and of its shards: what each one's end tells the manifest, some 1.5 KB, is collected by one worker."""
+INLINE_FILES = 1000
+"""So many files are in the job's graph themselves, some 300 KB; the names of more are read from a file in the work folder."""
 _AHEAD = 2
 _CHUNK = 1 << 22
-
-
-def list_shards(split: str, patterns: list[str]) -> list[Shard]:
-    """The files of a split, matched once before the pipeline starts, so that every pass sees the same ones.
-
-    Raises:
-      ValueError: a pattern matches nothing, or more than `MAX_FILES`.
-    """
-    files = match_files(patterns)
-    if len(files) > MAX_FILES:
-        raise ValueError(f"--{split} matches {len(files):,} files, more than {MAX_FILES:,}; write the examples to fewer, larger files")
-    base = common_folder([file.path for file in files])
-    return [Shard(split, ordinal, file.path, file.path[len(base) :], file.size, file.modified) for ordinal, file in enumerate(files)]
-
-
-def part_bytes(shards: list[Shard], shard_bytes: int) -> int:
-    """What the parts of these files are at most, so that there are about `MAX_FILES` of them: `shard_bytes`, or more."""
-    free = MAX_FILES - len(shards) + 1
-    return max(shard_bytes, -(-sum(shard.size for shard in shards) // free))
 
 
 def split_file(shard: Shard, features: FeatureSpec, size: int) -> list[Shard]:
@@ -102,30 +84,39 @@ class ReadShards(beam.PTransform):
       shard_bytes: a larger file is split into as many parts of one size as are needed for none to be larger, but for its last record;
         more where that would make more than `MAX_FILES`. A file that can't be split, such as gzip, is one shard.
       with_digest: whether shards tell their file's SHA-256.
+      work: a folder that all workers reach; where there are more than `INLINE_FILES`, their list is written there. Empty: the graph has
+        them all.
 
     In: the pipeline. Out: `Shard`.
     """
 
-    shards: list[Shard]
+    shards: Sequence[Shard]
     features: FeatureSpec | None
     shard_bytes: int
     with_digest: bool = False
+    work: str = ""
 
     def expand(self, pbegin: pvalue.PBegin) -> pvalue.PCollection[Shard]:
-        longest_first = sorted(self.shards, key=lambda shard: -shard.size)  # as far as the engine keeps an order
-        files = collection(
-            pbegin
-            | "Files" >> beam.Create(longest_first, reshuffle=False).with_output_types(Shard)
-            # Breaks fusion with Create, which one worker runs.
-            | "Spread" >> beam.Reshuffle().with_output_types(Shard)
-        )
-        if not self.with_digest and all(shard.size <= self.shard_bytes for shard in self.shards):
+        # Breaks fusion with Create, which one worker runs.
+        files = collection(self._files(pbegin) | "Spread" >> beam.Reshuffle().with_output_types(Shard))
+        if not self.with_digest and FileList.of(self.shards).largest <= self.shard_bytes:
             return files
         return collection(
             files
             | "Split" >> beam.ParDo(_SplitDoFn(self)).with_output_types(Shard)
             # All parts of a file come from the worker that looked where they begin; they are read on all.
             | "SpreadParts" >> beam.Reshuffle().with_output_types(Shard)
+        )
+
+    def _files(self, pbegin: pvalue.PBegin) -> pvalue.PCollection[Shard]:
+        longest_first = FileList.of(self.shards).longest_first()  # as far as the engine keeps an order
+        if len(longest_first) <= INLINE_FILES or not self.work:
+            return collection(pbegin | "Files" >> beam.Create(list(longest_first), reshuffle=False).with_output_types(Shard))
+        return collection(
+            pbegin
+            | "Blocks" >> beam.Create(longest_first.publish(join(self.work, "files")), reshuffle=False).with_output_types(FileBlock)
+            | "SpreadBlocks" >> beam.Reshuffle().with_output_types(FileBlock)  # as below
+            | "Files" >> beam.FlatMap(read_block).with_output_types(Shard)
         )
 
 

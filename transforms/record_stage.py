@@ -17,7 +17,7 @@ from beam_influence.transforms.files import BeamFiles, join
 from beam_influence.transforms.read_shards import COUNTS, REJECTED
 from beam_influence.transforms.typed import collection, run_once
 
-RECORD_VERSION = 3
+RECORD_VERSION = 4
 REJECTED_LIMIT = 10_000  # a record with more rejected examples would be too large for one worker, some 10 MB
 
 
@@ -27,7 +27,7 @@ class StageRecord:
 
     Attributes:
       results: each result's key (empty where there is but one), and where it can be had.
-      counts, rejected: of the pass over the data that the stage made.
+      counts, rejected: of the pass over the data that the stage made; counts are sums.
     """
 
     results: tuple[tuple[str, Broadcast], ...]
@@ -93,7 +93,7 @@ class _RecordDoFn(beam.DoFn):
             "version": RECORD_VERSION,
             "digest": self._digest,
             "results": sorted(listed),
-            "counts": [dataclasses.asdict(count) for count in sorted(set(counts), key=repr)],
+            "counts": [dataclasses.asdict(count) for count in sorted(counts, key=repr)],
             "rejected": [dataclasses.asdict(one) for one in sorted(distinct, key=repr)],
         }
         files.write(record_path(self._work, self._stage), json.dumps(content).encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -95,7 +95,7 @@ class _RetrainDoFn(beam.DoFn):
         yield path
 
 
-def _read(reader: ShardReader, shards: list[Shard]) -> Iterator[ExampleBatch]:
+def _read(reader: ShardReader, shards: Sequence[Shard]) -> Iterator[ExampleBatch]:
     for shard in shards:
         for batch, _ in reader.read(shard):
             if len(batch):
@@ -122,8 +122,8 @@ class RetrainModels(beam.PTransform):
 
     train_fn: str
     model: ModelSpec
-    train: list[Shard]
-    test: list[Shard]
+    train: Sequence[Shard]
+    test: Sequence[Shard]
     train_reader: ShardReader
     test_reader: ShardReader
     ids_path: str

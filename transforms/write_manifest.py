@@ -1,23 +1,43 @@
-"""`manifest.json`: written last, it lists exactly the files of a complete run, and how they were made."""
+"""`manifest.json`: written last, it names the list of exactly the files of a complete run, and how they were made."""
 
 from __future__ import annotations
 
 import dataclasses
 import platform
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
 import apache_beam as beam
+import pyarrow as pa
 from apache_beam import pvalue
 
-from beam_influence.influence_ops.results.result_files import write_manifest, written_files
+from beam_influence.influence_ops.results.listed_files import LISTED, each_once, listed
+from beam_influence.influence_ops.results.result_files import list_batches, write_manifest
 from beam_influence.transforms.broadcast import Broadcast
-from beam_influence.transforms.elements import ShardCount, SolverReport, WrittenFile
+from beam_influence.transforms.elements import ListedFiles, ShardCount, SolverReport, WrittenFile
 from beam_influence.transforms.files import BeamFiles
-from beam_influence.transforms.typed import run_once
+from beam_influence.transforms.typed import collection, run_once
 
 _VERSIONED = ("apache-beam", "keras", "numpy", "pyarrow", "tensorflow", "tfx-bsl")
+_BUCKETS = 256
+
+
+_Bucketed = tuple[int, WrittenFile]
+
+
+def _in_bucket(file: WrittenFile) -> _Bucketed:
+    return zlib.crc32(file.path.encode()) % _BUCKETS, file
+
+
+def _list_bucket(bucket: tuple[int, Iterable[WrittenFile]]) -> ListedFiles:
+    """A bundle that was run twice tells of its files twice."""
+    table = each_once(listed(bucket[1]))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, LISTED, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    return ListedFiles(sink.getvalue().to_pybytes())
 
 
 class _WriteManifestDoFn(beam.DoFn):
@@ -34,20 +54,14 @@ class _WriteManifestDoFn(beam.DoFn):
         self,
         _: None,
         preconditioner: Broadcast,
-        files: Iterable[WrittenFile],
+        files: Iterable[ListedFiles],
         counts: Iterable[ShardCount],
         reports: Iterable[SolverReport],
     ) -> Iterator[str]:
-        # A bundle that was run twice counts its shards and files twice; only how often batches were halved may differ.
-        by_shard: dict[tuple[str, str, str], ShardCount] = {}
-        for count in counts:
-            known = by_shard.setdefault((count.stage, count.split, count.shard), count)
-            if count.halved > known.halved:
-                by_shard[count.stage, count.split, count.shard] = count
         by_stage: dict[str, dict[str, int]] = {}
-        for count in by_shard.values():
+        for count in counts:
             total = by_stage.setdefault(count.stage, {"shards": 0, "examples": 0, "rejected": 0})
-            total["shards"] += 1
+            total["shards"] += count.shards
             total["examples"] += count.examples
             total["rejected"] += count.rejected
             if count.halved:
@@ -59,7 +73,6 @@ class _WriteManifestDoFn(beam.DoFn):
                     f"the curvature saw {read['curvature']:,} training examples and the {what} {read[stage]:,}: "
                     "the training files changed during the run; start it again"
                 )
-        kept = [] if self._base is None else written_files(self._base)
         for stage, before in {} if self._base is None else self._base["counts"].items():
             total = by_stage.setdefault(stage, dict.fromkeys(before, 0))
             by_stage[stage] = {name: total.get(name, 0) + before.get(name, 0) for name in {**before, **total}}
@@ -75,7 +88,9 @@ class _WriteManifestDoFn(beam.DoFn):
             content["resumed"] = sorted(self._resumed)
         for report in reports:
             content["solver"] = dataclasses.asdict(report)
-        yield write_manifest(self._output, list({*kept, *files}), content, BeamFiles())
+        kept = () if self._base is None else list_batches(self._output, self._base, BeamFiles())
+        lists = [pa.ipc.open_stream(some.data).read_all() for some in files]
+        yield write_manifest(self._output, pa.concat_tables([pa.Table.from_batches(kept, LISTED), *lists]), content, BeamFiles())
 
 
 @dataclasses.dataclass
@@ -87,7 +102,7 @@ class WriteManifest(beam.PTransform):
       config: the run's options, as JSON.
       model: facts about the model, as JSON.
       preconditioner: the operator.
-      counts: `ShardCount`s of every stage.
+      counts: `ShardCount`s of every stage, each shard in one of them: sums.
       reports: of an iterative solver, at most one.
       resumed: the stages that an earlier run had finished.
       facts: what else it says.
@@ -109,5 +124,11 @@ class WriteManifest(beam.PTransform):
     in_part: bool = False
 
     def expand(self, files: pvalue.PCollection[WrittenFile]) -> pvalue.PCollection[str]:
-        several = [pvalue.AsIter(side) for side in (files, self.counts, self.reports)]
+        lists = (
+            files
+            | "InBuckets" >> beam.Map(_in_bucket).with_output_types(_Bucketed)
+            | "Bucket" >> beam.GroupByKey()  # so that no worker holds an object for each file
+            | "List" >> beam.Map(_list_bucket).with_output_types(ListedFiles)
+        )
+        several = [pvalue.AsIter(collection(side)) for side in (lists, self.counts, self.reports)]
         return run_once(files.pipeline, "Write", _WriteManifestDoFn(self), str, pvalue.AsSingleton(self.preconditioner), *several)

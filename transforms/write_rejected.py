@@ -1,7 +1,7 @@
 """The table of rejected examples, and the end of a run that rejected too many.
 
-However many they are, a worker holds those of one block of a file at a time; what comes together in one place is a count for each
-block and the first example of each kind in it.
+However many they are, and in however many files, a worker holds `BLOCK` of them at a time, and 16 bytes for each other one of its bucket of
+files; what comes together in one place is a count for each block and the first example of each kind in it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import heapq
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -23,18 +24,32 @@ from beam_influence.transforms.files import BeamFiles, join
 from beam_influence.transforms.typed import collection, outputs, run_once
 
 BLOCK = 1 << 14  # neighbouring places in a file: with messages as long as they may be, some 30 MB
+BUCKETS = 1024
 _SHOWN = 5
 _BLOCKS = "blocks"
 
-_Key = tuple[str, str, int]
+_NAME = re.compile(r"/part-\d{5}-(?P<split>train|test)-(?P<bucket>\d{4})-\d{5}(-\d{5})?\.parquet$")
+
+_Key = tuple[str, int, int]
 
 
 class TooManyRejectedError(ValueError):
     """More examples were rejected than the user allows."""
 
 
+def bucket_of(file: str) -> int:
+    """Which of the `BUCKETS` a file's rejected examples are written with: so many files of the table, however many files had some."""
+    return int.from_bytes(hashlib.sha256(file.encode()).digest()[:4], "big") % BUCKETS
+
+
+def may_hold(path: str, split: str, file: str) -> bool:
+    """Whether a file of the table, by its name, can have rejected examples of this file; one of another version may have any."""
+    named = _NAME.search(path)
+    return named is None or (named["split"], int(named["bucket"])) == (split, bucket_of(file))
+
+
 def _keyed(rejected: RejectedExample, is_known: bool) -> tuple[_Key, tuple[bool, RejectedExample]]:
-    return (rejected.split, rejected.file, rejected.index // BLOCK), (is_known, rejected)
+    return (rejected.split, bucket_of(rejected.file), rejected.index // BLOCK), (is_known, rejected)
 
 
 def _place(rejected: RejectedExample) -> tuple:
@@ -53,24 +68,44 @@ def _first_of_each_kind(rejected: Iterable[RejectedExample]) -> tuple[RejectedEx
     return tuple(heapq.nsmallest(_SHOWN, first.values(), _place))
 
 
+def _digest(content: tuple) -> bytes:
+    return hashlib.blake2b(repr(content).encode(), digest_size=16).digest()
+
+
 class _WriteBlockDoFn(beam.DoFn):
-    def __init__(self, output: str, number: int):
+    def __init__(self, output: str, number: int, has_known: bool = False):
         self._output = output
         self._number = number
+        self._has_known = has_known
 
     def process(self, element: tuple[_Key, Iterable[tuple[bool, RejectedExample]]]) -> Iterator[Any]:
-        (split, file, block), rejected = element
+        (split, bucket, block), rejected = element
+        known = {_digest(_place(one)) for is_known, one in rejected if is_known} if self._has_known else set()
+        name = f"part-{self._number:05d}-{split}-{bucket:04d}-{block:05d}"
         # A bundle that was run twice, and two passes over the data, reject the same example twice.
-        everything = set(rejected)
-        known = {_place(one) for is_known, one in everything if is_known}
-        distinct = sorted({one for is_known, one in everything if not is_known and _place(one) not in known}, key=_place)
-        yield pvalue.TaggedOutput(_BLOCKS, RejectedBlock(len(known) + len(distinct), _first_of_each_kind(distinct)))
-        if not distinct:
-            return
-        rows = [(r.split, Rejected(r.file, r.index, r.stage, r.error, r.message)) for r in distinct]
-        name = f"part-{self._number:05d}-{split}-{hashlib.sha256(file.encode()).hexdigest()[:16]}-{block:05d}"
+        seen: set[bytes] = set()
+        rows: list[RejectedExample] = []
+        first: tuple[RejectedExample, ...] = ()
+        written = 0
+        for is_known, one in rejected:
+            digest = _digest(dataclasses.astuple(one))
+            if is_known or digest in seen or (known and _digest(_place(one)) in known):
+                continue
+            seen.add(digest)
+            rows.append(one)
+            if len(rows) == BLOCK:
+                first = _first_of_each_kind((*first, *rows))
+                yield self._write(rows, f"{name}-{written:05d}" if written else name)
+                rows, written = [], written + 1
+        first = _first_of_each_kind((*first, *rows))
+        yield pvalue.TaggedOutput(_BLOCKS, RejectedBlock(len(known) + len(seen), first))
+        if rows:
+            yield self._write(rows, f"{name}-{written:05d}" if written else name)
+
+    def _write(self, rejected: list[RejectedExample], name: str) -> pvalue.TaggedOutput:
+        rows = [(r.split, Rejected(r.file, r.index, r.stage, r.error, r.message)) for r in rejected]
         written = write_table(self._output, "rejected", name, schemas.REJECTED, tables.rejected_table(rows), {}, BeamFiles())
-        yield pvalue.TaggedOutput(FILES, written)
+        return pvalue.TaggedOutput(FILES, written)
 
 
 class _VerdictDoFn(beam.DoFn):
@@ -107,7 +142,7 @@ class WriteRejected(beam.PTransform):
       number: begins the files' names; where earlier ones stay.
       before: those that earlier files have; they are counted, not written again, and without others there is no file.
 
-    In: `RejectedExample`. Out: `WrittenFile`: one for each block of a file that has some, or an empty one.
+    In: `RejectedExample`. Out: `WrittenFile`: one for each block of a bucket of files that has some, or an empty one.
     """
 
     output: str
@@ -121,7 +156,7 @@ class WriteRejected(beam.PTransform):
             keyed.append(
                 self.before | "KeyKnown" >> beam.Map(_keyed, is_known=True).with_output_types(tuple[_Key, tuple[bool, RejectedExample]])
             )
-        write = beam.ParDo(_WriteBlockDoFn(self.output, self.number))
+        write = beam.ParDo(_WriteBlockDoFn(self.output, self.number, self.before is not None))
         types = {FILES: WrittenFile, _BLOCKS: RejectedBlock}
         written = outputs(
             keyed

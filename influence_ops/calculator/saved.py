@@ -50,12 +50,11 @@ class SavedTable:
         if not os.path.exists(os.path.join(self.path, result_files.MANIFEST)):
             return False
         manifest = result_files.read_manifest(self.path)
-        found = [file["path"] for file in manifest["files"] if file["table"] == self.table]
         before = manifest.get(_MADE_OF)
-        if not found or before is None:
+        if self.table not in manifest["tables"] or before is None:
             differing = ["what it is"]
         else:
-            differing = differing_facts(result_files.read_facts(os.path.join(self.path, found[0])), self.facts)
+            differing = differing_facts(result_files.read_facts(next(result_files.table_files(self.path, self.table))), self.facts)
             differing += [key for key, value in self.made_of.items() if before.get(key) != value]
         if differing:
             raise ValueError(
@@ -107,7 +106,7 @@ def vector_files(path: str, facts: Mapping[str, Any]) -> list[str]:
     Raises:
       ValueError: there are none, or they were made otherwise than ours would be.
     """
-    paths = result_files.table_files(path, VECTORS)
+    paths = list(result_files.table_files(path, VECTORS))
     differing = differing_facts(result_files.read_facts(paths[0]), facts)
     if differing:
         raise ValueError(f"the influence vectors in {path!r} were made with {', '.join(differing)}; compute them again")

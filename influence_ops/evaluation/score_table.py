@@ -37,7 +37,7 @@ class ScoreTable:
 
     def facts(self) -> dict[str, Any]:
         """What the score files say about themselves; see `schemas.facts`."""
-        return read_facts(table_files(self.folder, "scores", self._files)[0], self._files)
+        return read_facts(next(table_files(self.folder, "scores", self._files)), self._files)
 
     def ids(self) -> tuple[list[str], list[str]]:
         """(training ids, test ids) of `scores`, each in the order of first appearance: that of the files read by the run."""

@@ -3,43 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from beam_influence.influence_ops.arrow_compute import pc
 from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.results.array_folder import FileStore, LocalFiles
+from beam_influence.influence_ops.results.listed_files import (
+    LISTED,
+    SourceFile,
+    WrittenFile,
+    check_listed,
+    each_once,
+    files_of,
+    is_list_name,
+    listed,
+    read_list,
+    to_parquet,
+    totals,
+)
 
 MANIFEST = "manifest.json"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+_WITH_FILES = 1  # the version that lists all files in itself
 _ROWS_IN_A_GROUP = 1 << 17
 BYTES_IN_A_GROUP = 64 << 20  # of Arrow's columns, before compression
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceFile:
-    """An input file that a result file was made from: its name, bytes, and SHA-256."""
-
-    name: str
-    size: int
-    sha256: str
-
-
-@dataclasses.dataclass(frozen=True)
-class WrittenFile:
-    """A finished result file: its table, its path below the output folder, its rows and bytes; where they are told, its source, and the
-    largest relative error of its rows as they are stored."""
-
-    table: str
-    path: str
-    rows: int
-    size: int
-    source: SourceFile | None = None
-    error: float | None = None
 
 
 class ParquetFile:
@@ -136,24 +128,31 @@ def write_table(
         raise
 
 
-def write_manifest(output: str, written: list[WrittenFile], content: Mapping[str, Any], files: FileStore | None = None) -> str:
-    """Commits a run: from now on `output` holds exactly the files listed. Returns the manifest's path."""
-    listed = []
-    for file in sorted(written, key=lambda file: file.path):
-        entry = {"table": file.table, "path": file.path, "rows": file.rows, "bytes": file.size}
-        told = {} if file.source is None else {"source": dataclasses.asdict(file.source)}
-        listed.append({**entry, **told} if file.error is None else {**entry, **told, "error": file.error})
-    manifest = {**content, "manifest_version": MANIFEST_VERSION, "files": listed}
-    path = f"{output.rstrip('/')}/{MANIFEST}"
-    (files or LocalFiles()).write(path, json.dumps(manifest, indent=1, sort_keys=True).encode())
+def write_manifest(
+    output: str, written: Iterable[WrittenFile] | pa.Table, content: Mapping[str, Any], files: FileStore | None = None
+) -> str:
+    """Commits a run: from now on `output` holds exactly these files. Returns the manifest's path.
+
+    Args:
+      written: the files, or rows of `listed_files.LISTED`; one that is there twice is listed once.
+      content: what else the manifest tells.
+    """
+    store, folder = files or LocalFiles(), output.rstrip("/")
+    table = each_once(written if isinstance(written, pa.Table) else listed(written))
+    name, data = to_parquet(table)
+    store.write(f"{folder}/{name}", data)
+    manifest = {**content, "manifest_version": MANIFEST_VERSION, "file_list": name, "tables": totals(table)}
+    path = f"{folder}/{MANIFEST}"
+    store.write(path, json.dumps(manifest, indent=1, sort_keys=True).encode())
     return path
 
 
 def read_manifest(output: str, files: FileStore | None = None) -> dict[str, Any]:
-    """The manifest of a finished run.
+    """The manifest of a finished run. Its `tables` has the files, rows and bytes of each table; the files themselves are in the table that
+    `file_list` names, see `written_files`.
 
     Raises:
-      ValueError: there is none (the run has not finished), or it is damaged or lists a file outside the folder.
+      ValueError: there is none (the run has not finished), it is damaged, or of another version.
     """
     path = f"{output.rstrip('/')}/{MANIFEST}"
     files = files or LocalFiles()
@@ -166,56 +165,79 @@ def read_manifest(output: str, files: FileStore | None = None) -> dict[str, Any]
         if not isinstance(manifest, dict) or "manifest_version" not in manifest:
             raise _ForeignError
         version = manifest["manifest_version"]
-        plain = all(_is_below(file.table, file.path) for file in written_files(manifest))
+        if version == _WITH_FILES:
+            manifest["tables"] = totals(pa.Table.from_batches([_old_list(manifest)]))
+        elif version == MANIFEST_VERSION:
+            _check_tables(manifest)
         if not all(isinstance(manifest.get(part, {}), dict) for part in ("config", "counts", "curvature")):
             raise ValueError("its parts are no dictionaries")
     except _ForeignError:
         raise ValueError(f"{path!r} is not of this program: no run of it has finished in {output!r}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(f"{path!r} is damaged: {error!r}") from error
-    if version != MANIFEST_VERSION:
-        raise ValueError(f"{path!r} has version {version!r}; this program reads {MANIFEST_VERSION}")
-    if not plain:
-        raise ValueError(f"{path!r} lists a file outside its table's folder")
+    if version not in (_WITH_FILES, MANIFEST_VERSION):
+        raise ValueError(f"{path!r} has version {version!r}; this program reads {_WITH_FILES} and {MANIFEST_VERSION}")
     return manifest
 
 
-def _is_below(table: str, path: str) -> bool:
-    """Whether a path is that of a file in the table's folder, below the output folder."""
-    parts = path.split("/")
-    return len(parts) > 1 and parts[0] == table and not {"", ".", ".."} & set(parts) and "\\" not in path and "\0" not in path
+def _check_tables(manifest: Mapping[str, Any]) -> None:
+    if not is_list_name(manifest["file_list"]):
+        raise ValueError(f"its file_list {manifest['file_list']!r} is no name of a list of files")
+    for table, total in manifest["tables"].items():
+        numbers = [total[name] for name in ("files", "rows", "bytes")]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError(f"the totals of {table!r} are no numbers")
 
 
-def written_files(manifest: Mapping[str, Any]) -> list[WrittenFile]:
-    """The files that a manifest lists.
-
-    Raises:
-      TypeError, KeyError: it lists something else; `read_manifest` has seen that it does not.
-    """
+def _old_list(manifest: Mapping[str, Any]) -> pa.RecordBatch:
+    """The files in a manifest of version 1, which has all of them in itself."""
     found = []
     for entry in manifest["files"]:
         source = SourceFile(**entry["source"]) if "source" in entry else None
-        file = WrittenFile(entry["table"], entry["path"], entry["rows"], entry["bytes"], source, entry.get("error"))
-        texts = [file.table, file.path, *(() if source is None else (source.name, source.sha256))]
-        numbers = [file.rows, file.size, *(() if source is None else (source.size,))]
-        if not all(isinstance(text, str) for text in texts) or not all(type(number) is int and number >= 0 for number in numbers):
-            raise TypeError(f"{entry!r} is no file's entry")
-        if not (file.error is None or (type(file.error) in (int, float) and file.error >= 0)):
-            raise TypeError(f"{entry!r} is no file's entry")
-        found.append(file)
-    return found
+        found.append(WrittenFile(entry["table"], entry["path"], entry["rows"], entry["bytes"], source))
+    (rows,) = each_once(listed(found)).to_batches() or [pa.RecordBatch.from_pylist([], schema=LISTED)]
+    check_listed(rows)
+    return rows
 
 
-def table_files(output: str, table: str, files: FileStore | None = None) -> list[str]:
+def list_batches(output: str, manifest: Mapping[str, Any], files: FileStore | None = None) -> Iterator[pa.RecordBatch]:
+    """The files that a manifest lists, rows of `listed_files.LISTED` by path, some thousands at a time.
+
+    Raises:
+      ValueError: their list is missing or damaged.
+    """
+    if manifest["manifest_version"] == _WITH_FILES:
+        yield _old_list(manifest)
+        return
+    path = f"{output.rstrip('/')}/{manifest['file_list']}"
+    try:
+        with (files or LocalFiles()).open_read(path) as file:
+            yield from read_list(file)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ValueError(f"{path!r}, the list of the run's files, can't be read ({error}); run again with --overwrite") from error
+
+
+def written_files(output: str, manifest: Mapping[str, Any], files: FileStore | None = None) -> Iterator[WrittenFile]:
+    """The files that a manifest lists, by path.
+
+    Raises:
+      ValueError: as of `list_batches`.
+    """
+    return (file for rows in list_batches(output, manifest, files) for file in files_of(rows))
+
+
+def table_files(output: str, table: str, files: FileStore | None = None) -> Iterator[str]:
     """The paths of a finished run's files of one table, in order.
 
     Raises:
-      ValueError: the run has not finished, or did not write this table.
+      ValueError: the run has not finished, or did not write this table; when the first is asked for: as of `list_batches`.
     """
-    found = [f"{output.rstrip('/')}/{entry['path']}" for entry in read_manifest(output, files)["files"] if entry["table"] == table]
-    if not found:
+    manifest = read_manifest(output, files)
+    if table not in manifest["tables"]:
         raise ValueError(f"the run in {output!r} wrote no {table}; run it with --outputs {table}")
-    return sorted(found)
+    folder = output.rstrip("/")
+    batches = list_batches(output, manifest, files)
+    return (f"{folder}/{path}" for rows in batches for path in rows.filter(pc.field("table") == table).column("path").to_pylist())
 
 
 def iterate_table(path: str, files: FileStore | None = None, batch_size: int = 1024) -> Iterator[pa.RecordBatch]:

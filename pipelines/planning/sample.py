@@ -14,6 +14,7 @@ from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.prepare import PreparedRun
 from beam_influence.pipelines.query_plan import QueryPlan, count_rows
 from beam_influence.transforms.elements import ReadLimit, Shard
+from beam_influence.transforms.file_list import FileList
 from beam_influence.transforms.read_shards import open_shard
 
 _SHARDS = 3  # that are read where each has some batches
@@ -98,7 +99,7 @@ def sample_run(prepared: PreparedRun, config: InfluenceConfig, examples: Example
     )
 
 
-def _sample_train(prepared: PreparedRun, config: InfluenceConfig, examples: Examples, seconds: float) -> list[Shard]:
+def _sample_train(prepared: PreparedRun, config: InfluenceConfig, examples: Examples, seconds: float) -> FileList:
     of_file = examples.count / len(prepared.train)
     few = of_file < _BATCHES * config.batch_size
     wanted = min(_MOST_SHARDS, round(_ENOUGH * config.batch_size / max(of_file, 1))) if few else _SHARDS
@@ -107,26 +108,26 @@ def _sample_train(prepared: PreparedRun, config: InfluenceConfig, examples: Exam
     if isinstance(curvature, SampleCurvature) and prepared.curvature_path is None:
         least = max(least, -(-curvature.settings.n_samples // config.batch_size))  # what it solves with is a sample of that size
     limit = ReadLimit(1 << 62, -(-least // len(chosen)), seconds / len(chosen))
-    return [dataclasses.replace(shard, size=0, limit=limit) for shard in chosen]
+    return FileList.of([dataclasses.replace(shard, size=0, limit=limit) for shard in chosen])
 
 
-def _sample_vectors(shards: list[Shard]) -> list[Shard]:
+def _sample_vectors(shards: FileList) -> FileList:
     """Some files of saved vectors: each is read whole."""
-    size = sum(shard.size for shard in shards) / len(shards)
-    return spread(shards, max(1, int(_VECTOR_BYTES / max(size, 1))))
+    size = shards.total_bytes / len(shards)
+    return FileList.of(spread(shards, max(1, int(_VECTOR_BYTES / max(size, 1)))))
 
 
-def sample_points(prepared: PreparedRun, config: InfluenceConfig, seconds: float, most: int | None = None) -> list[Shard]:
+def sample_points(prepared: PreparedRun, config: InfluenceConfig, seconds: float, most: int | None = None) -> FileList:
     """Files of test points, each cut to its share of `seconds`, of the memory for a sample, and of `most` points."""
     if not prepared.test:
-        return []
+        return prepared.test
     fits = max(1, _POINT_BYTES // (8 * prepared.watched))
     if prepared.queries.points:
         fits = min(fits, -(-prepared.queries.points // len(prepared.queries.first_keys)))  # those of a round
     points = fits if most is None else min(fits, most)
     chosen = spread(prepared.test, min(_MOST_SHARDS, points))
     limit = ReadLimit(-(-points // len(chosen)), 1, seconds / len(chosen))
-    return [dataclasses.replace(shard, size=0, limit=limit) for shard in chosen]
+    return FileList.of([dataclasses.replace(shard, size=0, limit=limit) for shard in chosen])
 
 
 def count_points(prepared: PreparedRun) -> int:

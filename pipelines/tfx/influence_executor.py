@@ -103,13 +103,13 @@ def _describe(summary: RunSummary, exec_properties: dict[str, Any], scores: Arti
         artifact.set_string_custom_property("train_splits", exec_properties["train_splits"])
     scores.set_string_custom_property("test_splits", exec_properties["test_splits"])
     scores.set_int_custom_property("test_examples", counts.get("embed", {"examples": 0})["examples"])
-    scores.set_int_custom_property("rejected", sum(file["rows"] for file in manifest["files"] if file["table"] == "rejected"))
+    scores.set_int_custom_property("rejected", manifest["tables"].get("rejected", {"rows": 0})["rows"])
     scores.set_string_custom_property("mislabel_candidates", to_json(_candidates(summary)))
 
 
 def _candidates(summary: RunSummary) -> list[dict[str, Any]]:
     """The examples of the largest self-influence, where it was written: candidates for a wrong label."""
-    tables = {file["table"] for file in summary.manifest["files"]}
+    tables = summary.manifest["tables"]
     of_top = "self_influence_top_k" in tables and summary.manifest["config"]["order"] == "descending"
     table = "self_influence_top_k" if of_top else "self_influence"
     if table not in tables:

@@ -203,8 +203,8 @@ def commands_of_the_image(unpacked: pathlib.Path, sdist: pathlib.Path) -> list[l
     text = re.sub(r"\\\n\s*", " ", (unpacked / "dataflow_templates" / "Dockerfile").read_text())
     commands = [command.split()[1:] for line in re.findall(r"^RUN (.*)$", text, re.MULTILINE) for command in line.split("&&")]
     assert [command[0] for command in commands] == ["install", "install", "check", "install", "check"]
-    compiled = {"--compile": "--no-compile", **{name: str(path) for name, path in places.items()}}
-    return [[compiled.get(word, word) for word in command] for command in commands]
+    other = {"--compile": "--no-compile", **{name: str(path) for name, path in places.items()}}
+    return [[other[word] if word in other else word for word in command] for command in commands]
 
 
 @pytest.mark.slow

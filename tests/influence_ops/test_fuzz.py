@@ -265,7 +265,7 @@ def test_manifest(manifest: dict[str, Any]) -> None:
             (pathlib.Path(folder) / "manifest.json").write_bytes(data)
             try:
                 found = read_manifest(folder)
-                written = written_files(found)
+                written = list(written_files(folder, found))
                 paths = [*table_files(folder, "top_k"), *table_files(folder, "index")]
             except ValueError:
                 return

@@ -21,11 +21,13 @@ from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.model.network import load_keras_file
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.reading.tfrecord_framing import write_records
+from beam_influence.influence_ops.results.result_files import WrittenFile, read_manifest, written_files
 from beam_influence.influence_ops.scoring.in_memory import InfluenceResult, compute_in_memory
 from beam_influence.pipelines.build import PASS_TOLERANCE
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.launch import run
 from beam_influence.pipelines.run_summary import RunSummary
+from beam_influence.transforms.files import BeamFiles
 
 SIZES = {"train": 300, "test": 20}
 
@@ -221,6 +223,17 @@ def read(output: pathlib.Path | str, table: str) -> pa.Table:
 def files_below(folder: pathlib.Path) -> set[str]:
     """Every file of a folder, hidden ones too."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def listed_files(output: str | pathlib.Path) -> list[WrittenFile]:
+    """The result files of a finished run."""
+    manifest = read_manifest(str(output), BeamFiles())
+    return list(written_files(str(output), manifest, BeamFiles()))
+
+
+def paths_of_run(output: str | pathlib.Path) -> set[str]:
+    """All that a finished run leaves beside the curvature: its result files, their list and the manifest."""
+    return {file.path for file in listed_files(output)} | {read_manifest(str(output), BeamFiles())["file_list"], "manifest.json"}
 
 
 _NUMBERS = ("influence", "loss_change", "vector", "embedding", "scale", "residual")

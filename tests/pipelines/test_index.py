@@ -23,7 +23,7 @@ from beam_influence.influence_ops.scoring.top_k import TopK
 from beam_influence.pipelines.cli import main
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.run_pipeline import RunFailedError
-from tests.pipelines.digits_job import DigitsJob, files_below, influence_model, run_quietly
+from tests.pipelines.digits_job import DigitsJob, files_below, influence_model, listed_files, run_quietly
 
 # Of the largest score: float32 keeps 24 bits of each of two numbers, float16 11 bits of the stored one, int8 9 of the row's largest.
 PRECISION = {"float32": 1e-6, "float16": 1e-3, "int8": 4e-3}
@@ -170,8 +170,8 @@ def test_adding_is_indexing_all_at_once(job: DigitsJob, tmp_path: pathlib.Path) 
     assert one.keys() == other.keys() and len(one) == 300 and all(np.array_equal(one[name], other[name]) for name in one)
     manifest = read_manifest(str(grown))
     assert manifest["counts"]["index"] == {"shards": 7, "examples": 300, "rejected": 0}
-    assert {file["path"] for file in manifest["files"] if file["table"] == "index"} == {f"index/{name}" for name in last}
-    assert sorted(file["source"]["name"] for file in manifest["files"] if file["table"] == "index") == [pathlib.Path(p).name for p in parts]
+    assert {file.path for file in listed_files(grown) if file.table == "index"} == {f"index/{name}" for name in last}
+    assert sorted(file.source.name for file in listed_files(grown) if file.source is not None) == [pathlib.Path(p).name for p in parts]
     for name, output in (("whole", tmp_path / "q1"), ("grown", tmp_path / "q2")):
         queried(job, output, tmp_path / name)
     assert scores(tmp_path / "q1") == scores(tmp_path / "q2")
@@ -211,7 +211,7 @@ def data(job: DigitsJob, tmp_path: pathlib.Path) -> pathlib.Path:
 
 def names_in(index: pathlib.Path) -> list[str]:
     """The files of an index, by name; each example's id begins with one of them."""
-    names = [file["source"]["name"] for file in read_manifest(str(index))["files"] if file["table"] == "index"]
+    names = [file.source.name for file in listed_files(index) if file.source is not None]
     assert {example.rpartition(":")[0] for example in embeddings(index)} == set(names)
     return sorted(names)
 

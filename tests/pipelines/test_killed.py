@@ -17,7 +17,7 @@ from beam_influence.influence_ops.results.array_folder import LocalFiles
 from beam_influence.pipelines.clear_output import clear_output, clear_unfinished
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.transforms.files import BeamFiles
-from tests.pipelines.digits_job import DigitsJob, assert_same_tables, files_below, read, run_quietly
+from tests.pipelines.digits_job import DigitsJob, assert_same_tables, files_below, listed_files, paths_of_run, read, run_quietly
 
 # The stages write into these, in this order; the run is killed as soon as one holds a file, finished or not.
 MOMENTS: dict[str, Callable[[pathlib.Path], bool]] = {
@@ -67,14 +67,13 @@ def test_a_killed_run_and_the_next(job: DigitsJob, tmp_path: pathlib.Path, momen
     assert not (output / "manifest.json").exists()
     # The next run reads fewer files: none of the killed one's may be left among its own.
     config = job.config(output, files=3)
-    summary = run_quietly(config)
-    assert_no_strays(output, summary.manifest)
+    run_quietly(config)
+    assert_no_strays(output)
     assert_same_tables(output, job.oracle(config, job.shards("train", 3).ids(), job.shards("test", 1).ids()))
 
 
-def assert_no_strays(output: pathlib.Path, manifest: dict) -> None:
-    listed = {file["path"] for file in manifest["files"]} | {"manifest.json"}
-    assert {path for path in files_below(output) if not path.startswith("curvature/")} == listed
+def assert_no_strays(output: pathlib.Path) -> None:
+    assert {path for path in files_below(output) if not path.startswith("curvature/")} == paths_of_run(output)
     described = json.loads((output / "curvature" / "meta.json").read_text())["arrays"]
     assert set(described) == {"eigenvalues", "kept", "vectors"}
     assert files_below(output / "curvature") == {"meta.json", *(array["file"] for array in described.values())}
@@ -97,10 +96,10 @@ def test_what_any_kill_can_leave_is_removed(job: DigitsJob, tmp_path: pathlib.Pa
         LocalFiles().write(str(output / path), b"")
     clear_output(config, ("top_k", "scores"), "manifest.json")
     assert files_below(output) == {"mine.txt", "manifest.json.txt"}
-    summary = run_quietly(config)
+    run_quietly(config)
     for path in ("mine.txt", "manifest.json.txt"):
         (output / path).unlink()
-    assert_no_strays(output, summary.manifest)
+    assert_no_strays(output)
 
 
 def test_unfinished_files_are_in_nobodys_way(job: DigitsJob, tmp_path: pathlib.Path) -> None:
@@ -133,6 +132,6 @@ def test_the_manifest_comes_last(job: DigitsJob, tmp_path: pathlib.Path, monkeyp
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", watched)
-    summary = run_quietly(job.config(output))
+    run_quietly(job.config(output))
     assert len(seen) == 1
-    assert {file["path"] for file in summary.manifest["files"]} <= seen[0]
+    assert {file.path for file in listed_files(output)} <= seen[0]

@@ -38,9 +38,9 @@ def test_each_table_is_that_of_the_files(influence: Influence, finished: Finishe
 
 
 def test_sign_and_unit_are_those_of_each_file(influence: Influence, finished: FinishedRun) -> None:
-    for file in influence.manifest["files"]:
-        if file["table"] != "rejected":
-            assert influence.facts == read_facts(str(finished.output / file["path"])), file["path"]
+    for file in influence.files():
+        if file.table != "rejected":
+            assert influence.facts == read_facts(str(finished.output / file.path)), file.path
     assert influence.sign.startswith("positive = removing the training example raises the loss")
     assert influence.unit.startswith("loss × n: divide by n") and influence.n == SIZES["train"]
     row = influence.self_influence.to_pylist()[0]

@@ -62,4 +62,4 @@ def test_an_output_in_the_table_is_a_table_of_the_job(job: DigitsJob, tmp_path: 
     wanted = scores[scores.influence > 0].groupby("test_id").influence.sum()
     found = read(tmp_path / "out", TABLE).to_pandas().set_index("test_id").influence
     np.testing.assert_allclose(found.loc[wanted.index], wanted, rtol=1e-9)
-    assert len([file for file in summary.manifest["files"] if file["table"] == TABLE]) == 3  # 20 test points in blocks of 7
+    assert summary.manifest["tables"][TABLE]["files"] == 3  # 20 test points in blocks of 7

@@ -18,7 +18,7 @@ from beam_influence.pipelines.launch import run
 from beam_influence.pipelines.prepare import prepare
 from beam_influence.pipelines.runners import choose_engine
 from tests.pipelines.conftest import FinishedRun
-from tests.pipelines.digits_job import DigitsJob, files_below, read, run_quietly
+from tests.pipelines.digits_job import DigitsJob, files_below, listed_files, paths_of_run, read, run_quietly
 
 
 @pytest.mark.parametrize(
@@ -169,11 +169,11 @@ def test_a_finished_run_is_kept(job: DigitsJob, copy_of_finished: pathlib.Path) 
 
 def test_overwrite_leaves_only_the_new_run(job: DigitsJob, copy_of_finished: pathlib.Path) -> None:
     (copy_of_finished / "notes.txt").write_text("the user's own")
-    summary = run_quietly(job.config(copy_of_finished, files=1, outputs="self_influence", overwrite=True))
-    listed = {file["path"] for file in summary.manifest["files"]}
+    run_quietly(job.config(copy_of_finished, files=1, outputs="self_influence", overwrite=True))
+    listed = {file.path for file in listed_files(copy_of_finished)}
     assert listed == {"self_influence/shard-00000.parquet", "rejected/part-00000.parquet"}
     kept = {path for path in files_below(copy_of_finished) if not path.startswith("curvature/")}
-    assert kept == listed | {"manifest.json", "notes.txt"}
+    assert kept == paths_of_run(copy_of_finished) | {"notes.txt"}
 
 
 def test_overwrite_with_the_curvature_that_is_there(job: DigitsJob, copy_of_finished: pathlib.Path) -> None:

@@ -78,7 +78,7 @@ def test_what_is_gone_is_named_and_the_rest_is_shown(finished: FinishedRun, tmp_
     shutil.copytree(finished.output, results)
     manifest = json.loads((results / "manifest.json").read_text())
     manifest["config"] |= {"train": str(tmp_path / "gone-*"), "model": "somebody:model", "outputs": "top_k"}
-    manifest["files"] = [file for file in manifest["files"] if file["table"] in ("top_k", "rejected")]
+    manifest["tables"] = {name: manifest["tables"][name] for name in ("top_k", "rejected")}
     (results / "manifest.json").write_text(json.dumps(manifest))
     output = tmp_path / "page.html"
     assert main(["report", str(results), "--output", str(output), "--test_points", finished.test_ids[3]]) == 0

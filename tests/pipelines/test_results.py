@@ -12,21 +12,26 @@ import pytest
 from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.scoring.outputs.table import TABLES
 from tests.pipelines.conftest import FinishedRun
-from tests.pipelines.digits_job import OUTPUTS, SIZES, DigitsJob, files_below, influence_model, read, run_quietly
+from tests.pipelines.digits_job import OUTPUTS, SIZES, DigitsJob, files_below, influence_model, listed_files, read, run_quietly
 
 
 def test_the_manifest_lists_exactly_the_files(finished: FinishedRun) -> None:
     manifest = json.loads((finished.output / "manifest.json").read_text())
     assert manifest == finished.summary.manifest
-    listed = {file["path"]: file for file in manifest["files"]}
-    found = files_below(finished.output)
-    assert set(listed) == {path for path in found if path.endswith(".parquet")}
-    assert {path for path in found if path not in listed and not path.startswith("curvature/")} == {"manifest.json"}
-    for path, file in listed.items():
-        stored = pq.ParquetFile(finished.output / path)
-        assert file["rows"] == stored.metadata.num_rows
-        assert file["bytes"] == (finished.output / path).stat().st_size
-        assert file["table"] == path.split("/")[0]
+    listed = listed_files(finished.output)
+    paths = [file.path for file in listed]
+    assert paths == sorted(path for path in files_below(finished.output) if path.endswith(".parquet") and "/" in path)
+    found = {path for path in files_below(finished.output) if not path.startswith("curvature/")}
+    assert found == {*paths, manifest["file_list"], "manifest.json"}
+    for file in listed:
+        stored = pq.ParquetFile(finished.output / file.path)
+        assert file.rows == stored.metadata.num_rows
+        assert file.size == (finished.output / file.path).stat().st_size
+        assert file.table == file.path.split("/")[0]
+    of_scores = [file for file in listed if file.table == "scores"]
+    assert manifest["tables"]["scores"] == {
+        "files": 3, "rows": sum(file.rows for file in of_scores), "bytes": sum(file.size for file in of_scores),
+    }  # fmt: skip
 
 
 def test_the_manifest_tells_how_the_run_was_made(finished: FinishedRun, job: DigitsJob) -> None:

@@ -17,7 +17,7 @@ from beam_influence.pipelines import launch
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.run_pipeline import RunFailedError
 from beam_influence.transforms.read_shards import NAMESPACE, ShardReader
-from tests.pipelines.digits_job import DigitsJob, assert_same_rows, files_below, read, run_quietly
+from tests.pipelines.digits_job import DigitsJob, assert_same_rows, files_below, listed_files, read, run_quietly
 from tests.pipelines.test_killed import kill_when
 
 pytestmark = pytest.mark.timeout(300)
@@ -68,7 +68,8 @@ def assert_same_run(config: InfluenceConfig, undisturbed: InfluenceConfig, toler
         assert_same_rows(read(config.output, table), read(undisturbed.output, table), tolerance)
     first, second = (json.loads((pathlib.Path(c.output) / "manifest.json").read_text()) for c in (config, undisturbed))
     assert first["counts"] == second["counts"]
-    assert {file["path"] for file in first["files"]} == {file["path"] for file in second["files"]}
+    assert first["tables"].keys() == second["tables"].keys()
+    assert {file.path for file in listed_files(config.output)} == {file.path for file in listed_files(undisturbed.output)}
     assert _names(config) == _names(undisturbed)
 
 

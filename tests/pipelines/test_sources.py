@@ -34,7 +34,7 @@ def test_fit_then_run(job: DigitsJob, finished: FinishedRun, tmp_path: pathlib.P
     train = job.shards("train", 3, compressed=True).pattern
     assert main(["fit", "--model", str(job.model), "--train", train, "--output", str(fitted), *FN_API]) == 0
     manifest = read_manifest(str(fitted))
-    assert {file["table"] for file in manifest["files"]} == {"rejected"} and set(manifest["counts"]) == {"curvature"}
+    assert set(manifest["tables"]) == {"rejected"} and set(manifest["counts"]) == {"curvature"}
     run_quietly(job.config(output, compressed=True, outputs="top_k", group_feature=None, curvature_path=str(fitted / "curvature")))
     ranked = ("test_id", "rank")
     assert table(output, "top_k", *ranked)["train_id"].equals(table(finished.output, "top_k", *ranked)["train_id"])

@@ -20,6 +20,7 @@ from tests.pipelines.digits_job import (
     assert_same_tables,
     files_below,
     framed,
+    listed_files,
     read,
     run_quietly,
 )
@@ -117,7 +118,7 @@ def test_an_index_of_split_files_grows_and_answers(job: DigitsJob, tmp_path: pat
     assert counts(tmp_path / "index", "index")["shards"] > 2
     indexed(job, tmp_path / "index", train=f"{tmp_path}/*.tfrecord", shard_size=25_000, update=True)
     manifest = read_manifest(str(tmp_path / "index"))
-    sources = [(file["source"]["name"], file["path"].split("-")[1]) for file in manifest["files"] if file["table"] == "index"]
+    sources = [(f.source.name, f.path.split("-")[1]) for f in listed_files(tmp_path / "index") if f.source is not None]
     assert len(sources) > len(set(sources)) == 2 and {name for name, _ in sources} == {"a.tfrecord", "b.tfrecord"}
     assert manifest["counts"]["index"]["examples"] == 300
     queried(job, tmp_path / "answer", tmp_path / "index", outputs="scores", shard_size=1000)

@@ -12,7 +12,7 @@ from beam_influence.pipelines.cli import main
 from beam_influence.pipelines.launch import submit
 from beam_influence.transforms.files import BeamFiles
 from tests.pipelines.convex_job import ConvexJob
-from tests.pipelines.digits_job import FN_API, assert_same_rows, assert_same_tables, read, run_quietly
+from tests.pipelines.digits_job import FN_API, assert_same_rows, assert_same_tables, paths_of_run, read, run_quietly
 from tests.pipelines.test_killed import command, kill_command
 from tests.stores.conftest import Bucket
 
@@ -23,7 +23,7 @@ def assert_holds_only_the_run(bucket: Bucket, prefix: str) -> dict:
     """The manifest; beside what it lists, there is the curvature and nothing."""
     found = bucket.keys(prefix)
     manifest = json.loads(BeamFiles().read(bucket.path(f"{prefix}/manifest.json")))
-    assert {key for key in found if not key.startswith("curvature/")} == {file["path"] for file in manifest["files"]} | {"manifest.json"}
+    assert {key for key in found if not key.startswith("curvature/")} == paths_of_run(bucket.path(prefix))
     assert "curvature/meta.json" in found and not any(key.endswith(".tmp") for key in found)
     return manifest
 
@@ -46,7 +46,7 @@ def test_a_run_and_another_over_it(bucket: Bucket, tmp_path: pathlib.Path) -> No
     run_quietly(bucket.config("over", files=1, outputs="top_k", overwrite=True), *bucket.options)
     assert "curvature/other.npy" not in bucket.keys("over")
     bucket.client.delete_object(Bucket=bucket.name, Key="over/notes.txt")  # the user's own: it was left alone, or this is an error
-    assert {file["table"] for file in assert_holds_only_the_run(bucket, "over")["files"]} == {"top_k", "rejected"}
+    assert set(assert_holds_only_the_run(bucket, "over")["tables"]) == {"top_k", "rejected"}
     assert_is_right(bucket, "over", tmp_path / "second", files=1, outputs="top_k")
 
 
@@ -78,7 +78,7 @@ def test_an_index_that_grows_and_a_query(bucket: Bucket, tmp_path: pathlib.Path,
     assert main([*index, "--train", f"{folder}/part-00000.tfrecord", *of_index]) == 0
     bucket.client.put_object(Bucket=bucket.name, Key=f"indexed/{INDEX}/shard-00007.parquet", Body=b"of a killed update")
     assert main([*index, "--train", f"{folder}/part-*.tfrecord", "--update"]) == 0
-    assert len([file for file in assert_holds_only_the_run(bucket, "indexed")["files"] if file["table"] == INDEX]) == 3
+    assert assert_holds_only_the_run(bucket, "indexed")["tables"][INDEX]["files"] == 3
     query = ["query", *model, "--index", bucket.path("indexed"), "--test", bucket.config("wanted").test or "", "--outputs", "scores"]
     assert main([*query, "--output", bucket.path("queried")]) == 0, capsys.readouterr().err
     assert_holds_only_the_run(bucket, "queried")

@@ -12,8 +12,8 @@ import pytest
 from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.results.result_files import BYTES_IN_A_GROUP, ParquetFile, write_table
 from beam_influence.influence_ops.results.tables import vectors_table
+from beam_influence.transforms.file_list import list_shards
 from beam_influence.transforms.files import BeamFiles, common_folder, match_files
-from beam_influence.transforms.read_shards import list_shards
 
 
 class _Broken(Exception):

@@ -152,7 +152,7 @@ def found(root: str) -> list[str]:
 
 
 def test_every_file_below_a_folder_is_listed(root: str) -> None:
-    assert list_folder(root) == [] and list_folder(f"{root}/a") == []
+    assert found(root) == [] and list(list_folder(f"{root}/a")) == []
     fill(root)
     assert found(root) == sorted(PATHS)
     assert sorted(list_folder(f"{root}/a")) == sorted(f"{root}/{path}" for path in PATHS if path.startswith("a/"))
@@ -178,7 +178,7 @@ def test_the_end_of_a_run(root: str) -> None:
 def test_an_object_that_marks_a_folder_is_no_file() -> None:
     for path in ("data/", "data/1"):
         _KEPT[f"objects://here/{path}"] = b""
-    assert list_folder("objects://here/data") == ["objects://here/data/1"]
+    assert list(list_folder("objects://here/data")) == ["objects://here/data/1"]
     assert [file.path for file in match_files(["objects://here/data/*"])] == ["objects://here/data/1"]
 
 
@@ -186,7 +186,7 @@ def test_many_files_are_deleted_in_few_requests() -> None:
     paths = [f"objects://here/{number}" for number in range(2500)]
     _KEPT.update(dict.fromkeys(paths, b""))
     delete_files(paths)
-    assert [len(some) for some in _DELETED] == [1000, 1000, 500] and not _KEPT
+    assert len(_DELETED) <= len(paths) / 100 and not _KEPT
 
 
 def test_what_can_not_be_deleted_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,15 +13,16 @@ from apache_beam.testing.util import assert_that
 
 from beam_influence.influence_ops.reading.features import Feature, FeatureSpec
 from beam_influence.influence_ops.reading.reader import WHOLE
-from beam_influence.transforms import ReadShards, read_shards
+from beam_influence.transforms import ReadShards, file_list
 from beam_influence.transforms.elements import Shard
-from beam_influence.transforms.read_shards import _SplitDoFn, list_shards
+from beam_influence.transforms.file_list import FileList, list_shards
+from beam_influence.transforms.read_shards import _SplitDoFn
 from tests.pipelines.digits_job import framed
 
 FEATURES = FeatureSpec((("x", Feature("x", "float", ())),), (Feature("y", "int", ()),), format="tfrecord")
 
 
-def files(folder: pathlib.Path, *records: int) -> list[Shard]:
+def files(folder: pathlib.Path, *records: int) -> FileList:
     """Files of so many records of 100 bytes, framing included."""
     for number, count in enumerate(records):
         (folder / f"{number}.tfrecord").write_bytes(framed([bytes(84)] * count))
@@ -46,7 +47,7 @@ def test_a_file_is_split_into_equal_parts_that_are_told_apart(tmp_path: pathlib.
 def test_shards_are_no_more_than_one_worker_can_hear_of(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = files(tmp_path, 50, 500, 3)
     for most in (3, 4, 10):
-        monkeypatch.setattr(read_shards, "MAX_FILES", most)
+        monkeypatch.setattr(file_list, "MAX_FILES", most)
         assert 3 <= len(split(ReadShards(shards, FEATURES, 1))) <= most + 1
     assert len(split(ReadShards(shards, FEATURES, 1))) > 8
 

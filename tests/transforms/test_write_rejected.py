@@ -11,8 +11,9 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 from beam_influence.influence_ops.reading.example_batch import Rejected
+from beam_influence.transforms import write_rejected
 from beam_influence.transforms.elements import MESSAGE_LIMIT, RejectedBlock, RejectedExample
-from beam_influence.transforms.write_rejected import BLOCK, WriteRejected, _first_of_each_kind, _VerdictDoFn, _WriteBlockDoFn
+from beam_influence.transforms.write_rejected import BLOCK, WriteRejected, _first_of_each_kind, _VerdictDoFn, _WriteBlockDoFn, may_hold
 
 
 def example(index: int, file: str = "f", stage: str = "read", error: str = "damaged_data", message: str = "bad") -> RejectedExample:
@@ -31,6 +32,21 @@ def test_each_once_in_files_of_bounded_size(tmp_path: pathlib.Path) -> None:
     found = pq.read_table(tmp_path / "rejected").to_pylist()
     assert sorted((row["file"], row["index"]) for row in found) == sorted((one.file, one.index) for one in rejected)
     assert len(list((tmp_path / "rejected").iterdir())) == 6  # two files with three blocks each
+
+
+def test_many_files_share_a_few(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each example once, in files of a bounded number of rows; one file of the run's is found by its bucket."""
+    monkeypatch.setattr(write_rejected, "BUCKETS", 4)
+    monkeypatch.setattr(write_rejected, "BLOCK", 30)
+    rejected = [example(0, f"{number}") for number in range(200)]
+    write(tmp_path, rejected + rejected, 200)
+    paths = sorted((tmp_path / "rejected").iterdir())
+    assert sum(pq.read_table(path).num_rows for path in paths) == 200 and 8 <= len(paths) <= 12
+    assert set(pq.read_table(tmp_path / "rejected")["file"].to_pylist()) == {f"{number}" for number in range(200)}
+    for number in range(0, 200, 17):
+        holding = [path for path in paths if may_hold(str(path), "train", f"{number}")]
+        assert len(holding) < len(paths) and f"{number}" in {name for path in holding for name in pq.read_table(path)["file"].to_pylist()}
+    assert may_hold("rejected/part-00000-train-0123456789abcdef-00000.parquet", "train", "x")  # of an earlier version
 
 
 def test_none_is_an_empty_table(tmp_path: pathlib.Path) -> None:
@@ -67,7 +83,7 @@ def test_memory_is_that_of_one_block(tmp_path: pathlib.Path) -> None:
     tracemalloc.start()
     try:
         twice = ((False, example(index, message=f"{index} {'x' * MESSAGE_LIMIT}")) for _ in range(2) for index in range(BLOCK))
-        assert len(list(write_block.process((("train", "f", 0), twice)))) == 2
+        assert len(list(write_block.process((("train", 7, 0), twice)))) == 2
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]

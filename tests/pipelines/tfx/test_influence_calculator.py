@@ -152,7 +152,7 @@ def test_other_curvatures_tell_their_facts(first: dict[str, Any], tmp_path: path
 def test_no_test_points_and_ascending_order(first: dict[str, Any], tmp_path: pathlib.Path) -> None:
     inputs = {name: first[name] for name in ("examples", "model")}
     found = execute(inputs, tmp_path, test_splits=None, curvature="exact", input_features="image", order="ascending", top_k=3)["scores"]
-    assert {file["table"] for file in read_manifest(found.uri)["files"]} == {"self_influence", "self_influence_top_k", "rejected"}
+    assert set(read_manifest(found.uri)["tables"]) == {"self_influence", "self_influence_top_k", "rejected"}
     assert found.get_int_custom_property("test_examples") == 0
     # The table has the smallest three, the candidates the largest twenty.
     candidates = json.loads(found.get_string_custom_property("mislabel_candidates"))

@@ -126,7 +126,7 @@ class _JobBuilder:
         self._is_gated = prepared.curvature_path is None and self._curvature.passes > 0 and config.removal == "first_order"
         train = ReadShards(prepared.train, prepared.train_features, config.shard_size, config.only_index, config.work_folder)
         self._train = pipeline | "ReadShards[train]" >> train
-        candidates = ReadShards(prepared.candidates, prepared.candidate_features, config.shard_size)
+        candidates = ReadShards(prepared.candidates, prepared.candidate_features, config.shard_size, work=config.work_folder)
         self._scored = pipeline | "ReadShards[candidates]" >> candidates if config.candidates else self._train
         self.counts: list[pvalue.PCollection] = []
         self.rejected: list[pvalue.PCollection] = []

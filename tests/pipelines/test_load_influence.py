@@ -110,7 +110,7 @@ def test_unfinished_and_foreign_folders_are_refused(finished: FinishedRun, tmp_p
         ('["a list"]', "is not of this program"),
         ('{"manifest_version": 1}', "is damaged: KeyError"),
         ("not JSON", "is damaged"),
-        (json.dumps({"manifest_version": 1, "files": []}), "lacks 'curvature'; it is of another program"),
+        (json.dumps({"manifest_version": 1, "files": []}), "lacks 'config'; it is of another program"),
     ):
         (tmp_path / "manifest.json").write_text(content)
         with pytest.raises(ValueError, match=message):

@@ -29,7 +29,7 @@ class ResultOptions:
     index_dtype: str = _option(
         "float32",
         "How an index stores its numbers: float32; float16, half the space, with errors of about 0.0005 of the largest score; int8, a byte "
-        "and a bit for each, with errors of about 0.004. Rows are scaled one by one; query tells the error (index_error).",
+        "and two bits for each, with errors of about 0.002. Rows are scaled one by one; query tells the error (index_error).",
         choices=("float32", "float16", "int8"),
         commands=("run", "index"),
     )

@@ -36,7 +36,7 @@ from beam_influence.influence_ops.results.result_files import (
     write_manifest,
     written_files,
 )
-from beam_influence.influence_ops.scoring.index_rows import index_table, stored_vectors
+from beam_influence.influence_ops.scoring.index_rows import IndexDtype, index_table, stored_vectors
 
 pytestmark = pytest.mark.timeout(240)
 _SLOW = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)
@@ -276,9 +276,10 @@ def test_manifest(manifest: dict[str, Any]) -> None:
     check()
 
 
-def test_index_files() -> None:
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_index_files(dtype: IndexDtype) -> None:
     buffer = io.BytesIO()
-    table = index_table(np.array(["a", "b", "c"], dtype=object), np.arange(6.0).reshape(3, 2), "float16")
+    table = index_table(np.array(["a", "b", "c"], dtype=object), np.arange(6.0).reshape(3, 2), dtype)
     pq.write_table(table, buffer)
 
     @FUZZ
@@ -299,6 +300,8 @@ NO_INDEX: list[dict[str, Any]] = [
     {"train_id": [1], "vector": [1]},
     {"train_id": ["a"], "vector": [["x"]]},
     {"train_id": ["a"], "embedding": [[1.0]]},
+    {"train_id": ["a"], "scale": [1.0], "embedding": pa.array([b"ab"], pa.binary(2))},
+    {"train_id": ["a"], "scale": [1.0], "embedding": pa.array([b"ab"], pa.binary(2)), "last_bits": pa.array([b"ab"], pa.binary(2))},
 ]
 
 

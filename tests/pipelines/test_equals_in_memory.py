@@ -44,6 +44,7 @@ def test_compressed_files(job: DigitsJob, finished: FinishedRun) -> None:
         {"curvature": "arnoldi", "rank": 12, "passes": 3, "group_feature": None, "outputs": "top_k,scores"},
         {"curvature": "random_projection", "projection_dim": 20, "seed": 3},
         {"curvature": "random_projection", "projection": "two_sided", "projection_dim": 30, "n_samples": 200},
+        {"curvature": "random_projection", "projection": "sjlt", "projection_dim": 30, "weights": "all", "outputs": "top_k,scores"},
         {"curvature": "kfac", "weights": "all", "normalize": "theta"},
         {"curvature": "ekfac", "weights": "all", "fisher": "empirical", "outputs": "top_k,group_influence,influence_vectors"},
         {"curvature": "ekfac", "weights": "all", "n_samples": 60, "batch_size": 13},

@@ -25,8 +25,8 @@ from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.run_pipeline import RunFailedError
 from tests.pipelines.digits_job import DigitsJob, files_below, influence_model, listed_files, run_quietly
 
-# Of the largest score: float32 keeps 24 bits of each of two numbers, float16 11 bits of the stored one, int8 9 of the row's largest.
-PRECISION = {"float32": 1e-6, "float16": 1e-3, "int8": 4e-3}
+# Of the largest score: float32 keeps 24 bits of each of two numbers, float16 11 bits of the stored one, int8 10 of the row's largest.
+PRECISION = {"float32": 1e-6, "float16": 1e-3, "int8": 2e-3}
 PROJECTED: dict[str, Any] = {"curvature": "random_projection", "projection_dim": 40, "seed": 2}
 
 
@@ -315,7 +315,7 @@ def test_stored_rows_of_any_size_and_kind() -> None:
         queries = rng.standard_normal((4, dim))
         wanted, sizes = queries @ embedded.T, np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(embedded, axis=1)
         dtypes: tuple[IndexDtype, ...] = ("float32", "float16", "int8")
-        for dtype, bound in zip(dtypes, (1e-7, 4e-4, 1.05 / 510 * dim**0.5), strict=True):  # half a step of n, in every coordinate
+        for dtype, bound in zip(dtypes, (1e-7, 4e-4, 1.05 / 1022 * dim**0.5), strict=True):  # half a step of n, in every coordinate
             table = index_table(np.array(list("abcdef"), dtype=object), embedded, dtype)
             error = stored_error(embedded, table)
             ids, found = stored_vectors(table.slice(2, 4).to_batches()[0])
@@ -328,17 +328,17 @@ def test_stored_rows_of_any_size_and_kind() -> None:
 
 
 def test_int8_finds_the_ten_best_in_at_most_160_bytes() -> None:
-    """Of 50,000 Gaussian rows of 128 numbers, the hardest to tell apart: recall@10 of the float32 scan (docs/index.md has 10 million)."""
+    """Of 50,000 Gaussian rows of 124 numbers, the hardest to tell apart: recall@10 of the float32 scan (docs/index.md has 10 million)."""
     rng = np.random.default_rng(0)
-    queries, found, wanted = rng.standard_normal((100, 128)), TopK(100, 10), TopK(100, 10)
+    queries, found, wanted = rng.standard_normal((100, 124)), TopK(100, 10), TopK(100, 10)
     for start in range(0, 50_000, 10_000):
-        rows, ids = rng.standard_normal((10_000, 128)), np.arange(start, start + 10_000)
+        rows, ids = rng.standard_normal((10_000, 124)), np.arange(start, start + 10_000)
         table = index_table(ids.astype(str).astype(object), rows, "int8")
         assert (table.nbytes - table["train_id"].nbytes) / len(rows) <= 160
         found.add(as_stored(queries, table.schema) @ stored_vectors(table.to_batches()[0])[1].T, ids)
         wanted.add(queries @ rows.astype(np.float32).T, ids)
     recall = np.mean([len(set(f) & set(w)) for f, w in zip(found.ids, wanted.ids, strict=True)]) / 10
-    assert recall >= 0.985  # 0.992 of 10 million; 1,000 pairs: ± 0.003
+    assert recall >= 0.99  # seen: 0.996
 
 
 @pytest.mark.parametrize(

@@ -123,11 +123,11 @@ def test_sparse_signs_keep_inner_products_of_products_with_the_variance_they_sho
     rng = np.random.default_rng(2)
     (a, b), (g, e) = rng.standard_normal((2, 19)) + 1, rng.standard_normal((2, 8)) + 1
     x, y = np.outer(a, g).ravel(), np.outer(b, e).ravel()
-    found = np.array([np.prod(SparseProjection(whole, dim, seed, entries).apply(np.stack([x, y])), axis=0).sum() for seed in range(3000)])
+    found = np.array([np.prod(SparseProjection(whole, dim, seed, entries).apply(np.stack([x, y])), axis=0).sum() for seed in range(1500)])
     cosines = [(u @ v) ** 2 / (u @ u * (v @ v)) for u, v in ((a, b), (g, e))]
     variance = (1 + cosines[0]) * (1 + cosines[1]) * (x @ x) * (y @ y) / dim
     assert abs(found.mean() - x @ y) < 4 * found.std() / np.sqrt(len(found))
-    assert 0.7 * variance < found.var() < 1.15 * variance  # 3000 seeds: 3 % of noise; 152 weights: up to a quarter of the pairs
+    assert 0.7 * variance < found.var() < 1.2 * variance  # 1500 seeds: 4 % of noise; 152 weights: up to a quarter of the pairs
 
 
 def test_sparse_signs_are_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,21 +154,21 @@ def test_unit_vectors_need_no_transform(dim: int) -> None:
     np.testing.assert_allclose(projection.of_units(np.arange(20)), projection.apply(np.eye(20)), rtol=0, atol=ROUNDING)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_process_and_batch_has_the_same(kind) -> None:
+def test_every_process_and_batch_has_the_same() -> None:
     rows = np.arange(2.0 * SIZE).reshape(2, SIZE)
-    here = make_projection(kind, layout(), 20, 3).apply(rows)
+    here = [make_projection(kind, layout(), 20, 3).apply(rows) for kind in KINDS]  # type: ignore[arg-type]
     program = (
         "import numpy as np, pickle, sys; from beam_influence.influence_ops.curvature.projections import make_projection; "
-        "from tests.influence_ops.curvature.test_random_projection import SIZE, layout; "
+        "from tests.influence_ops.curvature.test_random_projection import KINDS, SIZE, layout; "
         "rows = np.arange(2.0 * SIZE).reshape(2, SIZE); "
-        f"sys.stdout.buffer.write(pickle.dumps(make_projection({kind!r}, layout(), 20, 3).apply(rows)))"
+        "sys.stdout.buffer.write(pickle.dumps([make_projection(kind, layout(), 20, 3).apply(rows) for kind in KINDS]))"
     )
     there = pickle.loads(subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, timeout=120).stdout)
-    assert np.array_equal(here, there)
-    assert not np.allclose(here, make_projection(kind, layout(), 20, 4).apply(rows))
-    alone = np.concatenate([make_projection(kind, layout(), 20, 3).apply(row[None]) for row in rows])
-    np.testing.assert_allclose(alone, here, rtol=0, atol=ROUNDING * np.abs(here).max())
+    for kind, mine, other in zip(KINDS, here, there, strict=True):
+        assert np.array_equal(mine, other)
+        assert not np.allclose(mine, make_projection(kind, layout(), 20, 4).apply(rows))  # type: ignore[arg-type]
+        alone = np.concatenate([make_projection(kind, layout(), 20, 3).apply(row[None]) for row in rows])  # type: ignore[arg-type]
+        np.testing.assert_allclose(alone, mine, rtol=0, atol=ROUNDING * np.abs(mine).max())
 
 
 @functools.cache

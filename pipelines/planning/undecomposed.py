@@ -67,8 +67,8 @@ def without_decomposition(config: InfluenceConfig, size: int) -> InfluenceConfig
 def decomposition_seconds(options: FinishOptions, size: int) -> Seconds:
     """How long the decomposition takes this machine, by the time of one product of matrices."""
     matrix = np.random.default_rng(0).standard_normal((_TIMED, _TIMED))
-    matrix @ matrix  # starts the library's threads
+    np.dot(matrix, matrix)  # starts the library's threads
     began = Seconds(time.monotonic(), time.process_time())
-    matrix @ matrix
+    np.dot(matrix, matrix)
     spent = Seconds(time.monotonic(), time.process_time()) - began
     return spent * ((_SPECTRUM if finds_spectrum(options, size) else _CHOLESKY) * (size / _TIMED) ** 3)

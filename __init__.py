@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from beam_influence.pipelines.launch import run as run
     from beam_influence.pipelines.load_influence import Influence as Influence
     from beam_influence.pipelines.load_influence import load_influence as load_influence
+    from beam_influence.pipelines.planning.plan import plan as plan
+    from beam_influence.pipelines.planning.run_plan import RunPlan as RunPlan
     from beam_influence.pipelines.run_pipeline import RunFailedError as RunFailedError
     from beam_influence.pipelines.run_summary import RunSummary as RunSummary
 
@@ -65,6 +67,8 @@ _MODULE_OF = {
     "run": "pipelines.launch",
     "Influence": "pipelines.load_influence",
     "load_influence": "pipelines.load_influence",
+    "plan": "pipelines.planning.plan",
+    "RunPlan": "pipelines.planning.run_plan",
     "RunFailedError": "pipelines.run_pipeline",
     "RunSummary": "pipelines.run_summary",
 }

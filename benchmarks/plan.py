@@ -55,12 +55,12 @@ HELD_OUT = (
     Workload("exact-gzip", 60_000, 50, (48,), "mlp:48x1", "gzip", "--curvature exact --damping 1", 3),
     Workload("kfac-csv", 30_000, 120, (24,), "mlp:64x2", "csv", "--curvature kfac --weights all", 2),
     Workload("projection-parquet", 12_000, 40, (80,), "mlp:96x2", "parquet", "--curvature random_projection --weights all"),
-    Workload("arnoldi", 9_000, 30, (40,), "mlp:40x1", "tfrecord", "--curvature arnoldi --weights all --rank 20 --passes 5", 2),
-    Workload("cg", 5_000, 12, (50,), "mlp:48x2", "tfrecord", "--curvature gauss_newton_cg --weights all --passes 3"),
-    Workload("cnn", 6_000, 50, (16, 16, 1), "cnn:16", "gzip", "--curvature ekfac --weights all --batch_size 64"),
-    Workload("scores", 15_000, 400, (32,), "mlp:64x1", "parquet", "--curvature identity --outputs scores --weights all", 5),
-    Workload("fit", 4_000, 0, (150,), "mlp:150x1", "tfrecord", "--curvature gauss_newton --outputs curvature"),
-    Workload("many-points", 800, 150, (48,), "mlp:400x4", "parquet", "--curvature ekfac --weights all --max_worker_memory 400MB"),
+    Workload("arnoldi", 4_000, 30, (40,), "mlp:40x1", "tfrecord", "--curvature arnoldi --weights all --rank 20 --passes 5", 2),
+    Workload("cg", 3_000, 12, (50,), "mlp:48x2", "tfrecord", "--curvature gauss_newton_cg --weights all --passes 3"),
+    Workload("cnn", 3_000, 50, (16, 16, 1), "cnn:16", "gzip", "--curvature ekfac --weights all --batch_size 64"),
+    Workload("scores", 8_000, 400, (32,), "mlp:64x1", "parquet", "--curvature identity --outputs scores --weights all", 5),
+    Workload("fit", 2_500, 0, (150,), "mlp:150x1", "tfrecord", "--curvature gauss_newton --outputs curvature"),
+    Workload("many-points", 500, 90, (48,), "mlp:400x4", "parquet", "--curvature ekfac --weights all --max_worker_memory 400MB"),
     Workload("many-files", 20_000, 64, (32,), "mlp:32x1", "tfrecord", "--curvature gauss_newton --outputs top_k,self_influence", 200),
 )
 
@@ -172,7 +172,8 @@ def write(path: pathlib.Path, kind: str, x: Any, labels: Any) -> None:
 
         from beam_influence.influence_ops.reading.tfrecord_framing import write_records
 
-        with gzip.open(path, "wb", 1) if kind == "gzip" else open(path, "wb") as file:
+        opened: Any = gzip.open(path, "wb", 1) if kind == "gzip" else open(path, "wb")
+        with opened as file:
             write_records(file, map(example, flat, labels))
 
 

@@ -19,7 +19,6 @@ from tests.pipelines.digits_job import SIZES, DigitsJob
 from tests.pipelines.planning.test_estimate import FOUND
 
 
-@pytest.mark.slow
 def test_the_plan_of_a_job(job: DigitsJob, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Two passes of EK-FAC and one of scoring over every example, and nothing left in the output folder."""
     config = job.config(tmp_path / "out", files=3, outputs="top_k", curvature="ekfac", group_feature=None)

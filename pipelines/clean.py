@@ -20,7 +20,7 @@ from beam_influence.transforms import CleanShards, CopyFiles, SelectThreshold, W
 from beam_influence.transforms.clean_shards import CopiedFile, ScoredShard, below_of
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.file_list import FileList, list_shards
-from beam_influence.transforms.files import BeamFiles, join, match_files
+from beam_influence.transforms.files import BeamFiles, join
 from beam_influence.transforms.folders import delete_folder
 from beam_influence.transforms.read_shards import ReadShards
 
@@ -99,7 +99,7 @@ def build_cleaning(pipeline: beam.Pipeline, config: CleanConfig) -> None:
             f"the scores in {config.scores!r} are of {np.count_nonzero(parts):,} files at {manifest['config']['train']}, "
             f"not of {len(shards):,} at {','.join(config.train)}"
         )
-    source = config.source.rstrip("/") + "/"
+    source, target = config.source.rstrip("/") + "/", config.output.rstrip("/") + "/"
     below = pc.starts_with(shards.table["path"], source)
     if not pc.all(below).as_py():
         outside = shards[pc.index(below, False).as_py()].path
@@ -118,12 +118,14 @@ def build_cleaning(pipeline: beam.Pipeline, config: CleanConfig) -> None:
         config.data_format,
         config.cleaning(),
         source,
-        config.output.rstrip("/") + "/",
+        target,
     )
+    others = _others(config, shards)
+    to_copy = beam.Map(_to_copy, source, target).with_output_types(CopiedFile)
     copied = (
         pipeline
-        | "Others" >> beam.Create(_copies(config, source, shards), reshuffle=False).with_output_types(CopiedFile)
-        | "SpreadOthers" >> beam.Reshuffle().with_output_types(CopiedFile)
+        | "ReadOthers" >> ReadShards(others, None, others.largest, work=join(config.output, WORK))
+        | "Others" >> to_copy
         | "CopyFiles" >> CopyFiles()
     )
     facts = {"share": config.share, "weight": config.weight, "weight_feature": config.weight_feature, "scored": rows}
@@ -145,11 +147,16 @@ def _scores(scored: ScoredShard) -> tuple[str, ...]:
     return scored.scores
 
 
-def _copies(config: CleanConfig, source: str, shards: FileList) -> list[CopiedFile]:
-    cleaned = set(shards.table["path"].to_pylist()) if config.others else set()
-    found = match_files(list(config.others)) if config.others else []
-    target = config.output.rstrip("/") + "/"
-    return [CopiedFile(file.path, target + below_of(file.path, source)) for file in found if file.path not in cleaned]
+def _others(config: CleanConfig, shards: FileList) -> FileList:
+    """The files that are copied: those of `others` that are not cleaned."""
+    if not config.others:
+        return FileList.of([])
+    found = list_shards("others", list(config.others)).table
+    return FileList("others", found.filter(pc.invert(pc.is_in(found["path"], shards.table["path"].combine_chunks()))))
+
+
+def _to_copy(shard: Shard, source: str, target: str) -> CopiedFile:
+    return CopiedFile(shard.path, target + below_of(shard.path, source))
 
 
 def clean(

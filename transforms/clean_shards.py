@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from beam_influence.transforms.typed import collection, run_once
 from beam_influence.transforms.write_rejected import may_hold
 
 _BATCH = 1 << 16
+_BUCKETS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,19 +152,53 @@ class CopyFiles(beam.PTransform):
         return collection(files | "Copy" >> beam.Map(_copy).with_output_types(CopiedFile))
 
 
+@dataclasses.dataclass(frozen=True)
+class FileTotals:
+    """What became of some files: how many there are, and the sums over them."""
+
+    files: int
+    examples: int
+    suspicious: int
+    damaged: int
+
+
+def _in_bucket(file: CopiedFile) -> tuple[int, CopiedFile]:
+    return zlib.crc32(file.target.encode()) % _BUCKETS, file
+
+
+def _sum_bucket(bucket: tuple[int, Iterable[CopiedFile]]) -> FileTotals:
+    files = set(bucket[1])  # a bundle that was run twice tells of its files twice
+    return FileTotals(len(files), *(sum(getattr(file, name) for file in files) for name in ("examples", "suspicious", "damaged")))
+
+
+@dataclasses.dataclass
+class SumFiles(beam.PTransform):
+    """Adds up what became of files, each once, where that is known.
+
+    In: `CopiedFile`. Out: `FileTotals`, each file in one of at most 256.
+    """
+
+    def expand(self, files: pvalue.PCollection[CopiedFile]) -> pvalue.PCollection[FileTotals]:
+        return collection(
+            files
+            | "InBuckets" >> beam.Map(_in_bucket).with_output_types(tuple[int, CopiedFile])
+            | "Bucket" >> beam.GroupByKey()
+            | "Sum" >> beam.Map(_sum_bucket).with_output_types(FileTotals)
+        )
+
+
 class _WriteFactsDoFn(beam.DoFn):
     def __init__(self, path: str, facts: dict[str, Any]):
         self._path = path
         self._facts = facts
 
-    def process(self, _: None, threshold: float, cleaned: Iterable[CopiedFile], copied: Iterable[CopiedFile]) -> Iterator[str]:
-        files = set(cleaned)  # a bundle that was run twice tells of its files twice
+    def process(self, _: None, threshold: float, cleaned: Iterable[FileTotals], copied: Iterable[FileTotals]) -> Iterator[str]:
+        totals = list(cleaned)
         facts = {
             **self._facts,
             "threshold": threshold if np.isfinite(threshold) else None,
-            "files": len(files),
-            "files_copied": len(set(copied)),
-            **{name: sum(getattr(file, name) for file in files) for name in ("examples", "suspicious", "damaged")},
+            "files_copied": sum(total.files for total in copied),
+            **{field.name: sum(getattr(total, field.name) for total in totals) for field in dataclasses.fields(FileTotals)},
         }
         BeamFiles().write(self._path, json.dumps(facts, indent=1, sort_keys=True).encode())
         yield self._path
@@ -187,5 +223,6 @@ class WriteCleaningFacts(beam.PTransform):
     copied: pvalue.PCollection[CopiedFile]
 
     def expand(self, cleaned: pvalue.PCollection[CopiedFile]) -> pvalue.PCollection[str]:
-        sides = (pvalue.AsSingleton(self.threshold), pvalue.AsIter(cleaned), pvalue.AsIter(self.copied))
+        totals = [files | f"SumFiles[{name}]" >> SumFiles() for name, files in (("cleaned", cleaned), ("copied", self.copied))]
+        sides = (pvalue.AsSingleton(self.threshold), *map(pvalue.AsIter, totals))
         return run_once(cleaned.pipeline, "Write", _WriteFactsDoFn(self.path, self.facts), str, *sides)

@@ -18,7 +18,7 @@ from apache_beam.utils.windowed_value import PaneInfo
 from beam_influence.influence_ops.reading.tfrecord_framing import read_records
 from beam_influence.pipelines.clean import CleanConfig, build_cleaning, clean
 from beam_influence.pipelines.run_pipeline import RunFailedError
-from beam_influence.transforms.clean_shards import CopiedFile
+from beam_influence.transforms.clean_shards import CopiedFile, FileTotals
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.select_threshold import ScoreHistogram, _Search
 from tests.pipelines.digits_job import FN_API, SIZES, DigitsJob, files_below, framed, read, run_quietly
@@ -176,7 +176,7 @@ def test_no_example_crosses_a_shuffle(source: Source, tmp_path: pathlib.Path) ->
     build_cleaning(pipeline, source.config(tmp_path))
     found = crossings(pipeline)
     # References to files, histograms of fixed size, one number; and Beam's own.
-    ours = {Shard, CopiedFile, ScoreHistogram, _Search, float, str, type(None), None}
+    ours = {Shard, CopiedFile, FileTotals, ScoreHistogram, _Search, float, str, type(None), None}
     bad = [crossing for crossing in found if crossing.types - ours - {Timestamp, PaneInfo, int}]
     assert found and not bad, bad
     assert {Shard, CopiedFile, ScoreHistogram} <= frozenset().union(*(crossing.types for crossing in found))

@@ -39,6 +39,16 @@ def load_split() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {"train": (images[TEST:], labels[TEST:]), "test": (images[:TEST], labels[:TEST])}
 
 
+def example(image: np.ndarray, label: int) -> bytes:
+    """One serialized tf.Example: the image, its label, and the group that it belongs to."""
+    feature = {
+        "image": tf.train.Feature(float_list=tf.train.FloatList(value=image)),
+        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+        "digit": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"digit %d" % label])),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+
+
 def write_shards(folder: pathlib.Path, split: str, images: np.ndarray, labels: np.ndarray) -> str:
     """Writes gzip TFRecord files of tf.Example; returns their pattern."""
     count = SHARDS[split]
@@ -47,12 +57,7 @@ def write_shards(folder: pathlib.Path, split: str, images: np.ndarray, labels: n
         path = folder / f"{split}-{shard:05d}-of-{count:05d}.tfrecord.gz"
         with tf.io.TFRecordWriter(str(path), options) as writer:
             for row in rows:
-                feature = {
-                    "image": tf.train.Feature(float_list=tf.train.FloatList(value=images[row])),
-                    "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[labels[row]])),
-                    "digit": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"digit %d" % labels[row]])),
-                }
-                writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+                writer.write(example(images[row], labels[row]))
     return str(folder / f"{split}-*.tfrecord.gz")
 
 

@@ -223,6 +223,6 @@ class WriteCleaningFacts(beam.PTransform):
     copied: pvalue.PCollection[CopiedFile]
 
     def expand(self, cleaned: pvalue.PCollection[CopiedFile]) -> pvalue.PCollection[str]:
-        totals = [files | f"SumFiles[{name}]" >> SumFiles() for name, files in (("cleaned", cleaned), ("copied", self.copied))]
+        totals = [collection(files | f"SumFiles[{name}]" >> SumFiles()) for name, files in (("cleaned", cleaned), ("copied", self.copied))]
         sides = (pvalue.AsSingleton(self.threshold), *map(pvalue.AsIter, totals))
         return run_once(cleaned.pipeline, "Write", _WriteFactsDoFn(self.path, self.facts), str, *sides)

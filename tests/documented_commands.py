@@ -18,7 +18,8 @@ DOCUMENTS = ("README.md", "benchmarks/README.md", *sorted(f"docs/{path.name}" fo
 def of_text(text: str) -> list[list[str]]:
     """The words after `beam-influence` of each line that is a command, lines that go on taken together."""
     together = re.sub(r"\\\n\s*", "", text)
-    found = re.findall(r"^[ $]*(?:PYTHONPATH=\S+ )?(?:\S*/)?beam-influence ((?:run|fit|index|query|plan|evaluate) .*)$", together, re.MULTILINE)
+    commands = "|".join((*COMMANDS, "plan", "evaluate"))
+    found = re.findall(rf"^[ $]*(?:PYTHONPATH=\S+ )?(?:\S*/)?beam-influence ((?:{commands}) .*)$", together, re.MULTILINE)
     return [shlex.split(line, comments=True) for line in found]
 
 

@@ -173,8 +173,11 @@ def _bytes(shards: Sequence[Any]) -> int:
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    """What is said of a request, with `config` (the fields of an `InfluenceConfig`), `beam_arguments` and `started`: the `calibration` as JSON, or
-    why it is `refused` or has `failed`."""
+    """What is said of a request: the `calibration` as JSON, or why the run is `refused` or has `failed`.
+
+    Args:
+      request: `config`, the fields of an `InfluenceConfig`; `beam_arguments`; and `started`, when this process began.
+    """
     try:
         config = InfluenceConfig(**request["config"])
         return {"calibration": calibrate(config, request["beam_arguments"], request["started"]).as_json()}

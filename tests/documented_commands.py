@@ -18,7 +18,7 @@ DOCUMENTS = ("README.md", "benchmarks/README.md", *sorted(f"docs/{path.name}" fo
 def of_text(text: str) -> list[list[str]]:
     """The words after `beam-influence` of each line that is a command, lines that go on taken together."""
     together = re.sub(r"\\\n\s*", "", text)
-    commands = "run|fit|index|query|plan|evaluate|report"
+    commands = "|".join((*COMMANDS, "plan", "evaluate", "report"))
     found = re.findall(rf"^[ $]*(?:PYTHONPATH=\S+ )?(?:\S*/)?beam-influence ((?:{commands}) .*)$", together, re.MULTILINE)
     return [shlex.split(line, comments=True) for line in found]
 

@@ -173,10 +173,10 @@ def _bytes(shards: Sequence[Any]) -> int:
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    """What is said of a request, with `config` (the fields of an `InfluenceConfig`), `beam_arguments` and `started`.
+    """What is said of a request: the `calibration` as JSON, or why the run is `refused` or has `failed`.
 
-    Returns:
-      The `calibration` as JSON, or why it is `refused` or has `failed`.
+    Args:
+      request: `config`, the fields of an `InfluenceConfig`; `beam_arguments`; and `started`, when this process began.
     """
     try:
         config = InfluenceConfig(**request["config"])

@@ -21,6 +21,7 @@ from beam_influence.pipelines.planning.run_plan import RunPlan
 if TYPE_CHECKING:
     from beam_influence.pipelines.config import InfluenceConfig
 
+_STDERR = 2
 _CALIBRATE = "beam_influence.pipelines.planning.calibrate"
 
 
@@ -57,8 +58,8 @@ def _measure(options: Mapping[str, Any], beam_arguments: list[str]) -> Calibrati
         asked: dict[str, Any] = {"config": dict(options), "beam_arguments": beam_arguments, "started": time.time()}
         request.write_text(json.dumps(asked))
         paths = os.pathsep.join(path for path in sys.path if path)  # a model or loss of the user's is found where it is here
-        command = [sys.executable, "-m", _CALIBRATE, str(request), str(answer)]
-        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, stdout=sys.stderr.fileno())
+        command = [sys.executable, "-P", "-m", _CALIBRATE, str(request), str(answer)]  # -P: its path is this one's, and no more
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, stdout=_STDERR)  # what the user's model prints
         if not answer.exists():
             raise _failed(_death(done.returncode))
         told = json.loads(answer.read_text())

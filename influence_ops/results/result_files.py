@@ -31,8 +31,10 @@ class SourceFile:
 
 @dataclasses.dataclass(frozen=True)
 class WrittenFile:
-    """A finished result file: its table, its path below the output folder, its rows and bytes; where they are told, its source, and the
-    largest relative error of its rows as they are stored."""
+    """A finished result file: its table, its path below the output folder, its rows and bytes, and its source where it is told.
+
+    `error` is the largest relative error of its rows as they are stored, of an index's files.
+    """
 
     table: str
     path: str

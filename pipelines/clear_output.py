@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from apache_beam.io.filesystems import FileSystems
 
-from beam_influence.influence_ops.results.listed_files import is_list_name
+from beam_influence.influence_ops.results.listed_files import LIST_BEGINNING, is_list_name
 from beam_influence.influence_ops.results.result_files import read_manifest, written_files
 from beam_influence.influence_ops.scoring.index import INDEX
 from beam_influence.pipelines.config import InfluenceConfig
@@ -30,12 +30,13 @@ def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str
     refuse_output(config, manifest)
     files = BeamFiles()
     path = join(config.output, manifest)
+    unfinished = (file for name in (f"{manifest}.", LIST_BEGINNING) for file in list_temporary(config.output, name))
     if config.update:
         index = read_manifest(config.output, files)
         listed = {join(config.output, file.path) for file in written_files(config.output, index, files)}
         listed.add(join(config.output, str(index.get("file_list"))))
         found = _files_in([join(config.output, INDEX), join(config.output, "rejected"), config.work_folder])
-        delete_files(file for file in itertools.chain(found, _lists(config.output)) if file not in listed)
+        delete_files(file for file in itertools.chain(found, unfinished, _lists(config.output)) if file not in listed)
         return
     delete_files([path])  # first: from here on the folder holds no run
     folders = [join(config.output, name) for name in _written(tables)] + [config.work_folder]
@@ -44,7 +45,7 @@ def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str
         folders.remove(curvature)  # this run reads it
     kept = () if resumed is None else resumed.kept(config)
     inside = tuple(f"{folder}/" for folder in kept)
-    found = itertools.chain(_files_in(folders), list_temporary(config.output), _lists(config.output))
+    found = itertools.chain(_files_in(folders), unfinished, _lists(config.output))
     delete_files(file for file in found if file not in kept and not file.startswith(inside))
 
 
@@ -83,6 +84,6 @@ def _lists(output: str) -> Iterator[str]:
     """The lists of files of earlier runs, and of those that were killed just before their manifest."""
     if FileSystems.get_filesystem(output).has_dirs() and not FileSystems.exists(output):
         return
-    for match in iterate_matches(f"{quoted(output.rstrip('/'))}/files-*.parquet"):
+    for match in iterate_matches(f"{quoted(output.rstrip('/'))}/{LIST_BEGINNING}*.parquet"):
         if is_list_name(match.path.rpartition("/")[2]):
             yield match.path

@@ -27,10 +27,11 @@ def list_folder(folder: str) -> Iterator[str]:
     yield from _files_below(folder, has_folders)
 
 
-def list_temporary(folder: str) -> Iterator[str]:
-    """The files in a folder that were being written when their worker was killed; an object store is asked for no others."""
+def list_temporary(folder: str, name: str = "") -> Iterator[str]:
+    """The files in a folder, of names that begin so, that were being written when their worker was killed; an object store is asked for no
+    others."""
     if not FileSystems.get_filesystem(folder).has_dirs() or FileSystems.exists(folder):
-        yield from (match.path for match in iterate_matches(f"{quoted(folder.rstrip('/'))}/.*{TEMPORARY}"))
+        yield from (match.path for match in iterate_matches(f"{quoted(folder.rstrip('/'))}/.{name}*{TEMPORARY}"))
 
 
 def quoted(path: str) -> str:

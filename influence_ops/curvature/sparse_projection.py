@@ -13,7 +13,7 @@ x = a ⊗ g, y = b ⊗ e, it is (1 + cos²(a, b))(1 + cos²(g, e))‖x‖²‖y�
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -99,18 +99,24 @@ class _Sketch:
     def of_rows(self, rows: np.ndarray) -> np.ndarray:
         found = np.zeros((len(rows), self.width))
         for block, sides in zip(self._layout.blocks, self._sides, strict=True):
-            for part in _parts(len(rows), 8 * block.size):
-                self._add_matrices(block.matrices(rows[part]), sides, found[part])
+            parts = _parts(len(rows), 8 * block.size)
+            self._add_matrices([(part, block.matrices(rows[part])) for part in parts], sides, found)
         return found
 
-    def _add_matrices(self, matrices: np.ndarray, sides: tuple[_Side, _Side], found: np.ndarray) -> None:
-        """Adds the sketch of each of [B, I, O] to [B, width]."""
+    def _add_matrices(self, parts: Iterable[tuple[slice, np.ndarray]], sides: tuple[_Side, _Side], found: np.ndarray) -> None:
+        """Adds the sketch of each of [B, I, O] to [B, width], some examples at a time."""
         inner, outer = sides
         step = max(1, _WEIGHTS_AT_ONCE // len(outer.buckets))
-        for start in range(0, len(inner.buckets), step):
-            part = slice(start, start + step)
-            side = self._product(inner.part(part), outer)
-            found += self._bucketed(matrices[:, part].reshape(len(matrices), -1), _Side(side.buckets.ravel(), side.signs.ravel()))
+        chunks = [slice(start, start + step) for start in range(0, len(inner.buckets), step)]
+        kept = self._flat(inner, outer) if len(chunks) == 1 else None  # of a large matrix they are found out again for each part
+        for part, matrices in parts:
+            for chunk in chunks:
+                side = self._flat(inner.part(chunk), outer) if kept is None else kept
+                found[part] += self._bucketed(matrices[:, chunk].reshape(len(matrices), -1), side)
+
+    def _flat(self, inner: _Side, outer: _Side) -> _Side:
+        side = self._product(inner, outer)
+        return _Side(side.buckets.ravel(), side.signs.ravel())
 
     def _product(self, inner: _Side, outer: _Side) -> _Side:
         """Of the weights in the rows `inner`, of any shape, and all columns: [..., O]."""
@@ -154,8 +160,8 @@ class _Sketch:
         if isinstance(block, Factored):
             inputs = np.asarray(block.inputs, dtype=np.float64)
             if self._is_cheaper_built(layout, errors.shape[1]):
-                for part in _parts(len(errors), 8 * layout.size):
-                    self._add_matrices(np.swapaxes(inputs[part], 1, 2) @ errors[part], sides, found[part])
+                parts = _parts(len(errors), 8 * layout.size)
+                self._add_matrices(((part, np.swapaxes(inputs[part], 1, 2) @ errors[part]) for part in parts), sides, found)
             else:
                 self._add_convolved(inputs, errors, sides, found)
         elif isinstance(block, OneHot):
@@ -164,7 +170,7 @@ class _Sketch:
                 side, rows = self._product(inner.part(ids[part]), outer), errors[part].reshape(len(ids[part]), -1)
                 found[part] += self._bucketed(rows, _Side(side.buckets.reshape(rows.shape), side.signs.reshape(rows.shape)))
         else:
-            self._add_matrices(errors[:, None, :], sides, found)
+            self._add_matrices([(slice(None), errors[:, None, :])], sides, found)
 
     def _is_cheaper_built(self, layout: BlockLayout, positions: int) -> bool:
         """Whether an example's gradient is sketched sooner as a matrix than from its factors."""

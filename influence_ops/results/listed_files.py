@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from beam_influence.influence_ops.arrow_compute import pc
 
 _ROWS = 10_000
-_NAME = re.compile(r"files-[0-9a-f]{16}\.parquet")
+LIST_BEGINNING = "files-"
+_NAME = re.compile(rf"{LIST_BEGINNING}[0-9a-f]{{16}}\.parquet")
 
 LISTED = pa.schema(
     [
@@ -44,8 +45,10 @@ class SourceFile:
 
 @dataclasses.dataclass(frozen=True)
 class WrittenFile:
-    """A finished result file: its table, its path below the output folder, its rows and bytes; where they are told, its source, and the
-    largest relative error of its rows as they are stored."""
+    """A finished result file: its table, its path below the output folder, its rows and bytes, and its source where it is told.
+
+    `error` is the largest relative error of its rows as they are stored, of an index's files.
+    """
 
     table: str
     path: str
@@ -80,7 +83,7 @@ def to_parquet(files: pa.Table) -> tuple[str, bytes]:
     sink = pa.BufferOutputStream()
     pq.write_table(files, sink, row_group_size=_ROWS, compression="zstd")
     data = sink.getvalue().to_pybytes()
-    return f"files-{hashlib.sha256(data).hexdigest()[:16]}.parquet", data
+    return f"{LIST_BEGINNING}{hashlib.sha256(data).hexdigest()[:16]}.parquet", data
 
 
 def is_list_name(name: object) -> bool:

@@ -85,6 +85,8 @@ def test_what_any_kill_can_leave_is_removed(job: DigitsJob, tmp_path: pathlib.Pa
     config = job.config(output, outputs="top_k")
     strays = [
         ".manifest.json.0123abcd.tmp",
+        ".files-0123456789abcdef.parquet.0123abcd.tmp",
+        "files-0123456789abcdef.parquet",
         "top_k/block-00009-00000.parquet",
         "scores/.shard-00000.parquet.0123abcd.tmp",
         "curvature/.inverse.npy.0123abcd.tmp",
@@ -92,12 +94,13 @@ def test_what_any_kill_can_leave_is_removed(job: DigitsJob, tmp_path: pathlib.Pa
         ".work/queries/00000-00000/solved.npy",
         ".work/statistic/block-0-0/.part.npy.0123abcd.tmp",
     ]
-    for path in [*strays, "mine.txt", "manifest.json.txt"]:
+    mine = ["mine.txt", "manifest.json.txt", ".mine.tmp", "files-mine.parquet"]
+    for path in [*strays, *mine]:
         LocalFiles().write(str(output / path), b"")
     clear_output(config, ("top_k", "scores"), "manifest.json")
-    assert files_below(output) == {"mine.txt", "manifest.json.txt"}
+    assert files_below(output) == set(mine)
     run_quietly(config)
-    for path in ("mine.txt", "manifest.json.txt"):
+    for path in mine:
         (output / path).unlink()
     assert_no_strays(output)
 

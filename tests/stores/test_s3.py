@@ -23,7 +23,9 @@ def assert_holds_only_the_run(bucket: Bucket, prefix: str) -> dict:
     """The manifest; beside what it lists, there is the curvature and nothing."""
     found = bucket.keys(prefix)
     manifest = json.loads(BeamFiles().read(bucket.path(f"{prefix}/manifest.json")))
-    assert {key for key in found if not key.startswith("curvature/")} == paths_of_run(bucket.path(prefix))
+    wanted, lists = paths_of_run(bucket.path(prefix)), {key for key in found if key.startswith("files-")}
+    assert {key for key in found if not key.startswith("curvature/")} == wanted | lists
+    assert len(lists) <= 1 + bool(manifest["config"].get("update"))  # the list before stays for who reads it
     assert "curvature/meta.json" in found and not any(key.endswith(".tmp") for key in found)
     return manifest
 

@@ -57,7 +57,7 @@ def write_shards(folder: pathlib.Path, split: str, images: np.ndarray, labels: n
         path = folder / f"{split}-{shard:05d}-of-{count:05d}.tfrecord.gz"
         with tf.io.TFRecordWriter(str(path), options) as writer:
             for row in rows:
-                writer.write(example(images[row], labels[row]))
+                writer.write(example(images[row], int(labels[row])))
     return str(folder / f"{split}-*.tfrecord.gz")
 
 

@@ -10,6 +10,7 @@ import pathlib
 import re
 import shutil
 import time
+from typing import Any
 
 import keras
 import numpy as np
@@ -130,8 +131,8 @@ def test_in_a_notebook(finished: FinishedRun) -> None:
     framed = influence._repr_html_()
     assert framed.startswith("<iframe title=") and "&lt;article class=" in framed and framed.count("<") == 2
     rows = [row for row in influence.group_influence.to_pylist() if row["test_id"] is None]
-    bars = influence.plot_groups().axes[0].patches
-    assert sorted(bar.get_bbox().width * (1 if bar.get_bbox().x1 > 0 else -1) for bar in bars) == pytest.approx(sorted(row["loss_change"] for row in rows))
+    axes: Any = influence.plot_groups().axes[0]
+    assert sorted(bar.get_width() for bar in axes.patches) == pytest.approx(sorted(row["loss_change"] for row in rows))
     x, y = influence.plot_concentration().axes[0].lines[0].get_data()
     own = np.sort(influence.self_influence.column("influence").to_numpy())[::-1]
     exact = 100 * np.interp(np.asarray(x) / 100 * len(own), np.arange(len(own) + 1), np.append(0, own.cumsum())) / own.sum()

@@ -116,7 +116,7 @@ def _texts(rows: Rows, name: str) -> list[str]:
     if place < 0:
         return []
     column = rows.table.column(place)
-    if not pa.types.is_list(column.type):
+    if not _is_list(column.type):
         return [as_text(value) for value in column.to_pylist()]
     if column.null_count or not pc.all(pc.equal(pc.list_value_length(column), 1)).as_py():
         return [as_text(_value(scalar)) for scalar in column]
@@ -158,7 +158,7 @@ def _value(scalar: pa.Scalar) -> Value:
         found = scalar.as_py()
         return found if found is None or isinstance(found, (bytes, str, int, float)) else str(found)
     lengths.append(len(values))
-    while pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type):
+    while _is_list(values.type):
         of_each = np.unique(np.asarray(values.value_lengths().fill_null(0)))
         values = values.flatten()
         lengths.append(int(of_each[0]) if len(of_each) == 1 else -1)
@@ -166,6 +166,10 @@ def _value(scalar: pa.Scalar) -> Value:
     if array.size == 1:
         return array.reshape(-1)[0].item() if hasattr(array.reshape(-1)[0], "item") else array.reshape(-1)[0]
     return array if -1 in lengths or math.prod(lengths) != array.size else array.reshape(lengths)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 _LISTS = (pa.ListScalar, pa.LargeListScalar, pa.FixedSizeListScalar)

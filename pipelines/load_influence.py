@@ -171,7 +171,10 @@ class Influence:
             from beam_influence.pipelines.report import frame
         except ImportError as error:
             return f"<p>{html.escape(repr(self))}</p><p>Its report needs the extra report ({html.escape(str(error))}).</p>"
-        return frame(self.folder)
+        try:
+            return frame(self.folder)
+        except ValueError as error:  # a run without scores has no report
+            return f"<p>{html.escape(repr(self))}</p><p>{html.escape(str(error))}</p>"
 
     def _paths(self, name: str) -> Iterator[str]:
         if name not in self.tables and name not in TABLES:

@@ -17,13 +17,15 @@ from beam_influence.pipelines.report_examples import PICTURE_BYTES, ReportExampl
 from beam_influence.pipelines.report_sources import RunSources
 from beam_influence.pipelines.runners import open_file_systems
 from beam_influence.report.charts import PARTS, Curve, svg_of_concentration, svg_of_groups
-from beam_influence.report.missing import asked, chosen_in_words, missing_parts
+from beam_influence.report.missing import OF_TEST_POINTS, OF_TRAINING_EXAMPLES, asked, chosen_in_words, missing_parts, whose_loss
 from beam_influence.report.page import Page, Point, Share, Side, Spread, render
 from beam_influence.report.strongest import Score
 from beam_influence.report.tables import PointScores, RunTables, SelfInfluence
 from beam_influence.report.words import count_facts, curvature_facts, option_facts, trust, weight_facts, worked_sentence
 from beam_influence.transforms.files import BeamFiles, join
 
+SHOWN = OF_TEST_POINTS | OF_TRAINING_EXAMPLES
+"""The tables of which a page can be made."""
 _SUSPICIOUS = 24
 
 
@@ -79,6 +81,9 @@ def make_page(config: ReportConfig) -> Page:
     """
     influence = load_influence(config.results)
     tables = RunTables(config.results, influence.manifest)
+    if not tables.names & SHOWN:
+        wrote = ", ".join(sorted(tables.names))
+        raise ValueError(f"the run in {config.results!r} wrote no scores, but {wrote}; a report shows what the commands run and query give")
     measured = _measured(config)
     chosen = config.point_ids if config.point_count is None else tables.choose_points(config.point_count)
     scored = tables.of_points(chosen, config.top_k) if chosen else []
@@ -113,7 +118,7 @@ def _page(
     ]
     return Page(
         title=f"Influence report: {'/'.join(config.results.rstrip('/').split('/')[-2:])}",
-        asked=asked(manifest, config.results),
+        asked=asked(manifest, config.results, tables.names),
         sign=influence.sign,
         unit=influence.unit,
         worked=_worked(points, influence),
@@ -121,6 +126,7 @@ def _page(
         points=points,
         suspicious=[examples.card("train", score.id, score) for score in suspicious.first] if suspicious else None,
         groups=groups,
+        groups_of=whose_loss(tables.names),
         groups_svg=svg_of_groups(groups.shown, "What the removal of each group does to the loss") if groups and groups.shown else None,
         spread=_spread(suspicious),
         facts=facts,

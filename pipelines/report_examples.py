@@ -37,12 +37,12 @@ class ReportExamples:
         self._found: dict[tuple[str, str], _Found] = {}
         self.missing: dict[str, int] = {}
 
-    def find(self, split: str, ids: Iterable[str], uses: int) -> None:
+    def find(self, split: str, ids: Iterable[str], picture_bytes: int) -> None:
         """Finds a split's examples, each once.
 
         Args:
           ids: theirs.
-          uses: how many bytes their pictures may take on the page, each as often as `ids` has it.
+          picture_bytes: what their pictures may take on the page, each as often as `ids` has it.
         """
         ids = list(ids)
         opened = self._sources.splits.get(split)
@@ -54,8 +54,8 @@ class ReportExamples:
             stored += stored_examples(name, rows, of_rows)
             if opened.predictor is not None:
                 predictions |= opened.predictor.predict(name, rows, of_rows)
-        self.missing[split] = len(set(ids)) - len(stored)
-        shown = _fitting(stored, opened, ids, uses)
+        self.missing[split] = len(set(ids) - {example.id for example in stored})
+        shown = _fitting(stored, opened, ids, picture_bytes)
         for example in stored:
             place = f"{example.file}, number {example.index:,}"
             self._found[split, example.id] = _Found(shown[example.id], _label(example, opened), place, predictions.get(example.id))

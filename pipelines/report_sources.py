@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.guard import Agreement
@@ -22,6 +22,8 @@ from beam_influence.report.showing import ShowOptions
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.file_list import list_shards
 from beam_influence.transforms.files import BeamFiles
+
+Found = TypeVar("Found")
 
 
 @dataclasses.dataclass
@@ -65,9 +67,9 @@ class RunSources:
         model = self._trying("There are no predictions and no losses", lambda: self._open_model(stored, config))
         for split, found in shards.items():
             if found and self._config is not None:
-                self._open(split, found, model, config.show)
+                self._open(split, found, self._config, model, config.show)
 
-    def _trying(self, effect: str, program: Any) -> Any:
+    def _trying(self, effect: str, program: Callable[[], Found]) -> Found | None:
         try:
             return program()
         except (ValueError, OSError) as error:
@@ -92,8 +94,9 @@ class RunSources:
         self.other_weights = [name for name in names if name not in watched]
         return model
 
-    def _open(self, split: str, shards: Sequence[Shard], model: ExplainedModel | None, function: str | None) -> None:
-        config: InfluenceConfig = self._config
+    def _open(
+        self, split: str, shards: Sequence[Shard], config: InfluenceConfig, model: ExplainedModel | None, function: str | None
+    ) -> None:
         spec = None
         if model is not None:
             effect = f"There are no predictions for the {split} files"

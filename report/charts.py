@@ -49,7 +49,7 @@ def plot_groups(groups: Sequence[Group], figure: Figure | None = None, colours: 
         axes.barh(places, values, 0.7, color=[help_ if value >= 0 else harm for value in values])
         axes.set_yticks(places, [_short(group) for group in groups])
         axes.axvline(0, color=ink, linewidth=0.8)
-        axes.set_xlabel("change of the summed test loss if the group is removed" if of_change else "influence")
+        figure.supxlabel("loss change if the group is removed" if of_change else "influence", color=ink, fontsize=10)
         _finish(axes, ink, faint, "x")
         figure.set_layout_engine("constrained")
     return figure
@@ -87,8 +87,7 @@ def svg_of_concentration(curves: Sequence[Curve], title: str) -> Markup:
 
 def _short(group: Group) -> str:
     name = group.name if len(group.name) <= 24 else f"{group.name[:23]}…"
-    of = "" if group.test_group is None else f" on {group.test_group[:16]}"
-    return f"{name.replace('$', chr(92) + '$')}{of.replace('$', chr(92) + '$')} ({group.count:,})"
+    return f"{name} ({group.count:,})".replace("$", r"\$")  # which would begin a formula
 
 
 def _finish(axes: Any, ink: str, faint: str, grid: str) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as _compute
 
 from beam_influence.influence_ops.reading import READERS, Rows, detect_format
 from beam_influence.influence_ops.reading.features import Description, Feature, FeatureSpec, Kind
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.read_shards import open_shard
+
+pc: Any = _compute  # its functions are made at run time
 
 Value: TypeAlias = np.ndarray | bytes | str | int | float | None
 """What a feature of one example holds: an array, or a single value."""
@@ -89,8 +92,8 @@ class Source:
                 break
             with open_shard(shard) as file:
                 for rows in self._reader([feature] if feature else []).read(file, _SCANNED):
-                    of_rows = zip(rows.positions.tolist(), rows_values(rows).get(id_feature, []), strict=False)
-                    here = {position: text for position, value in of_rows if (text := as_text(value)) in wanted}
+                    of_rows = zip(rows.positions.tolist(), _texts(rows, id_feature), strict=False)
+                    here = {position: text for position, text in of_rows if text in wanted}
                     if here:
                         found.setdefault(name, {}).update(here)
                         wanted -= set(here.values())
@@ -105,6 +108,19 @@ class Source:
             if description:
                 return description
         raise ValueError(f"no readable example in {shards[0].split} files such as {shards[0].path!r}")
+
+
+def _texts(rows: Rows, name: str) -> list[str]:
+    """A feature of one value in each row, as texts; none where the file lacks it."""
+    place = rows.table.schema.get_field_index(name)
+    if place < 0:
+        return []
+    column = rows.table.column(place)
+    if not _is_list(column.type):
+        return [as_text(value) for value in column.to_pylist()]
+    if column.null_count or not pc.all(pc.equal(pc.list_value_length(column), 1)).as_py():
+        return [as_text(_value(scalar)) for scalar in column]
+    return [as_text(value) for value in column.flatten().to_pylist()]
 
 
 def _together(parts: Sequence[Rows]) -> Rows:
@@ -142,7 +158,7 @@ def _value(scalar: pa.Scalar) -> Value:
         found = scalar.as_py()
         return found if found is None or isinstance(found, (bytes, str, int, float)) else str(found)
     lengths.append(len(values))
-    while pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type):
+    while _is_list(values.type):
         of_each = np.unique(np.asarray(values.value_lengths().fill_null(0)))
         values = values.flatten()
         lengths.append(int(of_each[0]) if len(of_each) == 1 else -1)
@@ -150,6 +166,10 @@ def _value(scalar: pa.Scalar) -> Value:
     if array.size == 1:
         return array.reshape(-1)[0].item() if hasattr(array.reshape(-1)[0], "item") else array.reshape(-1)[0]
     return array if -1 in lengths or math.prod(lengths) != array.size else array.reshape(lengths)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 _LISTS = (pa.ListScalar, pa.LargeListScalar, pa.FixedSizeListScalar)

@@ -8,16 +8,19 @@ from typing import Any
 from beam_influence.report.numbers import amount
 from beam_influence.report.tables import PointScores
 
+OF_TEST_POINTS = {"top_k", "scores", "group_influence"}
+OF_TRAINING_EXAMPLES = {"self_influence", "self_influence_top_k", "group_self_influence"}
 
-def asked(manifest: Mapping[str, Any], folder: str) -> list[str]:
+
+def asked(manifest: Mapping[str, Any], folder: str, tables: Collection[str]) -> list[str]:
     """What the run was asked, and where its results are."""
     counts, config = manifest["counts"], manifest["config"]
     train = (counts.get("score") or counts.get("curvature") or {}).get("examples") or manifest["curvature"].get("examples") or 0
     tests = counts.get("embed", {}).get("examples", 0)
-    if tests:
+    if tests and OF_TEST_POINTS & set(tables):
         question = f"Which of the {train:,} training examples made the model say what it says at {amount(tests, 'test point')}?"
     else:
-        question = f"Which of the {train:,} training examples does the model explain by themselves alone?"
+        question = f"Which of the {train:,} training examples have the largest influence on the loss at themselves?"
     return [question, f"The model is {config['model']}; the results are in {folder}."]
 
 
@@ -32,6 +35,13 @@ def chosen_in_words(manifest: Mapping[str, Any], count: int, named: bool, by_inf
         of = "those on which one training example has the largest influence"
         return f"{count:,} of {total:,} test points: {of}. --test_points shows others."
     return f"The first {count:,} of {total:,} test points. --test_points shows others."
+
+
+def whose_loss(tables: Collection[str]) -> str:
+    """Whose loss the removal of a group changes."""
+    if "group_influence" in tables:
+        return "The change of the loss, summed over all test points, if all training examples of a group are removed at once."
+    return "The change of a group's own loss, summed over its examples, if all of them are removed at once."
 
 
 def missing_parts(

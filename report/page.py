@@ -95,7 +95,7 @@ class Page:
       chosen: how the test points were chosen.
       points: the test points.
       suspicious: the training examples of the largest self-influence.
-      groups, groups_svg: the groups.
+      groups, groups_of, groups_svg: the groups, and whose loss their removal changes.
       spread: how concentrated influence is.
       facts: tables of facts about the run: a caption, and its lines.
       options: all options that have their defaults.
@@ -113,6 +113,7 @@ class Page:
     points: list[Point]
     suspicious: list[Card] | None
     groups: Groups | None
+    groups_of: str
     groups_svg: Markup | None
     spread: Spread | None
     facts: list[tuple[str, list[Fact]]]
@@ -131,7 +132,9 @@ class Page:
         for point in self.points:
             best = (point.sides[0].cards or [None])[0]
             if best is not None:
-                size = "" if best.loss_change is None else f": without it, the loss there would be {plain(best.loss_change)} higher"
+                of_score = f", with the score {plain(best.influence)}"
+                of_loss = f": without it, the loss there would be {plain(best.loss_change)} higher"
+                size = of_score if best.loss_change is None else of_loss
                 return [Fact("What helped most?", f"At {point.card.id}, the first test point below: {best.id}{size}.")]
         return []
 

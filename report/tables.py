@@ -55,10 +55,32 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """The groups that help most, then those that harm most, and how many there are."""
+    """The groups that help most, then those that harm most, and how many there are; then those of the test points of one group."""
 
     shown: list[Group]
     count: int
+    of_test_groups: list[Group]
+    of_test_groups_count: int
+
+
+class _Ends:
+    """The groups at either end, `MOST_GROUPS` of each."""
+
+    def __init__(self) -> None:
+        self._heaps: dict[int, list[tuple[float, int, Group]]] = {1: [], -1: []}
+        self.count = 0
+
+    def add(self, group: Group) -> None:
+        """Keeps the group while it is among them."""
+        self.count += 1
+        sign = 1 if group.influence >= 0 else -1
+        heap = self._heaps[sign]
+        (heapq.heappush if len(heap) < MOST_GROUPS else heapq.heappushpop)(heap, (sign * group.influence, -self.count, group))
+
+    def sorted(self) -> list[Group]:
+        """Those that were kept, the most helpful first."""
+        kept = [group for heap in self._heaps.values() for _, _, group in heap]
+        return sorted(kept, key=lambda group: (-group.influence, group.name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,23 +168,16 @@ class RunTables:
         return None
 
     def groups(self) -> Groups | None:
-        """The groups of `group_influence` on the sum over test points, or of `group_self_influence`; None where there is neither."""
+        """The groups of `group_influence` on the sums over test points, or of `group_self_influence`; None where there is neither."""
         name = next((name for name in ("group_influence", "group_self_influence") if name in self.names), None)
         if name is None:
             return None
-        helpful: list[tuple[float, int, Group]] = []
-        harmful: list[tuple[float, int, Group]] = []
-        count = 0
+        all_points, of_groups = _Ends(), _Ends()
         for batch in self._batches(name):
-            sums = batch.filter(pc.is_null(batch.column("test_id"))) if name == "group_influence" else batch
-            for row in sums.to_pylist():
-                count += 1
+            for row in (batch.filter(pc.is_null(batch.column("test_id"))) if name == "group_influence" else batch).to_pylist():
                 group = Group(row["group"], row.get("test_group"), row["influence"], row["loss_change"], row["count"])
-                for heap, sign in ((helpful, 1), (harmful, -1)):
-                    if sign * group.influence >= 0:
-                        (heapq.heappush if len(heap) < MOST_GROUPS else heapq.heappushpop)(heap, (sign * group.influence, -count, group))
-        both = {id(group): group for _, _, group in (*helpful, *harmful)}
-        return Groups(sorted(both.values(), key=lambda group: (-group.influence, group.name)), count)
+                (all_points if group.test_group is None else of_groups).add(group)
+        return Groups(all_points.sorted(), all_points.count, of_groups.sorted(), of_groups.count)
 
     def rejected(self) -> RejectedRows:
         """What was left out."""

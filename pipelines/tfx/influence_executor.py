@@ -69,11 +69,13 @@ def make_config(inputs: Artifacts, output: str, exec_properties: dict[str, Any])
 
 
 def _write_report(config: InfluenceConfig) -> None:
-    """The page of the run, beside its tables."""
+    """The page of the run, beside its tables, where these hold scores."""
     try:
-        from beam_influence.pipelines.report import report_text, write_report
+        from beam_influence.pipelines.report import SHOWN, report_text, write_report
     except ImportError as error:
         logging.info("no report, which needs the extra report: %s", error)
+        return
+    if not SHOWN & set(config.output_tables):
         return
     own = {name: value for name in ("loss", "preprocess") if ":" in (value := getattr(config, name) or "")}
     report = write_report(ReportConfig(config.output, output=join(config.output, "report.html"), **own))

@@ -32,7 +32,7 @@ def test_what_is_copied_exists(name: str) -> None:
             copied += sources
     assert copied and all((ROOT / source).exists() for source in copied), copied
     # The wheel in the image is made of these: nothing that setup.py packs or reads may be missing.
-    rooms = {"influence_ops", "transforms", "pipelines", "dataflow_templates"}
+    rooms = {"influence_ops", "transforms", "report", "pipelines", "dataflow_templates"}
     assert {"setup.py", "__init__.py", "py.typed", "pyproject.toml", "README.md", *rooms} <= set(copied)
 
 

@@ -214,7 +214,7 @@ def test_the_sdist_in_an_empty_environment(job: DigitsJob, tmp_path: pathlib.Pat
     of the names of our rooms, on the path, are in nobody's way."""
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     environment["PYTHONPATH"] = str(tmp_path / "users")
-    for name in ("pipelines", "transforms", "influence_ops", "tests"):
+    for name in ("pipelines", "report", "transforms", "influence_ops", "tests"):
         (tmp_path / "users" / name).mkdir(parents=True)
         (tmp_path / "users" / name / "__init__.py").write_text("raise ImportError('a folder of the user')")
 
@@ -224,7 +224,7 @@ def test_the_sdist_in_an_empty_environment(job: DigitsJob, tmp_path: pathlib.Pat
         return done.stdout
 
     source = tmp_path / "source"
-    names = ("influence_ops", "transforms", "pipelines", "dataflow_templates")
+    names = ("influence_ops", "transforms", "report", "pipelines", "dataflow_templates")
     for name in names:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "__init__.py", "py.typed", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "requirements-build.txt"):

@@ -10,6 +10,7 @@ import pathlib
 import re
 import shutil
 import time
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 
 from beam_influence.influence_ops.model.network import load_keras_file
 from beam_influence.pipelines.cli import main
+from beam_influence.pipelines.load_influence import load_influence
 from beam_influence.pipelines.report import make_page
 from beam_influence.pipelines.report_config import ReportConfig
 from beam_influence.report.numbers import change, plain
@@ -122,6 +124,19 @@ def test_measures_are_shown(finished: FinishedRun, tmp_path: pathlib.Path) -> No
     (tmp_path / "lds.json").write_text(json.dumps({"measure": "lds", "rows": rows[1:]}))
     with pytest.raises(ValueError, match="has figures of another, not of"):
         make_page(ReportConfig(str(finished.output), evaluation=str(tmp_path)))
+
+
+def test_in_a_notebook(finished: FinishedRun) -> None:
+    influence = load_influence(finished.output)
+    framed = influence._repr_html_()
+    assert framed.startswith("<iframe title=") and "&lt;article class=" in framed and framed.count("<") == 2
+    rows = [row for row in influence.group_influence.to_pylist() if row["test_id"] is None]
+    axes: Any = influence.plot_groups().axes[0]
+    assert sorted(bar.get_width() for bar in axes.patches) == pytest.approx(sorted(row["loss_change"] for row in rows))
+    x, y = influence.plot_concentration().axes[0].lines[0].get_data()
+    own = np.sort(influence.self_influence.column("influence").to_numpy())[::-1]
+    exact = 100 * np.interp(np.asarray(x) / 100 * len(own), np.arange(len(own) + 1), np.append(0, own.cumsum())) / own.sum()
+    assert np.asarray(y) == pytest.approx(exact, rel=1 / 128)  # the bins' own width
 
 
 def hostile(values: dict) -> dict:

@@ -87,7 +87,8 @@ def test_equals_the_command_line(job: DigitsJob, tmp_path: pathlib.Path, kind: s
     assert main(command) == 0, capsys.readouterr().err
     scores = pathlib.Path(outputs["scores"].uri)
     assert_identical(scores, tmp_path / "command_line", EVERYTHING)
-    assert files_below(scores) == files_below(tmp_path / "command_line")
+    assert files_below(scores) == files_below(tmp_path / "command_line") | {"report.html"}
+    assert "Suspicious labels" in (scores / "report.html").read_text(encoding="utf-8")
     assert pq.read_table(scores / "self_influence").num_rows == SIZES["train"]
     # The curvature artifact is whole, and its own.
     curvature = pathlib.Path(outputs["curvature"].uri)

@@ -84,6 +84,10 @@ def make_page(config: ReportConfig) -> Page:
     if not tables.names & SHOWN:
         wrote = ", ".join(sorted(tables.names))
         raise ValueError(f"the run in {config.results!r} wrote no scores, but {wrote}; a report shows what the commands run and query give")
+    if tables.of_candidates:
+        raise ValueError(
+            f"the run in {config.results!r} scored --candidates; a report shows training examples: give a run or query without --candidates"
+        )
     measured = _measured(config)
     chosen = config.point_ids if config.point_count is None else tables.choose_points(config.point_count)
     scored = tables.of_points(chosen, config.top_k) if chosen else []

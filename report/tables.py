@@ -101,11 +101,13 @@ class RunTables:
 
     Attributes:
       names: the tables that the run wrote.
+      of_candidates: whether it scored candidates in place of training examples.
     """
 
     def __init__(self, folder: str, manifest: Mapping[str, Any]):
         self._folder = folder
         self.names = set(manifest["tables"])
+        self.of_candidates = manifest["config"].get("candidates") is not None
         self._order = manifest["config"]["order"]
         self._n = manifest["curvature"].get("examples") or 0
 

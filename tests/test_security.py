@@ -22,7 +22,7 @@ from beam_influence.transforms.clean_shards import below_of
 from beam_influence.transforms.files import BeamFiles, FoundFile
 
 ROOT = pathlib.Path(__file__).parents[1]
-PACKAGES = ("influence_ops", "transforms", "pipelines", "dataflow_templates")
+PACKAGES = ("influence_ops", "transforms", "report", "pipelines", "dataflow_templates")
 SOURCES = [ROOT / "__init__.py", *sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))]
 
 # Modules whose files run code when they are read.
@@ -93,7 +93,11 @@ READERS_OF_OPTIONS = {
     "pipelines/damping_sweep.py": "_check, check_code",
     "pipelines/grow_index.py": "compares two options",
     "pipelines/load_influence.py": "tells two options",
+    "pipelines/report_sources.py": "check_code",
     "pipelines/scored_data.py": "check_code",
+    "report/missing.py": "tells options",
+    "report/tables.py": "compares options",
+    "report/words.py": "tells options",
     "pipelines/tfx/influence_executor.py": "compares one option",
     "influence_ops/evaluation/score_table.py": "compares options",
 }

@@ -143,3 +143,9 @@ def test_refusals(case: Case, options: dict[str, Any], message: str, monkeypatch
 def test_a_training_file_is_no_candidate(case: Case) -> None:
     with pytest.raises(ValueError, match=r"train-1.tfrecord is among the files of --candidates and of --train"):
         run_quietly(case.config("refused", candidates=str(case.folder / "*-1.tfrecord")))
+
+
+def test_a_report_shows_training_examples(case: Case) -> None:
+    assert (case.folder / "run" / "manifest.json").exists()
+    assert main(["report", str(case.folder / "run"), "--output", str(case.folder / "page.html")]) == 2
+    assert not (case.folder / "page.html").exists()

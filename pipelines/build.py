@@ -234,9 +234,8 @@ class _JobBuilder:
             search: Search = "faiss" if config.search == "faiss" else "linear"
             score = ScoreVectors(prepared.model, preconditioner, queries, options, config.output, search)
         else:
-            reader = self._reader("candidates" if options.of_candidates else "score")
             wanted = (queries, gate, options, config.output, self._accelerator, prepared.queries.first_keys)
-            score = ScoreExamples(reader, prepared.model, preconditioner, *wanted)
+            score = ScoreExamples(self._reader("candidates" if options.of_candidates else "score"), prepared.model, preconditioner, *wanted)
         scored = self._scored | "ScoreExamples" >> score
         self._count("score", scored[COUNTS])
         self.written.append(scored[FILES])

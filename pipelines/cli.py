@@ -12,6 +12,7 @@ from typing import Any
 
 from beam_influence.influence_ops.redact import without_secrets
 from beam_influence.pipelines import runners
+from beam_influence.pipelines.command_help import COMMAND_HELP, GROUP_HELP
 from beam_influence.pipelines.config import InfluenceConfig, own_options
 from beam_influence.pipelines.evaluate_config import MEASURES, RETRAINING, EvaluateConfig
 from beam_influence.pipelines.options.method import CURVATURE_OF_INDEX
@@ -23,93 +24,11 @@ from beam_influence.pipelines.unknown_options import refuse_misplaced
 if typing.TYPE_CHECKING:  # when it is needed, it is imported: --help need not wait for TensorFlow
     from beam_influence.influence_ops.curvature import Curvature
 
-GROUP_HELP = {
-    "data": "what is read",
-    "model": "what is explained",
-    "method": "how influence is computed",
-    "settings": "what your own curvature is given",
-    "results": "what is written",
-    "execution": "how it runs (none of these changes the result)",
-    "evaluate": "what is evaluated, and how",
-    "report": "what is shown",
-}
-
 _RUNNER_GROUP = "runner: where it runs (docs/runners.md)"
-
-_RUN_DESCRIPTION = """\
-Which training examples made the model say this? Computes the influence of every training example on the
-model's loss at every test point, and writes the strongest ones (and more, see --outputs) as Parquet.
-
-A positive influence means that removing the training example would raise the test loss: the example helps.
-A negative one means that it harms. The column loss_change is that predicted change itself."""
-
-_RUN_EPILOG = """\
-Any other option goes to Beam, for example --parallelism=8 with --runner flink.
-
-Example:
-  beam-influence run --model model.keras --train 'train-*.tfrecord.gz' --test 'test-*.tfrecord.gz' \\
-      --output influence --top_k 10 --outputs top_k,self_influence"""
-
-
-_FIT_DESCRIPTION = """\
-Fits the curvature of the training set and saves it, for any number of later runs:
-`beam-influence run --curvature_path OUTPUT/curvature`."""
-
-_FIT_EPILOG = """\
-Example:
-  beam-influence fit --model model.keras --train 'train-*.tfrecord.gz' --curvature gauss_newton --output fitted
-  beam-influence run --model model.keras --train 'train-*.tfrecord.gz' --test 'test-*.tfrecord.gz' \\
-      --curvature_path fitted/curvature --output influence"""
-
-_INDEX_DESCRIPTION = """\
-Embeds the training set once into r numbers for each example, whose inner products with those of a test point are
-influence: `beam-influence query` then answers new test points without the training set and its gradients.
-With --update, only files that the index lacks are embedded."""
-
-_INDEX_EPILOG = """\
-Example:
-  beam-influence index --model model.keras --train 'train-*.tfrecord.gz' --curvature arnoldi --rank 200 --output indexed
-  beam-influence index --model model.keras --train 'more-*.tfrecord.gz' --output indexed --update
-  beam-influence query --model model.keras --index indexed --test 'test-*.tfrecord.gz' --output influence"""
-
-_QUERY_DESCRIPTION = """\
-The influence of the examples in an index on test points, as the command run has it, from the index alone."""
-
-_PLAN_DESCRIPTION = """\
-What will a run take? Checks the options of a run as the command run does, runs a sample of its files on this machine (less
-than a minute for most models), and says: passes, FLOPs, bytes read and shuffled, seconds, memory, worker-hours.
-Nothing is written to OUTPUT. For the command fit give --outputs curvature, for index --outputs index."""
-
-_PLAN_EPILOG = """\
-Example:
-  beam-influence plan --model model.keras --train 'train-*.tfrecord.gz' --test 'test-*.tfrecord.gz' --output influence \\
-      --weights all --curvature ekfac --plan_workers 20"""
-
 _PLAN_LIKE = "run"
-
 _ONLY_OUTPUT = {"fit": ONLY_CURVATURE, "index": ONLY_INDEX}
-
-_COMMANDS = {
-    "run": ("influence of training examples on test points", _RUN_DESCRIPTION, _RUN_EPILOG),
-    "index": ("r numbers for each training example, for any number of later queries", _INDEX_DESCRIPTION, _INDEX_EPILOG),
-    "query": ("influence of indexed training examples on test points", _QUERY_DESCRIPTION, _INDEX_EPILOG),
-    "fit": ("the curvature of a training set, saved for later runs", _FIT_DESCRIPTION, _FIT_EPILOG),
-    "plan": ("what a run will take, before it", _PLAN_DESCRIPTION, _PLAN_EPILOG),
-}
-
-_EVALUATE_DESCRIPTION = """\
-How good are the scores of finished runs? Measures of the field, several runs side by side, with standard errors.
-Retraining runs on Beam (any other option goes to it); what each measure means is in docs/evaluation.md."""
-
-_REPORT_DESCRIPTION = """\
-A finished run as one page: its test points as themselves, with their predictions and the training examples that helped and
-harmed most; suspicious labels; groups; the run, and how far to trust it. The file asks nothing of the network."""
-
-_REPORT_EPILOG = """\
-Any other option goes to Beam's file systems, such as --s3_endpoint_url.
-
-Example:
-  beam-influence report influence --output report.html"""
+_COMMANDS = ("run", "index", "query", "fit", "plan")
+"""Those whose options are of `InfluenceConfig`."""
 
 
 def parser(kind: type[Curvature] | None = None) -> argparse.ArgumentParser:
@@ -118,15 +37,8 @@ def parser(kind: type[Curvature] | None = None) -> argparse.ArgumentParser:
         prog="beam-influence", description="Training-data attribution by influence functions, on Apache Beam.", allow_abbrev=False
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (summary, description, epilog) in _COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=description,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+    for name in _COMMANDS:
+        command = _add_command(commands, name)
         runners.add_options(command.add_argument_group(_RUNNER_GROUP))
         if name == "plan":
             _add_plan_options(command.add_argument_group("plan: what is asked about the run, whose options all others are"))
@@ -137,25 +49,23 @@ def parser(kind: type[Curvature] | None = None) -> argparse.ArgumentParser:
             _add_options(command, list(own_options(kind).values()), kind.Settings)
         if name == "index":
             command.set_defaults(curvature=CURVATURE_OF_INDEX)
-    evaluate = commands.add_parser("evaluate", help="how good scores are", description=_EVALUATE_DESCRIPTION, allow_abbrev=False)
-    measures = evaluate.add_subparsers(dest="measure", required=True, metavar="MEASURE")
+    measures = _add_command(commands, "evaluate").add_subparsers(dest="measure", required=True, metavar="MEASURE")
     for name, (summary, description) in MEASURES.items():
         command = measures.add_parser(name, help=summary, description=description, allow_abbrev=False)
         chosen = [field for field in dataclasses.fields(EvaluateConfig) if name in field.metadata.get("measures", ())]
         if name in RETRAINING:  # the others need no engine
             runners.add_options(command.add_argument_group(_RUNNER_GROUP))
         _add_options(command, chosen, EvaluateConfig)
-    report = commands.add_parser(
-        "report",
-        help="a finished run as a page that a person reads",
-        description=_REPORT_DESCRIPTION,
-        epilog=_REPORT_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    report = _add_command(commands, "report")
     report.add_argument("results", metavar="RESULTS", help="The folder of a finished run: its --output.")
     _add_options(report, [field for field in dataclasses.fields(ReportConfig) if "group" in field.metadata], ReportConfig)
     return top
+
+
+def _add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> argparse.ArgumentParser:
+    summary, description, epilog = COMMAND_HELP[name]
+    kept = argparse.RawDescriptionHelpFormatter
+    return commands.add_parser(name, help=summary, description=description, epilog=epilog, formatter_class=kept, allow_abbrev=False)
 
 
 def _add_plan_options(group: argparse._ArgumentGroup) -> None:

@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from beam_influence.pipelines.cli import GROUP_HELP
+from beam_influence.pipelines.command_help import GROUP_HELP
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.options.option import option_type
 from beam_influence.pipelines.runners.dataflow import DEFAULT_GPU

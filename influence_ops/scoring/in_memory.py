@@ -97,13 +97,8 @@ def compute_in_memory(
         curvature = fit_curvature(model, curvature, train, FinishOptions(damping, wanted.score.removal == "newton", rcond, rank))
     preconditioner = curvature.bind(model)
     rejected: list[tuple[str, Rejected]] = []
-    embedded: list[QueryBlock] = []
     needs: tuple[QueryArray, ...] = QUERY_ARRAYS if second_order_groups or (passes and system is not None) else ("solved",)
-    for batch in test:
-        block, bad = embed_queries(model, preconditioner, batch, needs)
-        embedded.append(block)
-        rejected += [("test", r) for r in bad]
-    queries = concatenate_queries(embedded, max(1, sum(len(block) for block in embedded)))
+    queries = _embed(model, preconditioner, test, needs, rejected)
     if passes and system is not None:
         queries = [solve_over(train, model, preconditioner, system, block, passes, tolerance) for block in queries]
     blocks = {f"{number:05d}": block for number, block in enumerate(queries)}
@@ -119,6 +114,22 @@ def compute_in_memory(
     for finished in collector.finish():
         parts[finished.table].append(finished.rows)
     return InfluenceResult({**_whole_tables(parts, wanted), "rejected": tables.rejected_table(rejected)}, preconditioner)
+
+
+def _embed(
+    model: ExplainedModel,
+    preconditioner: Preconditioner,
+    test: Iterable[ExampleBatch],
+    needs: tuple[QueryArray, ...],
+    rejected: list[tuple[str, Rejected]],
+) -> list[QueryBlock]:
+    """The test points as one block, or none; those that can't be used are added to `rejected`."""
+    embedded: list[QueryBlock] = []
+    for batch in test:
+        block, bad = embed_queries(model, preconditioner, batch, needs)
+        embedded.append(block)
+        rejected += [("test", r) for r in bad]
+    return concatenate_queries(embedded, max(1, sum(len(block) for block in embedded)))
 
 
 def _whole_tables(parts: dict[str, list[pa.Table]], wanted: OutputOptions) -> dict[str, pa.Table]:

@@ -245,8 +245,8 @@ def _vector_shards(config: InfluenceConfig) -> FileList:
 
 def _result_shards(folder: str, table: str) -> FileList:
     """The files of a finished run's table. That they are there is seen by one listing, not file by file."""
-    found = list_shards("train", [join(quoted(folder.rstrip("/")), table, "*.parquet")])
     paths = pa.array(table_files(folder, table, BeamFiles()), pa.large_string())
+    found = list_shards("train", [join(quoted(folder.rstrip("/")), table, "*.parquet")])
     names = pc.utf8_slice_codeunits(paths, len(join(folder.rstrip("/"), table)) + 1)
     places = pc.index_in(names, found.table["name"].combine_chunks())
     if places.null_count:

@@ -22,6 +22,7 @@ GIVEN = {
     "overwrite": "each execution, which has a folder of its own",
     "resume": "each execution, which has a folder of its own",
     "train": "the inputs examples and train_splits",
+    "candidates": "the input examples, which are scored themselves",
     "test": "the inputs test_examples and test_splits",
     "data_format": "the payload format of the Examples",
     "schema": "the input schema",

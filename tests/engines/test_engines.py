@@ -1,4 +1,4 @@
-"""The same jobs, of a last layer and of whole networks, give the same tables on every engine (processes: test_equals_in_memory.py)."""
+"""The same jobs, of a last layer and of whole networks, give the same tables on every engine (processes: test_split_files.py)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,10 @@ def test_in_memory_is_what_loops_give(job: DigitsJob, in_memory: InMemory) -> No
 WHOLE_NETWORKS: dict[str, dict[str, Any]] = {
     "ekfac": {"curvature": "ekfac", "outputs": "top_k,self_influence"},
     "gauss_newton_cg": {"curvature": "gauss_newton_cg", "passes": 2, "outputs": "top_k"},
-    "arnoldi": {"curvature": "arnoldi", "passes": 3, "rank": 20, "outputs": "top_k,self_influence"},
     "index": {"curvature": "random_projection", "projection_dim": 64, "outputs": "index", "test": None},
 }
 JOBS = ["last-layer", *WHOLE_NETWORKS]
-# Every job but for arnoldi, whose passes are like those of gauss_newton_cg, and every way to start workers: those that are processes cost
-# some 30 CPU seconds a run.
+# Every job, and every way to start workers: those that are processes cost some 30 CPU seconds a run.
 ON_FLINK = [("last-layer", "PROCESS"), ("ekfac", "EXTERNAL"), ("gauss_newton_cg", "LOOPBACK"), ("index", "LOOPBACK")]
 
 
@@ -66,7 +64,7 @@ def same(request: pytest.FixtureRequest, job: DigitsJob, known: Callable, tmp_pa
     return run
 
 
-@pytest.mark.parametrize("same", ["last-layer", "ekfac", "gauss_newton_cg"], indirect=True)
+@pytest.mark.parametrize("same", ["last-layer", "ekfac"], indirect=True)
 def test_threads(same: Callable[..., None]) -> None:
     same("--runner=local", "--direct_running_mode=multi_threading", "--direct_num_workers=4")
 

@@ -161,13 +161,6 @@ def test_a_task_manager_that_is_replaced(job: DigitsJob, in_memory: InMemory, tm
 
 
 @pytest.mark.flink
-def test_a_task_manager_that_stays_away(job: DigitsJob, in_memory: InMemory, tmp_path: pathlib.Path, flink: FlinkCluster) -> None:
-    """The other one has slots enough."""
-    arguments = [*flink.arguments("EXTERNAL"), "--parallelism=2"]
-    run_with_a_kill(job, in_memory, tmp_path / "out", flink, arguments, "group_influence", task_manager, lambda: None)
-
-
-@pytest.mark.flink
 def test_a_job_on_flink_does_not_outlive_its_time(job: DigitsJob, tmp_path: pathlib.Path, flink: FlinkCluster) -> None:
     arguments = [argument for argument in flink.arguments("EXTERNAL") if not argument.startswith("--time_limit")]
     with pytest.raises(RunFailedError, match="^the job had not finished after --time_limit 5 seconds and was cancelled$"):

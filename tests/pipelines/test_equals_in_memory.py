@@ -21,7 +21,7 @@ def check(job: DigitsJob, output: pathlib.Path, files: int, *beam_arguments: str
     assert_same_tables(output, job.oracle(config, train.ids(), test.ids()))
 
 
-@pytest.mark.parametrize(("files", "batch_size", "query_block_size"), [(1, 256, 1024), (3, 17, 7), (7, 1, 3)])
+@pytest.mark.parametrize(("files", "batch_size", "query_block_size"), [(1, 256, 1024), (7, 5, 3)])
 def test_any_number_of_files_and_batch_size(
     job: DigitsJob, tmp_path: pathlib.Path, files: int, batch_size: int, query_block_size: int
 ) -> None:
@@ -93,13 +93,6 @@ def test_a_cholesky_factor_in_place_of_eigenvalues(
 
 def test_bundles_run_twice(job: DigitsJob, tmp_path: pathlib.Path) -> None:
     check(job, tmp_path / "out", 3, "--direct_runner_bundle_repeat=1")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_two_processes_with_bundles_run_twice(job: DigitsJob, tmp_path: pathlib.Path) -> None:
-    repeated = ("--direct_running_mode=multi_processing", "--direct_num_workers=2", "--direct_runner_bundle_repeat=1")
-    check(job, tmp_path / "out", 7, *repeated, query_block_size=7)
 
 
 def test_id_feature_names_examples_whatever_the_files(job: DigitsJob, tmp_path: pathlib.Path) -> None:

@@ -131,7 +131,7 @@ def test_finished_stages_are_not_repeated(
 
 @pytest.mark.parametrize(
     "change",
-    [{"damping": "0.5"}, {"curvature": "exact"}, {"weights": "all"}, {"resume": False}, "file", "touched", "model"],
+    [{"damping": "0.5"}, {"weights": "all"}, {"resume": False}, "file", "touched", "model"],
     ids=str,
 )
 def test_what_was_made_from_something_else_is_not_used(

@@ -131,8 +131,8 @@ def test_an_index_of_split_files_grows_and_answers(job: DigitsJob, tmp_path: pat
 
 
 def test_two_processes_share_a_file(job: DigitsJob, tmp_path: pathlib.Path) -> None:
-    """With a curvature of the user's own, which each of them imports."""
+    """With a curvature of the user's own, which each of them imports, and bundles that are repeated."""
     own = "tests.pipelines.test_sources:HalvedIdentity"
     config, ids = formatted(job, tmp_path, "tfrecord", shard_size=4000, curvature=own)
-    run_quietly(config, "--runner=local", "--workers=2")
+    run_quietly(config, "--runner=local", "--workers=2", "--direct_runner_bundle_repeat=1")
     assert_same_tables(tmp_path / "out", job.oracle(config, ids["train"], ids["test"]))

@@ -58,7 +58,6 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "normalization": ("normalised", vectors, {}),
     "image-target-stored-flat": ("autoencoder", pixels, {}),
     "classes-of-pixels-stored-flat": ("segmentation", classes_of_pixels, {}),
-    "masked-tokens": ("tagger", sentences, {}),
     "masked-tokens-with-weights": ("tagger", sentences, {"weight_feature": "w"}),
     "outputs-by-name": ("two_outputs", prices, {"label_feature": "price=cost,kind=class"}),
 }

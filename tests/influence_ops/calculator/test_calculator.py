@@ -20,10 +20,10 @@ FLOAT32 = 1e-4  # the reference computes in float32: its README's tolerance for 
 FLOAT32_CG = 1e-2  # its conjugate gradients stop at three digits: its README's tolerance for `cgd`
 
 
-@pytest.mark.parametrize("name, prefix, kind, tolerance", [
-    ("a", "exact", "exact", FLOAT32), ("a", "cgd", "cgd", FLOAT32_CG), ("b", "l2_exact", IHVPCalculator.Exact, FLOAT32),
+@pytest.mark.parametrize("name, prefix, kind, tolerance, normalize", [
+    ("a", "exact", "exact", FLOAT32, False), ("a", "exact", "exact", FLOAT32, True), ("a", "cgd", "cgd", FLOAT32_CG, True),
+    ("b", "l2_exact", IHVPCalculator.Exact, FLOAT32, True),
 ])  # fmt: skip
-@pytest.mark.parametrize("normalize", [False, True])
 def test_every_method_gives_the_reference_numbers(name, prefix, kind, tolerance, normalize):
     case = Case(name, ihvp_calculator=kind, normalize=normalize)
     wanted = {key.split("__")[1]: value for key, value in case.data.items() if key.startswith(f"{prefix}_norm{int(normalize)}__")}

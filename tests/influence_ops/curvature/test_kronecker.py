@@ -190,7 +190,7 @@ def test_batches_and_merging_do_not_matter() -> None:
     np.testing.assert_allclose(many.apply(gradients), one.apply(gradients), rtol=0, atol=1e-8 * np.abs(one.apply(gradients)).max())
 
 
-@pytest.mark.parametrize("kind", NETWORK_KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in NETWORK_KINDS if kind != "lstm"])
 def test_embeddings_are_the_largest_coordinates(kind: str) -> None:
     """All of them give influence itself; r of them, from factors or from whole gradients, are those of the largest eigenvalues."""
     model = make(kind)

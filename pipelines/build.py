@@ -277,7 +277,7 @@ class _JobBuilder:
         config, prepared = self._config, self._prepared
         facts = {BASE: (prepared.indexed or {}).get(BASE) or source_base(prepared.train)} if config.only_index else {}
         counts = self.counts | "FlattenCounts" >> beam.Flatten(pipeline=self._pipeline)
-        optional = (prepared.indexed, tuple(self._finished), facts, any(shard.limit for shard in prepared.train))
+        optional = (prepared.indexed, tuple(self._finished), facts, prepared.train.limit is not None)
         write = WriteManifest(config.output, config.as_json(), prepared.model_facts, preconditioner, counts, reports, *optional)
         return self.written | "FlattenFiles" >> beam.Flatten() | "WriteManifest" >> write
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +25,6 @@ from beam_influence.pipelines.options.method import CURVATURE_OF_INDEX
 from beam_influence.pipelines.query_plan import QueryPlan, plan_queries
 from beam_influence.pipelines.refuse_memory import refuse_memory
 from beam_influence.pipelines.resume import Resumed, find_finished
-from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.file_list import FileList, list_shards
 from beam_influence.transforms.files import BeamFiles, join
 from beam_influence.transforms.folders import quoted
@@ -72,7 +70,7 @@ class PreparedRun:
     agreement: Agreement | None = None
     resumed: Resumed | None = None
     index_error: float | None = None
-    candidates: Sequence[Shard] = ()
+    candidates: FileList = dataclasses.field(default_factory=lambda: FileList.of([]))
     candidate_features: FeatureSpec | None = None
 
     @property

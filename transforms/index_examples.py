@@ -51,7 +51,7 @@ class _IndexDoFn(ShardDoFn):
         self._file: ParquetFile | None = None
 
     def process(self, shard: Shard, *sides: Any) -> Iterator[object]:
-        if shard.known == shard.sha256:
+        if shard.known and shard.known == shard.sha256:
             return
         if shard.known:
             raise ValueError(

@@ -103,7 +103,8 @@ class _WriteBlockDoFn(beam.DoFn):
             yield self._write(rows, f"{name}-{written:05d}" if written else name)
 
     def _write(self, rejected: list[RejectedExample], name: str) -> pvalue.TaggedOutput:
-        rows = [(r.split, Rejected(r.file, r.index, r.stage, r.error, r.message)) for r in rejected]
+        ordered = sorted(rejected, key=_place)
+        rows = [(r.split, Rejected(r.file, r.index, r.stage, r.error, r.message)) for r in ordered]
         written = write_table(self._output, "rejected", name, schemas.REJECTED, tables.rejected_table(rows), {}, BeamFiles())
         return pvalue.TaggedOutput(FILES, written)
 

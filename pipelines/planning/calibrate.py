@@ -32,6 +32,7 @@ from beam_influence.pipelines.run_pipeline import RunFailedError, run_pipeline
 from beam_influence.pipelines.run_summary import stage_milliseconds
 from beam_influence.pipelines.runners import Engine, choose_engine, open_file_systems
 from beam_influence.pipelines.runners.local import count_processes, refuse_more_than_gpus
+from beam_influence.transforms.file_list import FileList
 from beam_influence.transforms.files import BeamFiles, join
 from beam_influence.transforms.read_shards import NAMESPACE
 from beam_influence.transforms.sent_bytes import BUNDLES, SENT
@@ -60,6 +61,7 @@ def calibrate(config: InfluenceConfig, beam_arguments: Sequence[str], started: f
     refuse_output(config, MANIFEST)
     start, start_bytes = Seconds(time.time() - started, time.process_time()), _peak()
     counted = None if prepared.train_features is None else count_examples(prepared.train, prepared.train_features)
+    candidates = count_examples(prepared.candidates, prepared.candidate_features)
     of_stage = min(_STAGE_SECONDS, _STAGES_SECONDS / _count_stages(config, prepared))
     fitted = config if prepared.curvature_path else without_decomposition(config, prepared.watched)
     apart, apart_bytes = Seconds(), 0
@@ -67,7 +69,7 @@ def calibrate(config: InfluenceConfig, beam_arguments: Sequence[str], started: f
         apart = decomposition_seconds(config.finish_options(), prepared.watched)
         apart_bytes = matrix_bytes(config, prepared.watched) - 8 * prepared.watched**2
     with tempfile.TemporaryDirectory() as folder:
-        sample = sample_run(prepared, config, counted, of_stage)
+        sample = sample_run(prepared, config, counted, candidates, of_stage)
         measured = _run(fitted, sample, join(folder, "sample"))
         points, sampled = count_points(prepared), measured.counts.get("embed", 0)
         stages, peak = measured.stages, _peak()
@@ -80,7 +82,8 @@ def calibrate(config: InfluenceConfig, beam_arguments: Sequence[str], started: f
     rows, exact = (counted.count, counted.is_exact) if counted else _rows_of_vectors(prepared, sample, measured)
     return Calibration(
         examples=rows,
-        is_exact=exact,
+        is_exact=exact and candidates.is_exact,
+        candidates=candidates.count,
         points=points,
         start=start,
         fixed=(measured.total - steady(stages)).at_least(0.0) + apart,
@@ -93,7 +96,7 @@ def calibrate(config: InfluenceConfig, beam_arguments: Sequence[str], started: f
         processes=processes,
         is_local=engine.arguments[:1] == _LOCAL,
         memory_bytes=machine_memory() // processes if config.max_worker_memory is None else parse_bytes(config.max_worker_memory),
-        look_up=look_up_seconds([*prepared.train, *prepared.test], prepared.train_features, config.shard_size),
+        look_up=look_up_seconds([*prepared.train, *prepared.candidates, *prepared.test], prepared.train_features, config.shard_size),
         stages_with_fewer={} if fewer is None else fewer.stages,
         fewer_points=0 if fewer is None else fewer.counts.get("embed", 0),
         **_known(config, prepared),
@@ -104,14 +107,19 @@ def _known(config: InfluenceConfig, prepared: PreparedRun) -> dict[str, int]:
     """The facts of a run that need no sample."""
     return {
         "weights": prepared.watched,
-        "train_bytes": _bytes(prepared.train),
-        "test_bytes": _bytes(prepared.test),
-        "train_files": len(prepared.train),
+        "train_bytes": prepared.train.total_bytes,
+        "candidate_bytes": prepared.candidates.total_bytes,
+        "test_bytes": prepared.test.total_bytes,
         "test_files": len(prepared.test),
-        "train_shards": sum(max(1, -(-shard.size // config.shard_size)) for shard in prepared.train),
+        "train_shards": _count_shards(prepared.train, config),
+        "candidate_shards": _count_shards(prepared.candidates, config),
         "rounds": len(prepared.queries.first_keys),
         "point_bytes": prepared.queries.point_bytes,
     }
+
+
+def _count_shards(files: FileList, config: InfluenceConfig) -> int:
+    return sum(max(1, -(-shard.size // config.shard_size)) for shard in files)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,17 +167,13 @@ def _count_stages(config: InfluenceConfig, prepared: PreparedRun) -> int:
 
 def _rows_of_vectors(prepared: PreparedRun, sample: PreparedRun, measured: _Measured) -> tuple[int, bool]:
     """The rows of saved vectors or of an index, by the bytes of some files."""
-    rows, part, whole = measured.counts.get("score", 0), _bytes(sample.train), _bytes(prepared.train)
+    rows, part, whole = measured.counts.get("score", 0), sample.train.total_bytes, prepared.train.total_bytes
     return (rows, True) if part == whole else (round(rows * whole / max(part, 1)), False)
 
 
 def _peak() -> int:
     """The largest memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-
-
-def _bytes(shards: Sequence[Any]) -> int:
-    return sum(shard.size for shard in shards)
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,11 @@ class Calibration:
     Attributes:
       examples: training examples, rejected ones too; of saved vectors or an index, their rows.
       is_exact: whether they were counted; else they are estimated from the files' bytes.
+      candidates: examples that are scored in place of the training set; 0: the training set is.
       points: test points.
       weights: P, the watched weights.
-      train_bytes, test_bytes: of the files.
-      train_files, test_files, train_shards: how many files there are, and shards of the training files.
+      train_bytes, candidate_bytes, test_bytes: of the files.
+      test_files, train_shards, candidate_shards: how many files and shards there are.
       rounds: over the training set in which test points are scored.
       point_bytes: what a test point takes while it is used.
       start: imports and everything that is found out before the pipeline starts.
@@ -43,7 +44,6 @@ class Calibration:
     weights: int
     train_bytes: int
     test_bytes: int
-    train_files: int
     test_files: int
     train_shards: int
     rounds: int
@@ -60,6 +60,9 @@ class Calibration:
     is_local: bool
     memory_bytes: int
     look_up: float = 0.0
+    candidates: int = 0
+    candidate_bytes: int = 0
+    candidate_shards: int = 0
     stages_with_fewer: dict[str, StageCost] = dataclasses.field(default_factory=dict)
     fewer_points: int = 0
 

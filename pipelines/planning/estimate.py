@@ -10,6 +10,7 @@ from beam_influence.pipelines.planning.stage_costs import Seconds, StageCost
 
 _EMBED = "embed"
 _SCORE = "score"
+_CANDIDATES = "candidates"  # the stage's name where these are scored in place of the training set
 _FORWARD_AND_BACKWARD = 3  # a gradient takes two evaluations' products besides
 
 
@@ -21,23 +22,26 @@ def estimate(found: Calibration, workers: int | None = None) -> RunPlan:
       workers: that worker-hours are wanted for; None: the processes of this machine that it would work in.
     """
     workers = found.processes if workers is None else workers
-    bundles = min(workers, found.train_shards) if found.is_local else found.train_shards  # other engines may cut finer
+    shards = max(found.train_shards, found.candidate_shards)
+    bundles = min(workers, shards) if found.is_local else shards  # other engines may cut finer
     stages = tuple(_stage(found, name, cost) for name, cost in found.stages.items())
     growing = Seconds()
     for stage in stages:
         growing = growing + stage.seconds
     fixed = found.start + found.fixed + Seconds(found.look_up, found.look_up)
-    passes = sum(1 if stage != _SCORE else found.rounds for stage in found.stages if stage != _EMBED)
+    passes = sum(_rounds(found, stage) for stage in found.stages if stage not in (_EMBED, _CANDIDATES))
     round_points = -(-found.points // found.rounds)
     return RunPlan(
         examples=found.examples,
         is_exact=found.is_exact,
+        candidates=found.candidates,
         points=found.points,
         weights=found.weights,
         rounds=found.rounds,
         passes=passes,
         flops=_flops(found, passes),
-        bytes_read=found.train_bytes * passes + 2 * found.test_bytes,  # test points are counted, and embedded
+        # Test points are counted, and embedded.
+        bytes_read=found.train_bytes * passes + found.candidate_bytes * found.rounds + 2 * found.test_bytes,
         bytes_shuffled=sum(size * (found.rounds if stage == _SCORE else 1) for stage, size in found.sent_bytes.items()) * bundles,
         bundles=bundles,
         peak_bytes=found.peak_bytes + max(0, round_points - found.sampled_points) * found.point_bytes,
@@ -46,7 +50,7 @@ def estimate(found: Calibration, workers: int | None = None) -> RunPlan:
         fixed=fixed,
         total=fixed + growing,
         workers=workers,
-        worker_seconds=fixed.wall + growing.wall / min(workers, max(found.train_shards, 1)),
+        worker_seconds=fixed.wall + growing.wall / min(workers, max(shards, 1)),
         calibrated_on=max((cost.examples for name, cost in found.stages.items() if name != _EMBED), default=0),
     )
 
@@ -54,11 +58,17 @@ def estimate(found: Calibration, workers: int | None = None) -> RunPlan:
 def _stage(found: Calibration, name: str, cost: StageCost) -> StagePlan:
     if name == _EMBED:
         return StagePlan(name, found.points, cost.seconds(found.points, found.test_files))
-    rounds = found.rounds if name == _SCORE else 1
+    examples, shards = (found.candidates, found.candidate_shards) if name == _CANDIDATES else (found.examples, found.train_shards)
+    rounds = _rounds(found, name)
     points = -(-found.points // rounds)
     per_example = of_example(found.stages, found.stages_with_fewer, name, found.sampled_points, found.fewer_points, points)
-    seconds = (per_example * found.examples + cost.of_shard * found.train_shards) * rounds
-    return StagePlan(name, found.examples * rounds, seconds)
+    seconds = (per_example * examples + cost.of_shard * shards) * rounds
+    return StagePlan(name, examples * rounds, seconds)
+
+
+def _rounds(found: Calibration, name: str) -> int:
+    """How often a stage reads its files."""
+    return found.rounds if name in (_SCORE, _CANDIDATES) else 1
 
 
 def of_example(
@@ -73,6 +83,7 @@ def of_example(
 
 
 def _flops(found: Calibration, passes: int) -> float:
-    gradients = found.examples * passes + found.points
-    scores = 2.0 * found.examples * found.points * found.weights if _SCORE in found.stages else 0.0
+    gradients = found.examples * passes + found.candidates * found.rounds + found.points
+    scored = found.candidates or (found.examples if _SCORE in found.stages else 0)
+    scores = 2.0 * scored * found.points * found.weights
     return _FORWARD_AND_BACKWARD * found.network_flops * gradients + scores

@@ -26,6 +26,7 @@ class RunPlan:
     Attributes:
       examples: training examples (of saved vectors or an index: its rows).
       is_exact: whether they were counted, rather than estimated from the files' sizes.
+      candidates: examples that are scored in their place.
       points, weights: test points, and P.
       rounds: in which test points are scored.
       passes: readings of the training set in all, rounds of scoring among them.
@@ -66,6 +67,7 @@ class RunPlan:
     calibrated_on: int
     plan_seconds: float = 0.0
     change: str = ""
+    candidates: int = 0
 
     @property
     def fits(self) -> bool:
@@ -92,8 +94,10 @@ def plan_text(plan: RunPlan) -> str:
 def _lines(plan: RunPlan) -> Iterator[str]:
     about = "" if plan.is_exact else "about "
     yield f"training set     {about}{plan.examples:,} examples × {plan.weights:,} weights; {plan.points:,} test points"
-    rounds = f", {plan.rounds:,} of them rounds of scoring" if plan.rounds > 1 else ""
-    yield f"passes           {plan.passes:,}{rounds}"
+    if plan.candidates:
+        yield f"candidates       {about}{plan.candidates:,} examples, in {plan.rounds:,} round{'s' * (plan.rounds > 1)} of scoring"
+    among = f", {plan.rounds:,} of them rounds of scoring" if plan.rounds > 1 and not plan.candidates else ""
+    yield f"passes           {plan.passes:,}{among}"
     yield f"FLOPs            {plan.flops:.2g} of the network and the scores"
     yield f"bytes read       {size_text(plan.bytes_read)}"
     yield f"bytes shuffled   {size_text(plan.bytes_shuffled)} in {plan.bundles:,} bundle{'s' * (plan.bundles != 1)} a pass"

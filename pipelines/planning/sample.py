@@ -43,16 +43,17 @@ class Examples:
     is_exact: bool
 
 
-def count_examples(shards: Sequence[Shard], features: FeatureSpec) -> Examples:
-    """The rows of a split, from at most 0.5 s in each of `_COUNTED_FILES` of its files."""
+def count_examples(shards: FileList, features: FeatureSpec | None) -> Examples:
+    """The rows of a split, from at most 0.5 s in each of `_COUNTED_FILES` of its files; none where there are no features."""
+    if features is None:
+        return Examples(0, True)
     chosen = spread(shards, _COUNTED_FILES)
     rows = counted = 0
     is_whole = len(chosen) == len(shards)
     for shard in chosen:
         found, position = _rows_and_bytes(shard, features)
         rows, counted, is_whole = rows + found, counted + position, is_whole and position == shard.size
-    total = sum(shard.size for shard in shards)
-    return Examples(rows if is_whole else round(rows * total / max(counted, 1)), is_whole)
+    return Examples(rows if is_whole else round(rows * shards.total_bytes / max(counted, 1)), is_whole)
 
 
 def _rows_and_bytes(shard: Shard, features: FeatureSpec) -> tuple[int, int]:
@@ -80,18 +81,22 @@ def spread(shards: Sequence[Shard], most: int) -> list[Shard]:
     return [shards[number * len(shards) // count] for number in range(count)]
 
 
-def sample_run(prepared: PreparedRun, config: InfluenceConfig, examples: Examples | None, seconds: float) -> PreparedRun:
+def sample_run(
+    prepared: PreparedRun, config: InfluenceConfig, examples: Examples | None, candidates: Examples, seconds: float
+) -> PreparedRun:
     """The run with its files cut to a sample.
 
     Args:
       prepared: the run.
       config: its options.
-      examples: of its training files; None: they hold none, but saved vectors.
+      examples: of its training files; None: they hold none, but saved vectors, or there are none.
+      candidates: of the files that are scored in their place.
       seconds: for each stage, about, without its first batch.
     """
     return dataclasses.replace(
         prepared,
         train=_sample_vectors(prepared.train) if examples is None else _sample_train(prepared, config, examples, seconds),
+        candidates=_cut(prepared.candidates, config, candidates, seconds, _BATCHES),
         test=sample_points(prepared, config, seconds),
         queries=QueryPlan(prepared.queries.block_size, prepared.queries.form, point_bytes=prepared.queries.point_bytes),
         indexed=None,
@@ -100,19 +105,28 @@ def sample_run(prepared: PreparedRun, config: InfluenceConfig, examples: Example
 
 
 def _sample_train(prepared: PreparedRun, config: InfluenceConfig, examples: Examples, seconds: float) -> FileList:
-    of_file = examples.count / len(prepared.train)
-    few = of_file < _BATCHES * config.batch_size
-    wanted = min(_MOST_SHARDS, round(_ENOUGH * config.batch_size / max(of_file, 1))) if few else _SHARDS
-    chosen = spread(prepared.train, max(_SHARDS, wanted))
     curvature, least = config.make_curvature(), _BATCHES
     if isinstance(curvature, SampleCurvature) and prepared.curvature_path is None:
         least = max(least, -(-curvature.settings.n_samples // config.batch_size))  # what it solves with is a sample of that size
+    return _cut(prepared.train, config, examples, seconds, least)
+
+
+def _cut(shards: FileList, config: InfluenceConfig, examples: Examples, seconds: float, least: int) -> FileList:
+    """Some of the files, each cut to its share of `seconds`, but `least` batches of all; to an index, all are new."""
+    if not shards:
+        return shards
+    of_file = examples.count / len(shards)
+    few = of_file < _BATCHES * config.batch_size
+    wanted = min(_MOST_SHARDS, round(_ENOUGH * config.batch_size / max(of_file, 1))) if few else _SHARDS
+    chosen = spread(shards, max(_SHARDS, wanted))
     limit = ReadLimit(1 << 62, -(-least // len(chosen)), seconds / len(chosen))
-    return FileList.of([dataclasses.replace(shard, size=0, limit=limit) for shard in chosen])
+    return FileList.of([dataclasses.replace(shard, size=0, known="", limit=limit) for shard in chosen])
 
 
 def _sample_vectors(shards: FileList) -> FileList:
     """Some files of saved vectors: each is read whole."""
+    if not shards:
+        return shards
     size = shards.total_bytes / len(shards)
     return FileList.of(spread(shards, max(1, int(_VECTOR_BYTES / max(size, 1)))))
 

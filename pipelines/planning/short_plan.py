@@ -6,6 +6,7 @@ from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.machine_memory import size_text
 from beam_influence.pipelines.prepare import PreparedRun
 from beam_influence.pipelines.resume import EMBED, OPERATOR, stage_of_pass
+from beam_influence.transforms.file_list import FileList
 
 
 def count_passes(config: InfluenceConfig, prepared: PreparedRun) -> int:
@@ -17,15 +18,21 @@ def count_passes(config: InfluenceConfig, prepared: PreparedRun) -> int:
         fitted = passes - max((number for number in range(1, passes) if stage_of_pass(number) in finished), default=0)
     solving = config.solver_passes if prepared.test else 0
     scoring = len(prepared.queries.first_keys) if config.output_tables else int(config.only_index)
-    return fitted + solving + scoring + int(config.second_order_groups)
+    return fitted + solving + int(config.second_order_groups) + (0 if prepared.candidates else scoring)
 
 
 def short_plan(config: InfluenceConfig, prepared: PreparedRun) -> str:
     """Passes and bytes, and how test points fit where that was decided."""
-    passes = count_passes(config, prepared)
-    train, test = (sum(shard.size for shard in shards) for shards in (prepared.train, prepared.test))
     finished = set() if prepared.resumed is None else set(prepared.resumed.finished)
-    read = passes * train + test * (1 if EMBED in finished else 2)  # test points are counted before they are embedded
-    files = len(prepared.train)
-    line = f"{passes:,} pass{'es' * (passes != 1)} over {files:,} file{'s' * (files != 1)} of {size_text(train)}; {size_text(read)} to read"
+    of_train = (count_passes(config, prepared), prepared.train, "")
+    of_candidates = (len(prepared.queries.first_keys), prepared.candidates, "candidates, ")
+    readings = [reading for reading in (of_train, of_candidates) if reading[1]]
+    read = sum(passes * files.total_bytes for passes, files, _ in readings)
+    read += prepared.test.total_bytes * (1 if EMBED in finished else 2)  # test points are counted before they are embedded
+    line = f"{'; '.join(_reading(*reading) for reading in readings)}; {size_text(read)} to read"
     return "\n".join([line, *([prepared.queries.text] if prepared.queries.is_split else [])])
+
+
+def _reading(passes: int, files: FileList, what: str) -> str:
+    count = len(files)
+    return f"{passes:,} pass{'es' * (passes != 1)} over {count:,} file{'s' * (count != 1)} of {what}{size_text(files.total_bytes)}"

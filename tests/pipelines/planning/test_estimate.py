@@ -21,7 +21,6 @@ FOUND = Calibration(
     weights=1000,
     train_bytes=7_000_000,
     test_bytes=30_000,
-    train_files=10,
     test_files=1,
     train_shards=10,
     rounds=1,
@@ -115,3 +114,15 @@ def test_the_change_that_is_named_is_one_that_fits() -> None:
     assert tried[0]["batch_size"] == 32 and len(tried) == 4
     assert "alone take 900.0 MiB" in cheapest_change(tight, 900 * MIB, options, plan_with)
     assert cheapest_change(estimate(FOUND), 800 * MIB, options, plan_with) == ""
+
+
+def test_candidates_are_scored_in_place_of_the_training_set() -> None:
+    """One pass of 50,000 examples for the curvature; 3,000 candidates of 2 ms in two rounds, of 4 shards of 0.5 s each."""
+    stages = {"curvature": COST, "embed": FOUND.stages["embed"], "candidates": COST}
+    of_candidates = {"candidates": 3000, "candidate_bytes": 400_000, "candidate_shards": 4, "rounds": 2}
+    plan = estimate(dataclasses.replace(FOUND, stages=stages, **of_candidates))
+    assert [(stage.name, stage.examples) for stage in plan.stages] == [("curvature", 50_000), ("embed", 200), ("candidates", 6000)]
+    assert plan.total.wall == pytest.approx(8 + 2 + (100 + 5) + 2 * (6 + 2))
+    assert plan.passes == 1 and plan.bytes_read == 7_000_000 + 2 * 400_000 + 2 * 30_000
+    assert plan.flops == 3 * 2000 * (50_000 + 2 * 3000 + 200) + 2 * 3000 * 200 * 1000
+    assert "candidates       3,000 examples, in 2 rounds of scoring" in plan_text(plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import time
 from typing import Any, cast
 
 import pytest
@@ -15,7 +16,7 @@ from beam_influence.pipelines.planning import calibrate
 from beam_influence.pipelines.planning.short_plan import short_plan
 from beam_influence.pipelines.prepare import prepare
 from beam_influence.pipelines.refuse_memory import refuse_memory
-from tests.pipelines.digits_job import SIZES, DigitsJob
+from tests.pipelines.digits_job import SIZES, DigitsJob, run_quietly
 from tests.pipelines.planning.test_estimate import FOUND
 
 
@@ -64,6 +65,34 @@ def test_a_matrix_that_does_not_fit_is_refused_before_the_run() -> None:
     with pytest.raises(ValueError, match=r"takes 4\.3 GiB"):
         refuse_memory(config(max_worker_memory="4GB", spectrum=True), model)
     refuse_memory(config(max_worker_memory="4GB"), model)
+
+
+def test_the_plan_of_an_index_that_grows(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    """Every file counts as a new one, the one that is in the index too."""
+    options: dict[str, Any] = {"curvature": "random_projection", "outputs": "index", "test": None, "group_feature": None}
+    whole = job.config(tmp_path / "index", files=3, **options)
+    run_quietly(dataclasses.replace(whole, train=whole.train.replace("*", "00000") if whole.train else None))
+    found = calibrate.calibrate(dataclasses.replace(whole, update=True), [], time.time())
+    assert found.examples == SIZES["train"] and {name: cost.examples for name, cost in found.stages.items()} == {"index": SIZES["train"]}
+
+
+def test_the_plan_of_candidates(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    """They are counted and cut as the training set is; by an index there is no training set to read."""
+    test = job.shards("test", 1).pattern
+    config = job.config(tmp_path / "out", files=3, outputs="top_k", group_feature=None, candidates=test)
+    found = calibrate.calibrate(config, [], time.time())
+    assert (found.examples, found.candidates, found.candidate_bytes) == (SIZES["train"], SIZES["test"], found.test_bytes)
+    assert {name: cost.examples for name, cost in found.stages.items()} == {"curvature": 300, "embed": 20, "candidates": 20}
+    train = sum(path.stat().st_size for path in _files(config.train))
+    sizes = [f"{size / 1024:.1f} KiB" for size in (train, found.test_bytes, train + 3 * found.test_bytes)]
+    told = f"1 pass over 3 files of {sizes[0]}; 1 pass over 1 file of candidates, {sizes[1]}; {sizes[2]} to read"
+    assert short_plan(config, prepare(config)) == told
+    run_quietly(job.config(tmp_path / "fitted", files=3, outputs="curvature", group_feature=None, test=None))
+    by_saved = dataclasses.replace(config, train=None, curvature_path=str(tmp_path / "fitted" / "curvature"))
+    found = calibrate.calibrate(by_saved, [], time.time())
+    assert (found.examples, found.train_shards, found.candidates) == (0, 0, SIZES["test"])
+    assert list(found.stages) == ["embed", "candidates"]
+    assert short_plan(by_saved, prepare(by_saved)).startswith("1 pass over 1 file of candidates, ")
 
 
 def test_a_run_says_what_it_will_read(job: DigitsJob, tmp_path: pathlib.Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import html
 import os
@@ -14,7 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam_influence.influence_ops.results import schemas
-from beam_influence.influence_ops.results.result_files import WrittenFile, iterate_table, read_manifest, table_files, written_files
+from beam_influence.influence_ops.results.result_files import (
+    WrittenFile,
+    iterate_table,
+    naming_listed,
+    read_manifest,
+    table_files,
+    written_files,
+)
 from beam_influence.influence_ops.scoring.outputs.table import TABLES
 from beam_influence.pipelines.runners import open_file_systems
 from beam_influence.transforms.files import BeamFiles
@@ -182,23 +188,12 @@ class Influence:
         return table_files(self.folder, name, BeamFiles())
 
     def _batches(self, path: str, rows: int) -> Iterator[pa.RecordBatch]:
-        with self._naming(path):
+        with naming_listed(path):
             yield from iterate_table(path, BeamFiles(), rows)
 
     def _read(self, path: str, filters: list[tuple[str, str, str]] | None = None) -> pa.Table:
-        with self._naming(path), BeamFiles().open_read(path) as file:
+        with naming_listed(path), BeamFiles().open_read(path) as file:
             return pq.read_table(pa.PythonFile(file, mode="r"), filters=filters)
-
-    @contextlib.contextmanager
-    def _naming(self, path: str) -> Iterator[None]:
-        """What is wrong with a file that the manifest lists, said with the mend."""
-        try:
-            yield
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ValueError(
-                f"{path!r}, which the run's manifest lists, can't be read ({type(error).__name__}: {error}); put it back, or run "
-                "again with --overwrite"
-            ) from error
 
     def __getattr__(self, name: str) -> pa.Table:
         if name not in TABLES:

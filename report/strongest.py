@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from beam_influence.influence_ops.arrow_compute import pc
+from beam_influence.influence_ops.scoring.top_k import Order, ranking_key
 
-End = Literal["descending", "ascending"]
-"""Which end of the scores: the largest first, or the smallest first."""
+_RANKED = "ranked"
 
 
 class Score(NamedTuple):
@@ -23,7 +23,7 @@ class Score(NamedTuple):
 
 
 class Strongest:
-    """Of each key's scores the first `count` by (score, id), from batches in any order.
+    """Of each key's scores the first `count` by (score, id), from batches in any order; scores are compared as those of a run are (`TopK`).
 
     What is kept is `count` rows for each key, and what came since they were last chosen: at most `waiting` rows.
 
@@ -35,9 +35,9 @@ class Strongest:
       waiting: rows.
     """
 
-    def __init__(self, count: int, end: End, key: str | None = None, name: str = "train_id", waiting: int = 1 << 16):
+    def __init__(self, count: int, end: Order, key: str | None = None, name: str = "train_id", waiting: int = 1 << 16):
         self._count = count
-        self._end: End = end
+        self._end: Order = end
         self._key = key
         self._columns = [*([] if key is None else [key]), name, "influence", "loss_change"]
         self._waiting: list[pa.RecordBatch] = []
@@ -48,8 +48,9 @@ class Strongest:
     def add(self, batch: pa.RecordBatch) -> None:
         """Takes the rows that may be among the first."""
         batch = batch.select(self._columns)
-        values = batch.column("influence").to_numpy(zero_copy_only=False)
-        batch = batch.filter(pa.array(self._sign * values <= self._bounds(batch)))
+        ranked = ranking_key(batch.column("influence").to_numpy(zero_copy_only=False))
+        kept = pa.array(self._sign * ranked <= self._bounds(batch))
+        batch = batch.append_column(_RANKED, pa.array(ranked)).filter(kept)
         self._waiting.append(batch)
         self._rows += batch.num_rows
         if self._rows > self._limit:
@@ -80,17 +81,17 @@ class Strongest:
     def _choose(self) -> pa.Table:
         """Leaves the first rows of each key, in order."""
         if not self._waiting:
-            return pa.table({name: [] for name in self._columns})
+            return pa.table({name: [] for name in (*self._columns, _RANKED)})
         table = pa.Table.from_batches(self._waiting)
         order: list[tuple[str, str]] = [] if self._key is None else [(self._key, "ascending")]
-        table = table.take(pc.sort_indices(table, sort_keys=[*order, ("influence", self._end), (self._columns[-3], "ascending")]))
+        table = table.take(pc.sort_indices(table, sort_keys=[*order, (_RANKED, self._end), (self._columns[-3], "ascending")]))
         keys = np.zeros(table.num_rows) if self._key is None else _codes(table.column(self._key))
         starts = np.flatnonzero(np.diff(keys, prepend=-1))
         ranks = np.arange(len(keys)) - np.repeat(starts, np.diff(np.append(starts, len(keys))))
         table = table.filter(pa.array(ranks < self._count)).combine_chunks()
         last = ranks[ranks < self._count] == self._count - 1
         names: Iterable[str | None] = [None] * table.num_rows if self._key is None else table.column(self._key).to_pylist()
-        values = table.column("influence").to_numpy()
+        values = table.column(_RANKED).to_numpy()
         self._worst = {name: self._sign * value for name, value, full in zip(names, values, last, strict=True) if full}
         self._waiting, self._rows = table.to_batches(), 0
         return table

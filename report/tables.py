@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from beam_influence.influence_ops.arrow_compute import pc
-from beam_influence.influence_ops.results.result_files import read_facts, table_files
+from beam_influence.influence_ops.results.result_files import iterate_table, naming_listed, read_facts, table_files
 from beam_influence.report.concentration import Concentration
 from beam_influence.report.strongest import Score, Strongest
 from beam_influence.transforms.embed_queries import QUERY_ERROR
@@ -208,12 +207,6 @@ class RunTables:
 
     def _batches(self, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         for path in self._paths(name):
-            try:
-                with BeamFiles().open_read(path) as file:
-                    yield from pq.ParquetFile(file).iter_batches(_ROWS, columns=columns)
-            except (OSError, pa.ArrowInvalid) as error:
-                raise ValueError(
-                    f"{path!r}, which the run's manifest lists, can't be read ({type(error).__name__}: {error}); put it back, or run "
-                    "again with --overwrite"
-                ) from error
+            with naming_listed(path):
+                yield from iterate_table(path, BeamFiles(), _ROWS, columns)
 

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import shutil
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,11 +17,11 @@ from beam_influence.influence_ops.reading.clean_files import Cleaning, clean_fil
 from beam_influence.influence_ops.results.result_files import iterate_table
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.files import BeamFiles
+from beam_influence.transforms.merge_buckets import MergeBuckets
 from beam_influence.transforms.typed import collection, run_once
 from beam_influence.transforms.write_rejected import may_hold
 
 _BATCH = 1 << 16
-_BUCKETS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,12 +161,12 @@ class FileTotals:
     damaged: int
 
 
-def _in_bucket(file: CopiedFile) -> tuple[int, CopiedFile]:
-    return zlib.crc32(file.target.encode()) % _BUCKETS, file
+def _place(file: CopiedFile) -> tuple[str, str]:
+    return "", file.target
 
 
-def _sum_bucket(bucket: tuple[int, Iterable[CopiedFile]]) -> FileTotals:
-    files = set(bucket[1])  # a bundle that was run twice tells of its files twice
+def _sum_once(copied: Iterable[CopiedFile]) -> FileTotals:
+    files = set(copied)  # a bundle that was run twice tells of its files twice
     return FileTotals(len(files), *(sum(getattr(file, name) for file in files) for name in ("examples", "suspicious", "damaged")))
 
 
@@ -179,12 +178,7 @@ class SumFiles(beam.PTransform):
     """
 
     def expand(self, files: pvalue.PCollection[CopiedFile]) -> pvalue.PCollection[FileTotals]:
-        return collection(
-            files
-            | "InBuckets" >> beam.Map(_in_bucket).with_output_types(tuple[int, CopiedFile])
-            | "Bucket" >> beam.GroupByKey()
-            | "Sum" >> beam.Map(_sum_bucket).with_output_types(FileTotals)
-        )
+        return collection(files | MergeBuckets(_place, _sum_once, (CopiedFile, FileTotals)))
 
 
 class _WriteFactsDoFn(beam.DoFn):

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Iterable
 
 import apache_beam as beam
 from apache_beam import pvalue
 
 from beam_influence.transforms.elements import ShardCount
+from beam_influence.transforms.merge_buckets import MergeBuckets
 from beam_influence.transforms.typed import collection
 
-_BUCKETS = 256
 
-_Key = tuple[str, str, int]
-
-
-def _in_bucket(count: ShardCount) -> tuple[_Key, ShardCount]:
-    return (count.stage, count.split, zlib.crc32(count.shard.encode()) % _BUCKETS), count
+def _place(count: ShardCount) -> tuple[str, str]:
+    return f"{count.stage} {count.split}", count.shard
 
 
-def _sum_bucket(bucket: tuple[_Key, Iterable[ShardCount]]) -> ShardCount:
+def _sum_once(counts: Iterable[ShardCount]) -> ShardCount:
     """A bundle that was run twice counts its shards twice; only how often batches were halved may differ."""
     by_shard: dict[str, ShardCount] = {}
-    for count in bucket[1]:
+    for count in counts:
         known = by_shard.setdefault(count.shard, count)
         if count.halved > known.halved:
             by_shard[count.shard] = count
@@ -55,10 +51,4 @@ class SumCounts(beam.PTransform):
     """
 
     def expand(self, counts: pvalue.PCollection[ShardCount]) -> pvalue.PCollection[ShardCount]:
-        summed = (
-            counts
-            | "InBuckets" >> beam.Map(_in_bucket).with_output_types(tuple[_Key, ShardCount])
-            | "Bucket" >> beam.GroupByKey()
-            | "Sum" >> beam.Map(_sum_bucket).with_output_types(ShardCount)
-        )
-        return collection(summed)
+        return collection(counts | MergeBuckets(_place, _sum_once, (ShardCount, ShardCount)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import Any
@@ -18,22 +17,19 @@ from beam_influence.influence_ops.results.result_files import list_batches, writ
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import ListedFiles, ShardCount, SolverReport, WrittenFile
 from beam_influence.transforms.files import BeamFiles
+from beam_influence.transforms.merge_buckets import MergeBuckets
 from beam_influence.transforms.typed import collection, run_once
 
 _VERSIONED = ("apache-beam", "keras", "numpy", "pyarrow", "tensorflow", "tfx-bsl")
-_BUCKETS = 256
 
 
-_Bucketed = tuple[int, WrittenFile]
+def _place(file: WrittenFile) -> tuple[str, str]:
+    return "", file.path
 
 
-def _in_bucket(file: WrittenFile) -> _Bucketed:
-    return zlib.crc32(file.path.encode()) % _BUCKETS, file
-
-
-def _list_bucket(bucket: tuple[int, Iterable[WrittenFile]]) -> ListedFiles:
+def _list_once(files: Iterable[WrittenFile]) -> ListedFiles:
     """A bundle that was run twice tells of its files twice."""
-    table = each_once(listed(bucket[1]))
+    table = each_once(listed(files))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, LISTED, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)
@@ -124,11 +120,6 @@ class WriteManifest(beam.PTransform):
     in_part: bool = False
 
     def expand(self, files: pvalue.PCollection[WrittenFile]) -> pvalue.PCollection[str]:
-        lists = (
-            files
-            | "InBuckets" >> beam.Map(_in_bucket).with_output_types(_Bucketed)
-            | "Bucket" >> beam.GroupByKey()  # so that no worker holds an object for each file
-            | "List" >> beam.Map(_list_bucket).with_output_types(ListedFiles)
-        )
+        lists = files | "ListFiles" >> MergeBuckets(_place, _list_once, (WrittenFile, ListedFiles))
         several = [pvalue.AsIter(collection(side)) for side in (lists, self.counts, self.reports)]
         return run_once(files.pipeline, "Write", _WriteManifestDoFn(self), str, pvalue.AsSingleton(self.preconditioner), *several)

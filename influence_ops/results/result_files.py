@@ -240,10 +240,28 @@ def table_files(output: str, table: str, files: FileStore | None = None) -> Iter
     return (f"{folder}/{path}" for rows in batches for path in rows.filter(pc.field("table") == table).column("path").to_pylist())
 
 
-def iterate_table(path: str, files: FileStore | None = None, batch_size: int = 1024) -> Iterator[pa.RecordBatch]:
-    """The rows of one result file, a batch at a time."""
+@contextlib.contextmanager
+def naming_listed(path: str) -> Iterator[None]:
+    """What is wrong with a file that a manifest lists, said with the mend.
+
+    Raises:
+      ValueError: it can't be read.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(
+            f"{path!r}, which the run's manifest lists, can't be read ({type(error).__name__}: {error}); put it back, or run "
+            "again with --overwrite"
+        ) from error
+
+
+def iterate_table(
+    path: str, files: FileStore | None = None, batch_size: int = 1024, columns: list[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The rows of one result file, all columns or some, a batch at a time."""
     with (files or LocalFiles()).open_read(path) as file:
-        yield from pq.ParquetFile(file).iter_batches(batch_size=batch_size)
+        yield from pq.ParquetFile(file).iter_batches(batch_size=batch_size, columns=columns)
 
 
 def read_facts(path: str, files: FileStore | None = None) -> dict[str, Any]:

@@ -6,13 +6,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from beam_influence.influence_ops.scoring.top_k import Order, TopK
 from beam_influence.report.concentration import Concentration
-from beam_influence.report.strongest import End, Score, Strongest
+from beam_influence.report.strongest import Score, Strongest
 
 
 @pytest.mark.parametrize("end", ["descending", "ascending"])
 @pytest.mark.parametrize("waiting", [1, 40, 10**6])
-def test_the_first_of_each_key_are_those_of_a_sort(end: End, waiting: int) -> None:
+def test_the_first_of_each_key_are_those_of_a_sort(end: Order, waiting: int) -> None:
     """Over batches of odd sizes, with ties, which ids decide, and a key with fewer rows than are kept."""
     random = np.random.default_rng(0)
     rows = [(f"t{random.integers(4)}", f"e{row:03d}", float(random.integers(-9, 9))) for row in range(300)] + [("few", "e1", 0.5)]
@@ -28,6 +29,18 @@ def test_the_first_of_each_key_are_those_of_a_sort(end: End, waiting: int) -> No
             wanted[test].append(Score(name, value, value / 10))
     assert strongest.rows() == wanted
     assert Strongest(3, end).rows() == {}
+
+
+def test_what_differs_by_the_noise_of_a_sum_is_ordered_by_id_as_in_top_k() -> None:
+    values, names = [0.3, 0.1 + 0.2, 0.25], ["b", "a", "c"]
+    columns = {"train_id": names, "influence": values, "loss_change": values}
+    strongest = Strongest(2, "ascending"), Strongest(2, "descending")
+    for one in strongest:
+        one.add(pa.RecordBatch.from_pydict(columns))
+    assert [[score.id for score in one.rows()[None]] for one in strongest] == [["c", "a"], ["a", "b"]]
+    best = TopK(1, 2, "ascending")
+    best.add(np.array([values]), np.array(names, dtype=object))
+    assert list(best.ids[0]) == ["c", "a"]
 
 
 def test_shares_are_those_of_all_sorted_values() -> None:

@@ -21,7 +21,7 @@ from beam_influence.transforms.elements import ShardCount, StatisticPart
 from beam_influence.transforms.file_list import MAX_FILES, list_shards
 from beam_influence.transforms.finish_curvature import _SavePartDoFn
 from beam_influence.transforms.sum_counts import SumCounts, sum_counts
-from beam_influence.transforms.write_manifest import _list_bucket
+from beam_influence.transforms.write_manifest import _list_once
 
 
 @pytest.mark.parametrize("numbers", [1, 5_000, 8_192, 8_193, 1_000_000])
@@ -49,7 +49,7 @@ def test_what_files_tell_the_manifest_is_bounded(tmp_path: pathlib.Path, monkeyp
     """The most that training files can tell, three tables with a row for each example: 30 bytes each. Their counts are one sum."""
     tables = ("self_influence", "scores", "influence_vectors")
     files = [WrittenFile(table, f"{table}/shard-{n:07d}.parquet", n * 7919 % 10**6, n**3) for table in tables for n in range(5000)]
-    (once,) = {_list_bucket((0, some)).data for some in (files, files[::-1] + files)}
+    (once,) = {_list_once(some).data for some in (files, files[::-1] + files)}
     assert len(once) <= 30 * len(files)
     counts = [ShardCount("score", "train", f"{n:07d}", n, 1, 2, (f"group {n}",)) for n in (3, 1, 2, 3)]
     with beam.Pipeline(FnApiRunner()) as pipeline:

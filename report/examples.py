@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as _compute
 
+from beam_influence.influence_ops.arrow_compute import pc
 from beam_influence.influence_ops.reading import READERS, Rows, detect_format
 from beam_influence.influence_ops.reading.features import Description, Feature, FeatureSpec, Kind
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.read_shards import open_shard
-
-pc: Any = _compute  # its functions are made at run time
 
 Value: TypeAlias = np.ndarray | bytes | str | int | float | None
 """What a feature of one example holds: an array, or a single value."""

@@ -66,26 +66,32 @@ class Predictor:
             losses: Sequence[float | None] = self._model.losses(batch).tolist()
         except (ValueError, tf.errors.OpError):  # such as a label that is no class: the run itself has rejected it
             losses = [None] * len(batch)
-        outputs = self._outputs(batch)
+        outputs, ends_in_sigmoid = self._outputs(batch)
         if not isinstance(outputs, np.ndarray):
             texts = [", ".join(f"{name}: {in_words(value[row])}" for name, value in outputs.items()) for row in range(len(batch))]
             return [Prediction(text, loss) for text, loss in zip(texts, losses, strict=True)]
         labels = [None] * len(batch) if isinstance(batch.labels, (tuple, Mapping)) else list(np.asarray(batch.labels))
-        return [prediction(output, label, loss) for output, label, loss in zip(outputs, labels, losses, strict=True)]
+        return [prediction(output, label, loss, ends_in_sigmoid) for output, label, loss in zip(outputs, labels, losses, strict=True)]
 
-    def _outputs(self, batch: ExampleBatch) -> np.ndarray | dict[str, np.ndarray]:
+    def _outputs(self, batch: ExampleBatch) -> tuple[np.ndarray | dict[str, np.ndarray], bool]:
+        """The outputs, by name where they are several; whether they are those of a last sigmoid, beside which Keras keeps the logits."""
         network = self._model.parts[-1].network
         inputs: Any = dict(batch.inputs) if isinstance(batch.inputs, Mapping) else batch.inputs
         found = network.model(feed(network.model, inputs, network.dtype), training=False)
         if isinstance(found, Mapping):
-            return {str(name): np.asarray(value) for name, value in found.items()}
+            return {str(name): np.asarray(value) for name, value in found.items()}, False
         if isinstance(found, (list, tuple)) and len(found) > 1:
-            return {f"output {place}": np.asarray(value) for place, value in enumerate(found)}
-        return np.asarray(found[0] if isinstance(found, list) else found)
+            return {f"output {place}": np.asarray(value) for place, value in enumerate(found)}, False
+        only = found[0] if isinstance(found, list) else found
+        return np.asarray(only), hasattr(only, "_keras_logits")
 
 
-def prediction(output: np.ndarray, label: np.ndarray | None, loss: float | None) -> Prediction:
-    """One example's output in words: a class with its probability, or with its output where these are no probabilities."""
+def prediction(output: np.ndarray, label: np.ndarray | None, loss: float | None, ends_in_sigmoid: bool = True) -> Prediction:
+    """One example's output in words: a class with its probability, or with its output where these are no probabilities.
+
+    A single number is the probability of class 1 only where it `ends_in_sigmoid`: a logit between 0 and 1, or what a regression says of a
+    target that is 0 or 1, looks like one.
+    """
     loss = None if loss is None or not np.isfinite(loss) else loss
     output = np.asarray(output, np.float64)
     size = np.size(label) if label is not None else 0
@@ -100,7 +106,7 @@ def prediction(output: np.ndarray, label: np.ndarray | None, loss: float | None)
     if output.size == 1:
         value = float(output.reshape(-1)[0])
         given = None if size != 1 else np.asarray(label).reshape(-1)[0]
-        if given is not None and given in (0, 1) and 0 <= value <= 1:
+        if ends_in_sigmoid and given is not None and given in (0, 1) and 0 <= value <= 1:
             text = f"{int(value > 0.5)} ({_percent(max(value, 1 - value))})"
             return Prediction(text, loss, str(int(given)), bool((value > 0.5) == bool(given)))
         return Prediction(f"{value:.5g}", loss)

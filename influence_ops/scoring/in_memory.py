@@ -86,10 +86,10 @@ def compute_in_memory(
       candidates: batches of examples that were not trained on, scored in place of `train`: would it help to add them?
       passes, tolerance: over the training data that solve the test points, at most, for a curvature with `systems`.
     """
-    if candidates is not None:
-        refuse_for_candidates(outputs, options or ScoreOptions(), second_order_groups)
-    of_candidates = candidates is not None
-    wanted = complete_options(OutputOptions(tuple(outputs), options or ScoreOptions(), top_k, order, second_order_groups, of_candidates))
+    asked, score, of_candidates = tuple(outputs), options or ScoreOptions(), candidates is not None
+    if of_candidates:
+        refuse_for_candidates(asked, score, second_order_groups)
+    wanted = complete_options(OutputOptions(asked, score, top_k, order, second_order_groups, of_candidates))
     if isinstance(curvature, str):
         curvature = curvature_by_name(curvature)
     system = curvature.systems if isinstance(curvature, Curvature) else None

@@ -51,6 +51,11 @@ class QueryPlan:
     point_bytes: int = 0
 
     @property
+    def test_readings(self) -> int:
+        """How often the files of test points are read: to embed them, and before that to count them where that was needed."""
+        return 1 + (self.points > 0)
+
+    @property
     def is_split(self) -> bool:
         """Whether it takes more than one round, or test points are kept as factors."""
         return len(self.first_keys) > 1 or self.form.rank is not None

@@ -111,6 +111,7 @@ def _known(config: InfluenceConfig, prepared: PreparedRun) -> dict[str, int]:
         "candidate_bytes": prepared.candidates.total_bytes,
         "test_bytes": prepared.test.total_bytes,
         "test_files": len(prepared.test),
+        "test_readings": prepared.queries.test_readings,
         "train_shards": _count_shards(prepared.train, config),
         "candidate_shards": _count_shards(prepared.candidates, config),
         "rounds": len(prepared.queries.first_keys),

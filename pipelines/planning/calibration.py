@@ -19,6 +19,7 @@ class Calibration:
       points: test points.
       weights: P, the watched weights.
       train_bytes, candidate_bytes, test_bytes: of the files.
+      test_readings: how often the files of test points are read.
       test_files, train_shards, candidate_shards: how many files and shards there are.
       rounds: over the training set in which test points are scored.
       point_bytes: what a test point takes while it is used.
@@ -63,6 +64,7 @@ class Calibration:
     candidates: int = 0
     candidate_bytes: int = 0
     candidate_shards: int = 0
+    test_readings: int = 2
     stages_with_fewer: dict[str, StageCost] = dataclasses.field(default_factory=dict)
     fewer_points: int = 0
 

@@ -40,8 +40,7 @@ def estimate(found: Calibration, workers: int | None = None) -> RunPlan:
         rounds=found.rounds,
         passes=passes,
         flops=_flops(found, passes),
-        # Test points are counted, and embedded.
-        bytes_read=found.train_bytes * passes + found.candidate_bytes * found.rounds + 2 * found.test_bytes,
+        bytes_read=found.train_bytes * passes + found.candidate_bytes * found.rounds + found.test_bytes * found.test_readings,
         bytes_shuffled=sum(size * (found.rounds if stage == _SCORE else 1) for stage, size in found.sent_bytes.items()) * bundles,
         bundles=bundles,
         peak_bytes=found.peak_bytes + max(0, round_points - found.sampled_points) * found.point_bytes,

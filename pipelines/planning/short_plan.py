@@ -28,7 +28,7 @@ def short_plan(config: InfluenceConfig, prepared: PreparedRun) -> str:
     of_candidates = (len(prepared.queries.first_keys), prepared.candidates, "candidates, ")
     readings = [reading for reading in (of_train, of_candidates) if reading[1]]
     read = sum(passes * files.total_bytes for passes, files, _ in readings)
-    read += prepared.test.total_bytes * (1 if EMBED in finished else 2)  # test points are counted before they are embedded
+    read += prepared.test.total_bytes * (prepared.queries.test_readings - (EMBED in finished))
     line = f"{'; '.join(_reading(*reading) for reading in readings)}; {size_text(read)} to read"
     return "\n".join([line, *([prepared.queries.text] if prepared.queries.is_split else [])])
 

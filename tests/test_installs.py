@@ -36,14 +36,16 @@ WITHOUT_KNOWN_HOLES = {
 
 
 def install_lines() -> list[tuple[str, list[str]]]:
-    """Each `pip install` that README, documents, images and CI have, with its options; those of `[extras]` alone are not ours to pin."""
+    """Each `pip install` and `uv pip install` that README, documents, images and CI have, with the program's options; what is resolved anew
+    is not ours to pin."""
     found = []
     for name in FILES:
         text = re.sub(r"\\\n\s*", " ", (ROOT / name).read_text())
         for line in re.findall(r"^[^#\n]*pip\"? install .*$", text, re.MULTILINE):
             for command in line.split("&&"):
-                if "pip" in command and " install " in command and "uv pip" not in command:
-                    found.append((name, shlex.split(command.split(" install ", 1)[1].strip().strip("`"))))
+                if "pip" in command and " install " in command and "--override" not in command:
+                    program, options = command.split(" install ", 1)
+                    found.append((name, ["uv" if "uv pip" in program else "pip", *shlex.split(options.strip().strip("`"))]))
     return found
 
 
@@ -104,28 +106,32 @@ def tomorrow(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-def dry_run(tomorrow: pathlib.Path, name: str, options: list[str]) -> subprocess.CompletedProcess[str]:
-    quiet = [option for option in options if option not in ("-q", "--compile")]
-    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-index", "--disable-pip-version-check"]
-    command = [*pip, "--find-links", str(tomorrow), *quiet, "-r", str(tomorrow / name)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+def dry_run(tomorrow: pathlib.Path, name: str, program: str, options: list[str]) -> str:
+    """What would be installed, or why nothing."""
+    programs = {
+        "pip": [sys.executable, "-m", "pip", "install", "--ignore-installed", "--disable-pip-version-check"],
+        "uv": [sys.executable, "-m", "uv", "pip", "install", "-p", sys.executable, "--reinstall"],
+    }
+    command = [*programs[program], "--dry-run", "--no-index", "--find-links", str(tomorrow)]
+    options = [option for option in options if option != "--compile"]
+    done = subprocess.run([*command, *options, "-r", str(tomorrow / name)], capture_output=True, text=True, timeout=120)
+    told = re.findall(r"^Would install (.*-.*)$" if program == "pip" else r"^ \+ (.*)$", done.stdout + done.stderr, re.MULTILINE)
+    return " ".join(told).replace("==", "-") if done.returncode == 0 else done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("options", sorted({tuple(w for w in words if w.startswith("--")) for _, words in with_list()}), ids=" ".join)
-def test_a_release_of_tomorrow_changes_nothing(tomorrow: pathlib.Path, options: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("line", sorted({(words[0], *(w for w in words if w.startswith("--"))) for _, words in with_list()}), ids=" ".join)
+def test_a_release_of_tomorrow_changes_nothing(tomorrow: pathlib.Path, line: tuple[str, ...]) -> None:
     """With the options of each line that has a list: what the list doesn't have is not looked for."""
-    if not options:  # only setuptools, which needs nothing
-        assert {tuple(pins(path)) for _, words in with_list() if words[0] == "-r" for path in lists(words)} == {("setuptools",)}
+    program, *options = line
+    if not options:  # only what needs nothing
+        assert {tuple(pins(path)) for _, words in with_list() if "--no-deps" not in words for path in lists(words)} == {("setuptools", "uv")}
         return
-    done = dry_run(tomorrow, "hashed.txt", list(options))
-    assert done.returncode == 0 and "Would install first-1.0 second-1.0\n" in done.stdout, done.stdout + done.stderr
-    done = dry_run(tomorrow, "pinned.txt", [option for option in options if option != "--require-hashes"])
-    assert done.returncode == 0 and "Would install first-1.0\n" in done.stdout, done.stdout + done.stderr
-    # Without --no-deps more is looked for: hashes refuse it, and without them it gets in.
+    assert dry_run(tomorrow, "hashed.txt", program, options) == "first-1.0 second-1.0"
+    assert dry_run(tomorrow, "pinned.txt", program, [option for option in options if option != "--require-hashes"]) == "first-1.0"
+    # Without --no-deps more is looked for: pip refuses it where there are hashes, and else it gets in.
     others = [option for option in options if option not in ("--no-deps", "--require-hashes")]
-    refused, let_in = dry_run(tomorrow, "hashed.txt", others), dry_run(tomorrow, "pinned.txt", others)
-    assert refused.returncode != 0 and "third" in refused.stderr
-    assert "Would install first-1.0 second-2.0 third-2.0\n" in let_in.stdout
+    assert program == "uv" or "third" in dry_run(tomorrow, "hashed.txt", program, others)
+    assert dry_run(tomorrow, "pinned.txt", program, others) == "first-1.0 second-2.0 third-2.0"
 
 
 def test_nothing_is_fetched_to_build() -> None:

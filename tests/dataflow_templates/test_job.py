@@ -194,7 +194,8 @@ def _map_paths(monkeypatch: pytest.MonkeyPatch, local: dict[str, str]) -> None:
 
 
 def commands_of_the_image(unpacked: pathlib.Path, sdist: pathlib.Path) -> list[list[str]]:
-    """What pip does in the image, with the paths of this machine; most of what is installed is not imported here, so it is not compiled."""
+    """What pip does in the image, with the paths of this machine. Here uv does it, in a fifth of the CPU time, and keeps what it fetched; most
+    of what is installed is not imported here, so it is not compiled."""
     places = {
         "/template/requirements-build.txt": unpacked / "requirements-build.txt",
         "/template/requirements.txt": unpacked / "dataflow_templates" / "requirements.txt",
@@ -203,8 +204,7 @@ def commands_of_the_image(unpacked: pathlib.Path, sdist: pathlib.Path) -> list[l
     text = re.sub(r"\\\n\s*", " ", (unpacked / "dataflow_templates" / "Dockerfile").read_text())
     commands = [command.split()[1:] for line in re.findall(r"^RUN (.*)$", text, re.MULTILINE) for command in line.split("&&")]
     assert [command[0] for command in commands] == ["install", "install", "check", "install", "check"]
-    other = {"--compile": "--no-compile", **{name: str(path) for name, path in places.items()}}
-    return [[other[word] if word in other else word for word in command] for command in commands]
+    return [[str(places.get(word, word)) for word in command if word not in ("--compile", "--no-cache-dir")] for command in commands]
 
 
 @pytest.mark.slow
@@ -238,7 +238,8 @@ def test_the_sdist_in_an_empty_environment(job: DigitsJob, tmp_path: pathlib.Pat
     python = tmp_path / "venv" / "bin" / "python"
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     for command in commands_of_the_image(unpacked, sdist):
-        run(python, "-m", "pip", *command)
+        by_pip = os.environ.get("BEAM_INFLUENCE_INSTALLER") == "pip"  # .ci/run says why
+        run(*([python, "-m", "pip"] if by_pip else [sys.executable, "-m", "uv", "pip"]), *command, *([] if by_pip else ["-p", python]))
     listed = run(python, "-m", "pip", "show", "-f", "beam-influence").partition("Files:\n")[2].split()
     rooms = {"__init__.py", "py.typed", *names}
     assert {path.split("/")[1] for path in listed if path.startswith("beam_influence/")} - {"__pycache__"} == rooms

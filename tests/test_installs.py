@@ -124,7 +124,8 @@ def test_a_release_of_tomorrow_changes_nothing(tomorrow: pathlib.Path, line: tup
     """With the options of each line that has a list: what the list doesn't have is not looked for."""
     program, *options = line
     if not options:  # only what needs nothing
-        assert {tuple(pins(path)) for _, words in with_list() if "--no-deps" not in words for path in lists(words)} == {("setuptools", "uv")}
+        alone = [path for _, words in with_list() if "--no-deps" not in words for path in lists(words)]
+        assert {tuple(pins(path)) for path in alone} == {("setuptools", "uv")}
         return
     assert dry_run(tomorrow, "hashed.txt", program, options) == "first-1.0 second-1.0"
     assert dry_run(tomorrow, "pinned.txt", program, [option for option in options if option != "--require-hashes"]) == "first-1.0"

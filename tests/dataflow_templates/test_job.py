@@ -194,8 +194,8 @@ def _map_paths(monkeypatch: pytest.MonkeyPatch, local: dict[str, str]) -> None:
 
 
 def commands_of_the_image(unpacked: pathlib.Path, sdist: pathlib.Path) -> list[list[str]]:
-    """What pip does in the image, with the paths of this machine. Here uv does it, in a fifth of the CPU time, and keeps what it fetched; most
-    of what is installed is not imported here, so it is not compiled."""
+    """What pip does in the image, with the paths of this machine. Here uv does it, in a fifth of the CPU time; most of what is installed is
+    not imported here, so it is not compiled."""
     places = {
         "/template/requirements-build.txt": unpacked / "requirements-build.txt",
         "/template/requirements.txt": unpacked / "dataflow_templates" / "requirements.txt",

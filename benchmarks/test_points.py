@@ -1,9 +1,11 @@
 """Test points × weights within a worker's memory: EK-FAC of a deep network of random weights, whole and as factors, in rounds.
 
-`--layers` residual Dense layers of `--width` units. Each way is the same job in a process of its own: with memory enough for one round,
-within `--memory`, and within it with factors of `--rank`. The peak is of the whole process, mapped files with it.
+`--layers` residual Dense layers of `--width` units, of which the last `--watched` are watched. Each way is the same job in a process of its
+own: whole solutions with memory enough for one round; whole ones within `--memory`; within it with the fewest factors whose error is below
+`--tolerance`; and with factors of `--rank`. The peak is of the whole process, mapped files with it.
 
     python -m benchmarks.test_points [--points 100] [--width 512] [--layers 38] [--memory 3GB] [--rank 8] [--folder out/test_points]
+    python -m benchmarks.test_points --points 1000 --memory 8GB --ways tolerance,factors --tolerance 1e-3
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from typing import Any
 from benchmarks.scale import Usage, write_examples
 
 TRAIN, SHARD, TOP_K, CLASSES, FEATURES = 500, 250, 10, 10, 64
-WAYS = ("one round", "within memory", "factors")
+WAYS = ("one round", "rounds", "tolerance", "factors")
 ENOUGH = "1TB"
+WHOLE = 2.0**-24  # a tolerance that factors in float32 are not below
 
 
 def main() -> int:
@@ -30,6 +33,8 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=38, help="layers")
     parser.add_argument("--memory", default="3GB", help="--max_worker_memory")
     parser.add_argument("--rank", type=int, default=8, help="--query_rank")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="--score_tolerance of the way `tolerance`")
+    parser.add_argument("--watched", type=int, default=0, help="how many of the layers are watched, from the last; 0: all")
     parser.add_argument("--ways", default=",".join(WAYS), help="which, separated by commas")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("out/test_points"), help="where the data goes")
     parser.add_argument("--child", choices=("make", *WAYS), help=argparse.SUPPRESS)
@@ -41,10 +46,11 @@ def main() -> int:
     print(f"{options.points:,} test points × {weights:,} weights, {TRAIN:,} training examples")
     results = {way: in_child(way) for way in options.ways.split(",")}
     first = next(iter(results.values()))
-    print(f"{'':<15}{'rounds':>8}{'peak MiB':>10}{'wall s':>9}   same top-{TOP_K}, difference of influence relative to the largest")
+    print(f"{'':<11}{'rounds':>7}{'peak MiB':>10}{'wall s':>8}{'CPU s':>7}   same top-{TOP_K}, difference / largest influence")
     for way, result in results.items():
         same, difference = compare(first["top"], result["top"])
-        print(f"{way:<15}{result['rounds']:>8}{result['peak']:>10,.0f}{result['wall']:>9.1f}   {same:.2%}, {difference:.1e}", flush=True)
+        cells = f"{way:<11}{result['rounds']:>7}{result['peak']:>10,.0f}{result['wall']:>8.1f}{result['cpu']:>7.0f}"
+        print(f"{cells}   {same:.2%}, {difference:.1e}; {result['seconds']}", flush=True)
     return 0
 
 
@@ -74,8 +80,8 @@ def make(options: argparse.Namespace) -> dict[str, Any]:
     inputs = keras.Input((FEATURES,), name="x")
     x = keras.layers.Dense(options.width, "tanh")(inputs)
     start: Any = keras.initializers.RandomNormal(stddev=(options.layers * options.width) ** -0.5)
-    for _ in range(options.layers):
-        x = keras.layers.Add()([x, keras.layers.Dense(options.width, "tanh", kernel_initializer=start)(x)])
+    for number in range(options.layers):
+        x = keras.layers.Add()([x, keras.layers.Dense(options.width, "tanh", kernel_initializer=start, name=f"deep{number}")(x)])
     model = keras.Model(inputs, keras.layers.Dense(CLASSES)(x))
     model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.save(options.folder / "model.keras")
@@ -90,28 +96,29 @@ def run_job(options: argparse.Namespace) -> dict[str, Any]:
     from beam_influence.pipelines.launch import run
     from beam_influence.pipelines.prepare import prepare
 
-    usage = Usage()
+    usage, last = Usage(), range(options.layers - options.watched, options.layers)
     config = InfluenceConfig(
         model=str(options.folder / "model.keras"),
         train=str(options.folder / "train-*.tfrecord"),
         test=str(options.folder / "test.tfrecord"),
         output=str(options.folder / options.child.replace(" ", "-")),
         curvature="ekfac",
-        weights="all",
+        weights="all" if not options.watched else f"deep({'|'.join(map(str, last))})/",
         precision="native",
         batch_size=32,
         top_k=TOP_K,
         max_worker_memory=ENOUGH if options.child == "one round" else options.memory,
         query_rank=options.rank if options.child == "factors" else None,
+        score_tolerance={"tolerance": options.tolerance, "rounds": WHOLE}.get(options.child, InfluenceConfig.score_tolerance),
         overwrite=True,
     )
     plan = prepare(config).queries
     print(plan.text, file=sys.stderr)
-    run(config, ["--runner=FnApiRunner"])
+    summary = run(config, ["--runner=FnApiRunner"])
     top: dict[str, dict[str, float]] = {}
     for row in pq.read_table(pathlib.Path(config.output) / "top_k").to_pylist():
         top.setdefault(row["test_id"], {})[row["train_id"]] = row["influence"]
-    return {**usage.read(), "rounds": len(plan.first_keys), "top": top}
+    return {**usage.read(), "rounds": plan.rounds.count, "top": top, "seconds": summary.milliseconds}
 
 
 def compare(first: dict[str, dict[str, float]], other: dict[str, dict[str, float]]) -> tuple[float, float]:

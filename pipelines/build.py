@@ -138,9 +138,10 @@ class _JobBuilder:
         prepared = self._prepared
         features = {"embed": prepared.test_features, "candidates": prepared.candidate_features}.get(stage, prepared.train_features)
         assert features is not None
-        # A test point's gradient is a whole row of P numbers, where a training example's stays in factors.
-        rows = self._config.batch_size if stage != "embed" else embedded_at_once(prepared.watched, self._config.batch_size)
-        return ShardReader(stage, features, rows, self._progress)
+        # A test point's gradient is a whole row of P numbers, unless its solution stays in factors as a training example's gradient does.
+        whole = stage == "embed" and not (prepared.queries.form.is_factored and "gradients" not in self._config.query_arrays)
+        most = self._config.batch_size
+        return ShardReader(stage, features, embedded_at_once(prepared.watched, most) if whole else most, self._progress)
 
     def _count(self, stage: str, counts: pvalue.PCollection[ShardCount]) -> None:
         self.counts.append(collection(counts | f"SumCounts[{stage}]" >> SumCounts()))
@@ -234,7 +235,7 @@ class _JobBuilder:
             search: Search = "faiss" if config.search == "faiss" else "linear"
             score = ScoreVectors(prepared.model, preconditioner, queries, options, config.output, search)
         else:
-            wanted = (queries, gate, options, config.output, self._accelerator, prepared.queries.first_keys)
+            wanted = (queries, gate, options, config.output, self._accelerator, prepared.queries.rounds)
             score = ScoreExamples(self._reader("candidates" if options.of_candidates else "score"), prepared.model, preconditioner, *wanted)
         scored = self._scored | "ScoreExamples" >> score
         self._count("score", scored[COUNTS])

@@ -17,10 +17,10 @@ from beam_influence.influence_ops.scoring.stored_form import FLOAT32_ROUNDING, W
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.machine_memory import size_text, worker_memory
 from beam_influence.transforms.elements import Shard
-from beam_influence.transforms.embed_queries import block_key
 from beam_influence.transforms.file_list import part_bytes
 from beam_influence.transforms.in_parallel import in_parallel
 from beam_influence.transforms.read_shards import open_shard, split_file
+from beam_influence.transforms.rounds import ONE_ROUND, Rounds, in_turn
 
 _LOG = logging.getLogger(__name__)
 _SMALL = 1 << 30  # bytes of solutions in float64 up to which they are kept so
@@ -37,7 +37,7 @@ class QueryPlan:
     Attributes:
       block_size: test points in a block.
       form: how a block's solutions are kept.
-      first_keys: the key of each round's first block.
+      rounds: of scoring.
       text: the plan in words; empty where there was nothing to decide.
       points: how many test points there are; 0: they were not counted.
       point_bytes: what one takes while it is used.
@@ -45,7 +45,7 @@ class QueryPlan:
 
     block_size: int
     form: StoredForm = WHOLE
-    first_keys: tuple[str, ...] = ("",)
+    rounds: Rounds = ONE_ROUND
     text: str = ""
     points: int = 0
     point_bytes: int = 0
@@ -58,12 +58,12 @@ class QueryPlan:
     @property
     def is_split(self) -> bool:
         """Whether it takes more than one round, or test points are kept as factors."""
-        return len(self.first_keys) > 1 or self.form.rank is not None
+        return self.rounds.count > 1 or self.form.is_factored
 
     @property
     def embedded(self) -> str:
-        """What embedded blocks depend on; rounds are planned by their keys, which go by the shards of test files."""
-        return repr((self.block_size, self.form, self.first_keys))
+        """What embedded blocks depend on."""
+        return repr((self.block_size, self.form))
 
 
 def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: Sequence[Shard], features: FeatureSpec | None) -> QueryPlan:
@@ -82,9 +82,10 @@ def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: Sequence[
     except OSError as error:
         raise ValueError(f"the test points can't be counted: {error}") from error
     points, memory = sum(counts.values()), worker_memory(config.max_worker_memory)
-    form = _form(config, points, model.size)
-    numbers, dtype = form.numbers(model.layout()), np.dtype(model.dtype)
-    each, share = numbers * dtype.itemsize, memory // 2
+    dtype, share = np.dtype(model.dtype), memory // 2
+    form = _form(config, points, model.size, share // dtype.itemsize)
+    numbers = form.numbers(model.layout())
+    each = numbers * dtype.itemsize
     solver = _SOLVER_ARRAYS * 8 * points * model.size if config.solver_passes else 0
     if solver > memory and solver > _SMALL:
         raise ValueError(
@@ -97,34 +98,34 @@ def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: Sequence[
             f"{2 * each:,} bytes, watch fewer weights (--weights), or keep factors (--query_rank)"
         )
     block_size = min(config.query_block_size, max(1, share // (_BLOCKS * each)))
-    first_keys = _rounds(counts, block_size, share // each)
-    rounds = f"{len(first_keys):,} round{'s' * (len(first_keys) > 1)} over the training set"
+    rounds = _rounds(counts, block_size, numbers, share // dtype.itemsize)
+    several = f"{rounds.count:,} round{'s' * (rounds.count > 1)} over the training set"
+    take = "take"
+    if form.factors:
+        take = "take at most"
+        several += " at most, fewer where layers are kept as products within --score_tolerance"
     text = (
-        f"{points:,} test points × {model.size:,} weights, {numbers:,} numbers each, take {size_text(points * each)} in {dtype} while "
-        f"they are used; {size_text(share)} for them in each worker: {rounds}"
+        f"{points:,} test points × {model.size:,} weights, {numbers:,} numbers each, {take} {size_text(points * each)} in {dtype} while "
+        f"they are used; {size_text(share)} for them in each worker: {several}"
     )
     _LOG.info("%s", text)
-    return QueryPlan(block_size, form, first_keys, text, points, each)
+    return QueryPlan(block_size, form, rounds, text, points, each)
 
 
-def _form(config: InfluenceConfig, points: int, weights: int) -> StoredForm:
+def _form(config: InfluenceConfig, points: int, weights: int, most: int) -> StoredForm:
+    """How solutions are kept: whole where a round has room for all `most` numbers, or where factors are not precise enough."""
     if config.query_rank is not None:
         return StoredForm("float32", config.query_rank, config.score_tolerance)
-    rounds = config.score_tolerance >= FLOAT32_ROUNDING and not config.solver_passes and config.removal == "first_order"
-    return StoredForm("float32" if rounds and 8 * points * weights > _SMALL else "float64")
+    may_round = config.score_tolerance >= FLOAT32_ROUNDING and not config.solver_passes and config.removal == "first_order"
+    if may_round and config.score_tolerance > FLOAT32_ROUNDING and points * weights > most:
+        return StoredForm("float32", None, config.score_tolerance, factors=True)
+    return StoredForm("float32" if may_round and 8 * points * weights > _SMALL else "float64")
 
 
-def _rounds(counts: dict[str, int], block_size: int, most: int) -> tuple[str, ...]:
-    """The first key of each round: as many of the blocks in order as have at most `most` test points. `counts` is by shards' keys."""
-    first_keys, points = [""], 0
-    for shard, count in counts.items():
-        for number, first in enumerate(range(0, count, block_size)):
-            size = min(block_size, count - first)
-            if points + size > most:
-                first_keys.append(block_key(shard, number))
-                points = 0
-            points += size
-    return tuple(first_keys)
+def _rounds(counts: dict[str, int], block_size: int, each: int, most: int) -> Rounds:
+    """As many as blocks of `block_size` test points take where `most` numbers are held at once; `counts` is by shards."""
+    sizes = [min(block_size, count - first) * each for count in counts.values() for first in range(0, count, block_size)]
+    return Rounds(max(in_turn(sizes, most), default=0) + 1, most)
 
 
 def count_rows(shard: Shard, features: FeatureSpec) -> int:

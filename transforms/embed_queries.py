@@ -61,11 +61,10 @@ class _EmbedDoFn(ShardDoFn):
     ):
         super().__init__(reader)
         self._inline_limit = inline_limit
-        self._form = form
         self._spec = model
         self._block_size = block_size
         self._work = work
-        self._embed = embed_for_index if for_index else functools.partial(embed_queries, needs=needs)
+        self._embed = embed_for_index if for_index else functools.partial(embed_queries, needs=needs, form=form)
         self._shared = Shared()
         self._blocks: list[QueryBlock] = []
         self._references: list[QueryReference] = []
@@ -82,10 +81,6 @@ class _EmbedDoFn(ShardDoFn):
 
     def use(self, batch: ExampleBatch) -> list[Rejected]:
         block, rejected = self._embed(self._embedder.model, self._embedder.preconditioner, batch)
-        if block.solved.shape[1]:
-            kept = self._form.of(self._embedder.model.layout(), block.solved)
-            solved = {"solved": kept} if isinstance(kept, np.ndarray) else {"solved": np.zeros((len(block), 0)), "factored": kept}
-            block = dataclasses.replace(block, **solved)
         self._blocks.append(block)
         if sum(map(len, self._blocks)) >= self._block_size:
             blocks = concatenate_queries(self._blocks, self._block_size)

@@ -137,7 +137,7 @@ def sample_points(prepared: PreparedRun, config: InfluenceConfig, seconds: float
         return prepared.test
     fits = max(1, _POINT_BYTES // (8 * prepared.watched))
     if prepared.queries.points:
-        fits = min(fits, -(-prepared.queries.points // len(prepared.queries.first_keys)))  # those of a round
+        fits = min(fits, -(-prepared.queries.points // prepared.queries.rounds.count))  # those of a round
     points = fits if most is None else min(fits, most)
     chosen = spread(prepared.test, min(_MOST_SHARDS, points))
     limit = ReadLimit(-(-points // len(chosen)), 1, seconds / len(chosen))

@@ -1,8 +1,8 @@
 """Test points × weights within a worker's memory: EK-FAC of a deep network of random weights, whole and as factors, in rounds.
 
-`--layers` residual Dense layers of `--width` units, of which the last `--watched` are watched. Each way is the same job in a process of its
-own: whole solutions with memory enough for one round; whole ones within `--memory`; within it with the fewest factors whose error is below
-`--tolerance`; and with factors of `--rank`. The peak is of the whole process, mapped files with it.
+`--layers` residual Dense layers of `--width` units, of which the last `--watched` are watched. Each way is the same job in a process of
+its own, with the curvature of one `fit`: whole solutions with memory enough for one round; whole ones within `--memory`; within it with the
+fewest factors whose error is below `--tolerance`; and with factors of `--rank`. The peak is of the whole process, mapped files with it.
 
     python -m benchmarks.test_points [--points 100] [--width 512] [--layers 38] [--memory 3GB] [--rank 8] [--folder out/test_points]
     python -m benchmarks.test_points --points 1000 --memory 8GB --ways tolerance,factors --tolerance 1e-3
@@ -15,9 +15,12 @@ import json
 import pathlib
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.scale import Usage, write_examples
+
+if TYPE_CHECKING:  # the process that starts the others stays small
+    from beam_influence.pipelines.config import InfluenceConfig
 
 TRAIN, SHARD, TOP_K, CLASSES, FEATURES = 500, 250, 10, 10, 64
 WAYS = ("one round", "rounds", "tolerance", "factors")
@@ -37,13 +40,15 @@ def main() -> int:
     parser.add_argument("--watched", type=int, default=0, help="how many of the layers are watched, from the last; 0: all")
     parser.add_argument("--ways", default=",".join(WAYS), help="which, separated by commas")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("out/test_points"), help="where the data goes")
-    parser.add_argument("--child", choices=("make", *WAYS), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=("make", "fit", *WAYS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(make(options) if options.child == "make" else run_job(options)))
+        print(json.dumps({"make": make, "fit": fit}.get(options.child, run_job)(options)))
         return 0
     weights = in_child("make")["weights"]
     print(f"{options.points:,} test points × {weights:,} weights, {TRAIN:,} training examples")
+    fitted = in_child("fit")
+    print(f"{'fit':<11}{'':>7}{fitted['peak']:>10,.0f}{fitted['wall']:>8.1f}{fitted['cpu']:>7.0f}", flush=True)
     results = {way: in_child(way) for way in options.ways.split(",")}
     first = next(iter(results.values()))
     print(f"{'':<11}{'rounds':>7}{'peak MiB':>10}{'wall s':>8}{'CPU s':>7}   same top-{TOP_K}, difference / largest influence")
@@ -88,29 +93,50 @@ def make(options: argparse.Namespace) -> dict[str, Any]:
     return {"weights": model.count_params()}
 
 
+def config_of(options: argparse.Namespace, **own: Any) -> InfluenceConfig:
+    """The job's options, but for the `own` of a way."""
+    from beam_influence.pipelines.config import InfluenceConfig
+
+    last = range(options.layers - options.watched, options.layers)
+    return InfluenceConfig(
+        model=str(options.folder / "model.keras"),
+        train=str(options.folder / "train-*.tfrecord"),
+        output=str(options.folder / options.child.replace(" ", "-")),
+        curvature="ekfac",
+        weights=f"deep({'|'.join(map(str, last))})/" if options.watched else "all",
+        precision="native",
+        batch_size=32,
+        overwrite=True,
+        **own,
+    )
+
+
+def fit(options: argparse.Namespace) -> dict[str, Any]:
+    """The curvature, once for all ways."""
+    from beam_influence.pipelines.launch import run
+
+    usage = Usage()
+    run(config_of(options, outputs="curvature"), ["--runner=FnApiRunner"])
+    return usage.read()
+
+
 def run_job(options: argparse.Namespace) -> dict[str, Any]:
-    """The job as `beam-influence run` runs it."""
+    """The job as `beam-influence run` runs it with `--curvature_path`."""
     import pyarrow.parquet as pq
 
     from beam_influence.pipelines.config import InfluenceConfig
     from beam_influence.pipelines.launch import run
     from beam_influence.pipelines.prepare import prepare
 
-    usage, last = Usage(), range(options.layers - options.watched, options.layers)
-    config = InfluenceConfig(
-        model=str(options.folder / "model.keras"),
-        train=str(options.folder / "train-*.tfrecord"),
+    usage = Usage()
+    config = config_of(
+        options,
+        curvature_path=str(options.folder / "fit" / "curvature"),
         test=str(options.folder / "test.tfrecord"),
-        output=str(options.folder / options.child.replace(" ", "-")),
-        curvature="ekfac",
-        weights="all" if not options.watched else f"deep({'|'.join(map(str, last))})/",
-        precision="native",
-        batch_size=32,
         top_k=TOP_K,
         max_worker_memory=ENOUGH if options.child == "one round" else options.memory,
         query_rank=options.rank if options.child == "factors" else None,
         score_tolerance={"tolerance": options.tolerance, "rounds": WHOLE}.get(options.child, InfluenceConfig.score_tolerance),
-        overwrite=True,
     )
     plan = prepare(config).queries
     print(plan.text, file=sys.stderr)

@@ -140,8 +140,8 @@ class _JobBuilder:
         assert features is not None
         # A test point's gradient is a whole row of P numbers, unless its solution stays in factors as a training example's gradient does.
         whole = stage == "embed" and not (prepared.queries.form.is_factored and "gradients" not in self._config.query_arrays)
-        most = self._config.batch_size
-        return ShardReader(stage, features, embedded_at_once(prepared.watched, most) if whole else most, self._progress)
+        rows = embedded_at_once(prepared.watched, self._config.batch_size) if whole else self._config.batch_size
+        return ShardReader(stage, features, rows, self._progress)
 
     def _count(self, stage: str, counts: pvalue.PCollection[ShardCount]) -> None:
         self.counts.append(collection(counts | f"SumCounts[{stage}]" >> SumCounts()))
@@ -205,12 +205,11 @@ class _JobBuilder:
     def solved(self, preconditioner: Operator, queries: Queries) -> tuple[Queries, Reports]:
         """The test points solved over all training data where that is asked for, and how well."""
         config, system = self._config, self._curvature.systems
-        reports = self._nothing("NoReports", SolverReport)
         if not config.solver_passes or system is None:
-            return queries, reports
+            return queries, self._nothing("NoReports", SolverReport)
         readers = [self._reader(f"solve_{number:03d}") for number in range(1, config.solver_passes + 1)]
-        tolerance = config.tolerance or PASS_TOLERANCE
-        solve = SolveQueries(readers, self._prepared.model, system, preconditioner, queries, tolerance, config.output, config.work_folder)
+        how = (queries, config.tolerance or PASS_TOLERANCE, config.output, config.work_folder, self._prepared.queries.solving)
+        solve = SolveQueries(readers, self._prepared.model, system, preconditioner, *how)
         solved = self._train | "SolveQueries" >> solve
         self.written.append(solved[FILES])
         return solved["queries"], solved["reports"]

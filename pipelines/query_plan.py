@@ -41,6 +41,7 @@ class QueryPlan:
       text: the plan in words; empty where there was nothing to decide.
       points: how many test points there are; 0: they were not counted.
       point_bytes: what one takes while it is used.
+      solving: rounds of the passes that solve them.
     """
 
     block_size: int
@@ -49,6 +50,7 @@ class QueryPlan:
     text: str = ""
     points: int = 0
     point_bytes: int = 0
+    solving: Rounds = ONE_ROUND
 
     @property
     def test_readings(self) -> int:
@@ -58,7 +60,7 @@ class QueryPlan:
     @property
     def is_split(self) -> bool:
         """Whether it takes more than one round, or test points are kept as factors."""
-        return self.rounds.count > 1 or self.form.is_factored
+        return self.rounds.count > 1 or self.solving.count > 1 or self.form.is_factored
 
     @property
     def embedded(self) -> str:
@@ -70,7 +72,7 @@ def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: Sequence[
     """The plan, from the number of test points. Saved vectors and an index need none: what they are multiplied with is mapped from files.
 
     Raises:
-      ValueError: one test point alone is too large, or all of them for passes that solve them.
+      ValueError: one test point alone is too large, to be used or for passes that solve it.
     """
     of_tests = set(config.output_tables) & set(tables_of_test_points())
     if features is None or not of_tests or "solved" not in config.query_arrays:
@@ -86,19 +88,22 @@ def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: Sequence[
     form = _form(config, points, model.size, share // dtype.itemsize)
     numbers = form.numbers(model.layout())
     each = numbers * dtype.itemsize
-    solver = _SOLVER_ARRAYS * 8 * points * model.size if config.solver_passes else 0
-    if solver > memory and solver > _SMALL:
-        raise ValueError(
-            f"--passes: solving {points:,} test points × {model.size:,} weights together takes {size_text(solver)}, more than "
-            f"--max_worker_memory, {size_text(memory)}; use --passes 0, fewer test points in a run, or more memory"
-        )
     if each > share:
         raise ValueError(
             f"--max_worker_memory {size_text(memory)}: half of it is for test points, and one alone takes {size_text(each)}; raise it to "
             f"{2 * each:,} bytes, watch fewer weights (--weights), or keep factors (--query_rank)"
         )
-    block_size = min(config.query_block_size, max(1, share // (_BLOCKS * each)))
+    solving = 0  # numbers of solutions that are solved at once
+    if config.solver_passes and _SOLVER_ARRAYS * 8 * points * model.size > memory:
+        solving = memory // (_SOLVER_ARRAYS * 8)
+        if model.size > solving:
+            raise ValueError(
+                f"--passes: solving a test point over all training examples takes {size_text(_SOLVER_ARRAYS * 8 * model.size)}, more than "
+                f"--max_worker_memory, {size_text(memory)}; use --passes 0, watch fewer weights (--weights), or more memory"
+            )
+    block_size = min(config.query_block_size, max(1, share // (_BLOCKS * each)), *([max(1, solving // model.size)] if solving else []))
     rounds = _rounds(counts, block_size, numbers, share // dtype.itemsize)
+    solved_in = _rounds(counts, block_size, model.size, solving) if solving else ONE_ROUND
     several = f"{rounds.count:,} round{'s' * (rounds.count > 1)} over the training set"
     take = "take"
     if form.factors:
@@ -108,8 +113,10 @@ def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: Sequence[
         f"{points:,} test points × {model.size:,} weights, {numbers:,} numbers each, {take} {size_text(points * each)} in {dtype} while "
         f"they are used; {size_text(share)} for them in each worker: {several}"
     )
+    if solved_in.count > 1:
+        text += f"; solved in {solved_in.count:,} rounds of {config.solver_passes:,} passes"
     _LOG.info("%s", text)
-    return QueryPlan(block_size, form, rounds, text, points, each)
+    return QueryPlan(block_size, form, rounds, text, points, each, solved_in)
 
 
 def _form(config: InfluenceConfig, points: int, weights: int, most: int) -> StoredForm:
@@ -117,9 +124,10 @@ def _form(config: InfluenceConfig, points: int, weights: int, most: int) -> Stor
     if config.query_rank is not None:
         return StoredForm("float32", config.query_rank, config.score_tolerance)
     may_round = config.score_tolerance >= FLOAT32_ROUNDING and not config.solver_passes and config.removal == "first_order"
+    form = StoredForm("float32" if may_round and 8 * points * weights > _SMALL else "float64")
     if may_round and config.score_tolerance > FLOAT32_ROUNDING and points * weights > most:
-        return StoredForm("float32", None, config.score_tolerance, factors=True)
-    return StoredForm("float32" if may_round and 8 * points * weights > _SMALL else "float64")
+        return dataclasses.replace(form, tolerance=config.score_tolerance, factors=True)
+    return form
 
 
 def _rounds(counts: dict[str, int], block_size: int, each: int, most: int) -> Rounds:

@@ -115,6 +115,7 @@ def _known(config: InfluenceConfig, prepared: PreparedRun) -> dict[str, int]:
         "train_shards": _count_shards(prepared.train, config),
         "candidate_shards": _count_shards(prepared.candidates, config),
         "rounds": prepared.queries.rounds.count,
+        "solving_rounds": prepared.queries.solving.count,
         "point_bytes": prepared.queries.point_bytes,
     }
 

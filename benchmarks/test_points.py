@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("out/test_points"), help="where the data goes")
     parser.add_argument("--child", choices=("make", "fit", *WAYS), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.folder /= f"{options.width}-{options.layers}-{options.watched}"
     if options.child:
         print(json.dumps({"make": make, "fit": fit}.get(options.child, run_job)(options)))
         return 0
@@ -75,12 +76,12 @@ def make(options: argparse.Namespace) -> dict[str, Any]:
 
     options.folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(2)
-    labels = rng.integers(0, CLASSES, TRAIN + options.points)
-    features = (rng.standard_normal((CLASSES, FEATURES))[labels] + rng.standard_normal((len(labels), FEATURES))).astype(np.float32)
-    for shard in range(TRAIN // SHARD):
-        rows = slice(shard * SHARD, (shard + 1) * SHARD)
-        write_examples(options.folder / f"train-{shard:05d}.tfrecord", features[rows], labels[rows])
-    write_examples(options.folder / "test.tfrecord", features[TRAIN:], labels[TRAIN:])
+    centres = rng.standard_normal((CLASSES, FEATURES))
+    names = [(f"train-{shard:05d}", SHARD) for shard in range(TRAIN // SHARD)]
+    for name, count in [*names, ("test", options.points)]:
+        labels = rng.integers(0, CLASSES, count)
+        features = (centres[labels] + rng.standard_normal((count, FEATURES))).astype(np.float32)
+        write_examples(options.folder / f"{name}.tfrecord", features, labels)
     keras.utils.set_random_seed(1)
     inputs = keras.Input((FEATURES,), name="x")
     x = keras.layers.Dense(options.width, "tanh")(inputs)
@@ -112,10 +113,12 @@ def config_of(options: argparse.Namespace, **own: Any) -> InfluenceConfig:
 
 
 def fit(options: argparse.Namespace) -> dict[str, Any]:
-    """The curvature, once for all ways."""
+    """The curvature, once for all ways; kept when it is there."""
     from beam_influence.pipelines.launch import run
 
     usage = Usage()
+    if (options.folder / "fit" / "manifest.json").exists():
+        return usage.read()
     run(config_of(options, outputs="curvature"), ["--runner=FnApiRunner"])
     return usage.read()
 

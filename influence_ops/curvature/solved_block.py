@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,7 @@ class Quotients:
         """Each matrix, transposed, times its k columns [B, I, k]: [B, O, k]."""
         return _weighted(self.right, self.left, self.weights, columns)
 
+    @functools.cached_property
     def squares(self) -> np.ndarray:
         """The squared norm of each: [B]."""
         return np.einsum("bo,bo->b", self.left**2 @ self.weights**2, self.right**2)
@@ -79,7 +81,7 @@ class SolvedBlock(NamedTuple):
 
     def squares(self) -> np.ndarray:
         """The squared norm of each: [B]."""
-        return self.matrices.squares() if isinstance(self.matrices, Quotients) else np.linalg.norm(self.matrices, axis=(1, 2)) ** 2
+        return self.matrices.squares if isinstance(self.matrices, Quotients) else np.linalg.norm(self.matrices, axis=(1, 2)) ** 2
 
     def squared_distances(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """‖M_b − Σ_r l_br ⊗ r_br‖² of l [B, r, I] and r [B, r, O]: [B]; of matrices that are not built, to float64's rounding of ‖M_b‖²."""

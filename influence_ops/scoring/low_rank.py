@@ -124,6 +124,6 @@ def _factors(matrices: Matrices, most: int, tolerance: float, cut: bool = False)
 def _products(matrices: Matrices) -> tuple[_Times, _Times, np.ndarray]:
     """V and Vᵀ times columns of each, and ‖V‖²."""
     if isinstance(matrices, Quotients):
-        return matrices.times, matrices.transposed_times, matrices.squares()
+        return matrices.times, matrices.transposed_times, matrices.squares
     wide = np.asarray(matrices, dtype=np.float64)
     return wide.__matmul__, wide.transpose(0, 2, 1).__matmul__, np.linalg.norm(wide, axis=(1, 2)) ** 2

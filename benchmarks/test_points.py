@@ -50,8 +50,8 @@ def main() -> int:
     print(f"{options.points:,} test points × {weights:,} weights, {TRAIN:,} training examples")
     fitted = in_child("fit")
     print(f"{'fit':<11}{'':>7}{fitted['peak']:>10,.0f}{fitted['wall']:>8.1f}{fitted['cpu']:>7.0f}", flush=True)
-    results = {way: in_child(way) for way in options.ways.split(",")}
-    first = next(iter(results.values()))
+    results = {way: in_child(way) for way in options.ways.split(",") if way}
+    first = next(iter(results.values()), {})
     print(f"{'':<11}{'rounds':>7}{'peak MiB':>10}{'wall s':>8}{'CPU s':>7}   same top-{TOP_K}, difference / largest influence")
     for way, result in results.items():
         same, difference = compare(first["top"], result["top"])

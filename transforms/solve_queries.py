@@ -36,8 +36,8 @@ from beam_influence.transforms.rounds import ONE_ROUND, Rounds
 from beam_influence.transforms.sent_bytes import count_sent
 from beam_influence.transforms.typed import collection, outputs, run_once
 
-_ROWS = "rows"
-_BLOCK_BYTES = 32 << 20
+_NUMBERS = "numbers"
+_PART_NUMBERS = 4 << 20  # 32 MB in float64, also where one query has more
 
 
 class _ChooseDoFn(beam.DoFn):
@@ -105,10 +105,10 @@ class _MultiplyDoFn(ShardDoFn):
     def finish_bundle(self) -> Iterator[Any]:
         if self._sum is not None and len(self._sum):
             count_sent(self._reader.stage, [self._sum])
-            rows = max(1, _BLOCK_BYTES // max(1, self._sum[0].nbytes))
-            for first in range(0, len(self._sum), rows):
-                name = f"{_ROWS}-{first:09d}"
-                yield at_end_of_bundle((name, StatisticPart(name, self._sum[first : first + rows])))
+            flat = self._sum.ravel()
+            for first in range(0, len(flat), _PART_NUMBERS):
+                name = f"{_NUMBERS}-{first:015d}"
+                yield at_end_of_bundle((name, StatisticPart(name, flat[first : first + _PART_NUMBERS])))
         self._sum = self._state = None  # the process keeps the latest; an idle DoFn of an earlier pass must not keep that pass's
 
 
@@ -141,8 +141,9 @@ class _AdvanceDoFn(beam.DoFn):
             return
         model = self._model.session()
         precondition = open_preconditioner(preconditioner).bind(model).apply if self._system == "gauss_newton" else None
-        summed = np.concatenate(blocks)
-        after = step(state.open()[0], summed, model, preconditioner.description, self._tolerance, precondition)
+        before = state.open()[0]
+        summed = np.concatenate(blocks).reshape(-1, before["solution"].shape[1])
+        after = step(before, summed, model, preconditioner.description, self._tolerance, precondition)
         yield Broadcast.publish(after, {}, self._folder)
 
 

@@ -2,7 +2,8 @@
 
 `--layers` residual Dense layers of `--width` units, of which the last `--watched` are watched. Each way is the same job in a process of
 its own, with the curvature of one `fit`: whole solutions with memory enough for one round; whole ones within `--memory`; within it with the
-fewest factors whose error is below `--tolerance`; and with factors of `--rank`. The peak is of the whole process, mapped files with it.
+fewest factors whose error is below `--tolerance`; and with factors of `--rank`. The peak is of the whole process, mapped files with it;
+rounds are at most those. Last, the share of the first way's top-10, and the largest difference of influence, relative to the largest.
 
     python -m benchmarks.test_points [--points 100] [--width 512] [--layers 38] [--memory 3GB] [--rank 8] [--folder out/test_points]
     python -m benchmarks.test_points --points 1000 --memory 8GB --ways tolerance,factors --tolerance 1e-3
@@ -31,7 +32,7 @@ WHOLE = 2.0**-24  # a tolerance that factors in float32 are not below
 def main() -> int:
     """Makes the data, runs each way, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=100, help="test points")
+    parser.add_argument("--points", default="100", help="how many test points; several numbers are separated by commas")
     parser.add_argument("--width", type=int, default=512, help="units of a layer")
     parser.add_argument("--layers", type=int, default=38, help="layers")
     parser.add_argument("--memory", default="3GB", help="--max_worker_memory")
@@ -46,23 +47,24 @@ def main() -> int:
     if options.child:
         print(json.dumps({"make": make, "fit": fit}.get(options.child, run_job)(options)))
         return 0
-    weights = in_child("make")["weights"]
-    print(f"{options.points:,} test points × {weights:,} weights, {TRAIN:,} training examples")
-    fitted = in_child("fit")
-    print(f"{'fit':<11}{'':>7}{fitted['peak']:>10,.0f}{fitted['wall']:>8.1f}{fitted['cpu']:>7.0f}", flush=True)
-    results = {way: in_child(way) for way in options.ways.split(",") if way}
-    first = next(iter(results.values()), {})
-    print(f"{'':<11}{'rounds':>7}{'peak MiB':>10}{'wall s':>8}{'CPU s':>7}   same top-{TOP_K}, difference / largest influence")
-    for way, result in results.items():
-        same, difference = compare(first["top"], result["top"])
-        cells = f"{way:<11}{result['rounds']:>7}{result['peak']:>10,.0f}{result['wall']:>8.1f}{result['cpu']:>7.0f}"
-        print(f"{cells}   {same:.2%}, {difference:.1e}; {result['seconds']}", flush=True)
+    print(f"{'points':>8}{'weights':>12}  {'way':<11}{'rounds':>7}{'peak MiB':>10}{'wall s':>8}{'CPU s':>7}   top-{TOP_K}, influence")
+    for points in map(int, options.points.split(",")):
+        weights = in_child("make", points)["weights"]
+        fitted = in_child("fit", points)
+        print(f"{'':>8}{weights:>12,}  {'fit':<11}{'':>7}{fitted['peak']:>10,.0f}{fitted['wall']:>8.1f}{fitted['cpu']:>7.0f}", flush=True)
+        first: dict[str, Any] = {}
+        for way in filter(None, options.ways.split(",")):
+            result = in_child(way, points)
+            first = first or result
+            same, difference = compare(first["top"], result["top"])
+            cells = f"{way:<11}{result['rounds']:>7}{result['peak']:>10,.0f}{result['wall']:>8.1f}{result['cpu']:>7.0f}"
+            print(f"{points:>8,}{weights:>12,}  {cells}   {same:.2%}, {difference:.1e}; {result['seconds']}", flush=True)
     return 0
 
 
-def in_child(child: str) -> dict[str, Any]:
+def in_child(child: str, points: int) -> dict[str, Any]:
     """One step in its own process."""
-    command = [sys.executable, "-m", "benchmarks.test_points", *sys.argv[1:], "--child", child]
+    command = [sys.executable, "-m", "benchmarks.test_points", *sys.argv[1:], "--points", str(points), "--child", child]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
 
 
@@ -78,7 +80,7 @@ def make(options: argparse.Namespace) -> dict[str, Any]:
     rng = np.random.default_rng(2)
     centres = rng.standard_normal((CLASSES, FEATURES))
     names = [(f"train-{shard:05d}", SHARD) for shard in range(TRAIN // SHARD)]
-    for name, count in [*names, ("test", options.points)]:
+    for name, count in [*names, ("test", int(options.points))]:
         labels = rng.integers(0, CLASSES, count)
         features = (centres[labels] + rng.standard_normal((count, FEATURES))).astype(np.float32)
         write_examples(options.folder / f"{name}.tfrecord", features, labels)

@@ -35,7 +35,6 @@ from beam_influence.transforms import (
 )
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import FILES, PARTS, QueryReference, ShardCount, SolverReport, StatisticPart, WrittenFile
-from beam_influence.transforms.embed_queries import embedded_at_once
 from beam_influence.transforms.files import join
 from beam_influence.transforms.merging import PartsCombineFn
 from beam_influence.transforms.progress import Progress
@@ -138,9 +137,9 @@ class _JobBuilder:
         prepared = self._prepared
         features = {"embed": prepared.test_features, "candidates": prepared.candidate_features}.get(stage, prepared.train_features)
         assert features is not None
-        # A test point's gradient is a whole row of P numbers, unless its solution stays in factors as a training example's gradient does.
-        whole = stage == "embed" and not (prepared.queries.form.is_factored and "gradients" not in self._config.query_arrays)
-        rows = embedded_at_once(prepared.watched, self._config.batch_size) if whole else self._config.batch_size
+        rows = self._config.batch_size
+        if stage == "embed":
+            rows = min(rows, prepared.queries.embedded_at_once(prepared.watched, self._config.query_arrays))
         return ShardReader(stage, features, rows, self._progress)
 
     def _count(self, stage: str, counts: pvalue.PCollection[ShardCount]) -> None:

@@ -13,6 +13,7 @@ from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading import READERS
 from beam_influence.influence_ops.reading.features import FeatureSpec
 from beam_influence.influence_ops.scoring.outputs.table import tables_of_test_points
+from beam_influence.influence_ops.scoring.scores import QueryArray
 from beam_influence.influence_ops.scoring.stored_form import FLOAT32_ROUNDING, WHOLE, StoredForm
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.machine_memory import size_text, worker_memory
@@ -26,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 _SMALL = 1 << 30  # bytes of solutions in float64 up to which they are kept so
 _BLOCKS = 4  # at least so many make a round: while one is brought to the device, it is there twice
 _SOLVER_ARRAYS = 8  # [T, P] in float64: five of conjugate gradients' state, ∇ℓ(t), the vectors of a pass and their sums
+_GRADIENT_BYTES = 1 << 28  # at most: an operator that iterates has as many vectors for each as passes have
 _READ_AT_ONCE = 4096
 _FILES_AT_ONCE = 8
 
@@ -42,6 +44,7 @@ class QueryPlan:
       points: how many test points there are; 0: they were not counted.
       point_bytes: what one takes while it is used.
       solving: rounds of the passes that solve them.
+      gradient_bytes: what the gradients of those that are embedded at once may take, in float64.
     """
 
     block_size: int
@@ -51,6 +54,14 @@ class QueryPlan:
     points: int = 0
     point_bytes: int = 0
     solving: Rounds = ONE_ROUND
+    gradient_bytes: int = _GRADIENT_BYTES
+
+    def embedded_at_once(self, weights: int, needs: Sequence[QueryArray]) -> int:
+        """How many test points one process reads and solves at once. A test point's gradient is a whole row of P numbers, unless its
+        solution stays in factors, as a training example's gradient does."""
+        if self.form.is_factored and "gradients" not in needs:
+            return _READ_AT_ONCE
+        return max(1, self.gradient_bytes // (8 * weights))
 
     @property
     def test_readings(self) -> int:
@@ -116,7 +127,7 @@ def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: Sequence[
     if solved_in.count > 1:
         text += f"; solved in {solved_in.count:,} rounds of {config.solver_passes:,} passes"
     _LOG.info("%s", text)
-    return QueryPlan(block_size, form, rounds, text, points, each, solved_in)
+    return QueryPlan(block_size, form, rounds, text, points, each, solved_in, min(_GRADIENT_BYTES, memory // (2 * _SOLVER_ARRAYS)))
 
 
 def _form(config: InfluenceConfig, points: int, weights: int, most: int) -> StoredForm:

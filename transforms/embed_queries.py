@@ -27,12 +27,6 @@ from beam_influence.transforms.typed import outputs
 QUERIES = "queries"
 QUERY_ERROR = "query_error"
 """The largest relative error of test points that are kept as factors, in the description of their block and in the facts of a table."""
-_GRADIENT_BYTES = 1 << 28
-
-
-def embedded_at_once(weights: int, batch_size: int) -> int:
-    """How many test points one process solves at once: their gradients, float64 [·, P], take at most `_GRADIENT_BYTES`, or are one."""
-    return min(batch_size, max(1, _GRADIENT_BYTES // (8 * weights)))
 
 
 def block_key(shard: str, number: int) -> str:

@@ -30,15 +30,18 @@ class _ScoreDoFn(ShardDoFn):
         self._scoring: Scoring | None = None
         self._number = number
         self._rounds = wanted.rounds
+        self._chosen: list[QueryReference] | None = None
 
     def start_bundle(self) -> None:
+        self._chosen = None
         self._outputs.start_bundle()
 
     def process(self, shard: Shard, *sides: Any) -> Iterator[Any]:
         preconditioner, references, _ = sides  # the third makes scoring wait for the verdict on rejected examples
-        chosen = self._rounds.choose(references, self._number)
-        if chosen or self._number == 0:  # test points took fewer rounds than planned: the files need not be read
-            yield from super().process(shard, preconditioner, chosen)
+        if self._chosen is None:
+            self._chosen = self._rounds.choose(references, self._number)
+        if self._chosen or self._number == 0:  # test points took fewer rounds than planned: the files need not be read
+            yield from super().process(shard, preconditioner, self._chosen)
 
     def open(self, sides: tuple) -> None:
         self._scoring = self._outputs.open(*sides)
@@ -60,7 +63,7 @@ class _ScoreDoFn(ShardDoFn):
         self._outputs.abandon_shard()
 
     def finish_bundle(self) -> Iterator[object]:
-        self._scoring = None  # the process keeps the latest; an idle DoFn of an earlier round must not keep that round's
+        self._scoring = self._chosen = None  # the process keeps the latest; an idle DoFn of an earlier round must not keep that round's
         return self._outputs.finish_bundle()
 
 

@@ -35,7 +35,6 @@ from beam_influence.transforms import (
 )
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import FILES, PARTS, QueryReference, ShardCount, SolverReport, StatisticPart, WrittenFile
-from beam_influence.transforms.embed_queries import embedded_at_once
 from beam_influence.transforms.files import join
 from beam_influence.transforms.merging import PartsCombineFn
 from beam_influence.transforms.progress import Progress
@@ -138,8 +137,9 @@ class _JobBuilder:
         prepared = self._prepared
         features = {"embed": prepared.test_features, "candidates": prepared.candidate_features}.get(stage, prepared.train_features)
         assert features is not None
-        # A test point's gradient is a whole row of P numbers, where a training example's stays in factors.
-        rows = self._config.batch_size if stage != "embed" else embedded_at_once(prepared.watched, self._config.batch_size)
+        rows = self._config.batch_size
+        if stage == "embed":
+            rows = min(rows, prepared.queries.embedded_at_once(prepared.watched, self._config.query_arrays))
         return ShardReader(stage, features, rows, self._progress)
 
     def _count(self, stage: str, counts: pvalue.PCollection[ShardCount]) -> None:
@@ -204,12 +204,11 @@ class _JobBuilder:
     def solved(self, preconditioner: Operator, queries: Queries) -> tuple[Queries, Reports]:
         """The test points solved over all training data where that is asked for, and how well."""
         config, system = self._config, self._curvature.systems
-        reports = self._nothing("NoReports", SolverReport)
         if not config.solver_passes or system is None:
-            return queries, reports
+            return queries, self._nothing("NoReports", SolverReport)
         readers = [self._reader(f"solve_{number:03d}") for number in range(1, config.solver_passes + 1)]
-        tolerance = config.tolerance or PASS_TOLERANCE
-        solve = SolveQueries(readers, self._prepared.model, system, preconditioner, queries, tolerance, config.output, config.work_folder)
+        how = (queries, config.tolerance or PASS_TOLERANCE, config.output, config.work_folder, self._prepared.queries.solving)
+        solve = SolveQueries(readers, self._prepared.model, system, preconditioner, *how)
         solved = self._train | "SolveQueries" >> solve
         self.written.append(solved[FILES])
         return solved["queries"], solved["reports"]
@@ -234,7 +233,7 @@ class _JobBuilder:
             search: Search = "faiss" if config.search == "faiss" else "linear"
             score = ScoreVectors(prepared.model, preconditioner, queries, options, config.output, search)
         else:
-            wanted = (queries, gate, options, config.output, self._accelerator, prepared.queries.first_keys)
+            wanted = (queries, gate, options, config.output, self._accelerator, prepared.queries.rounds)
             score = ScoreExamples(self._reader("candidates" if options.of_candidates else "score"), prepared.model, preconditioner, *wanted)
         scored = self._scored | "ScoreExamples" >> score
         self._count("score", scored[COUNTS])

@@ -89,7 +89,7 @@ def _files_to_read(prepared: PreparedRun) -> dict[str, int]:
         finished.add("curvature")
     of_stage = {"embed": prepared.test, "candidates": prepared.candidates}
     files = {stage: len(of_stage.get(stage, prepared.train)) for stage in STAGES if stage not in finished}
-    rounds = len(prepared.queries.first_keys)
+    rounds = prepared.queries.rounds.count
     return {**files, "score": files["score"] * rounds, "candidates": files["candidates"] * rounds}
 
 

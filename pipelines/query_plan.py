@@ -13,19 +13,21 @@ from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading import READERS
 from beam_influence.influence_ops.reading.features import FeatureSpec
 from beam_influence.influence_ops.scoring.outputs.table import tables_of_test_points
+from beam_influence.influence_ops.scoring.scores import QueryArray
 from beam_influence.influence_ops.scoring.stored_form import FLOAT32_ROUNDING, WHOLE, StoredForm
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.machine_memory import size_text, worker_memory
 from beam_influence.transforms.elements import Shard
-from beam_influence.transforms.embed_queries import block_key
 from beam_influence.transforms.file_list import part_bytes
 from beam_influence.transforms.in_parallel import in_parallel
 from beam_influence.transforms.read_shards import open_shard, split_file
+from beam_influence.transforms.rounds import ONE_ROUND, Rounds, in_turn
 
 _LOG = logging.getLogger(__name__)
 _SMALL = 1 << 30  # bytes of solutions in float64 up to which they are kept so
 _BLOCKS = 4  # at least so many make a round: while one is brought to the device, it is there twice
 _SOLVER_ARRAYS = 8  # [T, P] in float64: five of conjugate gradients' state, ∇ℓ(t), the vectors of a pass and their sums
+_GRADIENT_BYTES = 1 << 28  # at most: an operator that iterates has as many vectors for each as passes have
 _READ_AT_ONCE = 4096
 _FILES_AT_ONCE = 8
 
@@ -37,18 +39,29 @@ class QueryPlan:
     Attributes:
       block_size: test points in a block.
       form: how a block's solutions are kept.
-      first_keys: the key of each round's first block.
+      rounds: of scoring.
       text: the plan in words; empty where there was nothing to decide.
       points: how many test points there are; 0: they were not counted.
       point_bytes: what one takes while it is used.
+      solving: rounds of the passes that solve them.
+      gradient_bytes: what the gradients of those that are embedded at once may take, in float64.
     """
 
     block_size: int
     form: StoredForm = WHOLE
-    first_keys: tuple[str, ...] = ("",)
+    rounds: Rounds = ONE_ROUND
     text: str = ""
     points: int = 0
     point_bytes: int = 0
+    solving: Rounds = ONE_ROUND
+    gradient_bytes: int = _GRADIENT_BYTES
+
+    def embedded_at_once(self, weights: int, needs: Sequence[QueryArray]) -> int:
+        """How many test points one process reads and solves at once. A test point's gradient is a whole row of P numbers, unless its
+        solution stays in factors, as a training example's gradient does."""
+        if self.form.is_factored and "gradients" not in needs:
+            return _READ_AT_ONCE
+        return max(1, self.gradient_bytes // (8 * weights))
 
     @property
     def test_readings(self) -> int:
@@ -58,19 +71,19 @@ class QueryPlan:
     @property
     def is_split(self) -> bool:
         """Whether it takes more than one round, or test points are kept as factors."""
-        return len(self.first_keys) > 1 or self.form.rank is not None
+        return self.rounds.count > 1 or self.solving.count > 1 or self.form.is_factored
 
     @property
     def embedded(self) -> str:
-        """What embedded blocks depend on; rounds are planned by their keys, which go by the shards of test files."""
-        return repr((self.block_size, self.form, self.first_keys))
+        """What embedded blocks depend on."""
+        return repr((self.block_size, self.form))
 
 
 def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: Sequence[Shard], features: FeatureSpec | None) -> QueryPlan:
     """The plan, from the number of test points. Saved vectors and an index need none: what they are multiplied with is mapped from files.
 
     Raises:
-      ValueError: one test point alone is too large, or all of them for passes that solve them.
+      ValueError: one test point alone is too large, to be used or for passes that solve it.
     """
     of_tests = set(config.output_tables) & set(tables_of_test_points())
     if features is None or not of_tests or "solved" not in config.query_arrays:
@@ -82,49 +95,56 @@ def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: Sequence[
     except OSError as error:
         raise ValueError(f"the test points can't be counted: {error}") from error
     points, memory = sum(counts.values()), worker_memory(config.max_worker_memory)
-    form = _form(config, points, model.size)
-    numbers, dtype = form.numbers(model.layout()), np.dtype(model.dtype)
-    each, share = numbers * dtype.itemsize, memory // 2
-    solver = _SOLVER_ARRAYS * 8 * points * model.size if config.solver_passes else 0
-    if solver > memory and solver > _SMALL:
-        raise ValueError(
-            f"--passes: solving {points:,} test points × {model.size:,} weights together takes {size_text(solver)}, more than "
-            f"--max_worker_memory, {size_text(memory)}; use --passes 0, fewer test points in a run, or more memory"
-        )
+    dtype, share = np.dtype(model.dtype), memory // 2
+    form = _form(config, points, model.size, share // dtype.itemsize)
+    numbers = form.numbers(model.layout())
+    each = numbers * dtype.itemsize
     if each > share:
         raise ValueError(
             f"--max_worker_memory {size_text(memory)}: half of it is for test points, and one alone takes {size_text(each)}; raise it to "
             f"{2 * each:,} bytes, watch fewer weights (--weights), or keep factors (--query_rank)"
         )
-    block_size = min(config.query_block_size, max(1, share // (_BLOCKS * each)))
-    first_keys = _rounds(counts, block_size, share // each)
-    rounds = f"{len(first_keys):,} round{'s' * (len(first_keys) > 1)} over the training set"
+    solving = 0  # numbers of solutions that are solved at once
+    if config.solver_passes and _SOLVER_ARRAYS * 8 * points * model.size > memory:
+        solving = memory // (_SOLVER_ARRAYS * 8)
+        if model.size > solving:
+            raise ValueError(
+                f"--passes: solving a test point over all training examples takes {size_text(_SOLVER_ARRAYS * 8 * model.size)}, more than "
+                f"--max_worker_memory, {size_text(memory)}; use --passes 0, watch fewer weights (--weights), or more memory"
+            )
+    block_size = min(config.query_block_size, max(1, share // (_BLOCKS * each)), *([max(1, solving // model.size)] if solving else []))
+    rounds = _rounds(counts, block_size, numbers, share // dtype.itemsize)
+    solved_in = _rounds(counts, block_size, model.size, solving) if solving else ONE_ROUND
+    several = f"{rounds.count:,} round{'s' * (rounds.count > 1)} over the training set"
+    take = "take"
+    if form.factors:
+        take = "take at most"
+        several += " at most, fewer where layers are kept as products within --score_tolerance"
     text = (
-        f"{points:,} test points × {model.size:,} weights, {numbers:,} numbers each, take {size_text(points * each)} in {dtype} while "
-        f"they are used; {size_text(share)} for them in each worker: {rounds}"
+        f"{points:,} test points × {model.size:,} weights, {numbers:,} numbers each, {take} {size_text(points * each)} in {dtype} while "
+        f"they are used; {size_text(share)} for them in each worker: {several}"
     )
+    if solved_in.count > 1:
+        text += f"; solved in {solved_in.count:,} rounds of {config.solver_passes:,} passes"
     _LOG.info("%s", text)
-    return QueryPlan(block_size, form, first_keys, text, points, each)
+    return QueryPlan(block_size, form, rounds, text, points, each, solved_in, min(_GRADIENT_BYTES, memory // (2 * _SOLVER_ARRAYS)))
 
 
-def _form(config: InfluenceConfig, points: int, weights: int) -> StoredForm:
+def _form(config: InfluenceConfig, points: int, weights: int, most: int) -> StoredForm:
+    """How solutions are kept: whole where a round has room for all `most` numbers, or where factors are not precise enough."""
     if config.query_rank is not None:
         return StoredForm("float32", config.query_rank, config.score_tolerance)
-    rounds = config.score_tolerance >= FLOAT32_ROUNDING and not config.solver_passes and config.removal == "first_order"
-    return StoredForm("float32" if rounds and 8 * points * weights > _SMALL else "float64")
+    may_round = config.score_tolerance >= FLOAT32_ROUNDING and not config.solver_passes and config.removal == "first_order"
+    form = StoredForm("float32" if may_round and 8 * points * weights > _SMALL else "float64")
+    if may_round and config.score_tolerance > FLOAT32_ROUNDING and points * weights > most:
+        return dataclasses.replace(form, tolerance=config.score_tolerance, factors=True)
+    return form
 
 
-def _rounds(counts: dict[str, int], block_size: int, most: int) -> tuple[str, ...]:
-    """The first key of each round: as many of the blocks in order as have at most `most` test points. `counts` is by shards' keys."""
-    first_keys, points = [""], 0
-    for shard, count in counts.items():
-        for number, first in enumerate(range(0, count, block_size)):
-            size = min(block_size, count - first)
-            if points + size > most:
-                first_keys.append(block_key(shard, number))
-                points = 0
-            points += size
-    return tuple(first_keys)
+def _rounds(counts: dict[str, int], block_size: int, each: int, most: int) -> Rounds:
+    """As many as blocks of `block_size` test points take where `most` numbers are held at once; `counts` is by shards."""
+    sizes = [min(block_size, count - first) * each for count in counts.values() for first in range(0, count, block_size)]
+    return Rounds(max(in_turn(sizes, most), default=0) + 1, most)
 
 
 def count_rows(shard: Shard, features: FeatureSpec) -> int:

@@ -141,7 +141,7 @@ def _of_solver(manifest: Mapping[str, Any], query_error: float | None) -> list[T
         text = f"The largest relative residual is {solver['largest_residual']:.2g}; more --passes would solve them further."
         found.append(Trust(True, f"{amount(solver['unsolved'], 'test point')} not solved to the tolerance", text))
     if query_error is not None and query_error > 1e-2:
-        text = f"The largest relative error of a test point is {query_error:.2g}; a larger --query_rank makes it smaller."
+        text = f"The largest relative error of a test point is {query_error:.2g}; raise --query_rank, or lower --score_tolerance."
         found.append(Trust(True, "Test points were kept as factors of low rank", text))
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -70,6 +71,13 @@ class Broadcast:
     def inline_bytes(self) -> int:
         """What it adds to a side input, beside its path and description."""
         return sum(len(data) for data in (self.inline or {}).values())
+
+    def count_numbers(self, wanted: Callable[[str], bool]) -> int:
+        """How many numbers the arrays have whose names are wanted, without opening those that are saved."""
+        if self.inline is not None:
+            return sum(array.size for array in self.open(wanted)[0].values())
+        assert self.arrays is not None
+        return sum(math.prod(each["shape"]) for name, each in json.loads(self.arrays).items() if wanted(name))
 
     @property
     def description(self) -> dict[str, Any]:

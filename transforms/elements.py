@@ -157,11 +157,18 @@ class RejectedBlock:
 
 @dataclasses.dataclass(frozen=True)
 class SolverReport:
-    """How far the queries' solutions are: relative residuals, and how many queries were not solved to the tolerance."""
+    """How far the queries' solutions are: relative residuals, how many queries were not solved to the tolerance, and how many there are."""
 
     largest_residual: float
     mean_residual: float
     unsolved: int
+    points: int
+
+    def and_of(self, other: SolverReport) -> SolverReport:
+        """Of both's queries."""
+        points = self.points + other.points
+        mean = (self.mean_residual * self.points + other.mean_residual * other.points) / max(points, 1)
+        return SolverReport(max(self.largest_residual, other.largest_residual), mean, self.unsolved + other.unsolved, points)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,12 +27,6 @@ from beam_influence.transforms.typed import outputs
 QUERIES = "queries"
 QUERY_ERROR = "query_error"
 """The largest relative error of test points that are kept as factors, in the description of their block and in the facts of a table."""
-_GRADIENT_BYTES = 1 << 28
-
-
-def embedded_at_once(weights: int, batch_size: int) -> int:
-    """How many test points one process solves at once: their gradients, float64 [·, P], take at most `_GRADIENT_BYTES`, or are one."""
-    return min(batch_size, max(1, _GRADIENT_BYTES // (8 * weights)))
 
 
 def block_key(shard: str, number: int) -> str:
@@ -61,11 +55,10 @@ class _EmbedDoFn(ShardDoFn):
     ):
         super().__init__(reader)
         self._inline_limit = inline_limit
-        self._form = form
         self._spec = model
         self._block_size = block_size
         self._work = work
-        self._embed = embed_for_index if for_index else functools.partial(embed_queries, needs=needs)
+        self._embed = embed_for_index if for_index else functools.partial(embed_queries, needs=needs, form=form)
         self._shared = Shared()
         self._blocks: list[QueryBlock] = []
         self._references: list[QueryReference] = []
@@ -82,10 +75,6 @@ class _EmbedDoFn(ShardDoFn):
 
     def use(self, batch: ExampleBatch) -> list[Rejected]:
         block, rejected = self._embed(self._embedder.model, self._embedder.preconditioner, batch)
-        if block.solved.shape[1]:
-            kept = self._form.of(self._embedder.model.layout(), block.solved)
-            solved = {"solved": kept} if isinstance(kept, np.ndarray) else {"solved": np.zeros((len(block), 0)), "factored": kept}
-            block = dataclasses.replace(block, **solved)
         self._blocks.append(block)
         if sum(map(len, self._blocks)) >= self._block_size:
             blocks = concatenate_queries(self._blocks, self._block_size)

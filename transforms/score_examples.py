@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import apache_beam as beam
 from apache_beam import pvalue
@@ -18,6 +18,7 @@ from beam_influence.transforms.bundle_outputs import BundleOutputs
 from beam_influence.transforms.elements import FILES, PARTS, Part, PartKey, QueryReference, Shard, WrittenFile
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.read_shards import COUNTS, REPORT_TYPES, ShardDoFn, ShardReader
+from beam_influence.transforms.rounds import ONE_ROUND, Rounds
 from beam_influence.transforms.typed import collection, outputs
 
 
@@ -27,13 +28,23 @@ class _ScoreDoFn(ShardDoFn):
         options = later_round(wanted.options) if number else wanted.options
         self._outputs = BundleOutputs(options, wanted.model, wanted.output, number=number, shared=shared)
         self._scoring: Scoring | None = None
+        self._number = number
+        self._rounds = wanted.rounds
+        self._chosen: list[QueryReference] | None = None
 
     def start_bundle(self) -> None:
+        self._chosen = None
         self._outputs.start_bundle()
 
-    def open(self, sides: tuple) -> None:
+    def process(self, shard: Shard, *sides: Any) -> Iterator[Any]:
         preconditioner, references, _ = sides  # the third makes scoring wait for the verdict on rejected examples
-        self._scoring = self._outputs.open(preconditioner, references)
+        if self._chosen is None:
+            self._chosen = self._rounds.choose(references, self._number)
+        if self._chosen or self._number == 0:  # test points took fewer rounds than planned: the files need not be read
+            yield from super().process(shard, preconditioner, self._chosen)
+
+    def open(self, sides: tuple) -> None:
+        self._scoring = self._outputs.open(*sides)
 
     def begin_shard(self, shard: Shard) -> None:
         assert self._scoring is not None
@@ -52,13 +63,8 @@ class _ScoreDoFn(ShardDoFn):
         self._outputs.abandon_shard()
 
     def finish_bundle(self) -> Iterator[object]:
-        self._scoring = None  # the process keeps the latest; an idle DoFn of an earlier round must not keep that round's
+        self._scoring = self._chosen = None  # the process keeps the latest; an idle DoFn of an earlier round must not keep that round's
         return self._outputs.finish_bundle()
-
-
-def round_of(key: str, first_keys: tuple[str, ...]) -> int:
-    """The round, from 0, of a block."""
-    return bisect.bisect_right(first_keys, key) - 1
 
 
 @dataclasses.dataclass
@@ -74,8 +80,7 @@ class ScoreExamples(beam.PTransform):
       options: what is asked for.
       output: the folder of the results; tables with rows for each training example are written here, a file a shard.
       accelerator: Beam's resource hint for this step alone, or None.
-      first_keys: the key of each round's first block: a round reads the training set and scores it against some of the blocks, the next
-        begins when it has ended.
+      rounds: a round reads the training set and scores it against some of the blocks, the next begins when it has ended.
 
     In: `Shard`. Out: a dictionary of PCollections: `parts` ((`PartKey`, `Part`)), `files` (`WrittenFile`), `rejected`, `counts`.
     """
@@ -88,11 +93,11 @@ class ScoreExamples(beam.PTransform):
     options: OutputOptions
     output: str
     accelerator: str | None = None
-    first_keys: tuple[str, ...] = ("",)
+    rounds: Rounds = ONE_ROUND
 
     def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
         shared, rounds, gate = Shared(), [], self.gate
-        for number in range(len(self.first_keys)):
+        for number in range(self.rounds.count):
             rounds.append(self._round(shards, number, gate, shared))
             gate = rounds[-1][COUNTS]
         if len(rounds) == 1:
@@ -104,13 +109,9 @@ class ScoreExamples(beam.PTransform):
     def _round(
         self, shards: pvalue.PCollection[Shard], number: int, gate: pvalue.PCollection, shared: Shared
     ) -> dict[str, pvalue.PCollection]:
-        queries, label = self.queries, f"[{number + 1}]" if number else ""
-        if len(self.first_keys) > 1:
-            keys = self.first_keys
-            only = beam.Filter(lambda reference: round_of(reference.key, keys) == number).with_output_types(QueryReference)
-            queries = collection(queries | f"Queries[{number + 1}]" >> only)
+        label = f"[{number + 1}]" if number else ""
         score = beam.ParDo(
-            _ScoreDoFn(self, number, shared), pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(queries), pvalue.AsIter(gate)
+            _ScoreDoFn(self, number, shared), pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(self.queries), pvalue.AsIter(gate)
         )
         if self.accelerator:
             score.with_resource_hints(accelerator=self.accelerator)  # it changes `score` and returns it

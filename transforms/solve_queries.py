@@ -2,7 +2,7 @@
 
 A pass reads every training example once, multiplies its curvature with one vector for each query that is not solved yet,
 and adds: what is combined are T × P sums. No P × P matrix is needed. The state of the iteration is a broadcast; see
-`beam_influence.influence_ops.scoring.query_solver`.
+`beam_influence.influence_ops.scoring.query_solver`. Where all this is more than a worker's memory, test points are solved in rounds.
 """
 
 from __future__ import annotations
@@ -32,11 +32,21 @@ from beam_influence.transforms.finish_curvature import open_preconditioner
 from beam_influence.transforms.merging import MergingCombineFn
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
+from beam_influence.transforms.rounds import ONE_ROUND, Rounds
 from beam_influence.transforms.sent_bytes import count_sent
 from beam_influence.transforms.typed import collection, outputs, run_once
 
-_ROWS = "rows"
-_BLOCK_BYTES = 32 << 20
+_NUMBERS = "numbers"
+_PART_NUMBERS = 4 << 20  # 32 MB in float64, also where one query has more
+
+
+class _ChooseDoFn(beam.DoFn):
+    def __init__(self, rounds: Rounds, number: int):
+        self._rounds = rounds
+        self._number = number
+
+    def process(self, _: None, references: Iterable[QueryReference], solved: Iterable[QueryReference]) -> Iterator[QueryReference]:
+        yield from self._rounds.choose(references, self._number)  # what is solved in the rounds before is complete by now
 
 
 class _StartDoFn(beam.DoFn):
@@ -63,11 +73,12 @@ class _State:
 
 
 class _MultiplyDoFn(ShardDoFn):
-    def __init__(self, reader: ShardReader, model: ModelSpec, system: System):
+    def __init__(self, reader: ShardReader, model: ModelSpec, system: System, shared: Shared):
         super().__init__(reader)
         self._spec = model
         self._system: System = system
-        self._shared = Shared()
+        self._shared = shared
+        self._state: _State | None = None
         self._sum: np.ndarray | None = None
 
     def start_bundle(self) -> None:
@@ -75,30 +86,30 @@ class _MultiplyDoFn(ShardDoFn):
 
     def process(self, shard: Shard, *sides: Any) -> Iterator[Any]:
         self.open(sides)
-        if len(self._state.vectors):  # nothing left to solve: the files need not be read
+        if self._state is not None and len(self._state.vectors):  # nothing left to solve: the files need not be read
             yield from super().process(shard, *sides)
 
     def open(self, sides: tuple) -> None:
         (broadcast,) = sides
-        self._state = self._shared.acquire(lambda: _State(self._spec.session(), broadcast), tag=f"{self._spec}|{broadcast.digest}")
+        self._state = state = self._shared.acquire(lambda: _State(self._spec.session(), broadcast), tag=f"{self._spec}|{broadcast.digest}")
         if self._sum is None:
-            self._sum = np.zeros(self._state.vectors.shape)
+            self._sum = np.zeros(state.vectors.shape)
 
     def use(self, batch: ExampleBatch) -> list[Rejected]:
+        assert self._state is not None and self._sum is not None
         kept = evaluate(self._state.model, batch)[0]
         if len(kept):
-            assert self._sum is not None
             self._sum += batch_products(self._system, self._state.model, kept, self._state.vectors)
         return []
 
     def finish_bundle(self) -> Iterator[Any]:
         if self._sum is not None and len(self._sum):
             count_sent(self._reader.stage, [self._sum])
-            rows = max(1, _BLOCK_BYTES // max(1, self._sum[0].nbytes))
-            for first in range(0, len(self._sum), rows):
-                name = f"{_ROWS}-{first:09d}"
-                yield at_end_of_bundle((name, StatisticPart(name, self._sum[first : first + rows])))
-        self._sum = None
+            flat = self._sum.ravel()
+            for first in range(0, len(flat), _PART_NUMBERS):
+                name = f"{_NUMBERS}-{first:015d}"
+                yield at_end_of_bundle((name, StatisticPart(name, flat[first : first + _PART_NUMBERS])))
+        self._sum = self._state = None  # the process keeps the latest; an idle DoFn of an earlier pass must not keep that pass's
 
 
 @with_input_types(StatisticPart)
@@ -130,15 +141,17 @@ class _AdvanceDoFn(beam.DoFn):
             return
         model = self._model.session()
         precondition = open_preconditioner(preconditioner).bind(model).apply if self._system == "gauss_newton" else None
-        summed = np.concatenate(blocks)
-        after = step(state.open()[0], summed, model, preconditioner.description, self._tolerance, precondition)
+        before = state.open()[0]
+        summed = np.concatenate(blocks).reshape(-1, before["solution"].shape[1])
+        after = step(before, summed, model, preconditioner.description, self._tolerance, precondition)
         yield Broadcast.publish(after, {}, self._folder)
 
 
 class _SolvedDoFn(beam.DoFn):
-    def __init__(self, output: str, work: str):
+    def __init__(self, output: str, work: str, inline_limit: int):
         self._output = output
         self._work = work
+        self._inline_limit = inline_limit
 
     def process(self, _: None, state: Broadcast, preconditioner: Broadcast, references: Iterable[QueryReference]) -> Iterator[Any]:
         arrays, _meta = state.open()
@@ -146,7 +159,7 @@ class _SolvedDoFn(beam.DoFn):
             return
         solved, residuals, unsolved = solutions(arrays)
         keys, blocks = open_queries(references, ())
-        first, left = 0, INLINE_LIMIT
+        first, left = 0, self._inline_limit
         for key, block in zip(keys, blocks, strict=True):
             rows = slice(first, first + len(block))
             table = residuals_table(block.ids, residuals[rows])
@@ -158,7 +171,8 @@ class _SolvedDoFn(beam.DoFn):
             left -= broadcast.inline_bytes
             yield QueryReference(key, broadcast)
             first += len(block)
-        report = SolverReport(float(residuals.max(initial=0.0)), float(residuals.mean()) if len(residuals) else 0.0, unsolved)
+        points = len(residuals)
+        report = SolverReport(float(residuals.max(initial=0.0)), float(residuals.sum()) / max(points, 1), unsolved, points)
         yield pvalue.TaggedOutput(REPORTS, report)
 
 
@@ -179,9 +193,10 @@ class SolveQueries(beam.PTransform):
       tolerance: the relative residual at which a query is solved; when all are, the passes left read nothing.
       output: the folder of the results, for the table `residuals`.
       work: a folder for temporary files that all workers reach.
+      rounds: of test points that are solved together; the next begins when one is solved.
 
-    In: `Shard`, the training files. Out: a dictionary of PCollections: `queries` (`QueryReference`), `reports` (one
-    `SolverReport`), `files` (`WrittenFile`).
+    In: `Shard`, the training files. Out: a dictionary of PCollections: `queries` (`QueryReference`), `reports` (a
+    `SolverReport` a round), `files` (`WrittenFile`).
     """
 
     readers: list[ShardReader]
@@ -192,22 +207,39 @@ class SolveQueries(beam.PTransform):
     tolerance: float
     output: str
     work: str
+    rounds: Rounds = ONE_ROUND
 
     def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
-        begin = _StartDoFn(self.system, self.tolerance, self.work)
-        state = run_once(shards.pipeline, "Start", begin, Broadcast, pvalue.AsIter(self.queries))
-        for number, reader in enumerate(self.readers, start=1):
-            multiply = beam.ParDo(_MultiplyDoFn(reader, self.model, self.system), pvalue.AsSingleton(state))
+        shared, found, queries = Shared(), [], self.queries
+        for number in range(self.rounds.count):
+            if self.rounds.count > 1:
+                before = found[-1][QUERIES] if found else shards.pipeline | "NothingSolved" >> beam.Create([], reshuffle=False)
+                sides = (pvalue.AsIter(self.queries), pvalue.AsIter(before))
+                queries = run_once(shards.pipeline, f"Choose[{number + 1}]", _ChooseDoFn(self.rounds, number), QueryReference, *sides)
+            found.append(self._round(shards, queries, number, shared))
+        if len(found) == 1:
+            return found[0]
+        return {tag: collection([each[tag] for each in found] | f"Rounds[{tag}]" >> beam.Flatten()) for tag in found[0]}
+
+    def _round(
+        self, shards: pvalue.PCollection[Shard], queries: pvalue.PCollection[QueryReference], number: int, shared: Shared
+    ) -> dict[str, pvalue.PCollection]:
+        """The passes that solve some of the queries."""
+        start, label = _StartDoFn(self.system, self.tolerance, join(self.work, f"round-{number:05d}")), f"{number + 1}," if number else ""
+        of_round = f"[{number + 1}]" if number else ""
+        state = run_once(shards.pipeline, f"Start{of_round}", start, Broadcast, pvalue.AsIter(queries))
+        for place, reader in enumerate(self.readers, start=1):
+            multiply = beam.ParDo(_MultiplyDoFn(reader, self.model, self.system, shared), pvalue.AsSingleton(state))
             typed = multiply.with_output_types(tuple[str, StatisticPart], **REPORT_TYPES)
-            products = outputs(shards | f"Multiply[{number}]" >> typed.with_outputs(*REPORT_TYPES, main="products"))
-            summed = collection(products["products"] | f"Sum[{number}]" >> beam.CombinePerKey(SumPartsCombineFn()))
-            folder = join(self.work, "solver", f"state-{number:05d}")
+            products = outputs(shards | f"Multiply[{label}{place}]" >> typed.with_outputs(*REPORT_TYPES, main="products"))
+            summed = collection(products["products"] | f"Sum[{label}{place}]" >> beam.CombinePerKey(SumPartsCombineFn()))
+            folder = join(self.work, f"round-{number:05d}", "solver", f"state-{place:05d}")
             advance = _AdvanceDoFn(self.model, self.system, self.tolerance, folder)
             sides = (pvalue.AsSingleton(state), pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(summed))
-            state = run_once(shards.pipeline, f"Advance[{number}]", advance, Broadcast, *sides)
-        sides = (pvalue.AsSingleton(state), pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(self.queries))
-        solve = beam.ParDo(_SolvedDoFn(self.output, self.work), *sides)
+            state = run_once(shards.pipeline, f"Advance[{label}{place}]", advance, Broadcast, *sides)
+        sides = (pvalue.AsSingleton(state), pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(queries))
+        solve = beam.ParDo(_SolvedDoFn(self.output, self.work, INLINE_LIMIT // self.rounds.count), *sides)
         typed = solve.with_output_types(QueryReference, **{REPORTS: SolverReport, FILES: WrittenFile})
-        once = shards.pipeline | "Once" >> beam.Create([None], reshuffle=False)
-        solved = outputs(once | "Solved" >> typed.with_outputs(REPORTS, FILES, main=QUERIES))
+        once = shards.pipeline | f"Once{of_round}" >> beam.Create([None], reshuffle=False)
+        solved = outputs(once | f"Solved{of_round}" >> typed.with_outputs(REPORTS, FILES, main=QUERIES))
         return {tag: solved[tag] for tag in (QUERIES, REPORTS, FILES)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
@@ -82,8 +83,8 @@ class _WriteManifestDoFn(beam.DoFn):
         }
         if self._resumed:
             content["resumed"] = sorted(self._resumed)
-        for report in reports:
-            content["solver"] = dataclasses.asdict(report)
+        if of_rounds := list(reports):
+            content["solver"] = dataclasses.asdict(functools.reduce(SolverReport.and_of, of_rounds))
         kept = () if self._base is None else list_batches(self._output, self._base, BeamFiles())
         lists = [pa.ipc.open_stream(some.data).read_all() for some in files]
         yield write_manifest(self._output, pa.concat_tables([pa.Table.from_batches(kept, LISTED), *lists]), content, BeamFiles())
@@ -99,7 +100,7 @@ class WriteManifest(beam.PTransform):
       model: facts about the model, as JSON.
       preconditioner: the operator.
       counts: `ShardCount`s of every stage, each shard in one of them: sums.
-      reports: of an iterative solver, at most one.
+      reports: of an iterative solver, one for each of its rounds.
       resumed: the stages that an earlier run had finished.
       facts: what else it says.
       base: a manifest that this one extends: its files stay, its counts are added.

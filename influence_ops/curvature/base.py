@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
+from beam_influence.influence_ops.curvature.solved_block import SolvedBlock
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Gradients
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
@@ -67,17 +68,23 @@ class Preconditioner(abc.ABC):
 
     Attributes:
       arrays: the named arrays it consists of.
-      meta: `curvature`, `damping`, `examples` (n), `size` (P), `fingerprint` of the model, and facts
-        about the spectrum.
+      meta: `curvature`, `damping`, `examples` (n), `size` (P), `fingerprint` of the model, and facts about the spectrum.
+      solves_blocks: whether `solve_blocks` holds one block of the layout at a time, not all P numbers.
     """
 
     arrays: Mapping[str, np.ndarray]
     meta: Mapping[str, Any]
     kind: ClassVar[str]
+    solves_blocks: ClassVar[bool] = False
 
     @abc.abstractmethod
     def apply(self, gradients: np.ndarray) -> np.ndarray:
         """(H + λI)⁻¹ g for each row g: [B, P] -> [B, P] float64."""
+
+    def solve_blocks(self, gradients: Gradients) -> Iterator[SolvedBlock]:
+        """(H + λI)⁻¹ g of each example's gradient, in the order of the layout's blocks."""
+        solved = self.apply(np.asarray(gradients, dtype=np.float64))
+        return (SolvedBlock(block.matrices(solved)) for block in gradients.layout.blocks)
 
     def self_influence(self, gradients: Gradients) -> np.ndarray:
         """gᵀ (H + λI)⁻¹ g of each example: [B] float64."""
@@ -123,15 +130,11 @@ class Preconditioner(abc.ABC):
           ValueError: the number of weights or the fingerprint differs.
         """
         if self.meta["size"] != model.size:
-            raise ValueError(
-                f"the curvature is for {self.meta['size']} watched weights, the model has {model.size}; "
-                "watch the same weights, or fit the curvature again"
-            )
+            watched = f"the curvature is for {self.meta['size']} watched weights, the model has {model.size}"
+            raise ValueError(f"{watched}; watch the same weights, or fit the curvature again")
         if self.meta["fingerprint"] != model.fingerprint():
-            raise ValueError(
-                "the curvature was made for another model (its weights, loss or regulariser differ); "
-                "fit it again for this one"
-            )
+            what = "the curvature was made for another model (its weights, loss or regulariser differ)"
+            raise ValueError(f"{what}; fit it again for this one")
 
     def save(self, folder: str, files: FileStore | None = None) -> None:
         """Writes the operator to a folder that `load_preconditioner` reads."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from beam_influence.influence_ops.curvature.base import FinishOptions, Preconditioner
+from beam_influence.influence_ops.curvature.solved_block import Quotients, SolvedBlock, turned
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Block, Factored, Gradients, Layout, OneHot
-from beam_influence.influence_ops.model.gradients.blocks import materialise, parts_of
+from beam_influence.influence_ops.model.gradients.blocks import materialise, parts_of, positions_of
 
 DEFAULT_RANK = 1024
 """How many numbers `embed` gives when no rank is named."""
@@ -78,6 +79,7 @@ class KroneckerPreconditioner(Preconditioner):
 
     layout: Layout | None = None
     kind: ClassVar[str] = "kronecker"
+    solves_blocks: ClassVar[bool] = True
 
     def bind(self, model: ExplainedModel) -> Preconditioner:
         self.check(model)
@@ -108,9 +110,27 @@ class KroneckerPreconditioner(Preconditioner):
             step = max(1, _ROTATED_AT_ONCE // block.size)
             for start in range(0, len(gradients), step):
                 rows = slice(start, start + step)
-                rotated = _turned(block.matrices(gradients[rows]), inputs, errors) / divisor
-                block.write(_turned(rotated, inputs.T, errors.T), solved[rows])
+                rotated = turned(block.matrices(gradients[rows]), inputs, errors) / divisor
+                block.write(turned(rotated, inputs.T, errors.T), solved[rows])
         return solved
+
+    def solve_blocks(self, gradients: Gradients) -> Iterator[SolvedBlock]:
+        if gradients.offset is not None:
+            yield from super().solve_blocks(gradients)
+            return
+        for number, (layout, block) in enumerate(zip(self._bound().blocks, gradients.blocks, strict=True)):
+            inputs, errors = self.sides(number)
+            wide = block._make(tf.cast(tensor, tf.float64) if tensor.dtype.is_floating else tensor for tensor in block)
+            if isinstance(wide, Factored) and positions_of(wide) < min(layout.rows, layout.columns):  # less to turn than a matrix is
+                wide = rotate(wide, inputs, errors)
+                if positions_of(wide) == 1:
+                    a, g = (np.asarray(factor)[:, 0] for factor in wide)
+                    yield SolvedBlock(Quotients(a, g, 1 / self.damped(number)), inputs, errors)
+                    continue
+                matrices = materialise(layout, wide).numpy()
+            else:
+                matrices = turned(materialise(layout, wide).numpy(), inputs, errors)
+            yield SolvedBlock(matrices / self.damped(number), inputs, errors)
 
     def embed(self, gradients: np.ndarray | Gradients) -> np.ndarray:
         """g in the r directions of the eigenbasis that carry most of the influence, scaled: [B, r]. Of factors, no gradient is built."""
@@ -126,7 +146,7 @@ class KroneckerPreconditioner(Preconditioner):
             if isinstance(gradients, Gradients):
                 found = _entries(rotate(gradients.blocks[number], *self.sides(number)), rows, columns)
             else:
-                found = _turned(layout.matrices(gradients), *self.sides(number))[:, rows, columns]
+                found = turned(layout.matrices(gradients), *self.sides(number))[:, rows, columns]
             embedded[:, inside] = found / np.sqrt(self.damped(number)[rows, columns])
         return embedded
 
@@ -161,13 +181,6 @@ def _entries(block: Block, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         here = tf.cast(tf.equal(block.ids[:, :, None], tf.constant(rows, tf.int32)), block.errors.dtype)
         return np.asarray(tf.einsum("bsr,bsr->br", here, tf.gather(block.errors, columns, axis=2)), dtype=np.float64)
     return np.asarray(tf.gather(block.values, columns, axis=1), dtype=np.float64)
-
-
-def _turned(matrices: np.ndarray, inputs: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """U_Aᵀ M U_S of each matrix [B, I, O]."""
-    if errors.size:
-        matrices = matrices @ errors
-    return inputs.T @ matrices if inputs.size else matrices
 
 
 def kronecker(

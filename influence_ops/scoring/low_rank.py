@@ -2,37 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
+from beam_influence.influence_ops.curvature.solved_block import Quotients
+
 _TRIED = 4  # queries whose rank is looked for first
-_GRAM = 256  # up to this many rows or columns a full decomposition is cheap
+LARGE = 256
+"""Up to this many rows or columns a full decomposition is cheap."""
+_FIRST = 8  # products that are tried first
 _OVERSAMPLED = 8  # columns of the range finder beyond the rank (Halko, Martinsson & Tropp 2011)
 _AT_ONCE = 1 << 25  # numbers in float64 at once
 
+Matrices = np.ndarray | Quotients
+"""[T, I, O], built or not."""
 Factors = tuple[np.ndarray, np.ndarray]
 """l [T, r, I] and r [T, r, O]."""
+_Times = Callable[[np.ndarray], np.ndarray]
 
 
 def search_flops(rows: int, columns: int, queries: int, most: int) -> float:
     """What `low_rank` takes, in flops at the speed of a large matrix product; decompositions of small matrices run at a tenth of it."""
     small = min(rows, columns)
-    if small <= _GRAM:
+    if small <= LARGE:
         return queries * (4.0 * rows * columns * small + 250.0 * small**3)
     return 80.0 * queries * rows * columns * (most + _OVERSAMPLED)
 
 
-def low_rank(matrices: np.ndarray, most: int, tolerance: float) -> Factors | None:
+def low_rank(matrices: Matrices, most: int, tolerance: float) -> Factors | None:
     """l [T, r, I] and r [T, r, O] with ‖V_t − Σ_r l_tr ⊗ r_tr‖ ≤ tolerance · ‖V_t‖ for each matrix V [T, I, O]; None: r > `most`.
 
     A few of the matrices are tried first.
     """
-    few = matrices[:: max(1, len(matrices) // _TRIED)]
+    few = matrices[slice(None, None, max(1, len(matrices) // _TRIED))]
     if len(few) < len(matrices) and _factors(few, most, tolerance) is None:
         return None
     return _in_parts(matrices, most, tolerance, cut=False)
 
 
-def truncated(matrices: np.ndarray, most: int, tolerance: float) -> Factors:
+def shortest(matrices: Matrices, most: int, tolerance: float) -> Factors | None:
+    """The same with the fewest products that all matrices can have; of large matrices, fewer are tried before more."""
+    tried = most if min(matrices.shape[1:]) <= LARGE else _FIRST
+    while True:
+        tried = min(tried, most)
+        found = low_rank(matrices, tried, tolerance)
+        if found is not None or tried == most:
+            return found
+        tried *= 2
+
+
+def truncated(matrices: Matrices, most: int, tolerance: float) -> Factors:
     """The same, but of rank `most` where the tolerance wants a larger one."""
     found = _in_parts(matrices, most, tolerance, cut=True)
     assert found is not None
@@ -45,11 +65,11 @@ def with_rank(factors: Factors, rank: int) -> Factors:
     return left, right
 
 
-def _in_parts(matrices: np.ndarray, most: int, tolerance: float, cut: bool) -> Factors | None:
+def _in_parts(matrices: Matrices, most: int, tolerance: float, cut: bool) -> Factors | None:
     rows = max(1, _AT_ONCE // max(1, matrices.shape[1] * matrices.shape[2]))
     parts = []
     for first in range(0, len(matrices), rows):
-        part = _factors(matrices[first : first + rows], most, tolerance, cut)
+        part = _factors(matrices[slice(first, first + rows)], most, tolerance, cut)
         if part is None:
             return None
         parts.append(part)
@@ -61,26 +81,29 @@ def _in_parts(matrices: np.ndarray, most: int, tolerance: float, cut: bool) -> F
     return np.concatenate(lefts), np.concatenate(rights)
 
 
-def _factors(matrices: np.ndarray, most: int, tolerance: float, cut: bool = False) -> Factors | None:
-    matrices = np.asarray(matrices, dtype=np.float64)
+def _factors(matrices: Matrices, most: int, tolerance: float, cut: bool = False) -> Factors | None:
     _, rows, columns = matrices.shape
-    squared = np.linalg.norm(matrices, axis=(1, 2)) ** 2
-    if min(rows, columns) <= _GRAM:
+    if min(rows, columns) <= LARGE:
         # Right singular vectors of V, or of its transpose, from the smaller Gram matrix: squared errors to float64's rounding.
+        wide = np.asarray(matrices.built() if isinstance(matrices, Quotients) else matrices, dtype=np.float64)
+        squared = np.linalg.norm(wide, axis=(1, 2)) ** 2
         turned = columns > rows
-        tall = matrices.transpose(0, 2, 1) if turned else matrices
+        tall = wide.transpose(0, 2, 1) if turned else wide
         values, vectors = np.linalg.eigh(tall.transpose(0, 2, 1) @ tall)
-        basis = vectors[:, :, ::-1]
+        inside, rotation = tall, vectors[:, :, ::-1]
+        basis = rotation
         tail = np.maximum(np.cumsum(np.maximum(values, 0), axis=1)[:, ::-1], 0)
     else:
         # A randomised range finder with one power iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4); its error is computed.
-        turned, tall = False, matrices
+        turned = False
+        times, transposed_times, squared = _products(matrices)
         start = np.random.default_rng(0).standard_normal((rows, min(most + _OVERSAMPLED, rows, columns)))
-        range_of = np.linalg.qr(matrices.transpose(0, 2, 1) @ start)[0]
-        range_of = np.linalg.qr(matrices.transpose(0, 2, 1) @ (matrices @ range_of))[0]
-        inside = matrices @ range_of
+        range_of = np.linalg.qr(transposed_times(np.broadcast_to(start, (len(matrices), *start.shape))))[0]
+        range_of = np.linalg.qr(transposed_times(times(range_of)))[0]
+        inside = times(range_of)
         values, vectors = np.linalg.eigh(inside.transpose(0, 2, 1) @ inside)
-        basis = range_of @ vectors[:, :, ::-1]
+        rotation = vectors[:, :, ::-1]
+        basis = range_of @ rotation
         outside = np.maximum(squared - np.linalg.norm(inside, axis=(1, 2)) ** 2, 0)
         tail = np.cumsum(np.maximum(values, 0), axis=1)[:, ::-1] + outside[:, None]
     # tail[:, r]: what is left out, squared, when r terms are kept.
@@ -94,5 +117,13 @@ def _factors(matrices: np.ndarray, most: int, tolerance: float, cut: bool = Fals
             return None
         rank = most
     right = basis[:, :, :rank].transpose(0, 2, 1)
-    left = (tall @ basis[:, :, :rank]).transpose(0, 2, 1)
+    left = (inside @ rotation[:, :, :rank]).transpose(0, 2, 1)  # V times the basis
     return (right, left) if turned else (left, right)
+
+
+def _products(matrices: Matrices) -> tuple[_Times, _Times, np.ndarray]:
+    """V and Vᵀ times columns of each, and ‖V‖²."""
+    if isinstance(matrices, Quotients):
+        return matrices.times, matrices.transposed_times, matrices.squares
+    wide = np.asarray(matrices, dtype=np.float64)
+    return wide.__matmul__, wide.transpose(0, 2, 1).__matmul__, np.linalg.norm(wide, axis=(1, 2)) ** 2

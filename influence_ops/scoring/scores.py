@@ -21,7 +21,7 @@ from beam_influence.influence_ops.model.gradients import Gradients
 from beam_influence.influence_ops.model.guard import check_later_batch
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.scoring.contraction import TOLERANCE, Contraction
-from beam_influence.influence_ops.scoring.stored_form import FactoredSolutions
+from beam_influence.influence_ops.scoring.stored_form import WHOLE, FactoredSolutions, StoredForm
 
 Normalize = Literal["none", "theta", "loss"]
 Removal = Literal["first_order", "newton"]
@@ -132,14 +132,21 @@ def evaluate(model: ExplainedModel, batch: ExampleBatch) -> tuple[ExampleBatch, 
 
 
 def embed_queries(
-    model: ExplainedModel, preconditioner: Preconditioner, batch: ExampleBatch, needs: Collection[QueryArray] = QUERY_ARRAYS
+    model: ExplainedModel,
+    preconditioner: Preconditioner,
+    batch: ExampleBatch,
+    needs: Collection[QueryArray] = QUERY_ARRAYS,
+    form: StoredForm = WHOLE,
 ) -> tuple[QueryBlock, list[Rejected]]:
-    """The batch's test examples as a query block, solved once; of its arrays, those that are needed."""
+    """The batch's test examples as a query block, solved once; of its arrays, those that are needed, solutions in their form."""
     kept, _, gradients, rejected = evaluate(model, batch)
-    raw = np.asarray(gradients, dtype=np.float64)
-    nothing = np.zeros((len(kept), 0))  # no view, which would keep what it is of
-    solved = preconditioner.apply(raw) if "solved" in needs else nothing
-    return QueryBlock(kept.ids, raw if "gradients" in needs else nothing, solved, kept.groups), rejected
+    raw = solved = nothing = np.zeros((len(kept), 0))  # no view, which would keep what it is of
+    factored = form.of_gradients(gradients, preconditioner) if "solved" in needs and form.is_factored else None
+    if "gradients" in needs or ("solved" in needs and factored is None):
+        raw = np.asarray(gradients, dtype=np.float64)
+    if "solved" in needs and factored is None:
+        solved = preconditioner.apply(raw).astype(form.dtype, copy=False)
+    return QueryBlock(kept.ids, raw if "gradients" in needs else nothing, solved, kept.groups, factored), rejected
 
 
 def concatenate_queries(blocks: list[QueryBlock], size: int) -> list[QueryBlock]:

@@ -11,9 +11,12 @@ from typing import Literal
 
 import numpy as np
 
-from beam_influence.influence_ops.model.gradients import BlockLayout, Layout
-from beam_influence.influence_ops.scoring.low_rank import truncated, with_rank
+from beam_influence.influence_ops.curvature import Preconditioner
+from beam_influence.influence_ops.curvature.solved_block import SolvedBlock
+from beam_influence.influence_ops.model.gradients import BlockLayout, Gradients, Layout
+from beam_influence.influence_ops.scoring.low_rank import shortest, truncated, with_rank
 
+_AT_ONCE = 1 << 25  # numbers in float64: 256 MiB
 FLOAT32_ROUNDING = 2.0**-24
 """The largest relative error of a number that is rounded to float32."""
 
@@ -51,11 +54,19 @@ class FactoredSolutions:
 
     @classmethod
     def concatenate(cls, solutions: Iterable[FactoredSolutions]) -> FactoredSolutions:
-        """All of them, in order."""
+        """All of them, in order. A block has as many products as any of them needs, or is whole where it is for one of them."""
         known = list(solutions)
         by_block = zip(*(each.parts for each in known), strict=True)
-        parts = tuple(tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True)) for parts in by_block)
+        parts = tuple(tuple(np.concatenate(arrays) for arrays in zip(*_alike(parts), strict=True)) for parts in by_block)
         return cls(parts, max(each.error for each in known))
+
+
+def _alike(parts: tuple[tuple[np.ndarray, ...], ...]) -> list[tuple[np.ndarray, ...]]:
+    """The parts of one block with as many products each, or all whole."""
+    if all(len(part) == 2 for part in parts):
+        rank = max(part[0].shape[1] for part in parts)
+        return [with_rank((part[0], part[1]), rank) for part in parts]
+    return [part if len(part) == 1 else (part[0].transpose(0, 2, 1) @ part[1],) for part in parts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,41 +75,81 @@ class StoredForm:
 
     Attributes:
       dtype: of the numbers.
-      rank: r, the most products in a layer's sum; None: no factors.
+      rank: r, the most products in a layer's sum; None: as `factors` says.
       tolerance: the relative error ‖V − Σ_r l ⊗ r‖ / ‖V‖ below which no more products are taken.
+      factors: without a rank, whether a layer is kept as the fewest products whose error is below the tolerance, where these are shorter
+        than its matrix; found for each block of test points.
     """
 
     dtype: Literal["float64", "float32"] = "float64"
     rank: int | None = None
     tolerance: float = 0.0
+    factors: bool = False
+
+    @property
+    def is_factored(self) -> bool:
+        """Whether any layer may be kept as factors."""
+        return self.factors or self.rank is not None
 
     def rank_of(self, block: BlockLayout) -> int:
-        """r; 0 where the block's matrix is kept as it is."""
-        of_factors = self.rank is not None and block.kind == "factored" and self.rank * (block.rows + block.columns) < block.size
-        return self.rank if of_factors and self.rank is not None else 0
+        """The most products that the block's matrix is kept as; 0 where it is kept as it is."""
+        if block.kind != "factored" or not self.is_factored:
+            return 0
+        shorter = (block.size - 1) // (block.rows + block.columns)  # more products are no shorter than the matrix
+        return shorter if self.rank is None else self.rank if self.rank <= shorter else 0
 
     def numbers(self, layout: Layout) -> int:
-        """How many numbers a test point takes."""
+        """How many numbers a test point takes; without a rank, at most."""
+        if self.rank is None:
+            return layout.size
         return sum(self.rank_of(block) * (block.rows + block.columns) or block.size for block in layout.blocks)
 
     def of(self, layout: Layout, solved: np.ndarray) -> np.ndarray | FactoredSolutions:
         """Solved test points [T, P] in this form."""
-        if self.rank is None:
+        if not self.is_factored:
             return solved.astype(self.dtype, copy=False)
-        parts, lost = [], np.zeros(len(solved))
-        for block in layout.blocks:
-            matrices = block.matrices(solved)
-            part: tuple[np.ndarray, ...] = (matrices,)
-            if rank := self.rank_of(block):
-                part = with_rank(truncated(matrices, rank, self.tolerance), rank)
-            kept = tuple(np.ascontiguousarray(array, dtype=self.dtype) for array in part)
-            exact = [array.astype(np.float64, copy=False) for array in kept]
-            product = exact[0].transpose(0, 2, 1) @ exact[1] if rank else exact[0]
-            lost += np.linalg.norm(matrices - product, axis=(1, 2)) ** 2
-            parts.append(kept)
-        norms = np.linalg.norm(solved, axis=1)
-        errors = np.divide(np.sqrt(lost), norms, out=np.zeros_like(norms), where=norms > 0)
+        return self.of_blocks(layout, (SolvedBlock(block.matrices(solved)) for block in layout.blocks))
+
+    def of_gradients(self, gradients: Gradients, preconditioner: Preconditioner) -> FactoredSolutions:
+        """Test points, of whose gradients no more are built at once than `_AT_ONCE` numbers."""
+        by_block, count = preconditioner.solves_blocks and gradients.offset is None, len(gradients)
+        size = max(block.size for block in gradients.layout.blocks) if by_block else gradients.layout.size
+        found, rows = [], max(1, _AT_ONCE // size)
+        for first in range(0, max(count, 1), rows):
+            part = gradients.select(np.arange(first, min(first + rows, count)))
+            found.append(self.of_blocks(gradients.layout, preconditioner.solve_blocks(part)))
+        return FactoredSolutions.concatenate(found)
+
+    def of_blocks(self, layout: Layout, solved: Iterable[SolvedBlock]) -> FactoredSolutions:
+        """Solved test points as factors, from each block of the layout in turn."""
+        parts, lost, squares = [], 0.0, 0.0
+        for block, found in zip(layout.blocks, solved, strict=True):
+            part, missing = self._part(block, found)
+            parts.append(part)
+            lost = lost + missing
+            squares = squares + found.squares()
+        lengths = np.sqrt(squares)
+        errors = np.divide(np.sqrt(lost), lengths, out=np.zeros_like(lengths), where=lengths > 0)
         return FactoredSolutions(tuple(parts), float(errors.max(initial=0.0)))
+
+    def _part(self, block: BlockLayout, solved: SolvedBlock) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+        """What is kept of a block, and the squared norm of what is lost of each matrix."""
+        factors = None
+        if rank := self.rank_of(block):
+            if self.rank is None:
+                left_over = self.tolerance**2 - (FLOAT32_ROUNDING**2 if self.dtype == "float32" else 0.0)
+                factors = shortest(solved.matrices, rank, max(left_over, 0.0) ** 0.5)
+            else:
+                factors = with_rank(truncated(solved.matrices, rank, self.tolerance), rank)
+        if factors is None:
+            whole = solved.turned_back()
+            kept = np.ascontiguousarray(whole, dtype=self.dtype)
+            return (kept,), np.linalg.norm(whole - kept, axis=(1, 2)) ** 2
+        pairs = list(zip(factors, (solved.inputs, solved.errors), strict=True))
+        stored = tuple(np.ascontiguousarray(each @ side.T if side.size else each, dtype=self.dtype) for each, side in pairs)
+        exact = [each.astype(np.float64, copy=False) for each in stored]
+        left, right = (each @ side if side.size else each for each, (_, side) in zip(exact, pairs, strict=True))
+        return stored, solved.squared_distances(left, right)
 
 
 WHOLE = StoredForm()

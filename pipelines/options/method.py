@@ -124,13 +124,15 @@ class MethodOptions:
     )
     score_tolerance: float = _option(
         1e-7,
-        "Take test points' solutions as sums of few products where that is cheaper and the relative error is at most this; 0: never.",
+        "Take test points' solutions as sums of few products where that is cheaper (or shorter, where memory is short) and the "
+        "relative error is at most this; 0: never.",
         commands=("run",),
     )
     query_rank: int | None = _option(
         None,
         "Keep each layer of a solved test point as a sum of at most this many products of two vectors, in float32 (fewer where "
-        "--score_tolerance is reached): far less memory than a number for each weight, and approximate. Default: keep them whole.",
+        "--score_tolerance is reached): far less memory than a number for each weight, and approximate. Default: whole, or the fewest that "
+        "--score_tolerance allows where whole ones need several rounds.",
         commands=("run",),
         least=1,
     )

@@ -74,7 +74,7 @@ def calibrate(config: InfluenceConfig, beam_arguments: Sequence[str], started: f
         points, sampled = count_points(prepared), measured.counts.get("embed", 0)
         stages, peak = measured.stages, _peak()
         fewer: _Measured | None = None
-        if 1 < sampled < points // len(prepared.queries.first_keys):
+        if 1 < sampled < points // prepared.queries.rounds.count:
             less = dataclasses.replace(
                 sample, curvature_path=join(folder, "sample", "curvature"), test=sample_points(prepared, config, of_stage, sampled // 4)
             )
@@ -114,7 +114,8 @@ def _known(config: InfluenceConfig, prepared: PreparedRun) -> dict[str, int]:
         "test_readings": prepared.queries.test_readings,
         "train_shards": _count_shards(prepared.train, config),
         "candidate_shards": _count_shards(prepared.candidates, config),
-        "rounds": len(prepared.queries.first_keys),
+        "rounds": prepared.queries.rounds.count,
+        "solving_rounds": prepared.queries.solving.count,
         "point_bytes": prepared.queries.point_bytes,
     }
 

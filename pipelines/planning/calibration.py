@@ -22,6 +22,7 @@ class Calibration:
       test_readings: how often the files of test points are read.
       test_files, train_shards, candidate_shards: how many files and shards there are.
       rounds: over the training set in which test points are scored.
+      solving_rounds: of the passes that solve test points.
       point_bytes: what a test point takes while it is used.
       start: imports and everything that is found out before the pipeline starts.
       fixed: of the pipeline: what does not grow with the files, the operator's decomposition among it.
@@ -67,6 +68,7 @@ class Calibration:
     test_readings: int = 2
     stages_with_fewer: dict[str, StageCost] = dataclasses.field(default_factory=dict)
     fewer_points: int = 0
+    solving_rounds: int = 1
 
     def as_json(self) -> dict[str, Any]:
         """For `from_json`."""

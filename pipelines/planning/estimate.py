@@ -11,6 +11,7 @@ from beam_influence.pipelines.planning.stage_costs import Seconds, StageCost
 _EMBED = "embed"
 _SCORE = "score"
 _CANDIDATES = "candidates"  # the stage's name where these are scored in place of the training set
+_SOLVE = "solve_"  # and the number of the pass
 _FORWARD_AND_BACKWARD = 3  # a gradient takes two evaluations' products besides
 
 
@@ -67,6 +68,8 @@ def _stage(found: Calibration, name: str, cost: StageCost) -> StagePlan:
 
 def _rounds(found: Calibration, name: str) -> int:
     """How often a stage reads its files."""
+    if name.startswith(_SOLVE):
+        return found.solving_rounds
     return found.rounds if name in (_SCORE, _CANDIDATES) else 1
 
 

@@ -12,10 +12,11 @@ from beam_influence.influence_ops.reading import READERS
 from beam_influence.influence_ops.reading.features import FeatureSpec
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.prepare import PreparedRun
-from beam_influence.pipelines.query_plan import QueryPlan, count_rows
+from beam_influence.pipelines.query_plan import count_rows
 from beam_influence.transforms.elements import ReadLimit, Shard
 from beam_influence.transforms.file_list import FileList
 from beam_influence.transforms.read_shards import open_shard
+from beam_influence.transforms.rounds import ONE_ROUND
 
 _SHARDS = 3  # that are read where each has some batches
 _MOST_SHARDS = 64
@@ -98,7 +99,7 @@ def sample_run(
         train=_sample_vectors(prepared.train) if examples is None else _sample_train(prepared, config, examples, seconds),
         candidates=_cut(prepared.candidates, config, candidates, seconds, _BATCHES),
         test=sample_points(prepared, config, seconds),
-        queries=QueryPlan(prepared.queries.block_size, prepared.queries.form, point_bytes=prepared.queries.point_bytes),
+        queries=dataclasses.replace(prepared.queries, rounds=ONE_ROUND, solving=ONE_ROUND, points=0),
         indexed=None,
         resumed=None,
     )
@@ -137,7 +138,7 @@ def sample_points(prepared: PreparedRun, config: InfluenceConfig, seconds: float
         return prepared.test
     fits = max(1, _POINT_BYTES // (8 * prepared.watched))
     if prepared.queries.points:
-        fits = min(fits, -(-prepared.queries.points // len(prepared.queries.first_keys)))  # those of a round
+        fits = min(fits, -(-prepared.queries.points // prepared.queries.rounds.count))  # those of a round
     points = fits if most is None else min(fits, most)
     chosen = spread(prepared.test, min(_MOST_SHARDS, points))
     limit = ReadLimit(-(-points // len(chosen)), 1, seconds / len(chosen))

@@ -16,8 +16,8 @@ def count_passes(config: InfluenceConfig, prepared: PreparedRun) -> int:
     if prepared.curvature_path is None and OPERATOR not in finished:
         passes = config.make_curvature().passes
         fitted = passes - max((number for number in range(1, passes) if stage_of_pass(number) in finished), default=0)
-    solving = config.solver_passes if prepared.test else 0
-    scoring = len(prepared.queries.first_keys) if config.output_tables else int(config.only_index)
+    solving = config.solver_passes * prepared.queries.solving.count if prepared.test else 0
+    scoring = prepared.queries.rounds.count if config.output_tables else int(config.only_index)
     return fitted + solving + int(config.second_order_groups) + (0 if prepared.candidates else scoring)
 
 
@@ -25,7 +25,7 @@ def short_plan(config: InfluenceConfig, prepared: PreparedRun) -> str:
     """Passes and bytes, and how test points fit where that was decided."""
     finished = set() if prepared.resumed is None else set(prepared.resumed.finished)
     of_train = (count_passes(config, prepared), prepared.train, "")
-    of_candidates = (len(prepared.queries.first_keys), prepared.candidates, "candidates, ")
+    of_candidates = (prepared.queries.rounds.count, prepared.candidates, "candidates, ")
     readings = [reading for reading in (of_train, of_candidates) if reading[1]]
     read = sum(passes * files.total_bytes for passes, files, _ in readings)
     read += prepared.test.total_bytes * (prepared.queries.test_readings - (EMBED in finished))

@@ -7,6 +7,7 @@ import pathlib
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 
 from beam_influence.influence_ops.model.gradients import Gradients
@@ -14,7 +15,9 @@ from beam_influence.influence_ops.results.result_files import read_facts, read_m
 from beam_influence.influence_ops.scoring.contraction import Contraction
 from beam_influence.pipelines.machine_memory import parse_bytes
 from beam_influence.pipelines.prepare import prepare
-from beam_influence.transforms.score_examples import round_of
+from beam_influence.transforms.broadcast import Broadcast
+from beam_influence.transforms.elements import QueryReference
+from beam_influence.transforms.rounds import Rounds, in_turn
 from tests.pipelines.digits_job import OUTPUTS, SIZES, DigitsJob, assert_same_tables, read, run_quietly
 
 P = 90
@@ -26,13 +29,22 @@ def test_the_plan(job: DigitsJob, tmp_path: pathlib.Path) -> None:
     config = job.config(tmp_path / "out", files=6, max_worker_memory=str(MEMORY))
     plan = prepare(config).queries
     assert plan.block_size == 1 and plan.form.dtype == "float64" and plan.is_split
-    keys = [f"00000-{number:05d}" for number in range(5)] + [f"00001-{number:05d}" for number in range(15)]
-    assert [round_of(key, plan.first_keys) for key in keys] == [number // 5 for number in range(SIZES["test"])]
+    assert plan.rounds == Rounds(4, 5 * P) and in_turn([P] * 20, 5 * P) == [number // 5 for number in range(SIZES["test"])]
     assert f"20 test points × {P} weights" in plan.text and "4 rounds over the training set" in plan.text
     parts = prepare(dataclasses.replace(config, shard_size=900)).queries
-    assert len(parts.first_keys) == 4 and parts.first_keys[2].count("-") == 2
+    assert parts.rounds.count == 4
     enough = prepare(dataclasses.replace(config, max_worker_memory="2GB")).queries
     assert enough.block_size == config.query_block_size and not enough.is_split
+
+
+def test_each_block_is_in_one_round() -> None:
+    """Also where blocks are larger than planned: the last round takes what is left."""
+    sizes = {"b": 3, "a": 2, "d": 9, "c": 4}
+    arrays = {key: {"solved-0-1": np.zeros((size, 2)), "ids": np.zeros(99)} for key, size in sizes.items()}
+    references = [QueryReference(key, Broadcast.publish(each, {}, "")) for key, each in arrays.items()]
+    for count, wanted in ((1, ["abcd"]), (2, ["ab", "cd"]), (3, ["ab", "c", "d"]), (4, ["ab", "c", "d", ""])):
+        rounds = Rounds(count, 10)
+        assert ["".join(each.key for each in rounds.choose(references, number)) for number in range(count)] == wanted
 
 
 @pytest.mark.parametrize(
@@ -85,6 +97,34 @@ def test_factors(job: DigitsJob, tmp_path: pathlib.Path) -> None:
     assert plan.form.rank == 1 and f"{65 + 8 + 9 + 10} numbers each" in plan.text and "2 rounds" in plan.text
 
 
+def test_the_fewest_factors(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    """Four rounds of five whole solutions are planned; each is found to be a product in each layer, so that one round is enough."""
+    size = 65 * 8 + 9 * 10
+    options: dict[str, Any] = {"weights": "all", "curvature": "identity", "outputs": "top_k,scores", "group_feature": None}
+    config = job.config(tmp_path / "out", **options, score_tolerance=1e-6, max_worker_memory=str(2 * 5 * 8 * size))
+    plan = prepare(config).queries
+    assert plan.form.factors and plan.rounds == Rounds(4, 5 * size) and "4 rounds over the training set at most" in plan.text
+    run_quietly(config)
+    oracle = job.oracle(config, job.shards("train", 3).ids(), job.shards("test", 1).ids())
+    assert_same_tables(tmp_path / "out", oracle, tolerance=1e-6)
+    assert not list((tmp_path / "out" / "scores").glob("*round*"))
+    assert all(0 <= read_facts(str(path))["query_error"] < 1e-6 for path in (tmp_path / "out" / "top_k").glob("*.parquet"))
+
+
+def test_test_points_are_solved_in_rounds(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    """Eight vectors in float64 for each of seven test points: three rounds of the solver, and one of the scores."""
+    options: dict[str, Any] = {"curvature": "gauss_newton_cg", "passes": 2, "outputs": "top_k,scores", "group_feature": None}
+    config = job.config(tmp_path / "out", **options, max_worker_memory=str(7 * 8 * 8 * P))
+    plan = prepare(config).queries
+    assert plan.solving == Rounds(3, 7 * P) and plan.rounds.count == 1 and plan.text.endswith("solved in 3 rounds of 2 passes")
+    run_quietly(config)
+    assert_same_tables(tmp_path / "out", job.oracle(config, job.shards("train", 3).ids(), job.shards("test", 1).ids()))
+    solver = read_manifest(config.output)["solver"]
+    residuals = read(tmp_path / "out", "residuals").column("residual").to_numpy()
+    assert solver["points"] == len(residuals) == SIZES["test"]
+    assert (solver["mean_residual"], solver["largest_residual"]) == pytest.approx((residuals.mean(), residuals.max()))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -94,6 +134,7 @@ def test_factors(job: DigitsJob, tmp_path: pathlib.Path) -> None:
         ({"query_rank": 3, "outputs": "self_influence"}, "--query_rank 3 is of solved test points"),
         ({"query_rank": 3, "removal": "newton", "damping": "0.1"}, "with --passes or --removal newton leave it out"),
         ({"query_rank": 3, "curvature": "gauss_newton_cg", "outputs": "top_k"}, "with --passes or --removal newton leave it out"),
+        ({"curvature": "gauss_newton_cg", "outputs": "top_k", "max_worker_memory": "5000"}, "over all training examples takes 5.6 KiB"),
         ({"query_rank": 0}, "--query_rank 0 must be at least 1"),
     ],
 )

@@ -7,10 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from beam_influence.influence_ops.curvature import FinishOptions, fit
+from beam_influence.influence_ops.curvature import FinishOptions, curvature_by_name, fit
 from beam_influence.influence_ops.curvature.identity import Identity
+from beam_influence.influence_ops.curvature.solved_block import Quotients, SolvedBlock
 from beam_influence.influence_ops.scoring.contraction import Contraction
-from beam_influence.influence_ops.scoring.low_rank import truncated
+from beam_influence.influence_ops.scoring.low_rank import shortest, truncated
 from beam_influence.influence_ops.scoring.scores import QueryBlock, ScoreOptions, Scorer, concatenate_queries
 from beam_influence.influence_ops.scoring.stored_form import FactoredSolutions, StoredForm
 from tests.influence_ops.curvature.test_kronecker import data, make
@@ -69,6 +70,49 @@ def test_the_shortest_factors(shape: tuple[int, int]) -> None:
     least = [np.linalg.norm(np.linalg.svd(matrix, compute_uv=False)[3:]) for matrix in matrices]
     np.testing.assert_allclose(error, least, rtol=1e-6)
     assert truncated(matrices, 8, 0.05)[0].shape[1] == 2
+
+
+@pytest.mark.parametrize("shape", [(40, 12), (300, 270)])
+def test_matrices_that_are_not_built(shape: tuple[int, int]) -> None:
+    """Products with them, their norms, their shortest factors and how far these are, against the matrices."""
+    rng = np.random.default_rng(0)
+    weights = 1 / (np.outer(*(10.0 ** -np.linspace(0, 4, size) for size in shape)) + 1e-2)
+    quotients = Quotients(rng.standard_normal((3, shape[0])), rng.standard_normal((3, shape[1])), weights)
+    built = np.einsum("bi,bo,io->bio", quotients.left, quotients.right, weights)
+    columns = rng.standard_normal((3, shape[1], 4))
+    np.testing.assert_allclose(quotients.times(columns), built @ columns, rtol=1e-12, atol=1e-9)
+    rows = built[1:] @ columns[1:]
+    np.testing.assert_allclose(quotients[slice(1, 3)].transposed_times(rows), built[1:].transpose(0, 2, 1) @ rows, rtol=1e-9)
+    found = shortest(quotients, 20, 1e-5)
+    least = int(np.sum(np.linalg.svd(built, compute_uv=False).max(axis=0) > 0))
+    assert found is not None and found[0].shape[1] < min(least, 20)
+    distances = np.linalg.norm(built - np.einsum("bri,bro->bio", *found), axis=(1, 2)) ** 2
+    assert (distances <= 1e-10 * np.linalg.norm(built, axis=(1, 2)) ** 2).all()
+    side = np.linalg.qr(rng.standard_normal((shape[0], shape[0])))[0]
+    solved = SolvedBlock(quotients, side)
+    np.testing.assert_allclose(solved.squared_distances(*found), distances, rtol=1e-2)
+    np.testing.assert_allclose(solved.turned_back(), side @ built, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["dense", "dense-over-sequence", "embedding"])
+def test_solutions_by_blocks(kind: str) -> None:
+    """EK-FAC's, of which no array of P numbers is made, are those of `apply`; kept whole where factors are no shorter."""
+    model = make(kind)
+    batch = data(model, kind)
+    operator = fit(model, curvature_by_name("ekfac"), lambda: [batch], FinishOptions("auto")).bind(model)
+    gradients = model.losses_and_gradients(batch)[1]
+    wanted = operator.apply(np.asarray(gradients, np.float64))
+    forms = (StoredForm("float64", None, 1e-12, factors=True), StoredForm("float32", None, 1e-2, factors=True))
+    for form, tolerance in zip(forms, (1e-7, 1e-2), strict=True):
+        stored = form.of_gradients(gradients, operator)
+        near = rebuilt(stored, gradients.layout.blocks, model.size)
+        errors = np.linalg.norm(near - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+        assert errors.max() < tolerance and stored.error == pytest.approx(errors.max(), rel=1e-2, abs=5e-8)
+    other = StoredForm("float32", 1).of_gradients(gradients, operator)
+    both = FactoredSolutions.concatenate([stored, other])
+    assert len(both) == 2 * len(stored) and both.error == other.error
+    first = rebuilt(both, gradients.layout.blocks, model.size)[: len(stored)]
+    np.testing.assert_allclose(first, near, rtol=0, atol=1e-6 * np.abs(near).max())
 
 
 def test_blocks_of_factors() -> None:

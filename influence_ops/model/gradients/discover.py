@@ -11,7 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from beam_influence.influence_ops.model.gradients.blocks import Block, BlockLayout, Layout, Materialised, Piece, materialise
-from beam_influence.influence_ops.model.gradients.layer_rules import Cover, cover
+from beam_influence.influence_ops.model.gradients.cover import WHOLE, Cover
+from beam_influence.influence_ops.model.gradients.layer_rules import cover
+from beam_influence.influence_ops.model.gradients.layers import all_layers
 from beam_influence.influence_ops.model.gradients.recorded import Call, recorded
 from beam_influence.influence_ops.model.regularizer import constant_second_derivative
 from beam_influence.influence_ops.types import Tensors
@@ -42,9 +44,10 @@ class GradientPlan:
         """The blocks, from the recorded calls, the loss's derivative by each one's output, and [B, n] of each of `rest`."""
         others = iter(rest)
         found: list[Block] = []
-        for known in self.covers:
+        for layout, known in zip(self.layout.blocks, self.covers, strict=True):
             if known is None:
-                found.append(Materialised(next(others)))
+                values = next(others)
+                found.append(Materialised(tf.reshape(values, [tf.shape(values)[0], layout.rows, layout.columns])))
             else:
                 layer, rule = known
                 uses = [rule.block(call.inputs, error) for call, error in zip(calls, errors, strict=True) if call.layer is layer]
@@ -75,10 +78,8 @@ def discover(model: Any, variables: list[keras.Variable], outputs: Callable[[Ten
     """
     starts = dict(zip(map(id, variables), np.cumsum([0, *(int(tf.size(v.value)) for v in variables)]).tolist(), strict=False))
     candidates: list[tuple[keras.layers.Layer, Cover]] = []
-    for layer in _all_layers(model):
-        kernel, bias = (getattr(layer, name, None) for name in ("kernel", "bias"))
-        joined = kernel is not None and bias is not None and _equal_penalties(kernel, bias)
-        candidates += [(layer, found) for found in cover(layer, lambda variable: id(variable) in starts, joined)]
+    for layer in all_layers(model):
+        candidates += [(layer, found) for found in cover(layer, lambda variable: id(variable) in starts, _equal_penalties)]
     trusted = _trusted(candidates, variables, outputs, made_up_examples(inputs)) if candidates else []
     blocks: list[tuple[int, BlockLayout, tuple[keras.layers.Layer, Cover] | None]] = []
     covered: set[int] = set()
@@ -94,22 +95,18 @@ def discover(model: Any, variables: list[keras.Variable], outputs: Callable[[Ten
     for variable in rest:
         shape = tuple(int(size) for size in variable.shape)
         size = int(np.prod(shape))
-        piece = Piece(starts[id(variable)], shape, tuple(range(len(shape))), 0, 1)
-        blocks.append((piece.start, BlockLayout(variable.path, "materialised", 1, size, (piece,)), None))
+        rows = size // shape[-1] if size > WHOLE else 1
+        piece = Piece(starts[id(variable)], shape, tuple(range(len(shape))), 0, rows)
+        blocks.append((piece.start, BlockLayout(variable.path, "materialised", rows, size // rows, (piece,)), None))
     blocks.sort(key=lambda block: block[0])
     size = sum(layout.size for _, layout, _ in blocks)
     return GradientPlan(Layout(tuple(layout for _, layout, _ in blocks), size), [known for _, _, known in blocks], rest)
 
 
-def _equal_penalties(kernel: keras.Variable, bias: keras.Variable) -> bool:
+def _equal_penalties(one: keras.Variable, other: keras.Variable) -> bool:
     """Whether both have the same, constant second derivative of their regulariser."""
-    found = constant_second_derivative(kernel)
-    return found is not None and found == constant_second_derivative(bias)
-
-
-def _all_layers(model: Any) -> list[keras.layers.Layer]:
-    flatten = getattr(model, "_flatten_layers", None)
-    return list(flatten(include_self=False, recursive=True)) if flatten is not None else []
+    found = constant_second_derivative(one)
+    return found is not None and found == constant_second_derivative(other)
 
 
 def _trusted(

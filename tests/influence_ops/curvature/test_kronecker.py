@@ -57,7 +57,7 @@ def per_position(model: InfluenceModel, batch: ExampleBatch, fisher: Fisher, see
             elif layout.kind == "factored":
                 draw.append((parts[0], parts[1]))
             else:
-                draw.append((np.ones((len(batch), 1, 1)), parts[0][:, None]))
+                draw.append((np.ones((len(batch), 1, 1)), parts[0]))
         found.append(draw)
     return found
 

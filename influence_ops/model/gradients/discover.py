@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from beam_influence.influence_ops.model.gradients.blocks import Block, BlockLayout, Layout, Materialised, Piece, materialise
+from beam_influence.influence_ops.model.gradients.blocks import Block, BlockLayout, Layout, Materialised, Piece, count_of, materialise
 from beam_influence.influence_ops.model.gradients.cover import WHOLE, Cover
 from beam_influence.influence_ops.model.gradients.layer_rules import cover
 from beam_influence.influence_ops.model.gradients.layers import all_layers
@@ -115,7 +115,10 @@ def _trusted(
     outputs: Callable[[Tensors], tf.Tensor],
     inputs: Tensors,
 ) -> list[tuple[keras.layers.Layer, Cover]]:
-    """The candidates whose blocks, summed over examples, are the tape's gradient of a random function of the outputs."""
+    """The candidates whose blocks are the tape's gradients of a random function of the outputs: the first example's, and the sum's.
+
+    The first alone as well: a layer that is called on what is no batch (a table of positions) has one gradient for all examples.
+    """
     layers = list({id(layer): layer for layer, _ in candidates}.values())
     try:
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
@@ -124,24 +127,26 @@ def _trusted(
             with recorded(layers, tape) as calls:
                 found = outputs(inputs)
             directions = tf.constant(np.random.default_rng(0).standard_normal(found.numpy().shape), dtype=found.dtype)
-            total = tf.reduce_sum(directions * found)
+            total, of_first = tf.reduce_sum(directions * found), tf.reduce_sum(directions[0] * found[0])
         sources = [call.outputs for call in calls]
         errors = cast(list[tf.Tensor], tape.gradient(total, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO))
         values = [variable.value for variable in variables]
-        found_gradients = cast(Any, tape.gradient(total, values, unconnected_gradients=tf.UnconnectedGradients.ZERO))
+        found_gradients = [
+            cast(Any, tape.gradient(of, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)) for of in (total, of_first)
+        ]
     except Exception as error:
         logging.getLogger(__name__).warning(
             "the layers can't be tried on made-up examples (%s); gradients are materialised", str(error).splitlines()[0]
         )
         return []
-    dense = [_flat(gradient) for gradient in found_gradients]
-    scale = max(float(np.abs(gradient).max()) for gradient in dense)
-    by_variable = {id(variable): gradient for variable, gradient in zip(variables, dense, strict=True)}
+    dense = [[_flat(gradient) for gradient in of_each] for of_each in found_gradients]
+    scale = max(float(np.abs(gradient).max()) for gradient in dense[0])
+    by_variable = {id(variable): gradients for variable, *gradients in zip(variables, *dense, strict=True)}
     trusted = []
     for layer, rule in candidates:
         try:
             uses = [rule.block(call.inputs, g) for call, g in zip(calls, errors, strict=True) if call.layer is layer]
-            if uses and _agrees(rule, _as_one_block(uses), by_variable, scale):
+            if uses and all(count_of(use) == _EXAMPLES for use in uses) and _agrees(rule, _as_one_block(uses), by_variable, scale):
                 trusted.append((layer, rule))
         except Exception as error:
             logging.getLogger(__name__).info("layer %s is used in a way that no rule knows: %s", layer.name, str(error).splitlines()[0])
@@ -152,17 +157,18 @@ def _flat(gradient: Any) -> np.ndarray:
     return np.asarray(tf.convert_to_tensor(gradient), dtype=np.float64).ravel()  # a lookup's is sparse
 
 
-def _agrees(rule: Cover, block: Block, expected: dict[int, np.ndarray], scale: float) -> bool:
+def _agrees(rule: Cover, block: Block, expected: dict[int, list[np.ndarray]], scale: float) -> bool:
     pieces = []
     for variable, axes, first_row, rows in rule.variables:
         pieces.append(Piece(0, tuple(int(size) for size in variable.shape), axes, first_row, rows))
     layout = BlockLayout("", rule.kind, rule.rows, rule.columns, tuple(pieces))
-    summed = [tf.reduce_sum(piece, axis=0).numpy() for _, piece in layout.flat_pieces(materialise(layout, block))]
+    found = [piece for _, piece in layout.flat_pieces(materialise(layout, block))]
     wanted = [expected[id(variable)] for variable, *_ in rule.variables]
     # Rounding is relative to the terms of a sum. Some gradients are zero but for it (a bias of attention's keys).
-    own = max(float(np.abs(gradient).max()) for gradient in wanted)
-    tolerance = _ROUNDING * float(np.finfo(summed[0].dtype).eps) * max(own, _SMALL * scale)
-    return all(np.allclose(a, b, rtol=0, atol=tolerance) for a, b in zip(summed, wanted, strict=True))
+    own = max(float(np.abs(gradient).max()) for gradient, _ in wanted)
+    tolerance = _ROUNDING * float(np.finfo(found[0].numpy().dtype).eps) * max(own, _SMALL * scale)
+    pairs = [(pair, (tf.reduce_sum(piece, axis=0).numpy(), piece[0].numpy())) for piece, pair in zip(found, wanted, strict=True)]
+    return all(np.allclose(a, b, rtol=0, atol=tolerance) for pair, made in pairs for a, b in zip(made, pair, strict=True))
 
 
 def made_up_examples(inputs: Tensors) -> Tensors:

@@ -25,10 +25,17 @@ def cover(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
       watched: which variables are.
       joined: whether two variables may be rows of one matrix; else each is a block of its own.
     """
-    rule = RULES.get(type(layer))
-    if rule is None or getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None) is not None:
+    if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None) is not None:
         return []
-    return rule(layer, watched, joined)
+    return _rule_of(type(layer))(layer, watched, joined)
+
+
+def _rule_of(kind: type) -> Rule:
+    """The rule of a class, or of the one that its `call` is inherited from; of any other, what is tried on an unknown layer."""
+    for base in kind.__mro__:
+        if base in RULES and getattr(kind, "call", None) is getattr(base, "call", None):
+            return RULES[base]
+    return scale_rules.unknown
 
 
 def _dense(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:

@@ -70,3 +70,25 @@ def prelu(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
         return tf.reduce_sum(each, axis=shared, keepdims=True) if shared else each
 
     return materialised(layer.alpha, gradient, watched)
+
+
+def unknown(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
+    """A layer that no rule knows, with one weight of its own: a root-mean-square norm's scale [D], or a table of positions [T, D].
+
+    Both are written anew in many libraries. Whether the layer is one of them is seen when its block is tried.
+    """
+    own = layer.trainable_variables
+    if len(own) != 1:
+        return []
+    if len(own[0].shape) == 1:
+
+        def normalised(x: tf.Tensor) -> tf.Tensor:
+            mean = tf.reduce_mean(tf.square(x), axis=-1, keepdims=True)
+            return x / tf.sqrt(mean + float(getattr(layer, "epsilon", 1e-6)))
+
+        return _scaled(own[0], None, normalised, watched)
+
+    def added(x: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
+        return tf.pad(g, [[0, 0], [0, int(own[0].shape[0]) - tf.shape(g)[1]], [0, 0]])
+
+    return materialised(own[0], added, watched) if len(own[0].shape) == 2 else []

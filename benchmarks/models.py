@@ -2,10 +2,11 @@
 
     python -m benchmarks.models [NAME…] [--examples N] [--write]
 
-Each model in a process of its own. An epoch is the second of `model.fit`, in batches of 32, as is `again` the second time that EK-FAC is
-fitted and scores ten test points: without what TensorFlow takes to trace. The gradients are compared with Keras's own tape, one example
-at a time, through a model that is built again with float64 as Keras's default; influence on the last layer with the inverse of a
-Hessian by the same tape. `--write` keeps the table in docs/models.md, and its numbers in models.json beside it.
+Each model in a process of its own; seconds are of CPU, user and system. An epoch is the second of `model.fit`, in batches of 32, and
+`again` the second time that EK-FAC is fitted and scores ten test points: without what TensorFlow takes to trace. The gradients are
+compared with Keras's own tape, one example at a time, through a model that is built again with float64 as Keras's default; influence
+on the last layer with the inverse of a Hessian by the same tape. `--write` keeps the table in docs/models.md, and its numbers in
+models.json beside it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 TABLE = pathlib.Path(__file__).parent.parent / "docs" / "models.md"
@@ -39,7 +41,8 @@ def main() -> int:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(measure(arguments.child, arguments.examples)))
+        for found in measure(arguments.child, arguments.examples):  # each a line: what was measured stays if the process doesn't end
+            print(json.dumps(found), flush=True)
         return 0
     from benchmarks.model_zoo import CASES
 
@@ -63,15 +66,16 @@ def in_child(name: str, examples: int | None, timeout: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.models", "--child", name, *(["--examples", str(examples)] if examples else [])]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        return {"error": f"not done after {timeout} s"}
+    except subprocess.TimeoutExpired as stopped:
+        measured = (stopped.stdout or b"").decode().splitlines()
+        return json.loads(measured[-1]) if measured else {"error": f"not done after {timeout} s"}
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["ended without a word"])[-1][:300]}
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(name: str, count: int | None) -> dict[str, Any]:
-    """The row of one model."""
+def measure(name: str, count: int | None) -> Iterator[dict[str, Any]]:
+    """The row of one model, longer each time."""
     from beam_influence.influence_ops import device
 
     device.configure_tensorflow()
@@ -90,11 +94,15 @@ def measure(name: str, count: int | None) -> dict[str, Any]:
     count = count or case.epoch_of
     inputs, labels = case.draw(rng, count)
     found: dict[str, Any] = {"weights": int(sum(np.prod(v.shape) for v in model.trainable_variables)), "examples": count}
-    found |= influence_times(model, inputs, labels, count)
+    explained, times = influence_times(model, inputs, labels)
+    found |= times
+    yield found
     found["epoch"] = epoch_seconds(model, inputs, labels)
+    yield found
     model.set_weights(weights)
-    found |= differences(case, model, weights, inputs, labels)
-    return found
+    found["again"] = again_seconds(explained, inputs, labels)
+    yield found
+    yield found | differences(case, model, weights, inputs, labels)
 
 
 def jittered(rng: Any, weight: Any) -> Any:
@@ -122,23 +130,33 @@ def batches(inputs: Any, labels: Any, size: int, first: int = 0, last: int | Non
     return made
 
 
-def influence_times(model: Any, inputs: Any, labels: Any, count: int) -> dict[str, Any]:
-    """EK-FAC of all weights and the top 10 of 10 test points, in memory."""
-    from beam_influence import InfluenceModel, compute_in_memory
+def influence_times(model: Any, inputs: Any, labels: Any) -> tuple[Any, dict[str, Any]]:
+    """EK-FAC of all weights and the top 10 of 10 test points, in memory: the model, its seconds and the process's peak."""
+    from beam_influence import InfluenceModel
 
     explained = InfluenceModel(model, weights="all", precision="native")
-    train, test = batches(inputs, labels, BATCH), batches(inputs, labels, 10, 0, 10)
     began = time.process_time()
     explained.check(batches(inputs, labels, 6, 0, 6)[0])
-    compute_in_memory(explained, "ekfac", train, test, top_k=10)
-    seconds, began = time.process_time() - began, time.process_time()
-    compute_in_memory(explained, "ekfac", train, test, top_k=10)
-    return {
-        "seconds": seconds,
-        "again": time.process_time() - began,
+    fit_and_score(explained, inputs, labels)
+    return explained, {
+        "seconds": time.process_time() - began,
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "without_factors": explained.weights_without_factors,
     }
+
+
+def again_seconds(explained: Any, inputs: Any, labels: Any) -> float:
+    """The same, of functions that were traced before."""
+    began = time.process_time()
+    fit_and_score(explained, inputs, labels)
+    return time.process_time() - began
+
+
+def fit_and_score(explained: Any, inputs: Any, labels: Any) -> None:
+    """What is measured."""
+    from beam_influence import compute_in_memory
+
+    compute_in_memory(explained, "ekfac", batches(inputs, labels, BATCH), batches(inputs, labels, 10, 0, 10), top_k=10)
 
 
 def epoch_seconds(model: Any, inputs: Any, labels: Any) -> float:
@@ -231,7 +249,8 @@ def row(name: str, found: dict[str, Any]) -> str:
     """A line of the table."""
     if "error" in found:
         return f"| {name} | {found['error']} | | | | | | | | |"
-    seconds = [f"{found['seconds']:.1f}", f"{found['again']:.2f}", f"{found['epoch']:.2f}", f"{found['again'] / found['epoch']:.0f} ×"]
+    seconds = [f"{found[name]:.2f}" if name in found else "–" for name in ("seconds", "again", "epoch")]
+    seconds.append(f"{found['again'] / found['epoch']:.0f} ×" if "again" in found else "–")
     off = [f"{found[name]:.0e}" if name in found else "–" for name in ("gradients", "influence")]
     without = str(len(found["without_factors"]))
     counts = [f"{found['weights']:,}", f"{found['examples']:,}"]

@@ -12,6 +12,7 @@ models.json beside it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import pathlib
@@ -172,34 +173,53 @@ def epoch_seconds(model: Any, inputs: Any, labels: Any) -> float:
 
 def differences(case: Any, model: Any, weights: list[Any], inputs: Any, labels: Any) -> dict[str, Any]:
     """Of the float64 gradients of all weights, and of influence on the last layer: the largest, relative to the largest value."""
-    import keras
     import numpy as np
 
     from beam_influence import InfluenceModel, compute_in_memory
 
     explained = InfluenceModel(model, weights="all")
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    twin = case.build()
-    twin.set_weights(weights)
-    found = {"precision": explained.dtype}
-    batch = batches(inputs, labels, COMPARED, 0, COMPARED)[0]
-    mine = np.asarray(explained.losses_and_gradients(batch)[1], np.float64)
-    wanted = np.array([keras_gradient(twin, twin.trainable_variables, one) for one in batches(inputs, labels, 1, 0, COMPARED)])
-    found["gradients"] = float(np.abs(mine - wanted).max() / np.abs(wanted).max())
+    mine = np.asarray(explained.losses_and_gradients(batches(inputs, labels, COMPARED, 0, COMPARED)[0])[1], np.float64)
     last = InfluenceModel(model, weights="last")
+    scores = None
     if case.exact and last.size <= SMALL:
-        variables = twin.trainable_variables[-len(last.variables) :]
-        train, test = batches(inputs, labels, 1, 0, TRAIN), batches(inputs, labels, 1, TRAIN, TRAIN + TEST)
-        hessian = np.mean([keras_hessian(twin, variables, one) for one in train], axis=0)
-        of_train, of_test = (np.array([keras_gradient(twin, variables, one) for one in part]) for part in (train, test))
-        wanted = of_test @ np.linalg.solve(hessian + DAMPING * np.eye(last.size), of_train.T)
         together = batches(inputs, labels, TRAIN, 0, TRAIN), batches(inputs, labels, TEST, TRAIN, TRAIN + TEST)
         table = compute_in_memory(last, "exact", *together, damping=DAMPING, outputs=("scores",)).tables["scores"].to_pylist()
         pairs = {(row["test_id"], row["train_id"]): row["influence"] for row in table}
         scores = np.array([[pairs[str(TRAIN + t), str(i)] for i in range(TRAIN)] for t in range(TEST)])
-        found["influence"] = float(np.abs(scores - wanted).max() / np.abs(wanted).max())
+    with in_float64():
+        twin = case.build()
+        twin.set_weights(weights)
+        wanted = np.array([keras_gradient(twin, twin.trainable_variables, one) for one in batches(inputs, labels, 1, 0, COMPARED)])
+        found = {"precision": explained.dtype, "gradients": float(np.abs(mine - wanted).max() / np.abs(wanted).max())}
+        if scores is not None:
+            wanted = keras_influence(twin, twin.trainable_variables[-len(last.variables) :], inputs, labels)
+            found["influence"] = float(np.abs(scores - wanted).max() / np.abs(wanted).max())
     return found
+
+
+@contextlib.contextmanager
+def in_float64() -> Iterator[None]:
+    """A context in which Keras's default is float64."""
+    import keras
+
+    before = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(before[0])
+        keras.config.set_dtype_policy(before[1])
+
+
+def keras_influence(model: Any, variables: list[Any], inputs: Any, labels: Any) -> Any:
+    """∇ℓ(t)ᵀ (H + λI)⁻¹ ∇ℓ(i) of the last `TEST` and the first `TRAIN` examples: [T, n]."""
+    import numpy as np
+
+    train, test = batches(inputs, labels, 1, 0, TRAIN), batches(inputs, labels, 1, TRAIN, TRAIN + TEST)
+    hessian = np.mean([keras_hessian(model, variables, one) for one in train], axis=0)
+    of_train, of_test = (np.array([keras_gradient(model, variables, one) for one in part]) for part in (train, test))
+    return of_test @ np.linalg.solve(hessian + DAMPING * np.eye(len(hessian)), of_train.T)
 
 
 def keras_loss(model: Any, one: Any) -> Any:

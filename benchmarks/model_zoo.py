@@ -292,9 +292,9 @@ class Gated(keras.layers.Layer):
         super().__init__(**options)
         self.units = units
 
-    def build(self, shape: Any) -> None:
-        self.matrix = self.add_weight(shape=(shape[-1], self.units), name="matrix")
-        self.gate = self.add_weight(shape=(shape[-1],), name="gate")
+    def build(self, input_shape: Any) -> None:
+        self.matrix = self.add_weight(shape=(input_shape[-1], self.units), name="matrix")
+        self.gate = self.add_weight(shape=(input_shape[-1],), name="gate")
 
     def call(self, x: Any) -> Any:
         return keras.ops.matmul(x, self.matrix) * keras.ops.sigmoid(keras.ops.sum(x * self.gate, axis=-1, keepdims=True))

@@ -52,8 +52,9 @@ def main() -> int:
         parser.error(f"no model {sorted(unknown)[0]!r}; there are {', '.join(CASES)}")
     found = {}
     for name in arguments.names or CASES:
-        if CASES[name].needs and importlib.util.find_spec(CASES[name].needs) is None:
-            print(f"{name}: left out, since {CASES[name].needs} is not installed", flush=True)
+        needs = CASES[name].needs
+        if needs is not None and importlib.util.find_spec(needs) is None:
+            print(f"{name}: left out, since {needs} is not installed", flush=True)
             continue
         found[name] = in_child(name, arguments.examples, arguments.timeout)
         print(row(name, found[name]), flush=True)

@@ -30,8 +30,8 @@ class Window(NamedTuple):
     padding: str
 
     @property
-    def count(self) -> int:
-        """How many places it has."""
+    def places(self) -> int:
+        """How many it sees at once."""
         return math.prod(self.size)
 
 
@@ -50,7 +50,7 @@ def patches(window: Window, x: tf.Tensor) -> tf.Tensor:
             x, padding = tf.pad(x, [[0, 0], [rates[0] * (size[0] - 1), 0], [0, 0]]), "VALID"
         x, size, strides, rates = x[:, None], (1, *size), (1, *strides), (1, *rates)
     found = tf.image.extract_patches(x, [1, *size, 1], [1, *strides, 1], [1, *rates, 1], padding)
-    return tf.reshape(found, [tf.shape(x)[0], -1, window.count, x.shape[-1]])
+    return tf.reshape(found, [tf.shape(x)[0], -1, window.places, x.shape[-1]])
 
 
 def _volume_patches(window: Window, x: tf.Tensor) -> tf.Tensor:
@@ -63,7 +63,7 @@ def _volume_patches(window: Window, x: tf.Tensor) -> tf.Tensor:
         padding.append([more // 2, more - more // 2])
     x = tf.pad(x, [*padding, [0, 0]])
     seen = []
-    for place in range(window.count):
+    for place in range(window.places):
         at, slices = place, []
         for size, stride, rate, out in reversed(list(zip(*window[:3], outs, strict=True))):
             first = at % size * rate
@@ -76,7 +76,7 @@ def _volume_patches(window: Window, x: tf.Tensor) -> tf.Tensor:
 def flat_patches(window: Window, x: tf.Tensor) -> tf.Tensor:
     """`patches` as [B, S, window · C]."""
     found = patches(window, x)
-    return tf.reshape(found, [tf.shape(found)[0], -1, window.count * x.shape[-1]])
+    return tf.reshape(found, [tf.shape(found)[0], -1, window.places * int(x.shape[-1] or 0)])
 
 
 def convolution(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
@@ -86,7 +86,7 @@ def convolution(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
     shape, window, groups = sizes(layer.kernel), window_of(layer), layer.groups
     per_group, columns = shape[-2:]
     if groups == 1:
-        rows = window.count * per_group
+        rows = window.places * per_group
 
         def inputs(x: tf.Tensor) -> tf.Tensor:
             return flat_patches(window, x)
@@ -95,7 +95,7 @@ def convolution(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
 
     def grouped(x: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
         a, e = patches(window, x), positions(g)
-        a = tf.reshape(a, [tf.shape(a)[0], -1, window.count, groups, per_group])
+        a = tf.reshape(a, [tf.shape(a)[0], -1, window.places, groups, per_group])
         return tf.einsum("bskgi,bsgo->bkigo", a, tf.reshape(e, [tf.shape(e)[0], -1, groups, columns // groups]))
 
     return [*materialised(layer.kernel, grouped, watched), *bias_everywhere(layer.bias, watched)]
@@ -128,7 +128,7 @@ def separable(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
     each = tuple(range(layer.rank + 2))
 
     def inputs(x: tf.Tensor) -> tf.Tensor:
-        kernel = tf.reshape(tf.cast(layer.depthwise_kernel.value, x.dtype), [window.count, channels, multiplier])
+        kernel = tf.reshape(tf.cast(layer.depthwise_kernel.value, x.dtype), [window.places, channels, multiplier])
         made = tf.einsum("bskc,kcm->bscm", patches(window, x), kernel)
         return tf.reshape(made, [tf.shape(made)[0], -1, rows])
 
@@ -146,7 +146,7 @@ def transposed(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
     if layer.data_format != "channels_last":
         return []
     window, (outs, ins) = window_of(layer), sizes(layer.kernel)[-2:]
-    columns = window.count * outs
+    columns = window.places * outs
     axes = (layer.rank + 1, *range(layer.rank + 1))
     covers = []
     if watched(layer.kernel):

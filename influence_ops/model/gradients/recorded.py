@@ -53,7 +53,7 @@ def _recorded(layer: Any, tape: tf.GradientTape, calls: list[Call]) -> Iterator[
     attributes = layer.__dict__
     original: Callable[..., Any] = layer.call
     activation = attributes.get("activation")
-    pending: list[tf.Tensor] = []
+    pending: list[Any] = []
 
     def keep(outputs: tf.Tensor) -> tf.Tensor:
         tape.watch(outputs)

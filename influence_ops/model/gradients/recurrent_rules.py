@@ -20,7 +20,7 @@ from beam_influence.influence_ops.model.gradients.blocks import Block, Factored
 from beam_influence.influence_ops.model.gradients.convolution_rules import Window, flat_patches, window_of
 from beam_influence.influence_ops.model.gradients.cover import Cover, Joined, Watched, materialised, row, sizes, with_one
 
-ops = keras.ops
+ops: Any = keras.ops  # its functions are typed for every backend of Keras
 _UNBOUNDED = 2**31 - 1
 
 
@@ -129,12 +129,12 @@ def _simple_step(cell: Any, x: tf.Tensor, error: tf.Tensor, states: list[tf.Tens
 def _gru_step(cell: Any, x: tf.Tensor, error: tf.Tensor, states: list[tf.Tensor]) -> Any:
     (h,) = states
     units = 3 * cell.units
-    of_inputs = ops.matmul(x, cell.kernel) + error[..., :units]
+    of_inputs = ops.matmul(x, cell.kernel) + error[:, :units]
     if cell.use_bias:
         of_inputs = of_inputs + (cell.bias[0] if cell.reset_after else cell.bias)
     x_z, x_r, x_n = ops.split(of_inputs, 3, axis=-1)
     if cell.reset_after:
-        of_state = ops.matmul(h, cell.recurrent_kernel) + error[..., units:]
+        of_state = ops.matmul(h, cell.recurrent_kernel) + error[:, units:]
         if cell.use_bias:
             of_state = of_state + cell.bias[1]
         h_z, h_r, h_n = ops.split(of_state, 3, axis=-1)
@@ -219,15 +219,15 @@ def _gru_rule(cell: Any, watched: Watched, joined: Joined) -> list[Cover]:
     units, bias = cell.units, cell.bias if cell.use_bias else None
 
     def of_inputs(steps: Steps, g: tf.Tensor) -> Block:
-        return Factored(steps.inputs, g[..., : 3 * units])
+        return Factored(steps.inputs, g[:, :, : 3 * units])
 
     def of_state(steps: Steps, g: tf.Tensor) -> Block:
         if cell.reset_after:
-            return Factored(steps.seen, g[..., 3 * units :])
+            return Factored(steps.seen, g[:, :, 3 * units :])
         # h multiplies the columns of the first two gates, r·h those of the third: two positions for each step.
-        gates, new = g[..., : 2 * units], g[..., 2 * units :]
+        gates, new = g[:, :, : 2 * units], g[:, :, 2 * units :]
         spread = [tf.concat([gates, tf.zeros_like(new)], axis=2), tf.concat([tf.zeros_like(gates), new], axis=2)]
-        return Factored(tf.concat([steps.seen[..., :units], steps.seen[..., units:]], axis=1), tf.concat(spread, axis=1))
+        return Factored(tf.concat([steps.seen[:, :, :units], steps.seen[:, :, units:]], axis=1), tf.concat(spread, axis=1))
 
     covers = []
     for kernel, block in ((cell.kernel, of_inputs), (cell.recurrent_kernel, of_state)):

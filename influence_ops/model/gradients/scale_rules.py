@@ -89,6 +89,7 @@ def unknown(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
         return _scaled(own[0], None, normalised, watched)
 
     def added(x: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
-        return tf.pad(g, [[0, 0], [0, int(own[0].shape[0]) - tf.shape(g)[1]], [0, 0]])
+        unused: Any = int(own[0].shape[0]) - tf.shape(g)[1]
+        return tf.pad(g, [[0, 0], [0, unused], [0, 0]])
 
     return materialised(own[0], added, watched) if len(own[0].shape) == 2 else []

@@ -39,7 +39,7 @@ class Tied(keras.Model):
         return tf.matmul(hidden, table.value, transpose_b=True)
 
 
-def _sequential(shape: tuple[int, ...], *layers: Any, dtype: str = "float32") -> keras.Model:
+def _sequential(shape: tuple[int | None, ...], *layers: Any, dtype: str = "float32") -> keras.Model:
     return keras.Sequential([keras.Input(shape, dtype=dtype, name="x"), *layers])
 
 

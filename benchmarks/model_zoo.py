@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from benchmarks.zoo_hub import draw_hub, hub
 from benchmarks.zoo_networks import (
     Build,
     Draw,
@@ -11,14 +12,12 @@ from benchmarks.zoo_networks import (
     Layers,
     convolution,
     draw_columns,
-    draw_hub,
     draw_multi_task,
     draw_pairs,
     draw_pixels,
     draw_wide_and_deep,
     floats,
     frozen_and_nested,
-    hub,
     images,
     in_precision,
     low_rank_adapters,

@@ -22,13 +22,12 @@ def test_equal_the_same_model_in_float64(name: str) -> None:
         pytest.skip(f"{case.needs} is not installed")
     keras.utils.set_random_seed(1)
     model, rng = case.build(), np.random.default_rng(2)
-    weights = [jittered(rng, weight) for weight in model.get_weights()]
-    model.set_weights(weights)
+    model.set_weights([jittered(rng, weight) for weight in model.get_weights()])
     inputs, labels = case.draw(rng, TRAIN + TEST)
     explained = InfluenceModel(model, weights="all")
     assert explained.check(batches(inputs, labels, 6, 0, 6)[0]).examples == 6
     assert len(explained.weights_without_factors) == WITHOUT_FACTORS.get(name, 0)
-    found = differences(case, model, weights, inputs, labels)
+    found = differences(case, model, model.get_weights(), inputs, labels)
     # Rounding of float64; keras_hub's norms compute in float32 whatever the model does.
     tolerance = 1e-4 if case.needs else 1e-10
     assert found["gradients"] < tolerance and found.get("influence", 0.0) < tolerance

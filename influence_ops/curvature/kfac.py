@@ -15,7 +15,7 @@ from beam_influence.influence_ops.curvature.base import COUNT, Curvature, Finish
 from beam_influence.influence_ops.curvature.kronecker import KroneckerPreconditioner, Side, decompose, kronecker
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.fisher import fisher_blocks
-from beam_influence.influence_ops.model.gradients import Block, BlockLayout, Factored, OneHot
+from beam_influence.influence_ops.model.gradients import Block, BlockLayout, Factored, Materialised, OneHot
 from beam_influence.influence_ops.model.gradients.blocks import positions_of
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.settings import KroneckerSettings
@@ -29,7 +29,8 @@ _POSITIONS = "positions"
 class Kfac(Curvature):
     """A ⊗ S for each layer, A = Σ a aᵀ and S = Σ g gᵀ over examples and positions.
 
-    Weights that no factors are known for are a block with A = 1; an embedding's A is diagonal, the tokens' counts.
+    Weights that no factors are known for are a block with A = 1, or, above 1,024 of them, a matrix G with A = Σ G Gᵀ and
+    S = Σ Gᵀ G over the trace of either (Shampoo's sides, Gupta et al. 2018, 1802.09568); an embedding's A is diagonal, the tokens' counts.
     """
 
     name: ClassVar[str] = "kfac"
@@ -59,7 +60,11 @@ class Kfac(Curvature):
         self, statistic: Statistic, number: int, layout: BlockLayout, block: Block, weights: tf.Tensor, first: bool
     ) -> None:
         """Adds a batch's gradients in one block; `first`: at the first of the draws."""
-        if first:  # the inputs are the same for every label
+        if isinstance(block, Materialised) and layout.rows > 1:
+            of_rows = _moment(tf.transpose(block.values, [0, 2, 1]), weights, layout.rows)
+            accumulate(statistic, f"inputs-{number}", of_rows)
+            accumulate(statistic, f"{_POSITIONS}-{number}", np.array([of_rows.sum() if of_rows.ndim == 1 else np.trace(of_rows)]))
+        elif first:  # the inputs are the same for every label
             accumulate(statistic, f"inputs-{number}", _input_moment(layout, block, weights))
             accumulate(statistic, f"{_POSITIONS}-{number}", np.array([float(tf.reduce_sum(weights)) * positions_of(block)]))
         accumulate(statistic, f"errors-{number}", _error_moment(layout, block, weights))
@@ -117,8 +122,7 @@ def _input_moment(layout: BlockLayout, block: Block, weights: tf.Tensor) -> np.n
 
 
 def _error_moment(layout: BlockLayout, block: Block, weights: tf.Tensor) -> np.ndarray:
-    errors = block[-1]
-    return _moment(errors if errors.shape.rank == 3 else errors[:, None], weights, layout.columns)
+    return _moment(block[-1], weights, layout.columns)
 
 
 def _moment(x: tf.Tensor, weights: tf.Tensor, size: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from beam_influence.influence_ops.curvature.base import FinishOptions, Preconditioner
 from beam_influence.influence_ops.curvature.solved_block import Quotients, SolvedBlock, turned
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
-from beam_influence.influence_ops.model.gradients import Block, Factored, Gradients, Layout, OneHot
+from beam_influence.influence_ops.model.gradients import Block, Factored, Gradients, Layout, Materialised, OneHot
 from beam_influence.influence_ops.model.gradients.blocks import materialise, parts_of, positions_of
 
 DEFAULT_RANK = 1024
@@ -44,6 +44,8 @@ def rotate(block: Block, inputs: np.ndarray, errors: np.ndarray) -> Block:
         block = block._make((*block[:-1], tf.matmul(block[-1], tf.constant(errors, block[-1].dtype))))
     if isinstance(block, Factored) and inputs.size:
         block = Factored(tf.matmul(block.inputs, tf.constant(inputs, block.inputs.dtype)), block.errors)
+    if isinstance(block, Materialised) and inputs.size:
+        block = Materialised(tf.einsum("ik,bio->bko", tf.constant(inputs, block.values.dtype), block.values))
     return block
 
 
@@ -180,7 +182,7 @@ def _entries(block: Block, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     if isinstance(block, OneHot):
         here = tf.cast(tf.equal(block.ids[:, :, None], tf.constant(rows, tf.int32)), block.errors.dtype)
         return np.asarray(tf.einsum("bsr,bsr->br", here, tf.gather(block.errors, columns, axis=2)), dtype=np.float64)
-    return np.asarray(tf.gather(block.values, columns, axis=1), dtype=np.float64)
+    return np.asarray(block.values, dtype=np.float64)[:, rows, columns]
 
 
 def kronecker(

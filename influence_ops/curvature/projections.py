@@ -175,7 +175,7 @@ class TwoSidedProjection:
             elif isinstance(block, OneHot):
                 left = inner.of_units(np.asarray(block.ids))
             else:
-                left = np.broadcast_to(inner.of_units(np.zeros(1, dtype=np.int64)), (len(errors), 1, inner.dim))
+                left = np.broadcast_to(inner.of_units(np.arange(inner.size)), (len(errors), inner.size, inner.dim))
             parts.append(np.matmul(np.swapaxes(right, 1, 2), left).reshape(len(errors), outer.dim * inner.dim))
         return np.concatenate(parts, axis=1)
 

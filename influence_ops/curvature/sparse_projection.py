@@ -170,7 +170,7 @@ class _Sketch:
                 side, rows = self._product(inner.part(ids[part]), outer), errors[part].reshape(len(ids[part]), -1)
                 found[part] += self._bucketed(rows, _Side(side.buckets.reshape(rows.shape), side.signs.reshape(rows.shape)))
         else:
-            self._add_matrices([(slice(None), errors[:, None, :])], sides, found)
+            self._add_matrices([(slice(None), errors)], sides, found)
 
     def _is_cheaper_built(self, layout: BlockLayout, positions: int) -> bool:
         """Whether an example's gradient is sketched sooner as a matrix than from its factors."""

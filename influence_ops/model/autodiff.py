@@ -19,6 +19,7 @@ from beam_influence.influence_ops.model.example_loss import ExampleLoss, Targets
 from beam_influence.influence_ops.model.gradients.blocks import Block, Layout
 from beam_influence.influence_ops.model.gradients.discover import discover
 from beam_influence.influence_ops.model.gradients.recorded import recorded
+from beam_influence.influence_ops.model.gradients.unrolled import unrolled
 from beam_influence.influence_ops.model.heads import Outputs
 from beam_influence.influence_ops.types import Tensors
 
@@ -76,7 +77,7 @@ class AutodiffDerivatives:
 
         def one(example: Tensors) -> list[tf.Tensor]:
             x, y, weight = tf.nest.map_structure(lambda leaf: leaf[None], example)
-            with self._rest_tape() as tape:
+            with unrolled(self._model), self._rest_tape() as tape:
                 loss = tf.reduce_sum(weight * self.loss(y, self.outputs(x)))
                 if self._additional.kinds:
                     loss += self._additional.total(1)
@@ -93,7 +94,7 @@ class AutodiffDerivatives:
 
         def one(example: Tensors) -> list[tf.Tensor]:
             x, direction = tf.nest.map_structure(lambda leaf: leaf[None], example)
-            with self._rest_tape() as tape:
+            with unrolled(self._model), self._rest_tape() as tape:
                 total = tf.reduce_sum(direction * pack(self.outputs(x).values))
             return self._rest_gradients(tape, total)
 
@@ -150,8 +151,8 @@ class AutodiffDerivatives:
         roots = self.output_curvature_root(inputs, targets)
 
         def one(example: Tensors) -> tf.Tensor:
-            (x, root) = example
-            with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            x, root = example
+            with unrolled(self._model), tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
                 self._watch(tape)
                 z = tf.reshape(pack(self.outputs(tf.nest.map_structure(lambda leaf: leaf[None], x)).values)[0], [-1])
                 rows = [tf.reduce_sum(root[:, c] * z) for c in range(z.shape.num_elements() or 0)]
@@ -167,7 +168,7 @@ class AutodiffDerivatives:
 
     def hessian_vector_products(self, inputs: Tensors, targets: Targets, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
         """(Σ_i w_i ∇²ℓ(z_i)) v for each row v of `vectors` [R, P]: [R, P]."""
-        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
+        with unrolled(self._model), tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
             self._watch(outer)
             with tf.GradientTape(watch_accessed_variables=False) as inner:
                 self._watch(inner)
@@ -185,7 +186,7 @@ class AutodiffDerivatives:
         J v is the derivative of the product u ↦ Jᵀu, which is linear in u (Townsend 2017), so that no forward mode is needed.
         H_out's negative part, where a loss is not convex in the outputs, is left out as in `gauss_newton_factors`.
         """
-        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
+        with unrolled(self._model), tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
             with tf.GradientTape(persistent=True, watch_accessed_variables=False) as inner:
                 self._watch(inner)
                 structured = self.outputs(inputs)
@@ -224,10 +225,8 @@ class AutodiffDerivatives:
             tape.watch(variable)
 
     def _flatten(self, gradients: list[Any]) -> tf.Tensor:
-        dense = [
-            tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient)
-            for gradient, variable in zip(gradients, self._variables, strict=True)
-        ]
+        pairs = zip(gradients, self._variables, strict=True)
+        dense = [tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient) for gradient, variable in pairs]
         return tf.concat([tf.reshape(part, [-1]) for part in dense], axis=0)
 
     def _map_examples(self, function: Callable[[Tensors], Tensors], elements: Tensors) -> Tensors:

@@ -40,10 +40,10 @@ class OneHot(NamedTuple):
 
 
 class Materialised(NamedTuple):
-    """The gradient itself, as [B, 1, O].
+    """The gradient itself.
 
     Attributes:
-      values: [B, O].
+      values: [B, I, O].
     """
 
     values: tf.Tensor
@@ -233,4 +233,4 @@ def materialise(layout: BlockLayout, block: Block) -> tf.Tensor:
             (block.ids, block.errors),
             fn_output_signature=block.errors.dtype,
         )
-    return block.values[:, None, :]
+    return block.values

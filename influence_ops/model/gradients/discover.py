@@ -10,8 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from beam_influence.influence_ops.model.gradients.blocks import Block, BlockLayout, Layout, Materialised, Piece, materialise
-from beam_influence.influence_ops.model.gradients.layer_rules import Cover, cover
+from beam_influence.influence_ops.model.gradients.blocks import Block, BlockLayout, Layout, Materialised, Piece, count_of, materialise
+from beam_influence.influence_ops.model.gradients.cover import WHOLE, Cover
+from beam_influence.influence_ops.model.gradients.layer_rules import cover
+from beam_influence.influence_ops.model.gradients.layers import all_layers
 from beam_influence.influence_ops.model.gradients.recorded import Call, recorded
 from beam_influence.influence_ops.model.regularizer import constant_second_derivative
 from beam_influence.influence_ops.types import Tensors
@@ -42,9 +44,10 @@ class GradientPlan:
         """The blocks, from the recorded calls, the loss's derivative by each one's output, and [B, n] of each of `rest`."""
         others = iter(rest)
         found: list[Block] = []
-        for known in self.covers:
+        for layout, known in zip(self.layout.blocks, self.covers, strict=True):
             if known is None:
-                found.append(Materialised(next(others)))
+                values = next(others)
+                found.append(Materialised(tf.reshape(values, [tf.shape(values)[0], layout.rows, layout.columns])))
             else:
                 layer, rule = known
                 uses = [rule.block(call.inputs, error) for call, error in zip(calls, errors, strict=True) if call.layer is layer]
@@ -75,10 +78,8 @@ def discover(model: Any, variables: list[keras.Variable], outputs: Callable[[Ten
     """
     starts = dict(zip(map(id, variables), np.cumsum([0, *(int(tf.size(v.value)) for v in variables)]).tolist(), strict=False))
     candidates: list[tuple[keras.layers.Layer, Cover]] = []
-    for layer in _all_layers(model):
-        kernel, bias = (getattr(layer, name, None) for name in ("kernel", "bias"))
-        joined = kernel is not None and bias is not None and _equal_penalties(kernel, bias)
-        candidates += [(layer, found) for found in cover(layer, lambda variable: id(variable) in starts, joined)]
+    for layer in all_layers(model):
+        candidates += [(layer, found) for found in cover(layer, lambda variable: id(variable) in starts, _equal_penalties)]
     trusted = _trusted(candidates, variables, outputs, made_up_examples(inputs)) if candidates else []
     blocks: list[tuple[int, BlockLayout, tuple[keras.layers.Layer, Cover] | None]] = []
     covered: set[int] = set()
@@ -94,22 +95,18 @@ def discover(model: Any, variables: list[keras.Variable], outputs: Callable[[Ten
     for variable in rest:
         shape = tuple(int(size) for size in variable.shape)
         size = int(np.prod(shape))
-        piece = Piece(starts[id(variable)], shape, tuple(range(len(shape))), 0, 1)
-        blocks.append((piece.start, BlockLayout(variable.path, "materialised", 1, size, (piece,)), None))
+        rows = size // shape[-1] if size > WHOLE else 1
+        piece = Piece(starts[id(variable)], shape, tuple(range(len(shape))), 0, rows)
+        blocks.append((piece.start, BlockLayout(variable.path, "materialised", rows, size // rows, (piece,)), None))
     blocks.sort(key=lambda block: block[0])
     size = sum(layout.size for _, layout, _ in blocks)
     return GradientPlan(Layout(tuple(layout for _, layout, _ in blocks), size), [known for _, _, known in blocks], rest)
 
 
-def _equal_penalties(kernel: keras.Variable, bias: keras.Variable) -> bool:
+def _equal_penalties(one: keras.Variable, other: keras.Variable) -> bool:
     """Whether both have the same, constant second derivative of their regulariser."""
-    found = constant_second_derivative(kernel)
-    return found is not None and found == constant_second_derivative(bias)
-
-
-def _all_layers(model: Any) -> list[keras.layers.Layer]:
-    flatten = getattr(model, "_flatten_layers", None)
-    return list(flatten(include_self=False, recursive=True)) if flatten is not None else []
+    found = constant_second_derivative(one)
+    return found is not None and found == constant_second_derivative(other)
 
 
 def _trusted(
@@ -118,7 +115,10 @@ def _trusted(
     outputs: Callable[[Tensors], tf.Tensor],
     inputs: Tensors,
 ) -> list[tuple[keras.layers.Layer, Cover]]:
-    """The candidates whose blocks, summed over examples, are the tape's gradient of a random function of the outputs."""
+    """The candidates whose blocks are the tape's gradients of a random function of the outputs: the first example's, and the sum's.
+
+    The first alone as well: a layer that is called on what is no batch (a table of positions) has one gradient for all examples.
+    """
     layers = list({id(layer): layer for layer, _ in candidates}.values())
     try:
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
@@ -127,24 +127,26 @@ def _trusted(
             with recorded(layers, tape) as calls:
                 found = outputs(inputs)
             directions = tf.constant(np.random.default_rng(0).standard_normal(found.numpy().shape), dtype=found.dtype)
-            total = tf.reduce_sum(directions * found)
+            total, of_first = tf.reduce_sum(directions * found), tf.reduce_sum(directions[0] * found[0])
         sources = [call.outputs for call in calls]
         errors = cast(list[tf.Tensor], tape.gradient(total, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO))
         values = [variable.value for variable in variables]
-        found_gradients = cast(Any, tape.gradient(total, values, unconnected_gradients=tf.UnconnectedGradients.ZERO))
+        found_gradients = [
+            cast(Any, tape.gradient(of, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)) for of in (total, of_first)
+        ]
     except Exception as error:
         logging.getLogger(__name__).warning(
             "the layers can't be tried on made-up examples (%s); gradients are materialised", str(error).splitlines()[0]
         )
         return []
-    dense = [_flat(gradient) for gradient in found_gradients]
-    scale = max(float(np.abs(gradient).max()) for gradient in dense)
-    by_variable = {id(variable): gradient for variable, gradient in zip(variables, dense, strict=True)}
+    dense = [[_flat(gradient) for gradient in of_each] for of_each in found_gradients]
+    scale = max(float(np.abs(gradient).max()) for gradient in dense[0])
+    by_variable = {id(variable): gradients for variable, *gradients in zip(variables, *dense, strict=True)}
     trusted = []
     for layer, rule in candidates:
         try:
             uses = [rule.block(call.inputs, g) for call, g in zip(calls, errors, strict=True) if call.layer is layer]
-            if uses and _agrees(rule, _as_one_block(uses), by_variable, scale):
+            if uses and all(count_of(use) == _EXAMPLES for use in uses) and _agrees(rule, _as_one_block(uses), by_variable, scale):
                 trusted.append((layer, rule))
         except Exception as error:
             logging.getLogger(__name__).info("layer %s is used in a way that no rule knows: %s", layer.name, str(error).splitlines()[0])
@@ -155,17 +157,18 @@ def _flat(gradient: Any) -> np.ndarray:
     return np.asarray(tf.convert_to_tensor(gradient), dtype=np.float64).ravel()  # a lookup's is sparse
 
 
-def _agrees(rule: Cover, block: Block, expected: dict[int, np.ndarray], scale: float) -> bool:
+def _agrees(rule: Cover, block: Block, expected: dict[int, list[np.ndarray]], scale: float) -> bool:
     pieces = []
     for variable, axes, first_row, rows in rule.variables:
         pieces.append(Piece(0, tuple(int(size) for size in variable.shape), axes, first_row, rows))
     layout = BlockLayout("", rule.kind, rule.rows, rule.columns, tuple(pieces))
-    summed = [tf.reduce_sum(piece, axis=0).numpy() for _, piece in layout.flat_pieces(materialise(layout, block))]
+    found = [piece for _, piece in layout.flat_pieces(materialise(layout, block))]
     wanted = [expected[id(variable)] for variable, *_ in rule.variables]
     # Rounding is relative to the terms of a sum. Some gradients are zero but for it (a bias of attention's keys).
-    own = max(float(np.abs(gradient).max()) for gradient in wanted)
-    tolerance = _ROUNDING * float(np.finfo(summed[0].dtype).eps) * max(own, _SMALL * scale)
-    return all(np.allclose(a, b, rtol=0, atol=tolerance) for a, b in zip(summed, wanted, strict=True))
+    own = max(float(np.abs(gradient).max()) for gradient, _ in wanted)
+    tolerance = _ROUNDING * float(np.finfo(found[0].numpy().dtype).eps) * max(own, _SMALL * scale)
+    pairs = [(pair, (tf.reduce_sum(piece, axis=0).numpy(), piece[0].numpy())) for piece, pair in zip(found, wanted, strict=True)]
+    return all(np.allclose(a, b, rtol=0, atol=tolerance) for pair, made in pairs for a, b in zip(made, pair, strict=True))
 
 
 def made_up_examples(inputs: Tensors) -> Tensors:

@@ -6,109 +6,59 @@ call of the layer: the input x and the derivative g of the loss by the output be
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from beam_influence.influence_ops.model.gradients.blocks import Block, Factored, Materialised, OneHot
+from beam_influence.influence_ops.model.gradients import convolution_rules, scale_rules
+from beam_influence.influence_ops.model.gradients.blocks import Block, Factored, OneHot
+from beam_influence.influence_ops.model.gradients.cover import Cover, Joined, Rule, Watched, affine, positions, sizes
+from beam_influence.influence_ops.model.gradients.recurrent_rules import recurrent
 
 
-@dataclasses.dataclass(frozen=True)
-class Cover:
-    """One block of a layer.
-
-    Attributes:
-      variables: (variable, axes, first row, rows): see `Piece`.
-      kind, rows, columns: see `BlockLayout`.
-      block: (x, g) of one call -> the block.
-    """
-
-    variables: tuple[tuple[Any, tuple[int, ...], int, int], ...]
-    kind: str
-    rows: int
-    columns: int
-    block: Callable[[tf.Tensor, tf.Tensor], Block]
-
-
-Watched = Callable[[Any], bool]
-"""Whether a variable (or None) is watched."""
-
-
-def cover(layer: Any, watched: Watched, joined: bool) -> list[Cover]:
+def cover(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
     """The blocks of `layer`; variables in none of them must be materialised in another way.
 
     Args:
       watched: which variables are.
-      joined: whether the bias is a row of the kernel's matrix; else it is a block of its own.
+      joined: whether two variables may be rows of one matrix; else each is a block of its own.
     """
-    rule = RULES.get(type(layer))
-    if rule is None or getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None) is not None:
+    if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None) is not None:
         return []
-    return rule(layer, watched, joined)
+    return _rule_of(type(layer))(layer, watched, joined)
 
 
-def _affine(
-    kernel: Any,
-    kernel_axes: tuple[int, ...],
-    bias: Any,
-    bias_axes: tuple[int, ...],
-    shape: tuple[int, int],
-    watched: Watched,
-    joined: bool,
-    inputs: Callable[[tf.Tensor], tf.Tensor],
-    errors: Callable[[tf.Tensor], tf.Tensor],
-) -> list[Cover]:
-    """Kernel and bias of z = a W + b at every position, from a [B, S, I] and g [B, S, O]."""
-    rows, columns = shape
-    has_kernel, has_bias = watched(kernel), watched(bias)
-
-    def with_one(x: tf.Tensor, g: tf.Tensor) -> Block:
-        a = inputs(x)
-        return Factored(tf.concat([a, tf.ones_like(a[:, :, :1])], axis=2), errors(g))
-
-    def summed(x: tf.Tensor, g: tf.Tensor) -> Block:
-        return Materialised(tf.reduce_sum(errors(g), axis=1))
-
-    of_kernel = (kernel, kernel_axes, 0, rows)
-    if has_kernel and has_bias and joined:
-        return [Cover((of_kernel, (bias, bias_axes, rows, 1)), "factored", rows + 1, columns, with_one)]
-    covers = []
-    if has_kernel:
-        covers.append(Cover((of_kernel,), "factored", rows, columns, lambda x, g: Factored(inputs(x), errors(g))))
-    if has_bias:
-        covers.append(Cover(((bias, bias_axes, 0, 1),), "materialised", 1, columns, summed))
-    return covers
+def _rule_of(kind: type) -> Rule:
+    """The rule of a class, or of the one that its `call` is inherited from; of any other, what is tried on an unknown layer."""
+    for base in kind.__mro__:
+        if base in RULES and getattr(kind, "call", None) is getattr(base, "call", None):
+            return RULES[base]
+    return scale_rules.unknown
 
 
-def _positions(tensor: tf.Tensor) -> tf.Tensor:
-    """[B, ..., D] -> [B, S, D]."""
-    return tf.reshape(tensor, [tf.shape(tensor)[0], -1, tensor.shape[-1]])
+def _dense(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
+    shape = sizes(layer.kernel)
+    return affine(layer.kernel, (0, 1), layer.bias, (0,), (shape[0], shape[1]), watched, joined, positions, positions)
 
 
-def _dense(layer: Any, watched: Watched, joined: bool) -> list[Cover]:
-    shape = tuple(int(size) for size in layer.kernel.shape)
-    return _affine(layer.kernel, (0, 1), layer.bias, (0,), (shape[0], shape[1]), watched, joined, _positions, _positions)
-
-
-def _einsum_dense(layer: Any, watched: Watched, joined: bool) -> list[Cover]:
+def _einsum_dense(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
     left, _, outs = layer.equation.replace(" ", "").replace("...", ".").partition("->")  # "." stands for several positions
     ins, _, kernels = left.partition(",")
     contracted = [char for char in kernels if char in ins and char not in outs]
     made = [char for char in kernels if char in outs and char not in ins]
-    positions = [char for char in outs if char in ins and char not in kernels]
-    if len(contracted) + len(made) != len(kernels) or len(contracted) + len(positions) != len(ins) or not positions:
+    shared = [char for char in outs if char in ins and char not in kernels]
+    if len(contracted) + len(made) != len(kernels) or len(contracted) + len(shared) != len(ins) or not shared:
         return []  # a label that all three share, or that only one has
-    if ins[0] != outs[0] or ins[0] not in positions:
+    if ins[0] != outs[0] or ins[0] not in shared:
         return []
-    sizes = dict(zip(kernels, (int(size) for size in layer.kernel.shape), strict=True))
+    lengths = dict(zip(kernels, sizes(layer.kernel), strict=True))
     rows = columns = 1
     for char in contracted:
-        rows *= sizes[char]
+        rows *= lengths[char]
     for char in made:
-        columns *= sizes[char]
+        columns *= lengths[char]
 
     def matrix(labels: str, kept: list[str], size: int) -> Callable[[tf.Tensor], tf.Tensor]:
         def rows_of(tensor: tf.Tensor) -> tf.Tensor:
@@ -117,7 +67,7 @@ def _einsum_dense(layer: Any, watched: Watched, joined: bool) -> list[Cover]:
             for char in labels:
                 first = sum(len(found) for found in axes.values())
                 axes[char] = list(range(first, first + (spread if char == "." else 1)))
-            order = [axis for char in (*positions, *kept) for axis in axes[char]]
+            order = [axis for char in (*shared, *kept) for axis in axes[char]]
             return tf.reshape(tf.transpose(tensor, order), [tf.shape(tensor)[0], -1, size])
 
         return rows_of
@@ -130,7 +80,7 @@ def _einsum_dense(layer: Any, watched: Watched, joined: bool) -> list[Cover]:
             bias = None  # added along positions: no row of the matrix
         else:
             bias_axes = tuple(of_bias.index(char) for char in made)
-    return _affine(
+    return affine(
         layer.kernel,
         kernel_axes,
         bias,
@@ -143,134 +93,58 @@ def _einsum_dense(layer: Any, watched: Watched, joined: bool) -> list[Cover]:
     )
 
 
-def _patches(layer: Any, x: tf.Tensor) -> tf.Tensor:
-    """What each output position of a convolution sees: [B, S, window, channels]."""
-    window, strides, rates = tuple(layer.kernel_size), tuple(layer.strides), tuple(layer.dilation_rate)
-    padding = layer.padding.upper()
-    if layer.rank == 1:
-        if padding == "CAUSAL":
-            x, padding = tf.pad(x, [[0, 0], [rates[0] * (window[0] - 1), 0], [0, 0]]), "VALID"
-        x, window, strides, rates = x[:, None], (1, *window), (1, *strides), (1, *rates)
-    channels = x.shape[-1]
-    patches = tf.image.extract_patches(x, [1, *window, 1], [1, *strides, 1], [1, *rates, 1], padding)
-    return tf.reshape(patches, [tf.shape(x)[0], -1, window[0] * window[1], channels])
-
-
-def _convolution(layer: Any, watched: Watched, joined: bool) -> list[Cover]:
-    if layer.data_format != "channels_last":
-        return []
-    shape = tuple(int(size) for size in layer.kernel.shape)
-    axes = tuple(range(len(shape)))
-    inputs_per_group, columns = shape[-2], shape[-1]
-    window = 1
-    for size in shape[:-2]:
-        window *= size
-    if layer.groups == 1:
-        rows = window * inputs_per_group
-
-        def inputs(x: tf.Tensor) -> tf.Tensor:
-            patches = _patches(layer, x)
-            return tf.reshape(patches, [tf.shape(patches)[0], -1, rows])
-
-        return _affine(layer.kernel, axes, layer.bias, (0,), (rows, columns), watched, joined, inputs, _positions)
-
-    groups = layer.groups
-
-    def grouped(x: tf.Tensor, g: tf.Tensor) -> Block:
-        patches = _patches(layer, x)
-        count = tf.shape(patches)[0]
-        a = tf.reshape(patches, [count, -1, window, groups, inputs_per_group])
-        e = tf.reshape(g, [count, -1, groups, columns // groups])
-        return Materialised(tf.reshape(tf.einsum("bskgi,bsgo->bkigo", a, e), [count, window * inputs_per_group * columns]))
-
-    return _materialised_kernel(layer.kernel, grouped, layer.bias, watched)
-
-
-def _depthwise(layer: Any, watched: Watched, joined: bool) -> list[Cover]:
-    if layer.data_format != "channels_last":
-        return []
-    shape = tuple(int(size) for size in layer.kernel.shape)
-    channels, multiplier = shape[-2], shape[-1]
-
-    def by_channel(x: tf.Tensor, g: tf.Tensor) -> Block:
-        a = _patches(layer, x)
-        count = tf.shape(a)[0]
-        e = tf.reshape(g, [count, -1, channels, multiplier])
-        return Materialised(tf.reshape(tf.einsum("bskc,bscm->bkcm", a, e), [count, int(layer.kernel.value.shape.num_elements())]))
-
-    return _materialised_kernel(layer.kernel, by_channel, layer.bias, watched)
-
-
-def _materialised_kernel(kernel: Any, gradient: Callable[[tf.Tensor, tf.Tensor], Block], bias: Any, watched: Watched) -> list[Cover]:
-    """A kernel whose [B, n] is cheap to build, and a bias that is added at every position."""
-    covers = []
-    if watched(kernel):
-        shape = tuple(kernel.shape)
-        covers.append(Cover(((kernel, tuple(range(len(shape))), 0, 1),), "materialised", 1, kernel.value.shape.num_elements(), gradient))
-    if watched(bias):
-        covers.append(_bias_of_every_position(bias))
-    return covers
-
-
-def _bias_of_every_position(bias: Any) -> Cover:
-    def summed(x: tf.Tensor, g: tf.Tensor) -> Block:
-        return Materialised(tf.reduce_sum(_positions(g), axis=1))
-
-    return Cover(((bias, (0,), 0, 1),), "materialised", 1, int(bias.shape[0]), summed)
-
-
-def _embedding(layer: Any, watched: Watched, joined: bool) -> list[Cover]:
+def _embedding(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
     if not watched(layer.embeddings):
         return []
-    rows, columns = (int(size) for size in layer.embeddings.shape)
+    rows, columns = sizes(layer.embeddings)
 
     def looked_up(x: tf.Tensor, g: tf.Tensor) -> Block:
-        return OneHot(tf.reshape(tf.cast(x, tf.int32), [tf.shape(x)[0], -1]), _positions(g))
+        return OneHot(tf.reshape(tf.cast(x, tf.int32), [tf.shape(x)[0], -1]), positions(g))
 
     return [Cover(((layer.embeddings, (0, 1), 0, rows),), "one_hot", rows, columns, looked_up)]
 
 
-def _scaled(scale: Any, shift: Any, normalised: Callable[[tf.Tensor], tf.Tensor], watched: Watched) -> list[Cover]:
-    """γ and β of z = γ·x̂ + β over the last axis."""
-    covers = []
-    if watched(scale):
+class Reversed(NamedTuple):
+    """The inputs of a `ReversibleEmbedding` that was called with reverse=True.
 
-        def gradient(x: tf.Tensor, g: tf.Tensor) -> Block:
-            return Materialised(tf.reduce_sum(_positions(normalised(x) * g), axis=1))
+    Attributes:
+      states: [B, ..., D].
+    """
 
-        covers.append(Cover(((scale, (0,), 0, 1),), "materialised", 1, int(scale.shape[0]), gradient))
-    if watched(shift):
-        covers.append(_bias_of_every_position(shift))
-    return covers
+    states: tf.Tensor
 
 
-def _layer_normalization(layer: Any, watched: Watched, joined: bool) -> list[Cover]:
-    if layer.rms_scaling or len(layer.axis) != 1:
+def _reversible(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
+    """A table that is looked up in and multiplied with: both are Σ a ⊗ g with the table's rows as rows."""
+    if not layer.tie_weights or layer.logit_soft_cap is not None or not watched(layer.embeddings):
         return []
+    rows, columns = sizes(layer.embeddings)
 
-    def normalised(x: tf.Tensor) -> tf.Tensor:
-        mean, variance = tf.nn.moments(x, axes=[-1], keepdims=True)
-        return (x - mean) / tf.sqrt(variance + layer.epsilon)
+    def block(x: Any, g: tf.Tensor) -> Block:
+        if isinstance(x, Reversed):  # z = h Eᵀ, so its gradient is g ⊗ h
+            return Factored(positions(g), positions(x.states))
+        ids = tf.reshape(tf.cast(x, tf.int32), [tf.shape(x)[0], -1])
+        return Factored(tf.one_hot(ids, rows, dtype=g.dtype), positions(g))
 
-    return _scaled(layer.gamma, layer.beta, normalised, watched)
-
-
-def _batch_normalization(layer: Any, watched: Watched, joined: bool) -> list[Cover]:
-    def normalised(x: tf.Tensor) -> tf.Tensor:
-        return (x - layer.moving_mean.value) / tf.sqrt(layer.moving_variance.value + layer.epsilon)
-
-    return _scaled(layer.gamma, layer.beta, normalised, watched)
+    return [Cover(((layer.embeddings, (0, 1), 0, rows),), "factored", rows, columns, block)]
 
 
-Rule = Callable[[Any, Watched, bool], list[Cover]]
 RULES: dict[type, Rule] = {
     keras.layers.Dense: _dense,
     keras.layers.EinsumDense: _einsum_dense,
-    keras.layers.Conv1D: _convolution,
-    keras.layers.Conv2D: _convolution,
-    keras.layers.DepthwiseConv1D: _depthwise,
-    keras.layers.DepthwiseConv2D: _depthwise,
+    **dict.fromkeys((keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D), convolution_rules.convolution),
+    **dict.fromkeys((keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D), convolution_rules.depthwise),
+    **dict.fromkeys((keras.layers.SeparableConv1D, keras.layers.SeparableConv2D), convolution_rules.separable),
+    **dict.fromkeys(
+        (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose), convolution_rules.transposed
+    ),
+    **dict.fromkeys((keras.layers.RNN, keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN), recurrent),
+    **dict.fromkeys((keras.layers.ConvLSTM1D, keras.layers.ConvLSTM2D, keras.layers.ConvLSTM3D), recurrent),
     keras.layers.Embedding: _embedding,
-    keras.layers.LayerNormalization: _layer_normalization,
-    keras.layers.BatchNormalization: _batch_normalization,
+    keras.layers.ReversibleEmbedding: _reversible,
+    keras.layers.LayerNormalization: scale_rules.layer_normalization,
+    keras.layers.RMSNormalization: scale_rules.rms_normalization,
+    keras.layers.BatchNormalization: scale_rules.batch_normalization,
+    keras.layers.GroupNormalization: scale_rules.group_normalization,
+    keras.layers.PReLU: scale_rules.prelu,
 }

@@ -9,18 +9,21 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from beam_influence.influence_ops.model.gradients.layer_rules import Reversed
+from beam_influence.influence_ops.model.gradients.recurrent_rules import known_cell, recording_loop
+
 
 class Call(NamedTuple):
     """One use of a layer.
 
     Attributes:
       layer: the layer.
-      inputs: x.
-      outputs: z, before the activation where the layer has one; watched by the tape.
+      inputs: x; of a recurrent layer `Steps`, of an embedding that is used in reverse `Reversed`.
+      outputs: z, before the activation where the layer has one, or a recurrent layer's ε; watched by the tape.
     """
 
     layer: Any
-    inputs: tf.Tensor
+    inputs: Any
     outputs: tf.Tensor
 
 
@@ -30,8 +33,18 @@ def recorded(layers: list[keras.layers.Layer], tape: tf.GradientTape) -> Iterato
     calls: list[Call] = []
     with contextlib.ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(_recorded(layer, tape, calls))
+            stack.enter_context((_recorded_loop if known_cell(layer) else _recorded)(layer, tape, calls))
         yield calls
+
+
+@contextlib.contextmanager
+def _recorded_loop(layer: Any, tape: tf.GradientTape, calls: list[Call]) -> Iterator[None]:
+    attributes = layer.__dict__
+    attributes["inner_loop"] = recording_loop(layer, lambda steps, errors: calls.append(Call(layer, steps, errors)), tape.watch)
+    try:
+        yield
+    finally:
+        del attributes["inner_loop"]
 
 
 @contextlib.contextmanager
@@ -40,7 +53,7 @@ def _recorded(layer: Any, tape: tf.GradientTape, calls: list[Call]) -> Iterator[
     attributes = layer.__dict__
     original: Callable[..., Any] = layer.call
     activation = attributes.get("activation")
-    pending: list[tf.Tensor] = []
+    pending: list[Any] = []
 
     def keep(outputs: tf.Tensor) -> tf.Tensor:
         tape.watch(outputs)
@@ -53,7 +66,7 @@ def _recorded(layer: Any, tape: tf.GradientTape, calls: list[Call]) -> Iterator[
 
     @tf.autograph.experimental.do_not_convert
     def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        pending.append(inputs)
+        pending.append(Reversed(inputs) if kwargs.get("reverse") else inputs)
         outputs = original(inputs, *args, **kwargs)
         return outputs if activation is not None else keep(outputs)
 

@@ -14,7 +14,7 @@ from beam_influence.influence_ops.curvature.gauss_newton_cg import GaussNewtonCg
 from beam_influence.influence_ops.curvature.kfac import Kfac
 from beam_influence.influence_ops.curvature.kronecker import KroneckerPreconditioner
 from beam_influence.influence_ops.model.fisher import fisher_blocks, uniform
-from beam_influence.influence_ops.model.gradients import Block, Gradients
+from beam_influence.influence_ops.model.gradients import Block, Gradients, cover
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.scoring.in_memory import compute_in_memory, solve_over
@@ -57,7 +57,7 @@ def per_position(model: InfluenceModel, batch: ExampleBatch, fisher: Fisher, see
             elif layout.kind == "factored":
                 draw.append((parts[0], parts[1]))
             else:
-                draw.append((np.ones((len(batch), 1, 1)), parts[0][:, None]))
+                draw.append((np.broadcast_to(np.eye(layout.rows), (len(batch), layout.rows, layout.rows)), parts[0]))
         found.append(draw)
     return found
 
@@ -71,6 +71,11 @@ def dense(model: InfluenceModel, batch: ExampleBatch, fisher: Fisher, corrected:
         a = draws[0][number][0]
         a_moment = np.einsum("b,bsi,bsj->ij", weights, a, a)
         g_moment = np.sum([np.einsum("b,bso,bsp->op", weights, draw[number][1], draw[number][1]) for draw in draws], axis=0)
+        positions = weights.sum() * draws[0][number][0].shape[1]
+        if layout.kind == "materialised" and layout.rows > 1:  # a matrix: its own two sides, over their trace
+            matrices = [np.einsum("bsi,bso->bio", *draw[number]) for draw in draws]
+            a_moment = np.sum([np.einsum("b,bio,bjo->ij", weights, each, each) for each in matrices], axis=0)
+            positions = np.trace(a_moment)
         if corrected:
             u = np.eye(layout.rows) if layout.kind == "one_hot" else np.linalg.eigh(a_moment)[1]
             v = np.linalg.eigh(g_moment)[1]
@@ -80,7 +85,6 @@ def dense(model: InfluenceModel, batch: ExampleBatch, fisher: Fisher, corrected:
                 values += np.einsum("b,bkl->kl", weights, rotated**2) / len(batch)
             block = np.einsum("ik,jl,kl,mk,nl->ijmn", u, v, values, u, v).reshape(layout.size, layout.size)
         else:
-            positions = weights.sum() * draws[0][number][0].shape[1]
             block = np.kron(a_moment, g_moment) / (positions * len(batch))
         # Columns: the block's entries as vectors in θ.
         embedding = np.zeros((layout.size, model.size))
@@ -91,11 +95,12 @@ def dense(model: InfluenceModel, batch: ExampleBatch, fisher: Fisher, corrected:
 
 @pytest.mark.parametrize(
     ("kind", "fisher"),
-    [(kind, "signed") for kind in NETWORK_KINDS if kind != "lstm"]  # which has no factors, and takes a minute
+    [(kind, "signed") for kind in [*NETWORK_KINDS, "depthwise"]]
     + [("dense-over-sequence", "expected"), ("dense", "true"), ("conv2d-strided-same", "empirical")],
 )
 @pytest.mark.parametrize("curvature", [Kfac, Ekfac])
-def test_equals_the_dense_definition(kind: str, curvature: type[Kfac], fisher: Fisher) -> None:
+def test_equals_the_dense_definition(kind: str, curvature: type[Kfac], fisher: Fisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cover, "WHOLE", 16)  # so that the depthwise kernel, and not a bias, is large
     model = make(kind)
     train = data(model, kind)
     operator = fit(model, curvature(KroneckerSettings(fisher=fisher, seed=5)), lambda: batches(train, 17), FinishOptions(DAMPING))

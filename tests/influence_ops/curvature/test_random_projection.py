@@ -111,7 +111,7 @@ def test_factored_gradients_are_projected_as_they_are(kind, offset: bool) -> Non
         wanted = projection.apply(np.asarray(gradients))
         np.testing.assert_allclose(projection.of_gradients(gradients), wanted, rtol=0, atol=ROUNDING * np.abs(wanted).max())
     bare = Layout((BlockLayout("scale", "materialised", 1, 40, (Piece(0, (40,), (0,), 0, 1),)),), 40)
-    gradients = Gradients(bare, (Materialised(tf.constant(rng.standard_normal((4, 40)))),), None)
+    gradients = Gradients(bare, (Materialised(tf.constant(rng.standard_normal((4, 1, 40)))),), None)
     projection = make_projection(kind, bare, 10, 0)
     np.testing.assert_allclose(projection.of_gradients(gradients), projection.apply(np.asarray(gradients)), rtol=0, atol=ROUNDING)
 

@@ -39,7 +39,7 @@ class Tied(keras.Model):
         return tf.matmul(hidden, table.value, transpose_b=True)
 
 
-def _sequential(shape: tuple[int, ...], *layers: Any, dtype: str = "float32") -> keras.Model:
+def _sequential(shape: tuple[int | None, ...], *layers: Any, dtype: str = "float32") -> keras.Model:
     return keras.Sequential([keras.Input(shape, dtype=dtype, name="x"), *layers])
 
 
@@ -62,6 +62,24 @@ def _sequences(*layers: Any) -> keras.Model:
 
 def _images(*layers: Any) -> keras.Model:
     return _sequential((7, 8, 3), *layers, Layers.GlobalAveragePooling2D(), Layers.Dense(3))
+
+
+def _volumes(*layers: Any) -> keras.Model:
+    return _sequential((5, 6, 7, 2), *layers, Layers.Flatten(), Layers.Dense(3))
+
+
+def _both_ways() -> keras.Model:
+    """Two recurrent layers, one both ways, over tokens of which some are padding."""
+    tokens = _sequential((4,), Layers.Embedding(7, 5, mask_zero=True), dtype="int32")
+    x = tokens.outputs[0]
+    both = Layers.Bidirectional(Layers.LSTM(3, return_sequences=True))(x)
+    return keras.Model(tokens.inputs, Layers.Dense(3)(Layers.GRU(4)(both)))
+
+
+def _reversible() -> keras.Model:
+    x = keras.Input((4,), name="x", dtype="int32")
+    table = Layers.ReversibleEmbedding(7, 5)
+    return keras.Model(x, Layers.Dense(3)(Layers.Flatten()(table(Layers.Dense(5, "tanh")(table(x)), reverse=True))))
 
 
 NETWORKS: dict[str, Callable[[], keras.Model]] = {
@@ -89,9 +107,23 @@ NETWORKS: dict[str, Callable[[], keras.Model]] = {
     "subclassed": Subclassed,
     "tied": Tied,
     "lstm": lambda: _sequential((4, 6), Layers.LSTM(4), Layers.Dense(3)),
-    "separable": lambda: _images(Layers.SeparableConv2D(4, 3)),
+    "lstm-stacked-both-ways": _both_ways,
+    "gru-no-bias": lambda: _sequential((4, 6), Layers.GRU(4, use_bias=False, unroll=True, go_backwards=True), Layers.Dense(3)),
+    "gru-reset-before": lambda: _sequential((None, 6), Layers.GRU(4, reset_after=False), Layers.Dense(3)),
+    "simple-rnn-penalised": lambda: _sequential((4, 6), Layers.SimpleRNN(4, kernel_regularizer="l2"), Layers.Dense(3)),
+    "conv-lstm": lambda: _sequential((3, 6, 5, 2), Layers.ConvLSTM2D(2, 3, strides=2), Layers.Flatten(), Layers.Dense(3)),
+    "own-cells": lambda: _sequential((4, 6), Layers.RNN([Layers.LSTMCell(4), Layers.GRUCell(3)]), Layers.Dense(3)),
+    "time-distributed": lambda: _sequential(
+        (None, 6), Layers.TimeDistributed(Layers.Dense(4)), Layers.GlobalAveragePooling1D(), Layers.Dense(3)
+    ),
+    "separable": lambda: _images(Layers.SeparableConv2D(4, 3, depth_multiplier=2, activation="tanh")),
+    "conv3d": lambda: _volumes(Layers.Conv3D(2, (2, 3, 2), strides=2, padding="same"), Layers.Conv3D(3, 2, dilation_rate=(1, 2, 2))),
+    "transposed": lambda: _images(Layers.Conv2DTranspose(4, (3, 2), strides=2, padding="same"), Layers.Activation("tanh")),
+    "transposed1d": lambda: _sequential((5, 3), Layers.Conv1DTranspose(4, 3, strides=2), Layers.Flatten(), Layers.Dense(3)),
     "group-norm": lambda: _images(Layers.Conv2D(4, 3), Layers.GroupNormalization(2), Layers.Activation("tanh")),
+    "rms-norm-prelu": lambda: _sequences(Layers.Dense(5), Layers.RMSNormalization(), Layers.PReLU(shared_axes=[1])),
+    "reversible": _reversible,
 }
 
-MATERIALISED = {"einsum-odd-bias": 1, "tied": 1, "lstm": 3, "separable": 3, "group-norm": 2}
+MATERIALISED = {"einsum-odd-bias": 1, "tied": 1, "own-cells": 6}
 """How many of a network's variables no rule covers; 0 for the others."""

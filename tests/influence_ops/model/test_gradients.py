@@ -32,13 +32,14 @@ def examples(model: keras.Model, kind: str) -> ExampleBatch:
     """Random examples; token 2 occurs twice in each sequence."""
     rng = np.random.default_rng(5)
     ids = np.array([str(i) for i in range(_SIZE)], dtype=object)
-    if kind in ("embedding", "tied"):
+    if kind in ("embedding", "tied", "reversible", "lstm-stacked-both-ways"):
         inputs = rng.integers(0, 7, (_SIZE, 4))
         inputs[:, 1] = inputs[:, 3] = 2
+        inputs[0, 2:] = 0
     elif kind == "subclassed":
         inputs = rng.standard_normal((_SIZE, 6))
     else:
-        inputs = rng.standard_normal((_SIZE, *model.inputs[0].shape[1:]))
+        inputs = rng.standard_normal((_SIZE, *(size or 5 for size in model.inputs[0].shape[1:])))
     return ExampleBatch(ids, inputs, rng.integers(0, 3, _SIZE), weights=rng.random(_SIZE))
 
 

@@ -1,0 +1,158 @@
+"""Rules of convolutions: a layer that is used at every place of an image, whose inputs are the window that it sees there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from beam_influence.influence_ops.model.gradients.blocks import Factored
+from beam_influence.influence_ops.model.gradients.cover import (
+    Cover,
+    Joined,
+    Watched,
+    affine,
+    bias_everywhere,
+    materialised,
+    positions,
+    sizes,
+)
+
+
+class Window(NamedTuple):
+    """Which part of an image one place of a convolution's output is made of: sizes along each axis."""
+
+    size: tuple[int, ...]
+    strides: tuple[int, ...]
+    rates: tuple[int, ...]
+    padding: str
+
+    @property
+    def places(self) -> int:
+        """How many it sees at once."""
+        return math.prod(self.size)
+
+
+def window_of(layer: Any) -> Window:
+    """The window of a convolutional layer or cell."""
+    return Window(tuple(layer.kernel_size), tuple(layer.strides), tuple(layer.dilation_rate), layer.padding.upper())
+
+
+def patches(window: Window, x: tf.Tensor) -> tf.Tensor:
+    """What each output position of a convolution sees of x [B, ..., C]: [B, S, window, C]."""
+    size, strides, rates, padding = window
+    if len(size) == 3:
+        return _volume_patches(window, x)
+    if len(size) == 1:
+        if padding == "CAUSAL":
+            x, padding = tf.pad(x, [[0, 0], [rates[0] * (size[0] - 1), 0], [0, 0]]), "VALID"
+        x, size, strides, rates = x[:, None], (1, *size), (1, *strides), (1, *rates)
+    found = tf.image.extract_patches(x, [1, *size, 1], [1, *strides, 1], [1, *rates, 1], padding)
+    return tf.reshape(found, [tf.shape(x)[0], -1, window.places, x.shape[-1]])
+
+
+def _volume_patches(window: Window, x: tf.Tensor) -> tf.Tensor:
+    """The same along three axes, a place of the window after another."""
+    lengths, outs, padding = tf.unstack(tf.shape(x)[1:4]), [], [[0, 0]]
+    for length, size, stride, rate in zip(lengths, *window[:3], strict=True):
+        reach = (size - 1) * rate + 1
+        outs.append((length - (1 if window.padding == "SAME" else reach)) // stride + 1)
+        more = tf.maximum((outs[-1] - 1) * stride + reach - length, 0) if window.padding == "SAME" else 0
+        padding.append([more // 2, more - more // 2])
+    x = tf.pad(x, [*padding, [0, 0]])
+    seen = []
+    for place in range(window.places):
+        at, slices = place, []
+        for size, stride, rate, out in reversed(list(zip(*window[:3], outs, strict=True))):
+            first = at % size * rate
+            slices.insert(0, slice(first, first + (out - 1) * stride + 1, stride))
+            at //= size
+        seen.append(positions(x[:, slices[0], slices[1], slices[2]]))
+    return tf.stack(seen, axis=2)
+
+
+def flat_patches(window: Window, x: tf.Tensor) -> tf.Tensor:
+    """`patches` as [B, S, window · C]."""
+    found = patches(window, x)
+    return tf.reshape(found, [tf.shape(found)[0], -1, window.places * int(x.shape[-1] or 0)])
+
+
+def convolution(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
+    """z = patch · kernel + b; of several groups, the kernel's gradient itself."""
+    if layer.data_format != "channels_last":
+        return []
+    shape, window, groups = sizes(layer.kernel), window_of(layer), layer.groups
+    per_group, columns = shape[-2:]
+    if groups == 1:
+        rows = window.places * per_group
+
+        def inputs(x: tf.Tensor) -> tf.Tensor:
+            return flat_patches(window, x)
+
+        return affine(layer.kernel, tuple(range(len(shape))), layer.bias, (0,), (rows, columns), watched, joined, inputs, positions)
+
+    def grouped(x: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
+        a, e = patches(window, x), positions(g)
+        a = tf.reshape(a, [tf.shape(a)[0], -1, window.places, groups, per_group])
+        return tf.einsum("bskgi,bsgo->bkigo", a, tf.reshape(e, [tf.shape(e)[0], -1, groups, columns // groups]))
+
+    return [*materialised(layer.kernel, grouped, watched), *bias_everywhere(layer.bias, watched)]
+
+
+def depthwise(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
+    """A kernel [..., channels, multiplier] of each channel's own."""
+    if layer.data_format != "channels_last":
+        return []
+    of_kernel = materialised(layer.kernel, _by_channel(layer, layer.kernel, positions), watched)
+    return [*of_kernel, *bias_everywhere(layer.bias, watched)]
+
+
+def _by_channel(layer: Any, kernel: Any, errors: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    window, (channels, multiplier) = window_of(layer), sizes(kernel)[-2:]
+
+    def gradient(x: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
+        e = errors(g)
+        return tf.einsum("bskc,bscm->bkcm", patches(window, x), tf.reshape(e, [tf.shape(e)[0], -1, channels, multiplier]))
+
+    return gradient
+
+
+def separable(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
+    """A depthwise convolution and a dense layer at each position, without an activation between them."""
+    if layer.data_format != "channels_last":
+        return []
+    window, (channels, multiplier) = window_of(layer), sizes(layer.depthwise_kernel)[-2:]
+    rows, columns = channels * multiplier, int(layer.filters)
+    each = tuple(range(layer.rank + 2))
+
+    def inputs(x: tf.Tensor) -> tf.Tensor:
+        kernel = tf.reshape(tf.cast(layer.depthwise_kernel.value, x.dtype), [window.places, channels, multiplier])
+        made = tf.einsum("bskc,kcm->bscm", patches(window, x), kernel)
+        return tf.reshape(made, [tf.shape(made)[0], -1, rows])
+
+    def back(g: tf.Tensor) -> tf.Tensor:
+        kernel = tf.reshape(tf.cast(layer.pointwise_kernel.value, g.dtype), [rows, columns])
+        return tf.matmul(positions(g), kernel, transpose_b=True)
+
+    of_depthwise = materialised(layer.depthwise_kernel, _by_channel(layer, layer.depthwise_kernel, back), watched)
+    of_pointwise = affine(layer.pointwise_kernel, each, layer.bias, (0,), (rows, columns), watched, joined, inputs, positions)
+    return [*of_depthwise, *of_pointwise]
+
+
+def transposed(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
+    """Each position of the input adds its row of the kernel [in, window · out] to a window of the output: x ⊗ a patch of g."""
+    if layer.data_format != "channels_last":
+        return []
+    window, (outs, ins) = window_of(layer), sizes(layer.kernel)[-2:]
+    columns = window.places * outs
+    axes = (layer.rank + 1, *range(layer.rank + 1))
+    covers = []
+    if watched(layer.kernel):
+
+        def block(x: tf.Tensor, g: tf.Tensor) -> Factored:
+            return Factored(positions(x), flat_patches(window, g))
+
+        covers.append(Cover(((layer.kernel, axes, 0, ins),), "factored", ins, columns, block))
+    return [*covers, *bias_everywhere(layer.bias, watched)]

@@ -166,9 +166,11 @@ def _number(cell: str, kind: Any) -> Any:
 def _parse(cells: Sequence[str], feature: Feature, bad: dict[int, str]) -> pa.Array:
     """The cells in the feature's kind; an empty number is null, and what is no number is noted in `bad`."""
     if feature.kind == "bytes":
-        return pa.array([cell.encode("utf-8", "surrogateescape") for cell in cells], type=_ARROW["bytes"])
+        is_missing = feature.default is not None  # else an empty cell is an empty text
+        encoded = [None if is_missing and not cell else cell.encode("utf-8", "surrogateescape") for cell in cells]
+        return pa.array(encoded, type=_ARROW["bytes"])
     try:
-        return pa.array(cells).cast(_ARROW[feature.kind])
+        return pa.array([cell or None for cell in cells], pa.string()).cast(_ARROW[feature.kind])
     except (pa.ArrowException, UnicodeEncodeError):
         pass  # spaces, signs, an empty or a wrong cell: one by one
     values = []

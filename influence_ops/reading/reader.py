@@ -102,7 +102,7 @@ class Reader(abc.ABC):
     """Whether the columns have an order."""
 
     def __init__(self, features: Sequence[Feature]):
-        self.features = tuple(features)
+        self.features = tuple({column.name: column for feature in features for column in feature.columns}.values())
 
     @abc.abstractmethod
     def read(self, file: BinaryIO, size: int, span: Span = WHOLE) -> Iterator[Rows]:

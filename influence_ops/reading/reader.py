@@ -63,6 +63,24 @@ class _Beginning(io.RawIOBase):
         return len(data)
 
 
+class Prefixed:
+    """A file whose first bytes have been read already."""
+
+    def __init__(self, prefix: bytes, file: BinaryIO):
+        self._prefix = prefix
+        self._file = file
+        self.closed = False
+
+    def read(self, size: int = -1) -> bytes:
+        if not self._prefix:
+            return self._file.read(size)
+        if size < 0:
+            data, self._prefix = self._prefix + self._file.read(), b""
+            return data
+        data, self._prefix = self._prefix[:size], self._prefix[size:]
+        return data
+
+
 class RowError(NamedTuple):
     """A row that can't be read: which row of the file it is, the stage (`read` or `decode`), the error and a message."""
 

@@ -16,7 +16,7 @@ class DataOptions:
 
     train: str | None = _option(
         None,
-        "The training set: TFRecord files (plain or gzip), Parquet or CSV; see --data_format. Patterns are allowed "
+        "The training set: TFRecord files, Parquet or CSV, plain or compressed; see --data_format. Patterns are allowed "
         "('train-*.tfrecord.gz'), several separated by commas.",
         names=True,
         commands=FITTING,
@@ -65,8 +65,9 @@ class DataOptions:
     data_format: str = _option(
         "auto",
         "How examples are stored: tfrecord (of tf.Example), sequence_example (TFRecord of tf.SequenceExample), parquet, csv (with a "
-        "header row), or auto: by the file's name and first bytes.",
-        choices=("auto", "tfrecord", "sequence_example", "parquet", "csv"),
+        "header row; what is between cells is found out), arrow (IPC streams and files), avro, or auto: by the file's name and first "
+        "bytes.",
+        choices=("auto", "tfrecord", "sequence_example", "parquet", "csv", "arrow", "avro"),
     )
     preprocess: str | None = _option(
         None,

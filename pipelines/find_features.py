@@ -46,7 +46,7 @@ def find_features(
     data = _describe(name, shards)
     roles = _roles(config, shards[0].split, data, model_inputs)
     defaults = Defaults(config.defaults())
-    resolver = FeatureResolver(data, schema, reader.converts, reader.ordered, defaults)
+    resolver = FeatureResolver(data, schema, reader.converts, reader.ordered, defaults, reader.has_records)
     if config.preprocess is None:
         spec = dataclasses.replace(resolver.resolve(model_inputs, roles), format=name)
         _check_defaults(config, defaults, spec, data)
@@ -102,7 +102,7 @@ def _roles(config: InfluenceConfig, split: str, data: Description, model_inputs:
     labels = (config.label_feature,) if whole else config.label_features
     outputs = ("",) if whole else config.label_outputs
     roles = Roles(mapping, labels, config.id_feature, group, weight, outputs)
-    if mapping or config.preprocess or len(model_inputs) > 1 or model_inputs[0].name in data:
+    if mapping or config.preprocess or len(model_inputs) > 1 or model_inputs[0].parses or model_inputs[0].name in data:
         return roles
     taken = roles.others() | {config.group_feature, config.test_group_feature, config.weight_feature}
     free = [name for name in data if name not in taken]

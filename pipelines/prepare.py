@@ -195,6 +195,7 @@ def model_spec(config: InfluenceConfig) -> ModelSpec:
         (config.curvature.partition(":")[0],) if ":" in config.curvature else (),
         config.checkpoint_paths,
         config.checkpoint_rates,
+        signature=config.signature or "",
     )
 
 

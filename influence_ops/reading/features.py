@@ -17,6 +17,9 @@ Kind = Literal["float", "int", "bytes"]
 SCHEMA_TYPES: dict[Kind, Any] = {"float": schema_pb2.FLOAT, "int": schema_pb2.INT, "bytes": schema_pb2.BYTES}
 
 
+RECORD = "#record"
+"""Names the record itself, as the file has it, where a model takes that."""
+
 Default = float | int | bytes
 """What stands for a value that an example lacks."""
 
@@ -61,11 +64,13 @@ Schema = Mapping[str, Declared]
 
 
 class ModelInput(NamedTuple):
-    """One input of the model: its name, its shape without the batch, and its dtype as declared."""
+    """One input of the model: its name, its shape without the batch, and its dtype as declared. `parses`: it takes serialized
+    tf.Examples, and reads these features of them."""
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str
+    parses: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -118,6 +118,8 @@ class Reader(abc.ABC):
     """Whether a column of numbers may be read as another kind of number."""
     ordered: ClassVar[bool] = True
     """Whether the columns have an order."""
+    has_records: ClassVar[bool] = False
+    """Whether a row can be read as the tf.Example that it is, by the name `RECORD`."""
 
     def __init__(self, features: Sequence[Feature]):
         self.features = tuple({column.name: column for feature in features for column in feature.columns}.values())

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from beam_influence.influence_ops.reading.defaults import Defaults
 from beam_influence.influence_ops.reading.features import (
+    RECORD,
     Declared,
     Description,
     Feature,
@@ -32,6 +33,7 @@ class FeatureResolver:
       converts: whether the data's numbers may be read as another kind of number (all formats but tf.Example).
       ordered: whether `data` is in the order of the data's columns; a pattern's features are sorted otherwise.
       defaults: what the user says stands for missing values.
+      has_records: as of `Reader`.
     """
 
     def __init__(
@@ -41,12 +43,14 @@ class FeatureResolver:
         converts: bool = False,
         ordered: bool = False,
         defaults: Defaults = NO_DEFAULTS,
+        has_records: bool = False,
     ):
         self._data = data
         self._schema = schema
         self._converts = converts
         self._ordered = ordered
         self._defaults = defaults
+        self._has_records = has_records
         self._known: Schema = schema if schema is not None else {name: Declared(stored.kind) for name, stored in data.items()}
 
     def resolve(self, model_inputs: Sequence[ModelInput], roles: Roles) -> FeatureSpec:
@@ -101,6 +105,8 @@ class FeatureResolver:
         return self._known[name]
 
     def _input(self, tensor: ModelInput, roles: Roles, only: bool) -> Feature:
+        if tensor.parses and not ({tensor.name, ""} & set(roles.inputs)):
+            return self._record(tensor)
         wanted = roles.inputs.get(tensor.name, roles.inputs.get("", tensor.name) if only else tensor.name)
         option = f"the model's input {tensor.name!r}; name its feature with --input_features {tensor.name}=FEATURE"
         names = self._expand(wanted)
@@ -121,6 +127,18 @@ class FeatureResolver:
         total = sum(part.length for part in parts)
         kind: Kind = "float" if any(part.kind == "float" for part in parts) else parts[0].kind
         return Feature(wanted, kind, _input_shape(tensor, total, None, wanted), parts=tuple(parts))
+
+    def _record(self, tensor: ModelInput) -> Feature:
+        """The record itself, of which the model reads features that the data has."""
+        mend = "give --signature call, the model inside, whose inputs are then features of the data"
+        if not self._has_records:
+            raise ValueError(f"the model's input {tensor.name!r} takes serialized tf.Examples, and these files hold none; {mend}")
+        if self._data and not set(tensor.parses) & set(self._data):
+            raise ValueError(
+                f"the model parses {_listed(tensor.parses)} out of each tf.Example, and the data has {_listed(self._data)}, none of these; "
+                f"{mend}, or the files that it was served with"
+            )
+        return Feature(RECORD, "bytes", ())
 
     def _part(self, name: str, tensor: ModelInput, option: str) -> Feature:
         kind = self._find(name, option).kind

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tensorflow_metadata.proto.v0 import schema_pb2 as _schema_pb2
 from tfx_bsl.coders import example_coder, sequence_example_coder
 
-from beam_influence.influence_ops.reading.features import SCHEMA_TYPES, Description, Feature, Kind, Stored, most_common
+from beam_influence.influence_ops.reading.features import RECORD, SCHEMA_TYPES, Description, Feature, Kind, Stored, most_common
 from beam_influence.influence_ops.reading.reader import WHOLE, Reader, RowError, Rows, Span, spans
 from beam_influence.influence_ops.reading.tfrecord_framing import DamagedRecord, compression_of_records, find_records, read_records
 
@@ -110,7 +110,10 @@ class TFRecordReader(Reader):
                     rejected = [*rejected, RowError(positions[row], "decode", "not_an_example", message)]
             records, positions = [records[row] for row in good], [positions[row] for row in good]
             table = self._decode(records)
-        return Rows(self._flat(table), np.array(positions, dtype=np.int64), rejected)
+        table = self._flat(table)
+        if any(feature.name == RECORD for feature in self.features) and records:
+            table = table.append_column(RECORD, pa.array(records, pa.large_binary()))
+        return Rows(table, np.array(positions, dtype=np.int64), rejected)
 
     def _decode(self, records: Sequence[bytes]) -> pa.RecordBatch:
         """The records by feature. After an error tfx-bsl's decoder holds half of them: it is made anew."""
@@ -133,11 +136,13 @@ class ExampleReader(TFRecordReader):
     name: ClassVar[str] = "tfrecord"
     expects: ClassVar[str] = "TFRecord files (plain, gzip, zlib, zstd, bz2 or xz) of serialized tf.Example"
     message_name: ClassVar[str] = "tf.Example"
+    has_records: ClassVar[bool] = True
 
     def _make_decoder(self) -> Any:
         schema = schema_pb2.Schema()
         for feature in self.features:
-            schema.feature.add(name=feature.name, type=SCHEMA_TYPES[feature.kind])
+            if feature.name != RECORD:
+                schema.feature.add(name=feature.name, type=SCHEMA_TYPES[feature.kind])
         return example_coder.ExamplesToRecordBatchDecoder(schema.SerializeToString())
 
     @classmethod

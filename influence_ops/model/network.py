@@ -13,6 +13,7 @@ from keras.src.models import Functional  # not exported, and the class keras.Mod
 
 from beam_influence.influence_ops.model.float64_copy import NoCopy, float64_copy
 from beam_influence.influence_ops.model.h5_file import load_h5_file
+from beam_influence.influence_ops.model.own_functions import own_functions_text
 from beam_influence.influence_ops.model.saved_model import SavedModelNetwork
 from beam_influence.influence_ops.reading.features import ModelInput
 from beam_influence.influence_ops.types import Float64Array, Tensors, TensorSpecs
@@ -160,6 +161,8 @@ def load_keras_file(path: str) -> keras.Model:
         model: Any = keras.models.load_model(path, safe_mode=True) if path.endswith(".keras") else load_h5_file(path)
         return model
     except Exception as error:
+        if own := own_functions_text(path):
+            raise ValueError(f"can't load the model {path!r}. {own}") from error
         raise ValueError(
             f"can't load the model {path!r}: {error}. It must be a .keras or .h5 file written by "
             "model.save(); one with Lambda layers is refused, since loading it would run its code. For one with classes of "

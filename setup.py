@@ -37,7 +37,9 @@ setup(
     # No floor is below the first release without the holes that are known in it (tests/test_installs.py has the list).
     install_requires=[
         "apache-beam>=2.77,<3",
+        "fastavro>=1.4",
         "google-crc32c>=1.5",
+        "h5py>=3.11",
         "keras>=3.15.1,<4",
         "numpy>=2,<3",
         "pyarrow>=23.0.1",
@@ -45,6 +47,7 @@ setup(
         "tensorflow-metadata>=1.17",
         "tfx-bsl>=1.21,<1.22",
         "tqdm>=4.66.3",
+        "zstandard>=0.22",
     ],
     extras_require={
         "gcp": ["apache-beam[gcp]>=2.77,<3"],

@@ -10,6 +10,7 @@ import numpy as np
 
 from beam_influence.influence_ops.reading import READERS, detect_format
 from beam_influence.influence_ops.reading.decode import RowDecoder
+from beam_influence.influence_ops.reading.defaults import Defaults
 from beam_influence.influence_ops.reading.features import Description, FeatureSpec, ModelInput, Roles, Schema
 from beam_influence.influence_ops.reading.preprocess import Preprocess, with_results
 from beam_influence.influence_ops.reading.resolve_features import FeatureResolver, fit_to_output, takes_double
@@ -44,12 +45,22 @@ def find_features(
     reader = READERS[name]
     data = _describe(name, shards)
     roles = _roles(config, shards[0].split, data, model_inputs)
-    resolver = FeatureResolver(data, schema, reader.converts, reader.ordered)
+    defaults = Defaults(config.defaults())
+    resolver = FeatureResolver(data, schema, reader.converts, reader.ordered, defaults, reader.has_records)
     if config.preprocess is None:
-        return _like_outputs(dataclasses.replace(resolver.resolve(model_inputs, roles), format=name), model_outputs)
+        spec = dataclasses.replace(resolver.resolve(model_inputs, roles), format=name)
+        _check_defaults(config, defaults, spec, data)
+        return _like_outputs(spec, model_outputs)
     raw = resolver.resolve_raw(config.preprocess_features, roles, config.preprocess, takes_double(model_inputs))
     raw = dataclasses.replace(raw, format=name)
+    _check_defaults(config, defaults, raw, data)
     return dataclasses.replace(raw, inputs=with_results(raw, model_inputs, _result_shapes(raw, shards, model_inputs)))
+
+
+def _check_defaults(config: InfluenceConfig, defaults: Defaults, spec: FeatureSpec, data: Description) -> None:
+    """Whether each default is of a feature that this split, or another, reads."""
+    of_others = {name for name in (config.group_feature, config.test_group_feature, config.weight_feature) if name is not None}
+    defaults.check_used({feature.name for feature in spec.features()} | of_others, data)
 
 
 def _like_outputs(spec: FeatureSpec, outputs: Mapping[str, tuple[int | None, ...]]) -> FeatureSpec:
@@ -91,7 +102,7 @@ def _roles(config: InfluenceConfig, split: str, data: Description, model_inputs:
     labels = (config.label_feature,) if whole else config.label_features
     outputs = ("",) if whole else config.label_outputs
     roles = Roles(mapping, labels, config.id_feature, group, weight, outputs)
-    if mapping or config.preprocess or len(model_inputs) > 1 or model_inputs[0].name in data:
+    if mapping or config.preprocess or len(model_inputs) > 1 or model_inputs[0].parses or model_inputs[0].name in data:
         return roles
     taken = roles.others() | {config.group_feature, config.test_group_feature, config.weight_feature}
     free = [name for name in data if name not in taken]

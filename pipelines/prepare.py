@@ -14,7 +14,8 @@ from beam_influence.influence_ops.curvature import load_preconditioner
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.guard import Agreement
 from beam_influence.influence_ops.model.network import declared_outputs
-from beam_influence.influence_ops.reading.features import FeatureSpec, Schema, parse_schema
+from beam_influence.influence_ops.reading.features import FeatureSpec, Schema
+from beam_influence.influence_ops.reading.schema import parse_schema
 from beam_influence.influence_ops.results.result_files import list_batches, read_facts, read_manifest, table_files
 from beam_influence.influence_ops.scoring.index import INDEX
 from beam_influence.pipelines.check_model import check_model
@@ -194,6 +195,7 @@ def model_spec(config: InfluenceConfig) -> ModelSpec:
         (config.curvature.partition(":")[0],) if ":" in config.curvature else (),
         config.checkpoint_paths,
         config.checkpoint_rates,
+        signature=config.signature or "",
     )
 
 

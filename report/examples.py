@@ -55,7 +55,7 @@ class Source:
         self._reader = READERS[data_format]
         known = {} if spec is None else {feature.name: feature for feature in spec.features()}
         self.description: Description = self._describe(shards)
-        self._features = [known.get(name, _as_stored(name, *stored)) for name, stored in self.description.items()]
+        self._features = [known.get(name, _as_stored(name, stored.kind, stored.shape)) for name, stored in self.description.items()]
 
     def find(self, ids: Iterable[str]) -> Iterator[tuple[str, Rows, list[str]]]:
         """The rows of the examples that there are, file by file: the file's name, the rows with all their features, and their ids.

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from beam_influence.influence_ops.arrow_compute import pc
 from beam_influence.influence_ops.results.listed_files import each_once
+from beam_influence.transforms.dataset_folders import files_of_folder
 from beam_influence.transforms.elements import FileBlock, ReadLimit, Shard, digits_of
 from beam_influence.transforms.files import BeamFiles, FoundFile, common_folder, find_files, join
 
@@ -31,6 +32,7 @@ _SCHEMA = pa.schema(
         pa.field("known", pa.string(), nullable=False),
     ]
 )
+_MOST_FOLDERS = 16  # each is looked at, so that lists of many files are not
 _FOUND = pa.schema([_SCHEMA.field(name) for name in ("path", "size", "modified")])
 
 
@@ -144,10 +146,13 @@ def _shards(rows: pa.RecordBatch, split: str, digits: int, limit: ReadLimit | No
 
 def list_shards(split: str, patterns: list[str]) -> FileList:
     """The files of a split, matched once before the pipeline starts, so that every pass sees the same ones; by path, each once.
+    Up to 16 patterns may be folders of data sets; see `files_of_folder`.
 
     Raises:
       ValueError: a pattern matches nothing, or more than `MAX_FILES`.
     """
+    if len(patterns) <= _MOST_FOLDERS:
+        patterns = [found for pattern in patterns for found in files_of_folder(split, pattern)]
     table = _by_path(split, find_files(patterns))
     paths = table["path"]
     base = common_folder([paths[0].as_py(), paths[-1].as_py()])  # of the first and the last is of all between them

@@ -1,4 +1,4 @@
-"""A trained model from any file system: a `.keras` file, a SavedModel folder, or the user's own function."""
+"""A trained model from any file system: a `.keras` or `.h5` file, a SavedModel folder, or the user's own function."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from typing import Any
 
 import keras
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from beam_influence.influence_ops.import_path import load_object
 from beam_influence.influence_ops.model.network import load_keras_file
-from beam_influence.influence_ops.model.saved_model import GRAPH_FILE, SavedModelNetwork
+from beam_influence.influence_ops.model.saved_model import GRAPH_FILE, SavedModelNetwork, without_slots
 from beam_influence.transforms.files import BeamFiles, join, match_files
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _CHUNK = 16 << 20
+_FILES = (".keras", ".h5", ".hdf5")
+_WEIGHTS = ".weights.h5"
 
 
-def load_model(path: str, weights: str | None = None, digest: str = "") -> tuple[Any, str]:
+def load_model(path: str, weights: str | None = None, digest: str = "", signature: str = "") -> tuple[Any, str]:
     """The model, and the SHA-256 of what it was made from.
 
     Args:
-      path: a `.keras` file, a SavedModel folder, or `module:function` of a function without arguments that returns a
+      path: a `.keras` or `.h5` file, a SavedModel folder, or `module:function` of a function without arguments that returns a
         built Keras model.
       weights: with a function: a `.weights.h5` file to load into the model.
       digest: the SHA-256 that it must have; empty: any.
+      signature: of a SavedModel, as of `open_endpoint`.
 
     Raises:
       ValueError: there is no model, it can't be loaded, or it is another one.
@@ -40,31 +44,38 @@ def load_model(path: str, weights: str | None = None, digest: str = "") -> tuple
         raise ValueError(f"--model_weights {weights!r} goes with --model module:function; {path!r} has its weights in it")
     if not files.exists(path) and not files.exists(join(path, GRAPH_FILE)):  # on object stores a folder does not exist
         raise ValueError(
-            f"there is no model at {path!r}; give a .keras file with --model, a SavedModel folder, or module:function"
+            f"there is no model at {path!r}; give a .keras or .h5 file with --model, a SavedModel folder, or module:function"
         )
-    if path.endswith(".keras"):
+    is_folder = files.exists(join(path, GRAPH_FILE))
+    if signature and not is_folder:
+        raise ValueError(f"--signature {signature} is of a SavedModel folder; with --model {path!r} leave it out")
+    if path.endswith(_WEIGHTS):
+        raise ValueError(f"--model {path!r} has weights alone; give it with --model_weights, and --model module:function")
+    if path.endswith(_FILES) and not is_folder:
         return _from_file(path, digest)
-    if files.exists(join(path, GRAPH_FILE)):
-        return _from_folder(path, digest)
+    if is_folder:
+        return _from_folder(path, digest, signature)
     raise ValueError(
-        f"--model {path!r} must be a .keras file, as model.save('model.keras') writes it, a SavedModel folder, as "
+        f"--model {path!r} must be a .keras or .h5 file, as model.save('model.keras') writes it, a SavedModel folder, as "
         "model.export(folder) does, or module:function"
     )
 
 
-def load_checkpoint(checkpoint: str, path: str, weights: str | None = None, digest: str = "") -> tuple[Any, str]:
+def load_checkpoint(
+    checkpoint: str, path: str, weights: str | None = None, digest: str = "", signature: str = ""
+) -> tuple[Any, str]:
     """A checkpoint of the model at `path`, and the SHA-256 of the checkpoint.
 
     Args:
       checkpoint: a model as of `load_model`, or a `.weights.h5` file that is loaded into the one at `path`.
-      path, weights: as of `load_model`.
+      path, weights, signature: as of `load_model`.
       digest: as of `load_model`.
 
     Raises:
       ValueError: there is none, it does not fit, or it is another one.
     """
-    if not checkpoint.endswith(".weights.h5"):
-        return load_model(checkpoint, None, digest)
+    if not checkpoint.endswith(_WEIGHTS):
+        return load_model(checkpoint, None, digest, signature)
     model, _ = load_model(path, weights)
     if not isinstance(model, keras.Model):
         raise ValueError(f"the checkpoint {checkpoint!r} can't be loaded into the SavedModel {path!r}; give --model as a .keras file")
@@ -95,7 +106,7 @@ def _check_digest(path: str, found: str, digest: str) -> None:
 
 def _from_file(path: str, wanted: str) -> tuple[Any, str]:
     with tempfile.TemporaryDirectory() as folder:
-        local = os.path.join(folder, "model.keras")
+        local = os.path.join(folder, "model.keras" if path.endswith(".keras") else "model.h5")
         digest = _copy(path, local)
         _check_digest(path, digest, wanted)
         try:
@@ -104,7 +115,7 @@ def _from_file(path: str, wanted: str) -> tuple[Any, str]:
             raise ValueError(str(error).replace(local, path)) from error
 
 
-def _from_folder(path: str, wanted: str) -> tuple[Any, str]:
+def _from_folder(path: str, wanted: str, signature: str) -> tuple[Any, str]:
     found = match_files([join(path, "**")])
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
@@ -116,10 +127,23 @@ def _from_folder(path: str, wanted: str) -> tuple[Any, str]:
             os.makedirs(os.path.dirname(local), exist_ok=True)
             digest.update(f"{name}|{_copy(file.path, local)}|".encode())
         _check_digest(path, digest.hexdigest(), wanted)
+        _drop_slots(os.path.join(folder, GRAPH_FILE))
         try:
-            return SavedModelNetwork(folder), digest.hexdigest()
+            return SavedModelNetwork(folder, signature), digest.hexdigest()
         except ValueError as error:
             raise ValueError(str(error).replace(folder, path)) from error
+
+
+def _drop_slots(local: str) -> None:
+    with open(local, "rb") as file:
+        graph = file.read()
+    try:
+        without = without_slots(graph)
+    except DecodeError:
+        return  # refused, with its reason, when it is loaded
+    if without != graph:
+        with open(local, "wb") as file:
+            file.write(without)
 
 
 def _from_function(path: str, weights: str | None, wanted: str) -> tuple[Any, str]:

@@ -33,7 +33,7 @@ class ModelSpec:
     """How a worker makes the `InfluenceModel`; see there for the options.
 
     Attributes:
-      path: a `.keras` file, a SavedModel folder, or `module:function`.
+      path: a `.keras` or `.h5` file, a SavedModel folder, or `module:function`.
       digest: SHA-256 of the model when the run was planned; a changed one is refused. Empty: any is taken.
       threads: CPU threads of TensorFlow in each process (0: all).
       model_weights: with a function: a `.weights.h5` file.
@@ -42,6 +42,7 @@ class ModelSpec:
       checkpoint_weights: η of each; None: their mean.
       checkpoint_digests: SHA-256 of each, as `digest`.
       agreement: what its check found when the run was planned, so that no worker does it again.
+      signature: of a SavedModel, as of `open_endpoint`.
     """
 
     path: str
@@ -60,6 +61,7 @@ class ModelSpec:
     checkpoint_weights: tuple[float, ...] | None = None
     checkpoint_digests: tuple[str, ...] = ()
     agreement: Agreement | None = None
+    signature: str = ""
 
     def open(self) -> ExplainedModel:
         """Loads the model.
@@ -71,7 +73,7 @@ class ModelSpec:
         if self.checkpoints:
             model: ExplainedModel = self._open_checkpoints()[0]
         else:
-            model = self._with_options(load_model(self.path, self.model_weights, self.digest)[0])
+            model = self._with_options(load_model(self.path, self.model_weights, self.digest, self.signature)[0])
         model.agreement = self.agreement
         return model
 
@@ -103,13 +105,13 @@ class ModelSpec:
         if self.checkpoints:
             model, digests = self._open_checkpoints()
             return model, dataclasses.replace(self, checkpoint_digests=digests)
-        model, digest = load_model(self.path, self.model_weights)
+        model, digest = load_model(self.path, self.model_weights, signature=self.signature)
         return self._with_options(model), dataclasses.replace(self, digest=digest)
 
     def _open_checkpoints(self) -> tuple[ExplainedModel, tuple[str, ...]]:
         wanted = self.checkpoint_digests or ("",) * len(self.checkpoints)
         loaded = [
-            load_checkpoint(checkpoint, self.path, self.model_weights, digest)
+            load_checkpoint(checkpoint, self.path, self.model_weights, digest, self.signature)
             for checkpoint, digest in zip(self.checkpoints, wanted, strict=True)
         ]
         parts = [self._with_options(model) for model, _ in loaded]

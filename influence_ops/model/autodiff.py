@@ -36,7 +36,8 @@ class AutodiffDerivatives:
         self._keras_variables = variables
         self._variables = [variable.value for variable in variables]
         self._size = sum(int(tf.size(variable)) for variable in self._variables)
-        self._mapping: Literal["vectorised", "in part", "one by one"] = "vectorised"
+        is_slow = getattr(model, "one_by_one", False)  # of a SavedModel alone
+        self._mapping: Literal["vectorised", "in part", "one by one"] = "one by one" if is_slow else "vectorised"
 
     def outputs(self, inputs: Tensors) -> Outputs:
         """The model's outputs before their activation, in inference mode."""
@@ -240,9 +241,8 @@ class AutodiffDerivatives:
                 return _in_own_graph(lambda of: tf.vectorized_map(function, of, fallback_to_while_loop=False), elements)
             except (ValueError, NotImplementedError, TypeError) as error:
                 reason = str(error).splitlines()[0]
-                logging.getLogger(__name__).warning(
-                    "an op of this model can't be vectorised over examples (%s); using a loop, which is much slower", reason
-                )
+                text = "an op of this model can't be vectorised over examples (%s); using a loop, which is much slower"
+                logging.getLogger(__name__).warning(text, reason)
                 # Lists of tensors: a loop within (recurrent layers, one on another), whose derivative is wrong when vectorised in part.
                 self._mapping = "one by one" if "variant" in reason else "in part"
         if self._mapping == "in part":

@@ -12,6 +12,8 @@ import tensorflow as tf
 from keras.src.models import Functional  # not exported, and the class keras.Model(inputs, outputs) makes
 
 from beam_influence.influence_ops.model.float64_copy import NoCopy, float64_copy
+from beam_influence.influence_ops.model.h5_file import load_h5_file
+from beam_influence.influence_ops.model.own_functions import own_functions_text
 from beam_influence.influence_ops.model.saved_model import SavedModelNetwork
 from beam_influence.influence_ops.reading.features import ModelInput
 from beam_influence.influence_ops.types import Float64Array, Tensors, TensorSpecs
@@ -108,7 +110,9 @@ def _refuse_layers(model: Any) -> None:
 def declared_inputs(model: Any) -> tuple[ModelInput, ...]:
     """The inputs that a model declares."""
     tensors = getattr(model, "inputs", None) or []
-    return tuple(ModelInput(tensor.name, tuple(tensor.shape[1:]), str(tensor.dtype)) for tensor in tensors)
+    return tuple(
+        ModelInput(tensor.name, tuple(tensor.shape[1:]), str(tensor.dtype), getattr(tensor, "parses", ())) for tensor in tensors
+    )
 
 
 def declared_outputs(model: Any) -> dict[str, tuple[int | None, ...]]:
@@ -148,17 +152,19 @@ def feed(model: keras.Model, inputs: Tensors, dtype: str) -> Tensors:
 
 
 def load_keras_file(path: str) -> keras.Model:
-    """The model in a `.keras` file, in Keras's safe mode: no code in the file is run.
+    """The model in a `.keras` or `.h5` file, in Keras's safe mode: no code in the file is run.
 
     Raises:
-      ValueError: not a `.keras` file, or one that Keras can't read or refuses.
+      ValueError: not such a file, or one that Keras can't read or refuses.
     """
     try:
-        model: Any = keras.models.load_model(path, safe_mode=True)
+        model: Any = keras.models.load_model(path, safe_mode=True) if path.endswith(".keras") else load_h5_file(path)
         return model
     except Exception as error:
+        if own := own_functions_text(path):
+            raise ValueError(f"can't load the model {path!r}. {own}") from error
         raise ValueError(
-            f"can't load the model {path!r}: {error}. It must be a .keras file written by "
+            f"can't load the model {path!r}: {error}. It must be a .keras or .h5 file written by "
             "model.save(); one with Lambda layers is refused, since loading it would run its code. For one with classes of "
             "your own give --model module:function, a function that imports them and returns the loaded model"
         ) from error

@@ -1,4 +1,4 @@
-"""A SavedModel as a model whose weights can be watched: its serving signature, differentiated as it stands.
+"""A SavedModel as a model whose weights can be watched: a signature of it, or the model inside, differentiated as it stands.
 
 Nothing of it is rebuilt, so it is computed in its own dtype and ends where its signature ends: probabilities stay
 probabilities. What runs is its graph; one with operations that run Python or touch files is refused.
@@ -15,7 +15,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-SIGNATURE = "serving_default"
+from beam_influence.influence_ops.model.saved_endpoints import open_endpoint
+
 GRAPH_FILE = "saved_model.pb"
 _REFUSED = {"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "MatchingFiles"}
 
@@ -50,64 +51,50 @@ class SavedLayer:
         return {"graph": self.graph}
 
 
-@dataclasses.dataclass(frozen=True)
-class SavedInput:
-    """An input of the signature; `shape` has the batch first, as a Keras tensor's."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: str
-
-
 class SavedModelNetwork:
-    """The serving signature of a SavedModel.
+    """An endpoint of a SavedModel.
 
     Args:
       folder: a local folder, as `model.export` or `tf.saved_model.save` writes it.
+      signature: as of `open_endpoint`.
 
     Attributes:
       inputs, variables, trainable_variables, layers: as of a Keras model; layers are grouped by the variables' names.
+      one_by_one: whether it parses its inputs, which can't be vectorised over examples.
       stopped_gradients: how many StopGradient operations the graph has; see `exact_moments`.
 
     Raises:
-      ValueError: it is no SavedModel, has no serving signature, nothing to watch, or a refused operation.
+      ValueError: it is no SavedModel, has no such signature, nothing to watch, or a refused operation.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, signature: str = ""):
         self._folder = folder
         graph = _check_operations(folder)
         try:
             self._loaded = tf.saved_model.load(folder)  # keeps the variables alive
         except Exception as error:
             raise ValueError(f"can't load the SavedModel {folder!r}: {error}") from error
-        if SIGNATURE not in self._loaded.signatures:
-            raise ValueError(
-                f"the SavedModel {folder!r} has no signature {SIGNATURE!r}; write it with model.export(folder), or "
-                f"tf.saved_model.save(module, folder, signatures={{{SIGNATURE!r}: function}})"
-            )
-        self._signature = self._loaded.signatures[SIGNATURE]
-        specs = self._signature.structured_input_signature[1]
-        self.inputs = [SavedInput(name, tuple(spec.shape), spec.dtype.name) for name, spec in sorted(specs.items())]
+        self._endpoint = open_endpoint(self._loaded, signature, folder)
+        self.inputs = self._endpoint.inputs
         fixed = [tensor for tensor in self.inputs if not tensor.shape or tensor.shape[0] is not None]
         if fixed:
             raise ValueError(
                 f"the SavedModel {folder!r} takes {fixed[0].name!r} in the shape {list(fixed[0].shape)}, not in batches of any "
                 "size; export it with None as the first dimension"
             )
-        self.variables = _named(self._signature.variables)
+        self.variables = _named(self._endpoint.variables)
         self.trainable_variables = [variable for variable in self.variables if variable.value.trainable]
         if not self.trainable_variables:
             raise ValueError(f"the SavedModel {folder!r} has no trainable variables (a frozen graph?); nothing can be watched")
         self.layers = _layers(self.trainable_variables, graph)
+        self.one_by_one = any(tensor.parses for tensor in self.inputs)
         self.dtype = self.trainable_variables[0].dtype
-        self.stopped_gradients = sum(name == "StopGradient" for name in _operations(self._signature.graph.as_graph_def()))
+        self.stopped_gradients = sum(name == "StopGradient" for name in _operations(self._endpoint.graph.as_graph_def()))
 
     def __call__(self, inputs: Any, training: bool = False) -> Any:
-        """The signature's output, or a dictionary of several."""
+        """The endpoint's output, or a dictionary of several."""
         del training  # what was exported is the inference graph
-        given = inputs if isinstance(inputs, Mapping) else {self.inputs[0].name: inputs}
-        outputs = self._signature(**{tensor.name: tf.cast(given[tensor.name], tensor.dtype) for tensor in self.inputs})
-        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+        return self._endpoint.call(inputs if isinstance(inputs, Mapping) else {self.inputs[0].name: inputs})
 
 
 def _named(variables: Iterable[Any]) -> list[SavedVariable]:
@@ -151,3 +138,13 @@ def _check_operations(folder: str) -> str:
             "export the model without them, or give it as --model module:function"
         )
     return hashlib.sha256(content).hexdigest()
+
+
+def without_slots(graph: bytes) -> bytes:
+    """A SavedModel's graph file without its optimizer's slots: TensorFlow can't load those of an optimizer of Keras 2, and none is
+    needed. The same bytes where there are none."""
+    saved = saved_model_pb2.SavedModel.FromString(graph)
+    nodes = [node for meta in saved.meta_graphs for node in meta.object_graph_def.nodes if node.slot_variables]
+    for node in nodes:
+        del node.slot_variables[:]
+    return saved.SerializeToString(deterministic=True) if nodes else graph

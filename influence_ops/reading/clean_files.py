@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
-from beam_influence.influence_ops.reading.tfrecord_framing import DamagedRecord, is_gzip, read_records, write_records
+from beam_influence.influence_ops.reading.tfrecord_framing import DamagedRecord, compression_of_records, read_records, write_records
 
 _ROWS = 1 << 14
 
@@ -67,7 +67,10 @@ def clean_file(data_format: str, source: BinaryIO, target: BinaryIO, suspicious:
     source.seek(0)
     damaged = [0]
     records = _kept_records(data_format, source, suspicious, cleaning, damaged)
-    if is_gzip(start):
+    compression = compression_of_records(start)
+    if compression not in ("", "gzip"):
+        raise ValueError(f"the file is compressed by {compression}, which is read but not written here; compress it by gzip, or not at all")
+    if compression:
         # No time and no name in the header: the same examples give the same bytes.
         with gzip.GzipFile(filename="", fileobj=target, mode="wb", mtime=0) as stream:
             write_records(cast(BinaryIO, stream), records)

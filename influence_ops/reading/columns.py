@@ -23,36 +23,100 @@ def dense_column(table: pa.RecordBatch, feature: Feature, double: bool, reasons:
 
     Args:
       table: B rows; a column holds scalars, lists, fixed-size lists, or lists of lists.
-      feature: what is wanted.
+      feature: what is wanted. Its default stands for it in rows that lack it or have an empty list, for nulls, and, where it
+        `completes`, at the end of a list that is too short.
       double: read floats as float64.
       reasons: gets the rows that are missing, null or of another length or type; their values are zeros.
     """
-    count = table.num_rows
-    dtype = dtype_of(feature, double)
-    index = table.schema.get_field_index(feature.name)
-    column = table.column(index) if index >= 0 else None
-    if column is None or pa.types.is_null(column.type):
-        _note(reasons, range(count), "missing_feature", f"feature {feature.name!r} is missing")
-        return np.zeros((count, *feature.shape), dtype)
+    if feature.sparse:
+        return sparse_column(table, feature, double, reasons)
+    count, dtype = table.num_rows, dtype_of(feature, double)
+    has_default = feature.default is not None
+    column = _column(table, feature.name)
+    if column is None:
+        if not has_default:
+            _note(reasons, range(count), "missing_feature", _missing(feature))
+        return np.full((count, *feature.shape), 0 if feature.default is None else feature.default, dtype)
     missing = np.asarray(column.is_null())
-    _note(reasons, np.flatnonzero(missing), "missing_feature", f"feature {feature.name!r} is missing")
     values, row_of_value, wrong = _flatten(column, feature)
     totals = np.bincount(row_of_value, minlength=count)
-    for row in np.flatnonzero((wrong | (totals != feature.length)) & ~missing):
+    if has_default:
+        missing = missing | (totals == 0)
+    else:
+        _note(reasons, np.flatnonzero(missing), "missing_feature", _missing(feature))
+    short = (totals < feature.length) if feature.completes else np.zeros(count, bool)
+    full = ~wrong & ~missing & ((totals == feature.length) | short)
+    for row in np.flatnonzero(~full & ~missing):
         reasons.setdefault(int(row), ("wrong_shape", _shape_message(feature, int(totals[row]))))
-    if values.null_count:
-        nulls = np.unique(row_of_value[np.asarray(values.is_null())])
-        _note(reasons, nulls, "null_value", f"feature {feature.name!r} holds a null")
+    array = _checked(values, row_of_value, feature, dtype, reasons, count)
+    if full.all() and not short.any():
+        return array.reshape(count, *feature.shape)
+    dense = np.full((count, feature.length), 0 if feature.default is None else feature.default, dtype)
+    place = np.arange(len(row_of_value)) - (np.cumsum(totals) - totals)[row_of_value]
+    keep = full[row_of_value]
+    dense[row_of_value[keep], place[keep]] = array[keep]
+    return dense.reshape(count, *feature.shape)
+
+
+def sparse_column(table: pa.RecordBatch, feature: Feature, double: bool, reasons: Reasons) -> np.ndarray:
+    """A sparse feature's columns, of places and values, as [B, *shape]; what has no value is its default, or zero (no text).
+
+    Args: as of `dense_column`.
+    """
+    count, dtype = table.num_rows, dtype_of(feature, double)
+    dense = np.full((count, *feature.shape), (b"" if feature.kind == "bytes" else 0) if feature.default is None else feature.default, dtype)
+    rows_of, arrays = [], []
+    for part in feature.sparse:
+        column = _column(table, part.name)
+        if column is None:
+            column = pa.array([[]] * count, pa.list_(pa.int64()))
+        values, row_of_value, _ = _flatten(column, part)
+        rows_of.append(row_of_value)
+        arrays.append(_checked(values, row_of_value, part, dtype_of(part, double), reasons, count))
+    lengths = np.stack([np.bincount(rows, minlength=count) for rows in rows_of])
+    unequal = (lengths != lengths[0]).any(axis=0)
+    what, parts = f"the sparse feature {feature.name!r}", " and ".join(repr(part.name) for part in feature.sparse)
+    _note(reasons, np.flatnonzero(unequal), "wrong_shape", f"{what}: {parts} have lists of different lengths")
+    places, rows = [], rows_of[0][~unequal[rows_of[0]]]
+    for row_of_value, indices in zip(rows_of, arrays[:-1], strict=False):
+        places.append(indices[~unequal[row_of_value]])
+    outside = np.zeros(len(rows), bool)
+    for place, size in zip(places, feature.shape, strict=True):
+        outside |= (place < 0) | (place >= size)
+    _note(reasons, np.unique(rows[outside]), "wrong_shape", f"{what} has a place outside of {list(feature.shape)}")
+    inside = (rows[~outside], *(place[~outside] for place in places))
+    flat = np.ravel_multi_index(inside, dense.shape)
+    _, first, times = np.unique(flat, return_index=True, return_counts=True)
+    _note(reasons, np.unique(inside[0][first[times > 1]]), "wrong_shape", f"{what} has a place twice")
+    dense[inside] = arrays[-1][~unequal[rows_of[-1]]][~outside]
+    return dense
+
+
+def _column(table: pa.RecordBatch, name: str) -> pa.Array | None:
+    """A column with values; None where the file has none."""
+    index = table.schema.get_field_index(name)
+    column = table.column(index) if index >= 0 else None
+    return None if column is None or pa.types.is_null(column.type) else column
+
+
+def _missing(feature: Feature) -> str:
+    return f"feature {feature.name!r} is missing; where the model takes a value for that, write --default {feature.name}=VALUE"
+
+
+def _checked(
+    values: pa.Array, row_of_value: np.ndarray, feature: Feature, dtype: npt.DTypeLike, reasons: Reasons, count: int
+) -> np.ndarray:
+    """The values in `dtype`; rows with a null, or with one of another kind, are noted."""
+    nulls = np.asarray(values.is_null()) if values.null_count else None
+    if nulls is not None and feature.default is None:
+        _note(reasons, np.unique(row_of_value[nulls]), "null_value", f"feature {feature.name!r} holds a null")
     array, unfit = _convert(values, feature, dtype)
     if unfit is not None:
         rows = range(count) if unfit is True else np.unique(row_of_value[unfit])
         _note(reasons, rows, "wrong_type", f"feature {feature.name!r} holds {values.type} values that are no {feature.kind}")
-    full = ~wrong & ~missing & (totals == feature.length)
-    if full.all():
-        return array.reshape(count, *feature.shape)
-    dense = np.zeros((count, feature.length), dtype)
-    dense[full] = array[full[row_of_value]].reshape(-1, feature.length)
-    return dense.reshape(count, *feature.shape)
+    if nulls is not None and feature.default is not None:
+        array = np.where(nulls, np.array(feature.default, dtype), array)
+    return array
 
 
 def dtype_of(feature: Feature, double: bool) -> npt.DTypeLike:
@@ -68,7 +132,8 @@ def _note(reasons: Reasons, rows: Iterable[int], error: str, message: str) -> No
 def _shape_message(feature: Feature, found: int) -> str:
     if found == feature.length:
         return f"feature {feature.name!r} has lists of other lengths than {list(feature.stored or feature.shape)}"
-    return f"feature {feature.name!r} has {found} values; {feature.length} are needed for shape {list(feature.shape)}"
+    mend = f"; --default {feature.name}=VALUE completes shorter lists" if found < feature.length and feature.default is None else ""
+    return f"feature {feature.name!r} has {found} values; {feature.length} are needed for shape {list(feature.shape)}{mend}"
 
 
 def _flatten(column: pa.Array, feature: Feature) -> tuple[pa.Array, np.ndarray, np.ndarray]:

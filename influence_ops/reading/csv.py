@@ -1,24 +1,25 @@
-"""CSV files with a header row (plain or gzip): each column is a scalar feature."""
+"""CSV files with a header row, plain or compressed: each column is a scalar feature."""
 
 from __future__ import annotations
 
 import codecs
 import csv
-import gzip
 import io
 import itertools
-import zlib
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, BinaryIO, ClassVar, cast
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
+from beam_influence.influence_ops.reading.compression import DAMAGED, compression_of, decompressed
 from beam_influence.influence_ops.reading.features import Description, Feature, Kind, Stored
 from beam_influence.influence_ops.reading.reader import WHOLE, Reader, RowError, Rows, Span, open_span, spans
 
 _LARGEST_CELL = 64 << 20  # encoded images; Python's own limit is 128 KiB
-_GZIP = b"\x1f\x8b"
+_SEPARATORS = ",\t;|\x01"
+_SAMPLE = 1 << 18  # characters in which the separator is looked for
+_SAMPLED_ROWS = 50
 _ARROW: dict[Kind, pa.DataType] = {"float": pa.float64(), "int": pa.int64(), "bytes": pa.large_binary()}
 
 
@@ -26,7 +27,7 @@ class CsvReader(Reader):
     """A row is a record after the header, from 0; blank lines are not counted."""
 
     name: ClassVar[str] = "csv"
-    expects: ClassVar[str] = "CSV files with a header row (plain or gzip)"
+    expects: ClassVar[str] = "CSV files with a header row (comma, tab, semicolon or bar between cells; plain, gzip, zstd, bz2 or xz)"
 
     def read(self, file: BinaryIO, size: int, span: Span = WHOLE) -> Iterator[Rows]:
         rows = _numbered(file, 0, None if span.start else span.stop)
@@ -96,12 +97,13 @@ class CsvReader(Reader):
 
 
 def _row_starts(file: BinaryIO) -> Iterator[int]:
-    """The byte at which the header and each row begin, up to what can't be read as CSV; none in gzip."""
+    """The byte at which the header and each row begin, up to what can't be read as CSV; none in a compressed file."""
     csv.field_size_limit(max(csv.field_size_limit(), _LARGEST_CELL))
-    beginning = file.read(3)
-    if beginning[:2] == _GZIP:
+    beginning = file.read(6)
+    if compression_of(beginning):
         return
-    start = end = file.seek(3 if beginning == codecs.BOM_UTF8 else 0)
+    separator = _separator(file)
+    start = end = file.seek(3 if beginning[:3] == codecs.BOM_UTF8 else 0)
     # What separates rows and cells is ASCII, which UTF-8 has nowhere else; in Latin-1 a character is a byte.
     text = io.TextIOWrapper(file, encoding="latin-1", newline="")
 
@@ -112,7 +114,7 @@ def _row_starts(file: BinaryIO) -> Iterator[int]:
             yield line
 
     try:
-        for row in csv.reader(lines()):  # takes the lines of one row at a time
+        for row in csv.reader(lines(), delimiter=separator):  # takes the lines of one row at a time
             if row:
                 yield start
             start = end
@@ -126,22 +128,52 @@ def _row_starts(file: BinaryIO) -> Iterator[int]:
 def _numbered(file: BinaryIO, start: int = 0, stop: int | None = None) -> Generator[list[str] | RowError, None, None]:
     """The header and the rows, or the rows from a byte on; what ends the file early as a `RowError` in its place."""
     csv.field_size_limit(max(csv.field_size_limit(), _LARGEST_CELL))
-    file.seek(0)
-    is_gzip = file.read(2) == _GZIP
-    file.seek(0)
-    stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if is_gzip else open_span(file, start, stop)
-    # Bytes that are no UTF-8 pass through: they matter only where a feature holds them.
-    encoding = "utf-8" if start else "utf-8-sig"
-    text = io.TextIOWrapper(stream, encoding=encoding, errors="surrogateescape", newline="")
+    separator = _separator(file)
+    text = _text(file, start, stop)
     try:
-        for row in csv.reader(text):
+        for row in csv.reader(text, delimiter=separator):
             if row:
                 yield row
-    except (csv.Error, EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (csv.Error, *DAMAGED) as error:
         yield RowError(0, "read", "damaged_csv", f"the file can't be read as CSV from here on: {error}; the rest is lost")
     finally:
         if not text.closed:
             text.detach()  # the caller closes its file
+
+
+def _text(file: BinaryIO, start: int = 0, stop: int | None = None) -> io.TextIOWrapper:
+    """The text of a file, or of the bytes from `start` to `stop` of one that is not compressed."""
+    file.seek(0)
+    compression = compression_of(file.read(6))
+    file.seek(0)
+    stream = decompressed(file, compression) if compression else open_span(file, start, stop)
+    # Bytes that are no UTF-8 pass through: they matter only where a feature holds them.
+    encoding = "utf-8" if start else "utf-8-sig"
+    return io.TextIOWrapper(stream, encoding=encoding, errors="surrogateescape", newline="")
+
+
+def _separator(file: BinaryIO) -> str:
+    """What stands between cells: that which divides the first rows as it divides the header, into the most cells; else a comma."""
+    text = _text(file)
+    try:
+        sample = text.read(_SAMPLE)
+    except DAMAGED:
+        return ","  # which is found again, and told, when the rows are read
+    finally:
+        text.detach()
+    lines = sample.splitlines(keepends=True)
+
+    def fits(separator: str) -> tuple[float, int]:
+        rows: list[list[str]] = []
+        try:
+            rows += itertools.islice(filter(None, csv.reader(lines, delimiter=separator)), 1 + _SAMPLED_ROWS)
+        except csv.Error:
+            pass
+        cells = len(rows[0]) if rows else 1
+        alike = sum(len(row) == cells for row in rows[1:])
+        return (-1.0 if cells == 1 else alike / max(len(rows) - 1, 1), cells)
+
+    return max(_SEPARATORS, key=fits)
 
 
 def _kind(cells: Sequence[str]) -> Kind:
@@ -166,9 +198,11 @@ def _number(cell: str, kind: Any) -> Any:
 def _parse(cells: Sequence[str], feature: Feature, bad: dict[int, str]) -> pa.Array:
     """The cells in the feature's kind; an empty number is null, and what is no number is noted in `bad`."""
     if feature.kind == "bytes":
-        return pa.array([cell.encode("utf-8", "surrogateescape") for cell in cells], type=_ARROW["bytes"])
+        is_missing = feature.default is not None  # else an empty cell is an empty text
+        encoded = [None if is_missing and not cell else cell.encode("utf-8", "surrogateescape") for cell in cells]
+        return pa.array(encoded, type=_ARROW["bytes"])
     try:
-        return pa.array(cells).cast(_ARROW[feature.kind])
+        return pa.array([cell or None for cell in cells], pa.string()).cast(_ARROW[feature.kind])
     except (pa.ArrowException, UnicodeEncodeError):
         pass  # spaces, signs, an empty or a wrong cell: one by one
     values = []

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2 as _schema_pb2
 
 schema_pb2: Any = _schema_pb2  # generated: type checkers see no names in it
@@ -18,26 +17,60 @@ Kind = Literal["float", "int", "bytes"]
 SCHEMA_TYPES: dict[Kind, Any] = {"float": schema_pb2.FLOAT, "int": schema_pb2.INT, "bytes": schema_pb2.BYTES}
 
 
+RECORD = "#record"
+"""Names the record itself, as the file has it, where a model takes that."""
+
+Default = float | int | bytes
+"""What stands for a value that an example lacks."""
+
+
 class Stored(NamedTuple):
-    """How a feature is stored: its kind and the lengths of its lists, outermost first ([] is a scalar column)."""
+    """How a feature is stored: its kind and the lengths of its lists, outermost first ([] is a scalar column).
+
+    Attributes:
+      longest: where it is one list whose length differs between rows: the greatest; else None.
+    """
 
     kind: Kind
     shape: tuple[int, ...]
+    longest: int | None = None
+
+
+class Declared(NamedTuple):
+    """What is known of a feature before any example is read.
+
+    Attributes:
+      kind: of its values.
+      shape: of each example; None: not fixed.
+      default: what stands for it where an example lacks it; None: nothing does.
+      longest: how many values an example has at most, where that differs; None: not said.
+      indices, values: of a sparse feature, the features with each value's place in `shape`, one for each dimension, and the one with
+        the values.
+    """
+
+    kind: Kind
+    shape: tuple[int, ...] | None = None
+    default: Default | None = None
+    longest: int | None = None
+    indices: tuple[str, ...] = ()
+    values: str = ""
 
 
 Description = Mapping[str, Stored]
 """The features of some data, in the order of its columns where they have one."""
 
-Schema = Mapping[str, tuple[Kind, tuple[int, ...] | None]]
-"""Kind and fixed shape (None: not fixed) of each feature, by its name."""
+Schema = Mapping[str, Declared]
+"""Features by their names."""
 
 
 class ModelInput(NamedTuple):
-    """One input of the model: its name, its shape without the batch, and its dtype as declared."""
+    """One input of the model: its name, its shape without the batch, and its dtype as declared. `parses`: it takes serialized
+    tf.Examples, and reads these features of them."""
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str
+    parses: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +83,9 @@ class Feature:
       shape: the shape of one example as the model gets it ([] is a scalar).
       stored: the lengths of its lists as stored when there are lists of lists; None: one list, or a scalar.
       parts: the features it is put together from, in order; empty: it is read as it is.
+      default: what stands for it in an example that lacks it, and for a null in it; None: such an example is rejected.
+      completes: whether a list that is too short is completed by `default`, too.
+      sparse: the features of each value's place, one for each dimension of `shape`, and that of the values, last; empty: it is not sparse.
     """
 
     name: str
@@ -57,6 +93,14 @@ class Feature:
     shape: tuple[int, ...]
     stored: tuple[int, ...] | None = None
     parts: tuple[Feature, ...] = ()
+    default: Default | None = None
+    completes: bool = False
+    sparse: tuple[Feature, ...] = ()
+
+    @property
+    def columns(self) -> tuple[Feature, ...]:
+        """The features that are stored: itself, or what a sparse one is made of."""
+        return self.sparse or (self,)
 
     @property
     def length(self) -> int:
@@ -129,32 +173,16 @@ class Roles:
 
 
 def most_common(rows: Iterable[Description]) -> dict[str, Stored]:
-    """Each feature as most rows have it: a bad first row decides nothing."""
+    """Each feature as most rows have it: a bad first row decides nothing, and an empty list is a feature that is missing."""
     seen: dict[str, Counter[Stored]] = {}
     for row in rows:
         for name, stored in row.items():
             seen.setdefault(name, Counter())[stored] += 1
-    return {name: counter.most_common(1)[0][0] for name, counter in seen.items()}
+    return {name: _most_common(counter) for name, counter in seen.items()}
 
 
-def parse_schema(text: str) -> Schema:
-    """The features in a `schema.pbtxt`; a struct's are named like others.
-
-    Raises:
-      ValueError: the text is not a TensorFlow Metadata schema.
-    """
-    schema = schema_pb2.Schema()
-    try:
-        text_format.Parse(text, schema)
-    except text_format.ParseError as error:
-        raise ValueError(f"the schema can't be parsed: {error}; it must be a TensorFlow Metadata schema in text form") from error
-    kinds: dict[Any, Kind] = {number: kind for kind, number in SCHEMA_TYPES.items()}
-    found: dict[str, tuple[Kind, tuple[int, ...] | None]] = {}
-    for feature in schema.feature:
-        if feature.type in kinds:
-            fixed = tuple(dim.size for dim in feature.shape.dim) if feature.HasField("shape") else None
-            found[feature.name] = (kinds[feature.type], fixed)
-        for step in feature.struct_domain.feature:
-            if step.type in kinds:
-                found[step.name] = (kinds[step.type], None)
-    return found
+def _most_common(seen: Counter[Stored]) -> Stored:
+    filled = Counter({stored: times for stored, times in seen.items() if 0 not in stored.shape}) or seen
+    stored = filled.most_common(1)[0][0]
+    lengths = {other.shape[0] for other in seen if len(other.shape) == 1 and other.kind == stored.kind}
+    return stored._replace(longest=max(lengths)) if len(stored.shape) == 1 and len(lengths) > 1 else stored

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beam_influence.influence_ops.reading.features import Description, Kind, Stored, most_common
+from beam_influence.influence_ops.reading.arrow_features import describe_columns, has_column, select_columns
+from beam_influence.influence_ops.reading.features import Description
 from beam_influence.influence_ops.reading.reader import WHOLE, Reader, RowError, Rows, Span, spans
 
 _ROWS = 256
@@ -31,10 +32,9 @@ class ParquetReader(Reader):
             parquet = pq.ParquetFile(file)
             groups = range(parquet.num_row_groups)[span.start : span.stop]
             end = start + sum(parquet.metadata.row_group(group).num_rows for group in groups)
-            names = parquet.schema_arrow.names
-            wanted = [feature.name for feature in self.features if feature.name in names]
+            wanted = [feature.name for feature in self.features if has_column(parquet.schema_arrow, feature.name)]
             for table in self._batches(parquet, wanted, size, groups, end - start):
-                yield Rows(table, np.arange(start, start + table.num_rows), [])
+                yield Rows(select_columns(table, self.features), np.arange(start, start + table.num_rows), [])
                 start += table.num_rows
         except (pa.ArrowException, OSError) as error:
             if getattr(error, "errno", None) is not None:
@@ -98,40 +98,4 @@ class ParquetReader(Reader):
             return {}
         if not tables or not tables[0].num_rows:
             return {}
-        table = tables[0]
-        columns = [_describe(name, column) for name, column in zip(table.schema.names, table.columns, strict=True)]
-        return most_common(cell for column in columns for cell in column)
-
-
-def _describe(name: str, column: pa.Array) -> list[dict[str, Stored]]:
-    """The feature in each row that has it."""
-    depth, leaf = 0, column.type
-    while pa.types.is_list(leaf) or pa.types.is_large_list(leaf) or pa.types.is_fixed_size_list(leaf):
-        depth, leaf = depth + 1, leaf.value_type
-    if pa.types.is_dictionary(leaf):
-        leaf = leaf.value_type
-    kind = _kind(leaf)
-    if kind is None:
-        return []
-    if depth == 0:
-        return [{name: Stored(kind, ())}] * (len(column) - column.null_count)
-    found = []
-    for value in column.to_pylist():
-        shape: list[int] = []
-        while isinstance(value, list) and len(shape) < depth:
-            shape.append(len(value))
-            value = value[0] if value else None
-        if len(shape) == depth:
-            found.append({name: Stored(kind, tuple(shape))})
-    return found
-
-
-def _kind(leaf: pa.DataType) -> Kind | None:
-    if pa.types.is_floating(leaf) or pa.types.is_decimal(leaf):
-        return "float"
-    if pa.types.is_integer(leaf) or pa.types.is_boolean(leaf):
-        return "int"
-    is_text = pa.types.is_string(leaf) or pa.types.is_large_string(leaf)
-    if is_text or pa.types.is_binary(leaf) or pa.types.is_large_binary(leaf) or pa.types.is_fixed_size_binary(leaf):
-        return "bytes"
-    return None
+        return describe_columns(tables[0])

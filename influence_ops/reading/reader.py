@@ -63,6 +63,24 @@ class _Beginning(io.RawIOBase):
         return len(data)
 
 
+class Prefixed:
+    """A file whose first bytes have been read already."""
+
+    def __init__(self, prefix: bytes, file: BinaryIO):
+        self._prefix = prefix
+        self._file = file
+        self.closed = False
+
+    def read(self, size: int = -1) -> bytes:
+        if not self._prefix:
+            return self._file.read(size)
+        if size < 0:
+            data, self._prefix = self._prefix + self._file.read(), b""
+            return data
+        data, self._prefix = self._prefix[:size], self._prefix[size:]
+        return data
+
+
 class RowError(NamedTuple):
     """A row that can't be read: which row of the file it is, the stage (`read` or `decode`), the error and a message."""
 
@@ -100,9 +118,11 @@ class Reader(abc.ABC):
     """Whether a column of numbers may be read as another kind of number."""
     ordered: ClassVar[bool] = True
     """Whether the columns have an order."""
+    has_records: ClassVar[bool] = False
+    """Whether a row can be read as the tf.Example that it is, by the name `RECORD`."""
 
     def __init__(self, features: Sequence[Feature]):
-        self.features = tuple(features)
+        self.features = tuple({column.name: column for feature in features for column in feature.columns}.values())
 
     @abc.abstractmethod
     def read(self, file: BinaryIO, size: int, span: Span = WHOLE) -> Iterator[Rows]:

@@ -13,9 +13,9 @@ import tensorflow as tf
 from tensorflow_metadata.proto.v0 import schema_pb2 as _schema_pb2
 from tfx_bsl.coders import example_coder, sequence_example_coder
 
-from beam_influence.influence_ops.reading.features import SCHEMA_TYPES, Description, Feature, Kind, Stored, most_common
+from beam_influence.influence_ops.reading.features import RECORD, SCHEMA_TYPES, Description, Feature, Kind, Stored, most_common
 from beam_influence.influence_ops.reading.reader import WHOLE, Reader, RowError, Rows, Span, spans
-from beam_influence.influence_ops.reading.tfrecord_framing import DamagedRecord, find_records, is_gzip, read_records
+from beam_influence.influence_ops.reading.tfrecord_framing import DamagedRecord, compression_of_records, find_records, read_records
 
 _KINDS: dict[str, Kind] = {"float_list": "float", "int64_list": "int", "bytes_list": "bytes"}
 schema_pb2: Any = _schema_pb2  # generated: type checkers see no names in it
@@ -70,12 +70,12 @@ class TFRecordReader(Reader):
             yield self._rows(records, positions, rejected)
 
     def pick(self, file: BinaryIO, positions: Sequence[int]) -> Iterator[Rows]:
-        """As of `Reader`: headers alone are read up to each record, and in gzip no other record is decoded."""
+        """As of `Reader`: headers alone are read up to each record, and of a compressed file no other record is decoded."""
         wanted = set(positions)
         last = max(wanted, default=-1)
         places = [(index, start) for index, start in enumerate(itertools.islice(find_records(file), last + 1)) if index in wanted]
         file.seek(0)
-        if places or not is_gzip(file.read(12)):
+        if places or not compression_of_records(file.read(12)):
             records = ((index, next(read_records(file, start))) for index, start in places)
         else:
             file.seek(0)
@@ -88,7 +88,7 @@ class TFRecordReader(Reader):
 
     @classmethod
     def split(cls, file: BinaryIO, size: int) -> list[Span]:
-        starts = [(0, 0)]  # nothing is found in gzip
+        starts = [(0, 0)]  # nothing is found in a compressed file
         for index, start in enumerate(find_records(file)):
             if start - starts[-1][1] >= size:
                 starts.append((index, start))
@@ -110,7 +110,10 @@ class TFRecordReader(Reader):
                     rejected = [*rejected, RowError(positions[row], "decode", "not_an_example", message)]
             records, positions = [records[row] for row in good], [positions[row] for row in good]
             table = self._decode(records)
-        return Rows(self._flat(table), np.array(positions, dtype=np.int64), rejected)
+        table = self._flat(table)
+        if any(feature.name == RECORD for feature in self.features) and records:
+            table = table.append_column(RECORD, pa.array(records, pa.large_binary()))
+        return Rows(table, np.array(positions, dtype=np.int64), rejected)
 
     def _decode(self, records: Sequence[bytes]) -> pa.RecordBatch:
         """The records by feature. After an error tfx-bsl's decoder holds half of them: it is made anew."""
@@ -131,13 +134,15 @@ class ExampleReader(TFRecordReader):
     """tf.Example: every feature is a flat list."""
 
     name: ClassVar[str] = "tfrecord"
-    expects: ClassVar[str] = "TFRecord files (plain or gzip) of serialized tf.Example"
+    expects: ClassVar[str] = "TFRecord files (plain, gzip, zlib, zstd, bz2 or xz) of serialized tf.Example"
     message_name: ClassVar[str] = "tf.Example"
+    has_records: ClassVar[bool] = True
 
     def _make_decoder(self) -> Any:
         schema = schema_pb2.Schema()
         for feature in self.features:
-            schema.feature.add(name=feature.name, type=SCHEMA_TYPES[feature.kind])
+            if feature.name != RECORD:
+                schema.feature.add(name=feature.name, type=SCHEMA_TYPES[feature.kind])
         return example_coder.ExamplesToRecordBatchDecoder(schema.SerializeToString())
 
     @classmethod
@@ -149,7 +154,7 @@ class SequenceExampleReader(TFRecordReader):
     """tf.SequenceExample: context features are flat lists, sequence features lists of T steps."""
 
     name: ClassVar[str] = "sequence_example"
-    expects: ClassVar[str] = "TFRecord files (plain or gzip) of serialized tf.SequenceExample"
+    expects: ClassVar[str] = "TFRecord files (plain, gzip, zlib, zstd, bz2 or xz) of serialized tf.SequenceExample"
     message_name: ClassVar[str] = "tf.SequenceExample"
 
     def _make_decoder(self) -> Any:

@@ -1,4 +1,4 @@
-"""TFRecord framing, plain or gzip, read so that damage is found, named and survived.
+"""TFRecord framing, plain or compressed, read so that damage is found, named and survived.
 
 A record is: length (uint64), masked CRC-32C of the length, data, masked CRC-32C of the data. TensorFlow's own
 reader stops at the first damaged record; this one goes on when the framing is intact.
@@ -6,15 +6,14 @@ reader stops at the first damaged record; this one goes on when the framing is i
 
 from __future__ import annotations
 
-import gzip
 import struct
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, cast
 
 import google_crc32c
 
-from beam_influence.influence_ops.reading.reader import open_span
+from beam_influence.influence_ops.reading.compression import DAMAGED, compression_of, decompressed
+from beam_influence.influence_ops.reading.reader import Prefixed, open_span
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
@@ -41,15 +40,14 @@ def read_records(file: BinaryIO, start: int = 0, stop: int | None = None) -> Ite
     """The records of an open file in order; a damaged one is given as a `DamagedRecord` in its place.
 
     Args:
-      file: a binary file at its start, holding a TFRecord file, gzip-compressed or not (found out from
-        its first bytes, not from its name).
+      file: a binary file at its start, holding a TFRecord file, compressed or not (found out from its first bytes, not from its
+        name).
       start, stop: the bytes to read, from the beginning of a record to that of another one; None: to the end of the file.
     """
     file = open_span(file, start, stop)
     beginning = file.read(_HEADER.size)
-    stream: BinaryIO = cast(BinaryIO, _Prefixed(beginning, file))
-    if is_gzip(beginning):
-        stream = cast(BinaryIO, gzip.GzipFile(fileobj=stream))
+    compression = compression_of_records(beginning)
+    stream = decompressed(cast(BinaryIO, Prefixed(beginning, file)), compression)
     while True:
         try:
             record = _read_record(stream)
@@ -58,8 +56,9 @@ def read_records(file: BinaryIO, start: int = 0, stop: int | None = None) -> Ite
             if damaged.final:
                 return
             continue
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            yield DamagedRecord("damaged_gzip", f"the gzip stream is damaged or cut off here ({error}); the rest of the file is lost", True)
+        except DAMAGED as error:
+            lost = f"the {compression} stream is damaged or cut off here ({error}); the rest of the file is lost"
+            yield DamagedRecord(f"damaged_{compression}", lost, True)
             return
         if record is None:
             return
@@ -87,9 +86,9 @@ def write_records(file: BinaryIO, records: Iterable[bytes]) -> None:
         file.write(header + _FOOTER.pack(masked_crc(header)) + record + _FOOTER.pack(masked_crc(record)))
 
 
-def is_gzip(start: bytes) -> bool:
-    """Whether a file that begins with these 12 bytes is gzip-compressed; a record's length may begin as gzip does."""
-    return start[:2] == b"\x1f\x8b" and not _is_header(start)
+def compression_of_records(start: bytes) -> str:
+    """As `compression_of` for a TFRecord file that begins with these 12 bytes: a record's length may begin as gzip does."""
+    return "" if _is_header(start) else compression_of(start, with_zlib=True)
 
 
 def _is_header(data: bytes) -> bool:
@@ -128,20 +127,3 @@ def _read_exactly(stream: BinaryIO, size: int) -> bytes:
             break
         data += more
     return data
-
-
-class _Prefixed:
-    """A file whose first bytes have been read already."""
-
-    def __init__(self, prefix: bytes, file: BinaryIO):
-        self._prefix = prefix
-        self._file = file
-
-    def read(self, size: int = -1) -> bytes:
-        if not self._prefix:
-            return self._file.read(size)
-        if size < 0:
-            data, self._prefix = self._prefix + self._file.read(), b""
-            return data
-        data, self._prefix = self._prefix[:size], self._prefix[size:]
-        return data

@@ -16,7 +16,7 @@ class DataOptions:
 
     train: str | None = _option(
         None,
-        "The training set: TFRecord files (plain or gzip), Parquet or CSV; see --data_format. Patterns are allowed "
+        "The training set: TFRecord files, Parquet or CSV, plain or compressed; see --data_format. Patterns are allowed "
         "('train-*.tfrecord.gz'), several separated by commas.",
         names=True,
         commands=FITTING,
@@ -46,7 +46,15 @@ class DataOptions:
         commands=("run", "query"),
     )
     schema: str | None = _option(
-        None, "A TensorFlow Metadata schema (schema.pbtxt) of the features; without it they are inferred from the first example."
+        None,
+        "A TensorFlow Metadata schema (schema.pbtxt) of the features: kinds, shapes, defaults, the longest list, sparse features; "
+        "without it they are inferred from the first examples.",
+    )
+    default: str | None = _option(
+        None,
+        "What stands for a feature that an example lacks, or has as a null or an empty list or cell: 'company=unknown,trip_*=0'; 'nan' "
+        "is a number too. A list that is too short is completed by it. A default in the schema is taken where this names none. Without "
+        "one such an example is rejected.",
     )
     input_features: str | None = _option(
         None,
@@ -57,8 +65,9 @@ class DataOptions:
     data_format: str = _option(
         "auto",
         "How examples are stored: tfrecord (of tf.Example), sequence_example (TFRecord of tf.SequenceExample), parquet, csv (with a "
-        "header row), or auto: by the file's name and first bytes.",
-        choices=("auto", "tfrecord", "sequence_example", "parquet", "csv"),
+        "header row; what is between cells is found out), arrow (IPC streams and files), avro, or auto: by the file's name and first "
+        "bytes.",
+        choices=("auto", "tfrecord", "sequence_example", "parquet", "csv", "arrow", "avro"),
     )
     preprocess: str | None = _option(
         None,
@@ -98,6 +107,22 @@ class DataOptions:
                 "the function itself decides which feeds which input"
             )
         self.input_mapping()
+        self.defaults()
+
+    def defaults(self) -> dict[str, str]:
+        """Feature or pattern → what stands for a value that is missing.
+
+        Raises:
+          ValueError: one is not written as FEATURE=VALUE, or named twice.
+        """
+        found: dict[str, str] = {}
+        for pair in (self.default or "").split(",") if self.default is not None else ():
+            name, separator, value = pair.strip().partition("=")
+            if not (separator and name) or name in found:
+                why = "names one feature twice" if name in found else "is not FEATURE=VALUE,FEATURE=VALUE"
+                raise ValueError(f"--default {self.default!r} {why}; write it as 'company=unknown,trip_miles=0', with no comma in a value")
+            found[name] = value
+        return found
 
     def input_mapping(self) -> dict[str, str]:
         """Model input name -> feature name; the key '' stands for the only input."""

@@ -16,14 +16,19 @@ class ModelOptions:
 
     model: str = _option(
         REQUIRED,
-        "The trained model: a .keras file, a SavedModel folder, or your function module:function that returns a built Keras model.",
+        "The trained model: a .keras or .h5 file, a SavedModel folder, or your function module:function that returns a built Keras model.",
         names=True,
     )
     model_weights: str | None = _option(None, "With --model module:function: a .weights.h5 file that is loaded into the model.")
+    signature: str | None = _option(
+        None,
+        "Of a SavedModel: the signature that is explained, or 'call', the model inside of a Keras SavedModel. Default: serving_default. "
+        "One that takes serialized tf.Examples, as TFX's trainers write it, gets the records of --train as they are.",
+    )
     checkpoints: str | None = _option(
         None,
-        "Checkpoints of the training run in place of the model's own weights, separated by commas: .keras files, SavedModel folders, or "
-        ".weights.h5 files for the network of --model. Influence is summed over them (TracIn, with any --curvature).",
+        "Checkpoints of the training run in place of the model's own weights, separated by commas: .keras or .h5 files, SavedModel "
+        "folders, or .weights.h5 files for the network of --model. Influence is summed over them (TracIn, with any --curvature).",
     )
     checkpoint_weights: str | None = _option(
         None,

@@ -26,8 +26,8 @@ class RunOptions:
     )
     shard_size: int = _option(
         64 << 20,
-        "Bytes of a file that one task reads: a larger one is split, so that several workers read it at once (gzip can't be split, Parquet "
-        "is at row groups). Does not change the result.",
+        "Bytes of a file that one task reads: a larger one is split, so that several workers read it at once (a compressed one can't be "
+        "split, Parquet is at row groups). Does not change the result.",
         least=1,
     )
     threads: int = _option(0, "CPU threads of TensorFlow in each worker process; 0: all cores.", least=0)

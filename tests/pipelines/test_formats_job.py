@@ -9,12 +9,15 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import fastavro
 import keras
 import numpy as np
 import pyarrow as pa
+import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+import zstandard
 
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
@@ -78,6 +81,30 @@ def write_csv(folder: pathlib.Path, split: Split, rows: list[int]) -> str:
     return "part.csv"
 
 
+def write_arrow(folder: pathlib.Path, split: Split, rows: list[int]) -> str:
+    """As Hugging Face's `save_to_disk` does: a folder is the data set."""
+    table = pa.table({**parquet_columns(split, rows), "image": as_lists(split.images[rows])})
+    with ipc.new_stream(folder / "part.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=37)
+    (folder / "state.json").write_text('{"_data_files": [{"filename": "part.arrow"}]}')
+    return ""
+
+
+def write_avro(folder: pathlib.Path, split: Split, rows: list[int]) -> str:
+    fields = [("label", "int"), ("digit", "string"), ("image", {"type": "array", "items": "float"})]
+    schema = {"type": "record", "name": "row", "fields": [{"name": name, "type": kind} for name, kind in fields]}
+    columns = {**parquet_columns(split, rows), "image": as_lists(split.images[rows])}
+    with open(folder / "part.avro", "wb") as file:
+        fastavro.writer(file, schema, pa.table(columns).to_pylist(), sync_interval=5000)
+    return "part.avro"
+
+
+def write_tsv(folder: pathlib.Path, split: Split, rows: list[int]) -> str:
+    data = (folder / write_csv(folder, split, rows)).read_bytes()
+    (folder / "part.tsv.zst").write_bytes(zstandard.compress(data.replace(b",", b"\t")))
+    return "part.tsv.zst"
+
+
 CSV_OPTIONS = {"input_features": "image=pixel_*"}
 FORMATS: dict[str, tuple[Callable[[pathlib.Path, Split, list[int]], str], dict[str, Any]]] = {
     "tfrecord": (write_tfrecord, {}),
@@ -86,6 +113,9 @@ FORMATS: dict[str, tuple[Callable[[pathlib.Path, Split, list[int]], str], dict[s
     "parquet_fixed": (functools.partial(write_parquet, images=as_fixed), {}),
     "parquet_nested": (functools.partial(write_parquet, images=as_nested), {"data_format": "parquet"}),
     "csv": (write_csv, CSV_OPTIONS),
+    "arrow": (write_arrow, {}),
+    "avro": (write_avro, {}),
+    "tsv": (write_tsv, CSV_OPTIONS),
     "csv_sum": (write_csv, {"input_features": "image=" + "+".join(f"pixel_{number}" for number in range(64))}),
 }
 
@@ -124,7 +154,7 @@ def expected(job: DigitsJob, tmp_path_factory: pytest.TempPathFactory) -> pathli
 @pytest.mark.parametrize(
     "name",
     [
-        *("sequence_example", "parquet", "parquet_nested", "csv"),
+        *("sequence_example", "parquet", "parquet_nested", "csv", "arrow", "avro", "tsv"),
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("parquet_fixed", "csv_sum")),
     ],
 )

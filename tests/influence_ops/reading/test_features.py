@@ -8,8 +8,9 @@ import pytest
 import tensorflow as tf
 
 from beam_influence.influence_ops.reading import READERS
-from beam_influence.influence_ops.reading.features import Feature, ModelInput, Roles, Stored, most_common, parse_schema
+from beam_influence.influence_ops.reading.features import Declared, Feature, ModelInput, Roles, Stored, most_common
 from beam_influence.influence_ops.reading.resolve_features import FeatureResolver, fit_result
+from beam_influence.influence_ops.reading.schema import parse_schema
 from beam_influence.influence_ops.reading.tfrecord_framing import write_records
 
 DATA = {
@@ -115,7 +116,7 @@ def test_numbers_are_no_strings():
 
 def test_a_schema_decides_kinds_and_shapes():
     schema = parse_schema(SCHEMA)
-    assert schema == {"x": ("float", (2, 3)), "token": ("int", None), "word": ("bytes", ())}
+    assert schema == {"x": Declared("float", (2, 3)), "token": Declared("int"), "word": Declared("bytes", ())}
     spec = resolve(one("x", (None, None)), schema=schema, labels=("token",))
     assert spec.inputs[0][1].shape == (2, 3)
     with pytest.raises(ValueError, match="the schema has no feature 'label'"):

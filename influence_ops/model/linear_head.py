@@ -14,10 +14,10 @@ import keras
 import tensorflow as tf
 from keras.src.models import Functional
 
-from beam_influence.influence_ops.model.autodiff import matrix_root, output_hessian
 from beam_influence.influence_ops.model.example_loss import ExampleLoss, Targets
 from beam_influence.influence_ops.model.gradients.blocks import Block, BlockLayout, Factored, Layout, Piece
 from beam_influence.influence_ops.model.heads import Heads, Outputs
+from beam_influence.influence_ops.model.output_curvature import matrix_root, output_hessian
 from beam_influence.influence_ops.types import Tensors
 
 
@@ -102,6 +102,19 @@ class LinearHeadDerivatives:
     def output_blocks(self, inputs: Tensors, directions: tf.Tensor) -> tuple[Block, ...]:
         """J_iᵀ u_i as one block, for u [B, C]."""
         return (Factored(self._features(inputs)[:, None], directions[:, None]),)
+
+    def signed_fisher_blocks(self, inputs: Tensors, targets: Targets, signs: tf.Tensor) -> tuple[Block, ...]:
+        """J_iᵀ u_i as one block, for the directions u that signs [B, C] give; see `ExampleLoss.fisher_directions`."""
+        return self._fisher_blocks(inputs, targets, signs, drawn=False)
+
+    def drawn_fisher_blocks(self, inputs: Tensors, targets: Targets, numbers: tf.Tensor) -> tuple[Block, ...]:
+        """The same for labels that numbers in [0, 1) draw."""
+        return self._fisher_blocks(inputs, targets, numbers, drawn=True)
+
+    def _fisher_blocks(self, inputs: Tensors, targets: Targets, numbers: tf.Tensor, drawn: bool) -> tuple[Block, ...]:
+        features = self._features(inputs)
+        directions = self.loss.fisher_directions(targets, Outputs(self._outputs(features), (None,)), numbers, drawn)
+        return (Factored(features[:, None], directions[:, None]),)
 
     packed_outputs = outputs
 

@@ -47,10 +47,13 @@ def read_records(file: BinaryIO, start: int = 0, stop: int | None = None) -> Ite
     """
     file = open_span(file, start, stop)
     beginning = file.read(_HEADER.size)
-    stream: BinaryIO = cast(BinaryIO, _Prefixed(beginning, file))
-    if is_gzip(beginning):
+    prefixed = _Prefixed(beginning, file)
+    stream: BinaryIO = cast(BinaryIO, prefixed)
+    if is_zipped := is_gzip(beginning):
         stream = cast(BinaryIO, gzip.GzipFile(fileobj=stream))
     while True:
+        if not is_zipped:
+            yield from prefixed.intact_records()
         try:
             record = _read_record(stream)
         except DamagedRecord as damaged:
@@ -136,6 +139,26 @@ class _Prefixed:
     def __init__(self, prefix: bytes, file: BinaryIO):
         self._prefix = prefix
         self._file = file
+        self._block = 1 << 14
+
+    def intact_records(self) -> Iterator[bytes]:
+        """The records that are whole in what is read next at once, up to the first with any damage: where `read` goes on."""
+        block, position = self._prefix, 0
+        if len(block) < self._block:
+            block += self._file.read(self._block - len(block))
+            self._block = min(4 * self._block, _BLOCK)  # who wants one record need not read many
+        while position + _HEADER.size <= len(block):
+            length, crc = _HEADER.unpack_from(block, position)
+            start = position + _HEADER.size
+            stop = start + length
+            if stop + _FOOTER.size > len(block) or masked_crc(block[position : position + 8]) != crc:
+                break
+            record = block[start:stop]
+            if masked_crc(record) != _FOOTER.unpack_from(block, stop)[0]:
+                break
+            position = stop + _FOOTER.size
+            yield record
+        self._prefix = block[position:]
 
     def read(self, size: int = -1) -> bytes:
         if not self._prefix:

@@ -47,7 +47,8 @@ def ekfac_kronfluence(folder: pathlib.Path) -> Measured:
         _write_arrays(folder / "mlp", arrays)
     answer = folder / "mlp" / "kronfluence.json"
     program = str(pathlib.Path(__file__).with_name("kronfluence_mlp.py"))
-    subprocess.run([sys.argv[3], "-P", program, str(arrays), str(TOP_K), str(answer)], check=True, stdout=sys.stderr, env={})  # -P: nothing beside it
+    command = [sys.argv[3], "-P", program, str(arrays), str(TOP_K), str(answer)]  # -P: it must not find operator.py beside it
+    subprocess.run(command, check=True, stdout=sys.stderr, env={})
     return json.loads(answer.read_text())
 
 

@@ -80,8 +80,7 @@ def build(
       config: the options.
       prepared: what `prepare(config)` gave, when it was called already.
       progress: an address for `Progress`, on local runs.
-      accelerator: Beam's resource hint for the scoring step, such as `type:nvidia-l4;count:1;install-nvidia-driver`; where nothing is
-        scored (`fit`, `index`), for the steps that differentiate the training set.
+      accelerator: Beam's resource hint for the steps that differentiate examples, such as `type:nvidia-l4;count:1;install-nvidia-driver`.
 
     Raises:
       ValueError: the configuration does not fit the files or the model; see `prepare`.
@@ -169,9 +168,8 @@ class _JobBuilder:
         parts: Any = self._nothing("NoStatistic", tuple[str, StatisticPart])
         for number in range(done + 1, curvature.passes + 1):
             stage, label = ("curvature", "") if number == 1 else (f"curvature_{number}", f"[{number}]")
-            accelerator = None if config.output_tables else self._accelerator
-            work = join(config.work_folder, stage)
-            accumulate = AccumulateCurvature(self._reader(stage), prepared.model, curvature, join(work, "bundles"), state, accelerator)
+            work, reader = join(config.work_folder, stage), self._reader(stage)
+            accumulate = AccumulateCurvature(reader, prepared.model, curvature, join(work, "bundles"), state, self._accelerator)
             accumulated = self._train | f"AccumulateCurvature{label}" >> accumulate
             parts = accumulated["parts"]
             if number == 1:
@@ -194,7 +192,7 @@ class _JobBuilder:
         test = self._pipeline | "ReadShards[test]" >> read
         plan = prepared.queries
         form = (plan.block_size, config.work_folder, len(prepared.test), config.index is not None, config.query_arrays, plan.form)
-        embed = EmbedQueries(self._reader("embed"), prepared.model, preconditioner, *form)
+        embed = EmbedQueries(self._reader("embed"), prepared.model, preconditioner, *form, accelerator=self._accelerator)
         embedded = test | "EmbedQueries" >> embed
         self._count(EMBED, embedded[COUNTS])
         queries = self._record(embedded["queries"], EMBED, self.counts[-1:], [embedded[REJECTED]])

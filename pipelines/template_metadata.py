@@ -83,8 +83,8 @@ def template_metadata() -> dict[str, Any]:
         ),
         _parameter(
             "gpu",
-            "GPU of the scoring step",
-            f"A GPU for each worker of the scoring step, by its type, such as {DEFAULT_GPU}; the image must be the one for GPUs.",
+            "GPU of the steps that differentiate",
+            f"A GPU for each worker that differentiates examples, by its type, such as {DEFAULT_GPU}; the image must be the one for GPUs.",
             "[a-z0-9-]+",
             "TEXT",
             isOptional=True,

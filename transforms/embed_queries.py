@@ -143,6 +143,7 @@ class EmbedQueries(beam.PTransform):
       for_index: whether blocks hold the r numbers that an index is searched with, in place of gradients and solutions.
       needs: which of gradients and solutions later steps look at; the others are not kept.
       form: how solutions are kept.
+      accelerator: Beam's resource hint for this step alone, or None.
 
     In: `Shard`. Out: a dictionary of PCollections: `queries` (`QueryReference`), `rejected`, `counts`.
     """
@@ -156,6 +157,7 @@ class EmbedQueries(beam.PTransform):
     for_index: bool = False
     needs: tuple[QueryArray, ...] = QUERY_ARRAYS
     form: StoredForm = WHOLE
+    accelerator: str | None = None
 
     def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
         embed = beam.ParDo(
@@ -171,6 +173,8 @@ class EmbedQueries(beam.PTransform):
             ),
             pvalue.AsSingleton(self.preconditioner),
         )
+        if self.accelerator:
+            embed.with_resource_hints(accelerator=self.accelerator)  # it changes `embed` and returns it
         typed = embed.with_output_types(QueryReference, **REPORT_TYPES)
         embedded = outputs(shards | "Embed" >> typed.with_outputs(REJECTED, COUNTS, main=QUERIES))
         return {tag: embedded[tag] for tag in (QUERIES, REJECTED, COUNTS)}

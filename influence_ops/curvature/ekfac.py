@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from beam_influence.influence_ops.curvature.base import Curvature, FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.kfac import Kfac, accumulate
-from beam_influence.influence_ops.curvature.kronecker import kronecker, rotate, squared_sum
+from beam_influence.influence_ops.curvature.kronecker import DeviceCopies, kronecker, squared_sum
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Block, BlockLayout
 
@@ -27,15 +27,16 @@ class Ekfac(Kfac):
     name: ClassVar[str] = "ekfac"
     passes = 2
     _bases: Mapping[str, np.ndarray] | None = None
+    _device: DeviceCopies
 
     def _add_block(
-        self, statistic: Statistic, number: int, layout: BlockLayout, block: Block, weights: tf.Tensor, first: bool
+        self, of_batch: dict[str, tf.Tensor], number: int, layout: BlockLayout, block: Block, weights: tf.Tensor, first: bool
     ) -> None:
         if self._bases is None:
-            super()._add_block(statistic, number, layout, block, weights, first)
+            super()._add_block(of_batch, number, layout, block, weights, first)
             return
-        rotated = rotate(block, self._bases[f"inputs-{number}"], self._bases[f"errors-{number}"])
-        accumulate(statistic, f"eigenvalues-{number}", np.array(squared_sum(layout, rotated, weights), dtype=np.float64))
+        rotated = self._device.rotated(self._bases, number, block)
+        accumulate(of_batch, f"eigenvalues-{number}", squared_sum(layout, rotated, weights))
 
     def advance(self, model: ExplainedModel, statistic: Statistic) -> dict[str, np.ndarray]:
         self._examples(statistic)
@@ -44,6 +45,7 @@ class Ekfac(Kfac):
     def resume(self, arrays: Mapping[str, np.ndarray]) -> Curvature:
         later = copy.copy(self)
         later._bases = {name: np.asarray(array) for name, array in arrays.items()}
+        later._device = DeviceCopies()
         later.passes = 1
         return later
 

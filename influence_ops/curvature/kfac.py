@@ -47,27 +47,28 @@ class Kfac(Curvature):
     def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
         weights = model.curvature_weights(batch)
         layout = model.layout(batch.inputs).blocks
-        of_batch: Statistic = {}
+        of_batch: dict[str, tf.Tensor] = {}
         for draw, blocks in enumerate(fisher_blocks(model, batch, self.settings.fisher, self.settings.seed)):
             for number, (block_layout, block) in enumerate(zip(layout, blocks, strict=True)):
                 self._add_block(of_batch, number, block_layout, block, weights, first=draw == 0)
-        for name, total in of_batch.items():
-            accumulate(statistic, name, total)
+        for name, total in of_batch.items():  # all at once: a batch that does not fit the device leaves no trace
+            add_to(statistic, name, total.numpy())
         statistic[COUNT] += len(batch)
         return statistic
 
     def _add_block(
-        self, statistic: Statistic, number: int, layout: BlockLayout, block: Block, weights: tf.Tensor, first: bool
+        self, of_batch: dict[str, tf.Tensor], number: int, layout: BlockLayout, block: Block, weights: tf.Tensor, first: bool
     ) -> None:
-        """Adds a batch's gradients in one block; `first`: at the first of the draws."""
+        """Adds a batch's gradients in one block to its sums, which stay on the device; `first`: at the first of the draws."""
         if isinstance(block, Materialised) and layout.rows > 1:
             of_rows = _moment(tf.transpose(block.values, [0, 2, 1]), weights, layout.rows)
-            accumulate(statistic, f"inputs-{number}", of_rows)
-            accumulate(statistic, f"{_POSITIONS}-{number}", np.array([of_rows.sum() if of_rows.ndim == 1 else np.trace(of_rows)]))
+            squares = tf.cast(of_rows if of_rows.shape.rank == 1 else tf.linalg.diag_part(of_rows), tf.float64)
+            accumulate(of_batch, f"inputs-{number}", of_rows)
+            accumulate(of_batch, f"{_POSITIONS}-{number}", tf.reduce_sum(squares, keepdims=True))
         elif first:  # the inputs are the same for every label
-            accumulate(statistic, f"inputs-{number}", _input_moment(layout, block, weights))
-            accumulate(statistic, f"{_POSITIONS}-{number}", np.array([float(tf.reduce_sum(weights)) * positions_of(block)]))
-        accumulate(statistic, f"errors-{number}", _error_moment(layout, block, weights))
+            accumulate(of_batch, f"inputs-{number}", _input_moment(layout, block, weights))
+            accumulate(of_batch, f"{_POSITIONS}-{number}", tf.reduce_sum(tf.cast(weights, tf.float64), keepdims=True) * positions_of(block))
+        accumulate(of_batch, f"errors-{number}", _error_moment(layout, block, weights))
 
     def finish_part(self, name: str, part: Any) -> Any:
         return decompose(part) if name.startswith(("inputs-", "errors-")) else part
@@ -104,35 +105,36 @@ class Kfac(Curvature):
             raise ValueError(f"rcond is of one matrix's eigenvalues; {self.name} takes only a damping")
 
 
-def accumulate(statistic: Statistic, name: str, value: np.ndarray) -> None:
-    """Adds to a part in place, or makes it."""
+def accumulate(of_batch: dict[str, tf.Tensor], name: str, value: tf.Tensor) -> None:
+    """Adds to a sum of a batch, in float64 where it is of several draws, or makes it."""
+    of_batch[name] = tf.cast(of_batch[name], tf.float64) + tf.cast(value, tf.float64) if name in of_batch else value
+
+
+def add_to(statistic: Statistic, name: str, value: np.ndarray) -> None:
+    """Adds to a part in place, in float64, or makes it."""
     if name in statistic:
-        statistic[name] += value
+        np.add(statistic[name], value, out=statistic[name])
     else:
-        statistic[name] = value
+        statistic[name] = np.array(value, dtype=np.float64)
 
 
-def _input_moment(layout: BlockLayout, block: Block, weights: tf.Tensor) -> np.ndarray:
+def _input_moment(layout: BlockLayout, block: Block, weights: tf.Tensor) -> tf.Tensor:
     if isinstance(block, OneHot):
         counts = tf.repeat(weights, tf.shape(block.ids)[1])
-        return _float64(tf.math.unsorted_segment_sum(counts, tf.reshape(block.ids, [-1]), layout.rows))
+        return tf.math.unsorted_segment_sum(counts, tf.reshape(block.ids, [-1]), layout.rows)
     if isinstance(block, Factored):
         return _moment(block.inputs, weights, layout.rows)
-    return np.array([float(tf.reduce_sum(weights))])
+    return tf.reduce_sum(weights, keepdims=True)
 
 
-def _error_moment(layout: BlockLayout, block: Block, weights: tf.Tensor) -> np.ndarray:
+def _error_moment(layout: BlockLayout, block: Block, weights: tf.Tensor) -> tf.Tensor:
     return _moment(block[-1], weights, layout.columns)
 
 
-def _moment(x: tf.Tensor, weights: tf.Tensor, size: int) -> np.ndarray:
-    """Σ_i w_i Σ_s x xᵀ of x [B, S, d] in float64: [d, d], or its diagonal where that is too large."""
+def _moment(x: tf.Tensor, weights: tf.Tensor, size: int) -> tf.Tensor:
+    """Σ_i w_i Σ_s x xᵀ of x [B, S, d]: [d, d], or its diagonal where that is too large."""
     rows = tf.reshape(x, [-1, size])
     weighted = tf.reshape(x * weights[:, None, None], [-1, size])
     if size > MAX_SIDE:
-        return _float64(tf.reduce_sum(rows * weighted, axis=0))
-    return _float64(tf.matmul(rows, weighted, transpose_a=True))
-
-
-def _float64(tensor: tf.Tensor) -> np.ndarray:
-    return np.array(tensor, dtype=np.float64)
+        return tf.reduce_sum(rows * weighted, axis=0)
+    return tf.matmul(rows, weighted, transpose_a=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -38,15 +38,36 @@ def decompose(moment: np.ndarray) -> Side:
     return Side(np.maximum(values, 0), vectors)
 
 
-def rotate(block: Block, inputs: np.ndarray, errors: np.ndarray) -> Block:
-    """The block in the basis of its sides' vectors ([0, 0]: as it is)."""
-    if errors.size:
-        block = block._make((*block[:-1], tf.matmul(block[-1], tf.constant(errors, block[-1].dtype))))
-    if isinstance(block, Factored) and inputs.size:
-        block = Factored(tf.matmul(block.inputs, tf.constant(inputs, block.inputs.dtype)), block.errors)
-    if isinstance(block, Materialised) and inputs.size:
-        block = Materialised(tf.einsum("ik,bio->bko", tf.constant(inputs, block.values.dtype), block.values))
-    return block
+class DeviceCopies:
+    """Arrays as tensors on the device, each made once."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[tuple[str, tf.DType], tf.Tensor] = {}
+
+    def of(self, name: str, array: Callable[[], np.ndarray], dtype: tf.DType) -> tf.Tensor:
+        """The tensor `name`, of what `array` gives when it is asked for first."""
+        key = (name, dtype)
+        if key not in self._tensors:
+            self._tensors[key] = tf.constant(array(), dtype)
+        return self._tensors[key]
+
+    def rotated(self, arrays: Mapping[str, np.ndarray], number: int, block: Block) -> Block:
+        """Block `number` in the basis of its sides' vectors, `inputs-number` and `errors-number` ([0, 0]: as it is)."""
+
+        def vectors(side: str) -> tf.Tensor:
+            name = f"{side}-{number}"
+            return self.of(name, lambda: arrays[name], block[-1].dtype)
+
+        if arrays[f"errors-{number}"].size:
+            block = block._make((*block[:-1], tf.matmul(block[-1], vectors("errors"))))
+        if isinstance(block, Factored) and arrays[f"inputs-{number}"].size:
+            block = Factored(tf.matmul(block.inputs, vectors("inputs")), block.errors)
+        if isinstance(block, Materialised) and arrays[f"inputs-{number}"].size:
+            block = Materialised(tf.einsum("ik,bio->bko", vectors("inputs"), block.values))
+        return block
+
+    def __reduce__(self) -> tuple[type[DeviceCopies], tuple[()]]:
+        return DeviceCopies, ()  # another process makes its own
 
 
 def squared_sum(layout: Any, block: Block, weights: tf.Tensor) -> tf.Tensor:
@@ -80,6 +101,7 @@ class KroneckerPreconditioner(Preconditioner):
     """
 
     layout: Layout | None = None
+    _device: DeviceCopies = dataclasses.field(default_factory=DeviceCopies, init=False, repr=False, compare=False)
     kind: ClassVar[str] = "kronecker"
     solves_blocks: ClassVar[bool] = True
 
@@ -124,7 +146,7 @@ class KroneckerPreconditioner(Preconditioner):
             inputs, errors = self.sides(number)
             wide = block._make(tf.cast(tensor, tf.float64) if tensor.dtype.is_floating else tensor for tensor in block)
             if isinstance(wide, Factored) and positions_of(wide) < min(layout.rows, layout.columns):  # less to turn than a matrix is
-                wide = rotate(wide, inputs, errors)
+                wide = DeviceCopies().rotated(self.arrays, number, wide)  # once for the test points: not kept
                 if positions_of(wide) == 1:
                     a, g = (np.asarray(factor)[:, 0] for factor in wide)
                     yield SolvedBlock(Quotients(a, g, 1 / self.damped(number)), inputs, errors)
@@ -146,7 +168,7 @@ class KroneckerPreconditioner(Preconditioner):
             rows, columns = np.unravel_index(chosen[inside] - first, (layout.rows, layout.columns))
             first += layout.size
             if isinstance(gradients, Gradients):
-                found = _entries(rotate(gradients.blocks[number], *self.sides(number)), rows, columns)
+                found = _entries(self._device.rotated(self.arrays, number, gradients.blocks[number]), rows, columns)
             else:
                 found = turned(layout.matrices(gradients), *self.sides(number))[:, rows, columns]
             embedded[:, inside] = found / np.sqrt(self.damped(number)[rows, columns])
@@ -155,18 +177,18 @@ class KroneckerPreconditioner(Preconditioner):
     def self_influence(self, gradients: Gradients) -> np.ndarray:
         if gradients.offset is not None:
             return super().self_influence(gradients)
-        total = np.zeros(len(gradients))
+        total = tf.zeros([len(gradients)], tf.float64)
         for number, (layout, block) in enumerate(zip(self._bound().blocks, gradients.blocks, strict=True)):
-            inputs, errors = self.sides(number)
-            rotated = rotate(block, inputs, errors)
-            weights = tf.constant(1 / self.damped(number), rotated[-1].dtype)
+            rotated = self._device.rotated(self.arrays, number, block)
+            weights = self._device.of(f"weights-{number}", lambda number=number: 1 / self.damped(number), rotated[-1].dtype)
             if isinstance(rotated, Factored) and rotated.inputs.shape[1] == 1:
                 a, g = tf.square(rotated.inputs[:, 0]), tf.square(rotated.errors[:, 0])
-                total += tf.reduce_sum(tf.matmul(a, weights) * g, axis=1).numpy()
+                total += tf.cast(tf.reduce_sum(tf.matmul(a, weights) * g, axis=1), tf.float64)
                 continue
-            for rows, part in parts_of(rotated, max(1, _ROTATED_AT_ONCE // layout.size)):
-                total[rows] += tf.einsum("bio,io->b", tf.square(materialise(layout, part)), weights).numpy()
-        return total
+            parts = parts_of(rotated, max(1, _ROTATED_AT_ONCE // layout.size))
+            found = [tf.einsum("bio,io->b", tf.square(materialise(layout, part)), weights) for _, part in parts]
+            total += tf.cast(tf.concat(found, axis=0), tf.float64)
+        return total.numpy()
 
     def _bound(self) -> Layout:
         if self.layout is None:

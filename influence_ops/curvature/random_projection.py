@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.dense import upper_blocks
-from beam_influence.influence_ops.curvature.kfac import accumulate
+from beam_influence.influence_ops.curvature.kfac import add_to
 from beam_influence.influence_ops.curvature.projections import Projection, make_projection
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.fisher import fisher_blocks
@@ -108,9 +108,9 @@ class RandomProjection(Curvature):
         for blocks in _by_part(model, fisher_blocks(model, batch, self.settings.fisher, self.settings.seed)):
             projected = projection.of_gradients(Gradients(layout, blocks if roots is None else scaled(blocks, roots)))
             for name, rows, columns in upper_blocks(projection.dim):
-                accumulate(of_batch, name, projected[:, rows].T @ projected[:, columns])
+                add_to(of_batch, name, projected[:, rows].T @ projected[:, columns])
         for name, total in of_batch.items():
-            accumulate(statistic, name, total)
+            add_to(statistic, name, total)
         statistic[COUNT] += len(batch)
         return statistic
 

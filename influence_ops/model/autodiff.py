@@ -21,6 +21,7 @@ from beam_influence.influence_ops.model.gradients.discover import discover
 from beam_influence.influence_ops.model.gradients.recorded import recorded
 from beam_influence.influence_ops.model.gradients.unrolled import unrolled
 from beam_influence.influence_ops.model.heads import Outputs
+from beam_influence.influence_ops.model.output_curvature import matrix_root, output_hessian
 from beam_influence.influence_ops.types import Tensors
 
 _ROWS_AT_ONCE = 64  # Hessian rows in one vectorised pass: bounds memory to 64 copies of the activations
@@ -84,14 +85,25 @@ class AutodiffDerivatives:
                     loss += self._additional.total(1)
             return self._rest_gradients(tape, loss)
 
-        found, blocks = self._blocks(inputs, losses, one, (inputs, targets, weights))
+        found, blocks = self._blocks(inputs, losses, one, lambda _: (inputs, targets, weights))
         return found + self._additional_of_each(inputs) if self._additional.kinds else found, blocks
 
     def output_blocks(self, inputs: Tensors, directions: tf.Tensor) -> tuple[Block, ...]:
         """J_iᵀ u_i as blocks, for u [B, C] along the packed outputs."""
+        return self._blocks_along(inputs, lambda _: directions)
 
+    def signed_fisher_blocks(self, inputs: Tensors, targets: Targets, signs: tf.Tensor) -> tuple[Block, ...]:
+        """J_iᵀ u_i as blocks, for the directions u that signs [B, C] give; see `ExampleLoss.fisher_directions`."""
+        return self._blocks_along(inputs, lambda outputs: self.loss.fisher_directions(targets, outputs, signs, drawn=False))
+
+    def drawn_fisher_blocks(self, inputs: Tensors, targets: Targets, numbers: tf.Tensor) -> tuple[Block, ...]:
+        """The same for labels that numbers in [0, 1) draw."""
+        return self._blocks_along(inputs, lambda outputs: self.loss.fisher_directions(targets, outputs, numbers, drawn=True))
+
+    def _blocks_along(self, inputs: Tensors, directions: Callable[[Outputs], tf.Tensor]) -> tuple[Block, ...]:
         def along(outputs: Outputs) -> tuple[tf.Tensor, tf.Tensor]:
-            return directions, tf.reduce_sum(directions * pack(outputs.values))
+            found = tf.stop_gradient(directions(outputs))
+            return found, tf.reduce_sum(found * pack(outputs.values))
 
         def one(example: Tensors) -> list[tf.Tensor]:
             x, direction = tf.nest.map_structure(lambda leaf: leaf[None], example)
@@ -99,7 +111,7 @@ class AutodiffDerivatives:
                 total = tf.reduce_sum(direction * pack(self.outputs(x).values))
             return self._rest_gradients(tape, total)
 
-        return self._blocks(inputs, along, one, (inputs, directions))[1]
+        return self._blocks(inputs, along, one, lambda found: (inputs, found))[1]
 
     def packed_outputs(self, inputs: Tensors) -> tf.Tensor:
         """All outputs, before their activation: [B, C]."""
@@ -120,7 +132,11 @@ class AutodiffDerivatives:
         return matrix_root(output_hessian(loss_of_packed, tf.stop_gradient(pack(outputs.values))))
 
     def _blocks(
-        self, inputs: Tensors, value: Callable[[Outputs], tuple[tf.Tensor, tf.Tensor]], one: Callable[[Tensors], Tensors], elements: Tensors
+        self,
+        inputs: Tensors,
+        value: Callable[[Outputs], tuple[tf.Tensor, tf.Tensor]],
+        one: Callable[[Tensors], Tensors],
+        elements: Callable[[tf.Tensor], Tensors],
     ) -> tuple[tf.Tensor, tuple[Block, ...]]:
         plan = self._plan
         with tf.GradientTape(persistent=False, watch_accessed_variables=False) as tape:
@@ -129,7 +145,7 @@ class AutodiffDerivatives:
             found, total = value(outputs)
         sources = [call.outputs for call in calls]
         errors = tape.gradient(total, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO) if sources else []
-        rest = self._map_examples(one, elements) if plan.rest else []
+        rest = self._map_examples(one, elements(found)) if plan.rest else []
         return found, plan.blocks(calls, [tf.convert_to_tensor(error) for error in errors], rest)
 
     @contextlib.contextmanager
@@ -276,24 +292,3 @@ def unpack(packed: tf.Tensor, like: Tensors) -> Tensors:
     parts = tf.split(packed, [tensor.shape[1:].num_elements() for tensor in tensors], axis=1)
     shaped = [tf.reshape(part, [-1, *tensor.shape[1:]]) for part, tensor in zip(parts, tensors, strict=True)]
     return tf.nest.pack_sequence_as(like, shaped)
-
-
-def output_hessian(loss: Callable[[tf.Tensor], tf.Tensor], outputs: tf.Tensor) -> tf.Tensor:
-    """∂²ℓ_i/∂z_i²: [B, C, C], C the size of one example's output, of `loss`: outputs -> [B]."""
-    with tf.GradientTape() as outer:
-        outer.watch(outputs)
-        with tf.GradientTape() as inner:
-            inner.watch(outputs)
-            losses = loss(outputs)
-        gradient = inner.gradient(losses, outputs)
-    hessian = outer.batch_jacobian(gradient, outputs)
-    size = outputs.shape[1:].num_elements() or tf.reduce_prod(tf.shape(outputs)[1:])
-    return tf.reshape(hessian, [-1, size, size])
-
-
-def matrix_root(matrices: tf.Tensor) -> tf.Tensor:
-    """R with R Rᵀ = the positive semi-definite part of each matrix: [B, C, C]."""
-    # eigh of a matrix with NaN does not return; such an example is rejected by its loss.
-    finite = tf.reduce_all(tf.math.is_finite(matrices), axis=[1, 2], keepdims=True)
-    values, vectors = tf.linalg.eigh(tf.where(finite, matrices, tf.zeros_like(matrices)))
-    return vectors * tf.sqrt(tf.maximum(values, 0))[:, None, :]

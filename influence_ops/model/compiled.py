@@ -95,19 +95,31 @@ class CompiledDerivatives:
         """The method `name` of the batch's inputs and `extra`."""
         return self._call(name, name, batch, *extra)
 
+    def output_shape(self, batch: ExampleBatch) -> tuple[int, ...] | None:
+        """The shape of one example's packed outputs; None where it depends on the batch. Nothing is computed."""
+        found = self._function("packed_outputs", "packed_outputs", (feed(self._model, batch.inputs, self._dtype),)).output_shapes[1:]
+        return tuple(found) if found.is_fully_defined() else None
+
     def _call(self, key: str, name: str, batch: ExampleBatch, *extra: Any) -> Any:
         arguments = (feed(self._model, batch.inputs, self._dtype), *extra)
+        return self._function(key, name, arguments)(*arguments)
+
+    def _function(self, key: str, name: str, arguments: tuple[Any, ...]) -> Any:
         if key not in self._functions:
             with TRACING:
                 if key not in self._functions:
                     self._functions[key] = self._compile(name, tf.nest.map_structure(any_batch, arguments))
-        return self._functions[key](*arguments)
+        return self._functions[key]
 
     def _compile(self, name: str, signature: TensorSpecs) -> Callable[..., Any]:
-        function = tf.function(getattr(self._derive(signature[0]), name), input_signature=signature)
-        # The concrete function: a tf.function that is called with a wrong shape never releases its lock.
+        method = getattr(self._derive(signature[0]), name)
         with exact_moments() if name in _SECOND_DERIVATIVES else contextlib.nullcontext():
-            return function.get_concrete_function()
+            # The concrete function: a tf.function that is called with a wrong shape never releases its lock.
+            try:
+                # As Keras traces a model in fit. To rewrite the source of all that is called takes most of the time of tracing.
+                return tf.function(method, input_signature=signature, autograph=False).get_concrete_function()
+            except (TypeError, ValueError):  # a loss of the user's own may have a Python `if` on a tensor, which AutoGraph rewrites
+                return tf.function(method, input_signature=signature).get_concrete_function()
 
     def _derive(self, specs: TensorSpecs) -> LinearHeadDerivatives | AutodiffDerivatives:
         """The derivatives, made once: the network is traced on inputs of `specs` to see how it ends."""

@@ -7,13 +7,14 @@ itself, for all examples of a batch at once. `guard` compares the two on the use
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from beam_influence.influence_ops.model.heads import Heads, Outputs
 from beam_influence.influence_ops.model.losses import BUILT_IN, TrainingLoss
+from beam_influence.influence_ops.model.output_curvature import Likelihood, drawn_errors, root_of_weights, root_times
 from beam_influence.influence_ops.model.position_losses import (
     is_softmax_cross_entropy,
     keras_losses,
@@ -71,7 +72,7 @@ class ExampleLoss:
         return tf.vectorized_map(one, {"targets": targets, "values": outputs.values, "masks": masks})
 
     @property
-    def likelihood(self) -> Literal["categorical", "bernoulli"] | None:
+    def likelihood(self) -> Likelihood | None:
         """The distribution of labels that the loss is the negative log-likelihood of, position by position, where it is a known one."""
         loss = self.training.losses
         if len(self.heads.activations) != 1 or self.training.weights is not None:
@@ -85,6 +86,17 @@ class ExampleLoss:
         (term,) = self._terms(targets["labels"], outputs)
         losses, mask = keras_losses(*term[:5])
         return position_weights(losses, _both_masks(term.mask, mask), targets.get("weights"), _reduction(term.loss))
+
+    def fisher_directions(self, targets: Targets, outputs: Outputs, numbers: tf.Tensor, drawn: bool) -> tf.Tensor:
+        """Directions u along the outputs whose u uᵀ is ∂²ℓ/∂z² on average; of a loss with a likelihood.
+
+        Args:
+          numbers: `drawn`: one in [0, 1) for each label, which draws it; else a sign for each output.
+        """
+        likelihood, (values,) = self.likelihood, tf.nest.flatten(outputs.values)
+        assert likelihood is not None
+        root = root_of_weights(self.position_weights(targets, outputs), values)
+        return root * (drawn_errors if drawn else root_times)(likelihood, values, numbers)
 
     def _all_at_once(self, targets: Targets, outputs: Outputs) -> tf.Tensor:
         """[B]: Keras's own losses treat each example by itself."""

@@ -46,68 +46,29 @@ def _blocks_of_one(model: InfluenceModel, batch: ExampleBatch, fisher: Fisher, s
     if fisher == "empirical":
         yield model.loss_blocks(batch)
         return
-    outputs = model.packed_outputs(batch)
-    shape = outputs.numpy().shape
-    size = math.prod(shape[1:])
-    root = _Root(model, batch, outputs, fisher)
+    shape = model.output_shape(batch)
+    size = math.prod(shape)
+    if fisher == "true" and model.likelihood is not None:
+        labels = math.prod(shape[:-1] if model.likelihood == "categorical" else shape)
+        yield model.fisher_blocks(batch, uniform(batch.ids, seed, labels), drawn=True)
+        return
     if fisher == "expected":
-        for column in range(size):
-            yield model.output_blocks(batch, root.times(tf.one_hot(tf.fill([len(batch)], column), size, dtype=outputs.dtype)))
-    elif fisher == "true" and model.likelihood is not None:
-        drawn = uniform(batch.ids, seed, math.prod(shape[1:-1] if model.likelihood == "categorical" else shape[1:]))
-        yield model.output_blocks(batch, _drawn_errors(model.likelihood, outputs, drawn) * root.scale)
+        draws = (np.broadcast_to(column, (len(batch), size)) for column in np.eye(size))
     else:
-        signs = np.where(uniform(batch.ids, seed, size) < 0.5, -1.0, 1.0)
-        yield model.output_blocks(batch, root.times(tf.constant(signs, outputs.dtype)))
-
-
-class _Root:
-    """R of a batch: in closed form for a known likelihood, else by an eigendecomposition for each example.
-
-    Attributes:
-      scale: with a likelihood: the root of each position's weight in the example's loss.
-    """
-
-    def __init__(self, model: InfluenceModel, batch: ExampleBatch, outputs: tf.Tensor, fisher: str):
-        self._outputs = outputs
-        self._likelihood = model.likelihood
-        self._roots = None
-        size = math.prod(outputs.numpy().shape[1:])
-        if self._likelihood is None and size > MAX_OUTPUTS:
-            raise ValueError(
-                f"the {fisher} Fisher of a loss without a known likelihood decomposes a matrix of {size} × {size} outputs for each "
-                f"example, more than {MAX_OUTPUTS}; use --fisher empirical, or --loss softmax_cross_entropy where that is the loss"
-            )
-        if self._likelihood is None:
-            self._roots = model.output_curvature_root(batch)
-        else:
-            scale = tf.sqrt(tf.maximum(model.position_weights(batch), 0))
-            self.scale = tf.reshape(scale, [*tf.unstack(tf.shape(scale)), *[1] * (outputs.shape.rank - scale.shape.rank)])
-
-    def times(self, vectors: tf.Tensor) -> tf.Tensor:
-        """R v for v [B, C], in the shape of the outputs."""
-        if self._roots is not None:
-            return tf.reshape(tf.einsum("bij,bj->bi", self._roots, vectors), tf.shape(self._outputs))
-        vectors = tf.reshape(vectors, tf.shape(self._outputs))
-        if self._likelihood == "bernoulli":
-            p = tf.sigmoid(self._outputs)
-            return self.scale * vectors * tf.sqrt(p * (1 - p))
-        # (diag(√p) − p √pᵀ)(diag(√p) − p √pᵀ)ᵀ = diag(p) − p pᵀ, the Hessian of the softmax cross-entropy.
-        p = tf.nn.softmax(self._outputs)
-        weighted = tf.sqrt(p) * vectors
-        return self.scale * (weighted - p * tf.reduce_sum(weighted, axis=-1, keepdims=True))
-
-
-def _drawn_errors(likelihood: str, outputs: tf.Tensor, drawn: np.ndarray) -> tf.Tensor:
-    """∂ℓ/∂z at labels drawn from the prediction: p − e_y, or p − y."""
-    numbers = tf.constant(drawn, outputs.dtype)
-    if likelihood == "bernoulli":
-        p = tf.sigmoid(outputs)
-        return p - tf.cast(tf.reshape(numbers, tf.shape(p)) < p, p.dtype)
-    p = tf.nn.softmax(outputs)
-    below = tf.cumsum(p, axis=-1) <= tf.reshape(numbers, [*tf.unstack(tf.shape(p))[:-1], 1])
-    labels = tf.minimum(tf.reduce_sum(tf.cast(below, tf.int32), axis=-1), tf.shape(p)[-1] - 1)
-    return p - tf.one_hot(labels, tf.shape(p)[-1], dtype=p.dtype)
+        draws = iter([np.where(uniform(batch.ids, seed, size) < 0.5, -1.0, 1.0)])
+    if model.likelihood is not None:
+        for vectors in draws:
+            yield model.fisher_blocks(batch, vectors, drawn=False)
+        return
+    if size > MAX_OUTPUTS:
+        raise ValueError(
+            f"the {fisher} Fisher of a loss without a known likelihood decomposes a matrix of {size} × {size} outputs for each "
+            f"example, more than {MAX_OUTPUTS}; use --fisher empirical, or --loss softmax_cross_entropy where that is the loss"
+        )
+    roots = model.output_curvature_root(batch)
+    for vectors in draws:
+        along = tf.einsum("bij,bj->bi", roots, tf.constant(vectors, roots.dtype))
+        yield model.output_blocks(batch, tf.reshape(along, [len(batch), *shape]))
 
 
 def uniform(ids: Any, seed: int, count: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +17,7 @@ from beam_influence.influence_ops.model.gradients.blocks import Block, Gradients
 from beam_influence.influence_ops.model.guard import Agreement, check_agreement
 from beam_influence.influence_ops.model.losses import resolve_loss
 from beam_influence.influence_ops.model.network import Network, Precision, open_network, to_numpy
+from beam_influence.influence_ops.model.output_curvature import Likelihood
 from beam_influence.influence_ops.model.regularizer import WeightRegularizer, check_weight_decay, flat_values
 from beam_influence.influence_ops.model.weights import LAST_WITH_WEIGHTS, StartLayer, watched_variables
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Inputs
@@ -103,7 +104,7 @@ class InfluenceModel(ExplainedModel):
         return self._compiled.derivatives.loss
 
     @property
-    def likelihood(self) -> Literal["categorical", "bernoulli"] | None:
+    def likelihood(self) -> Likelihood | None:
         """See `ExampleLoss`."""
         return self.loss.likelihood
 
@@ -173,6 +174,17 @@ class InfluenceModel(ExplainedModel):
         """J_iᵀ u_i as blocks, for `directions` u [B, C] along the outputs before their activation."""
         self.layout(batch.inputs)
         return tuple(self._compiled.call_on_inputs("output_blocks", batch, directions))
+
+    def fisher_blocks(self, batch: ExampleBatch, numbers: np.ndarray, drawn: bool) -> tuple[Block, ...]:
+        """J_iᵀ u_i as blocks, for the u of `ExampleLoss.fisher_directions`: one pass forward, one back."""
+        self.layout(batch.inputs)
+        name = "drawn_fisher_blocks" if drawn else "signed_fisher_blocks"
+        return tuple(self._compiled.call(name, batch, tf.constant(numbers, self.dtype)))
+
+    def output_shape(self, batch: ExampleBatch) -> tuple[int, ...]:
+        """The shape of one example's packed outputs; they are computed only where it depends on the batch."""
+        known = self._compiled.output_shape(batch)
+        return known or tuple(self.packed_outputs(batch).shape[1:])
 
     def packed_outputs(self, batch: ExampleBatch) -> tf.Tensor:
         """The outputs before their activation, all in one tensor: [B, C], or the only output's shape."""

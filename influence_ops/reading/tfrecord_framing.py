@@ -47,8 +47,11 @@ def read_records(file: BinaryIO, start: int = 0, stop: int | None = None) -> Ite
     file = open_span(file, start, stop)
     beginning = file.read(_HEADER.size)
     compression = compression_of_records(beginning)
-    stream = decompressed(cast(BinaryIO, Prefixed(beginning, file)), compression)
+    prefixed = _Ahead(beginning, file)
+    stream = decompressed(cast(BinaryIO, prefixed), compression)
     while True:
+        if not compression:
+            yield from prefixed.intact_records()
         try:
             record = _read_record(stream)
         except DamagedRecord as damaged:
@@ -127,3 +130,30 @@ def _read_exactly(stream: BinaryIO, size: int) -> bytes:
             break
         data += more
     return data
+
+
+class _Ahead(Prefixed):
+    """A file of which more is read at once than is asked for."""
+
+    def __init__(self, prefix: bytes, file: BinaryIO):
+        super().__init__(prefix, file)
+        self._block = 1 << 14
+
+    def intact_records(self) -> Iterator[bytes]:
+        """The records that are whole in what is read next at once, up to the first with any damage: where `read` goes on."""
+        block, position = self._prefix, 0
+        if len(block) < self._block:
+            block += self._file.read(self._block - len(block))
+            self._block = min(4 * self._block, _BLOCK)  # who wants one record need not read many
+        while position + _HEADER.size <= len(block):
+            length, crc = _HEADER.unpack_from(block, position)
+            start = position + _HEADER.size
+            stop = start + length
+            if stop + _FOOTER.size > len(block) or masked_crc(block[position : position + 8]) != crc:
+                break
+            record = block[start:stop]
+            if masked_crc(record) != _FOOTER.unpack_from(block, stop)[0]:
+                break
+            position = stop + _FOOTER.size
+            yield record
+        self._prefix = block[position:]

@@ -102,14 +102,12 @@ class Contraction:
     def scores(self, gradients: Gradients) -> np.ndarray:
         """Σ_p V_tp G_ip: [T, B] float64."""
         self.choose(gradients)
-        total = np.zeros((self.queries, len(gradients)))
         if not len(gradients):  # each example of the batch was rejected
-            return total
-        for way, block in zip(self._ways, gradients.blocks, strict=True):
-            total += np.asarray(way.scores(block), dtype=np.float64).T
-        if self._constant is not None:
-            total += self._constant[:, None]
-        return total
+            return np.zeros((self.queries, 0))
+        # Added up on the device, so that the host waits once.
+        found = [tf.cast(way.scores(block), tf.float64) for way, block in zip(self._ways, gradients.blocks, strict=True)]
+        total = tf.transpose(found[0] if len(found) == 1 else tf.add_n(found)).numpy()
+        return total if self._constant is None else total + self._constant[:, None]
 
     def choose(self, gradients: Gradients) -> None:
         """Chooses each block's way by the positions of a first batch, and lets go of the solutions as they were given."""

@@ -20,8 +20,8 @@ _PATHS = (
 
 GPU = Option(
     "gpu",
-    "With --runner dataflow: a GPU for each worker of the scoring step (fit and index: of the steps that differentiate the "
-    f"training examples), of this type (default: {DEFAULT_GPU}).",
+    "With --runner dataflow: a GPU for each worker of the steps that differentiate examples (the curvature's passes, test points, "
+    f"scoring, an index), of this type (default: {DEFAULT_GPU}).",
     metavar="TYPE",
     without_value=DEFAULT_GPU,
     elsewhere="elsewhere a GPU that a worker finds is used: leave it out",
@@ -52,7 +52,7 @@ class Dataflow(Runner):
             return Engine(["--runner=DataflowRunner"], False)
         if any("worker_accelerator" in option for option in beam.get("dataflow_service_options") or []):
             raise ValueError(
-                "--gpu asks for a GPU for the scoring step alone, --dataflow_service_options worker_accelerator for every worker; give one"
+                "--gpu asks for a GPU for some of the steps, --dataflow_service_options worker_accelerator for every worker; give one"
             )
         # One process for each GPU, not one for each core.
         arguments = ["--runner=DataflowRunner", "--experiments=no_use_multiple_sdk_containers"]

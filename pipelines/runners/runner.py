@@ -21,7 +21,7 @@ class Engine:
     Attributes:
       arguments: Beam's options, all of them.
       is_local: whether the workers are on this machine, so that they can report progress to the launcher.
-      accelerator: the resource hint of the scoring step (`fit`, `index`: of those that differentiate the training set), or None.
+      accelerator: the resource hint of the steps that differentiate examples, or None.
       time_limit: after how many seconds the job is cancelled, or None.
       after_cancel: sees to it that a job ends which Beam was asked to cancel, and returns what the user must know besides; None: Beam does.
     """

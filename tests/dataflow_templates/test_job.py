@@ -66,11 +66,14 @@ def hinted(proto: Any) -> dict[str, bytes]:
     ],
     ids=["all-outputs", "passes", "second-order"],
 )
-def test_the_graph_translates_and_only_scoring_has_a_gpu(job: DigitsJob, tmp_path: pathlib.Path, options: dict[str, Any]) -> None:
+def test_the_graph_translates_and_what_differentiates_has_a_gpu(job: DigitsJob, tmp_path: pathlib.Path, options: dict[str, Any]) -> None:
     found = translated(job, tmp_path / "out", "--gpu=nvidia-l4", **options)
     steps = hinted(found.proto_pipeline)
     assert set(steps.values()) == {b"type:nvidia-l4;count:1;install-nvidia-driver"}
-    assert {name.split("/")[0] for name in steps} == {"ScoreExamples"} and any("/Score/" in name for name in steps)
+    passes = options.get("passes", 1)
+    later = {f"AccumulateCurvature[{number}]" for number in range(2, passes + 1)}
+    wanted = {"EmbedQueries", "ScoreExamples", "AccumulateCurvature", *later}
+    assert {name.split("/")[0] for name in steps} == wanted and any("/Score/" in name for name in steps)
     assert not any(tmp_path.rglob("out/*"))  # nothing was run
 
 

@@ -46,6 +46,22 @@ def test_reads_what_tensorflow_writes(tmp_path, compression):
     assert list(read_records(Trickle(data))) == RECORDS
 
 
+def test_blocks_read_at_once_change_nothing():
+    """Records across the blocks that are read at once, some larger than one, and so many damaged ones that each block has some."""
+    sizes = [*range(0, 40_000, 331), 3 << 20, 5, 1 << 20, (1 << 20) - 16, 7]
+    records = [bytes([number % 251]) * size for number, size in enumerate(sizes)]
+    file = io.BytesIO()
+    write_records(file, records)
+    data, start, wanted = bytearray(file.getvalue()), 0, []
+    for number, record in enumerate(records):
+        is_damaged = number % 9 == 4 and len(record) > 0
+        if is_damaged:
+            data[start + 12] ^= 1
+        wanted.append("damaged_data" if is_damaged else record)
+        start += FRAME + len(record)
+    assert errors(read(bytes(data))) == wanted
+
+
 def test_tensorflow_reads_what_is_written(tmp_path):
     with open(tmp_path / "file", "wb") as file:
         write_records(file, RECORDS)

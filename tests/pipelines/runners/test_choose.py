@@ -244,7 +244,7 @@ SILENT = silent_address()
         (without("sdk_container_image"), "Dataflow's workers need this package: give --sdk_container_image IMAGE"),
         (
             [*DATAFLOW, "--gpu", "--dataflow_service_options=worker_accelerator=type:nvidia-l4"],
-            "--gpu asks for a GPU for the scoring step alone, --dataflow_service_options worker_accelerator for every worker; give one",
+            "--gpu asks for a GPU for some of the steps, --dataflow_service_options worker_accelerator for every worker; give one",
         ),
     ],
     ids=lambda value: " ".join(value).replace(SILENT, "silent") if isinstance(value, list) else "",

@@ -1,0 +1,263 @@
+"""What `benchmarks.speed` measures: each a function of a folder for data, which returns its seconds and what it found.
+
+    python -m benchmarks.speed_sides SIDE FOLDER [TORCH_PYTHON]
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks import networks, scale
+
+EXAMPLES, TEST, TOP_K, IMAGES = 100_000, networks.TEST, networks.TOP_K, 10_000
+Measured = dict[str, Any]
+
+
+def last_job(folder: pathlib.Path) -> Measured:
+    """`benchmarks.scale`'s job."""
+    scale.make(folder / "last", EXAMPLES)
+    return _numbers(scale.run_job(folder / "last", EXAMPLES))
+
+
+def last_numpy(folder: pathlib.Path) -> Measured:
+    """Its answer in NumPy."""
+    return _numbers(scale.run_numpy(folder / "last", EXAMPLES))
+
+
+def _numbers(found: Measured) -> Measured:
+    return {key: found[key] for key in ("cpu", "wall", "peak", "top")}
+
+
+def ekfac_job(folder: pathlib.Path) -> Measured:
+    """EK-FAC of the MLP with the labels of the data, as kronfluence has them."""
+    return _network_job(folder, "mlp", curvature="ekfac", fisher="empirical")
+
+
+def ekfac_kronfluence(folder: pathlib.Path) -> Measured:
+    """The same by kronfluence."""
+    arrays = folder / "mlp" / "arrays.npz"
+    if not arrays.exists():
+        _write_arrays(folder / "mlp", arrays)
+    answer = folder / "mlp" / "kronfluence.json"
+    program = str(pathlib.Path(__file__).with_name("kronfluence_mlp.py"))
+    command = [sys.argv[3], "-P", program, str(arrays), str(TOP_K), str(answer)]  # -P: it must not find operator.py beside it
+    subprocess.run(command, check=True, stdout=sys.stderr, env={})
+    return json.loads(answer.read_text())
+
+
+def _write_arrays(folder: pathlib.Path, path: pathlib.Path) -> None:
+    from beam_influence.influence_ops import device
+
+    device.configure_tensorflow()
+    import keras
+    import numpy as np
+
+    x, y = networks.draw_images(np.random.default_rng(5), networks.TRAIN["mlp"] + TEST)  # as `networks.make` draws them
+    model: Any = keras.models.load_model(folder / "model.keras")
+    weights = dict(zip(("kernel-1", "bias-1", "kernel-3", "bias-3"), map(np.asarray, model.get_weights()), strict=True))
+    np.savez(path, **{"train-x": x[:-TEST], "train-y": y[:-TEST], "test-x": x[-TEST:], "test-y": y[-TEST:]}, **weights)
+
+
+def cnn_job(folder: pathlib.Path) -> Measured:
+    """EK-FAC of the CNN."""
+    return _network_job(folder, "cnn", train="train-0000[01].tfrecord", curvature="ekfac")
+
+
+def cnn_one_product(folder: pathlib.Path) -> Measured:
+    """The same, scored by one product over built gradients."""
+    return _network_job(folder, "cnn", train="train-0000[01].tfrecord", curvature="ekfac", score_tolerance=0.0)
+
+
+def stage_job(folder: pathlib.Path) -> Measured:
+    """The seconds of the scoring stage."""
+    found = _network_job(folder, "mlp", curvature="ekfac")
+    return {"wall": found["score"]}
+
+
+def stage_bare(folder: pathlib.Path) -> Measured:
+    """Reads, decodes, differentiates and multiplies, with nothing around it."""
+    from beam_influence.influence_ops import device
+
+    device.configure_tensorflow()
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    networks.make("mlp", folder / "mlp")
+    model: Any = keras.models.load_model(folder / "mlp" / "model.keras")
+    (kernel, bias, head, head_bias) = (tf.constant(w) for w in model.get_weights())
+    queries = [tf.random.normal([size, TEST]) for size in (785 * 64, 65 * 10)]
+    features = {"x": tf.io.FixedLenFeature([784], tf.float32), "label": tf.io.FixedLenFeature([], tf.int64)}
+
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None], tf.string)])
+    def scores(records: tf.Tensor) -> tf.Tensor:
+        parsed = tf.io.parse_example(records, features)
+        x = parsed["x"]
+        with tf.GradientTape() as tape:
+            z = x @ kernel + bias
+            tape.watch(z)
+            hidden = tf.nn.relu(z)
+            logits = hidden @ head + head_bias
+            tape.watch(logits)
+            loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(parsed["label"], logits))
+        errors = tape.gradient(loss, [z, logits])
+        total = 0.0
+        for a, g, solved in zip((x, hidden), errors, queries, strict=True):
+            a = tf.concat([a, tf.ones_like(a[:, :1])], axis=1)
+            total += tf.reshape(a[:, :, None] * g[:, None, :], [-1, solved.shape[0]]) @ solved
+        return total
+
+    files = sorted(str(path) for path in (folder / "mlp").glob("train-*.tfrecord"))
+    scores(next(iter(tf.data.TFRecordDataset(files[:1]).batch(networks.BATCH["mlp"]))))
+    cpu, wall = time.process_time(), time.monotonic()
+    best = np.zeros((0, TEST))
+    for records in tf.data.TFRecordDataset(files).batch(networks.BATCH["mlp"]).prefetch(2):
+        best = np.sort(np.concatenate([best, scores(records).numpy()]), axis=0)[-TOP_K:]
+    return {"wall": time.monotonic() - wall, "cpu": time.process_time() - cpu}
+
+
+def two_processes(folder: pathlib.Path) -> Measured:
+    """The job with two worker processes of one thread."""
+    return _network_job(folder, "mlp", ["--runner=local", "--workers=2"], curvature="ekfac", threads=1)
+
+
+def one_process(folder: pathlib.Path) -> Measured:
+    """The job in one process of one thread."""
+    return _network_job(folder, "mlp", curvature="ekfac", threads=1)
+
+
+def start_job(folder: pathlib.Path) -> Measured:
+    """The whole command over one file of 2,500 examples."""
+    networks.make("mlp", folder / "mlp")
+    data = folder / "mlp"
+    paths = {"model": "model.keras", "train": "train-00000.tfrecord", "test": "test.tfrecord", "output": "start"}
+    return _command("run", "--curvature=kfac", "--weights=all", "--overwrite", *(f"--{name}={data / path}" for name, path in paths.items()))
+
+
+def start_help(folder: pathlib.Path) -> Measured:
+    """`beam-influence --help`."""
+    return _command("--help")
+
+
+def _command(*arguments: str) -> Measured:
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "beam_influence.pipelines.cli", *arguments], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"wall": time.monotonic() - began, "cpu": cpu}
+
+
+def images_job(folder: pathlib.Path) -> Measured:
+    """K-FAC over PNG images: a pass for the curvature, one for the scores."""
+    data = _make_images(folder / "images")
+    return _job(data, train="train.tfrecord", curvature="kfac", preprocess="benchmarks.speed_sides:decoded", batch_size=256)
+
+
+def images_fit(folder: pathlib.Path) -> Measured:
+    """Two epochs of `model.fit` on the same files."""
+    from beam_influence.influence_ops import device
+
+    device.configure_tensorflow()
+    import keras
+    import tensorflow as tf
+
+    data = _make_images(folder / "images")
+    model: Any = keras.models.load_model(data / "model.keras")
+    features = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
+
+    def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        found = tf.io.parse_single_example(record, features)
+        return _decode_one(found["image"]), found["label"]
+
+    examples = tf.data.TFRecordDataset(str(data / "train.tfrecord")).map(parse).batch(256).prefetch(2)
+    cpu, wall = time.process_time(), time.monotonic()
+    model.fit(examples, epochs=2, verbose=0)
+    return {"cpu": time.process_time() - cpu, "wall": time.monotonic() - wall}
+
+
+def _decode_one(image: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.cast(tf.ensure_shape(tf.io.decode_png(image, channels=1), [28, 28, 1]), tf.float32) / 255
+
+
+def decoded(features: Measured) -> Any:
+    """`--preprocess`: [B, 28, 28, 1] from PNG bytes."""
+    import tensorflow as tf
+
+    images = tf.constant(features["image"].reshape(-1))
+    return tf.map_fn(_decode_one, images, fn_output_signature=tf.TensorSpec([28, 28, 1], tf.float32)).numpy()
+
+
+def _make_images(folder: pathlib.Path) -> pathlib.Path:
+    """`networks.draw_images` as PNG, and a CNN of 10,954 weights, trained for an epoch; kept when they are there."""
+    if (folder / "model.keras").exists():
+        return folder
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    folder.mkdir(parents=True, exist_ok=True)
+    x, y = networks.draw_images(np.random.default_rng(5), IMAGES + TEST)
+    pixels = np.clip(255 * x, 0, 255).astype(np.uint8)
+    for name, rows in (("train", slice(0, IMAGES)), ("test", slice(IMAGES, None))):
+        with tf.io.TFRecordWriter(str(folder / f"{name}.tfrecord")) as writer:
+            for image, label in zip(pixels[rows], y[rows], strict=True):
+                png = tf.train.Feature(bytes_list=tf.train.BytesList(value=[tf.io.encode_png(image).numpy()]))
+                number = tf.train.Feature(int64_list=tf.train.Int64List(value=[label]))
+                writer.write(tf.train.Example(features=tf.train.Features(feature={"image": png, "label": number})).SerializeToString())
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    convolutions = [layers.Conv2D(16, 3, strides=2, activation="relu"), layers.Conv2D(16, 3, strides=2, activation="relu")]
+    dense = [layers.Flatten(), layers.Dense(16, "relu"), layers.Dense(10)]
+    model = keras.Sequential([keras.Input((28, 28, 1), name="x"), *convolutions, *dense])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, epochs=1, batch_size=128, verbose=0)
+    model.save(folder / "model.keras")
+    return folder
+
+
+def _network_job(folder: pathlib.Path, network: str, engine: list[str] | None = None, **options: Any) -> Measured:
+    networks.make(network, folder / network)
+    return _job(folder / network, engine, batch_size=networks.BATCH[network], **options)
+
+
+def _job(data: pathlib.Path, engine: list[str] | None = None, train: str = "train-*.tfrecord", **options: Any) -> Measured:
+    """The job over all weights as `beam-influence run` runs it; the top of each test point as rows of the training set."""
+    import pyarrow.parquet as pq
+
+    from beam_influence.pipelines.config import InfluenceConfig
+    from beam_influence.pipelines.launch import run
+
+    usage, start = scale.Usage(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    paths = {"model": "model.keras", "train": train, "test": "test.tfrecord", "output": "out"}
+    options |= {name: str(data / path) for name, path in paths.items()}
+    summary = run(InfluenceConfig(weights="all", precision="native", top_k=TOP_K, overwrite=True, **options), engine or [])
+    used = usage.read()
+    rows = pq.read_table(data / "out" / "top_k").sort_by([("rank", "ascending")]).to_pylist()
+    top: list[list[int]] = [[] for _ in range(TEST)]
+    for row in rows:
+        file, _, index = row["train_id"].rpartition(":")
+        shard = int(file.removesuffix(".tfrecord").rpartition("-")[2]) if "-" in file else 0
+        top[int(row["test_id"].rpartition(":")[2])].append(shard * networks.SHARD + int(index))
+    return {**used, "over": used["peak"] - start, "score": summary.milliseconds["score"] / 1000, "top": top}
+
+
+SIDES: dict[str, Callable[[pathlib.Path], Measured]] = {
+    each.__name__: each
+    for each in (
+        last_job, last_numpy, ekfac_job, ekfac_kronfluence, cnn_job, cnn_one_product, stage_job, stage_bare, two_processes, one_process,
+        start_job, start_help, images_job, images_fit,
+    )
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(json.dumps(SIDES[sys.argv[1]](pathlib.Path(sys.argv[2]))))

@@ -48,7 +48,7 @@ def stage_milliseconds(result: PipelineResult) -> dict[str, int]:
 def summary_text(summary: RunSummary) -> str:
     """The closing table of a run."""
     closing = f"{summary.seconds:.1f} s in all; results in {summary.output}"
-    return "\n".join([*_of_stages(summary), "", *_of_curvature(summary.manifest), *_of_tables(summary.manifest), "", closing])
+    return "\n".join([*_of_stages(summary), "", *curvature_lines(summary.manifest), *_of_tables(summary.manifest), "", closing])
 
 
 def _of_stages(summary: RunSummary) -> Iterator[str]:
@@ -63,7 +63,8 @@ def _of_stages(summary: RunSummary) -> Iterator[str]:
         yield f"{stage:<12}{count['shards']:>7,}{count['examples']:>12,}{count['rejected']:>10,}{shown:>9}{rate:>12}"
 
 
-def _of_curvature(manifest: Mapping[str, Any]) -> Iterator[str]:
+def curvature_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """The curvature, how test points were solved, and the weights, in some lines."""
     curvature, model, solver = manifest["curvature"], manifest["model"], manifest.get("solver")
     spectrum = ""
     if "smallest_eigenvalue" in curvature:

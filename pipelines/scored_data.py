@@ -14,6 +14,7 @@ from beam_influence.influence_ops.evaluation.score_table import ScoreTable
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.named_code import names_code
 from beam_influence.pipelines.prepare import PreparedRun, prepare
 from beam_influence.transforms.progress import Progress
 from beam_influence.transforms.read_shards import ShardReader
@@ -36,31 +37,13 @@ def check_code(stored: Mapping[str, Any], code: Mapping[str, str | None], folder
     """
     for name in options:
         had, given = stored.get(name), code.get(name)
-        if given is None and _names_code(name, str(had or "")):
+        if given is None and names_code(name, str(had or "")):
             raise ValueError(
                 f"the run in {folder!r} had --{name} {had}: code is taken from the command line alone, never from a file; "
                 f"if you trust it, give --{name} {had}"
             )
         if given is not None and given != had:
             raise ValueError(f"--{name} {given}: the run in {folder!r} had {had!r}; name just that, or leave it out where it is no code")
-
-
-def _names_code(option: str, value: str) -> bool:
-    """Whether a value would be imported: a model's path may have a colon, too."""
-    return ":" in value and (option != "model" or "/" not in value)
-
-
-def config_of(stored: Mapping[str, Any], folder: str, curvature: str | None = None) -> InfluenceConfig:
-    """What a finished run read and explained, as options of a run: those of the data and of the model in its manifest.
-
-    Args:
-      stored: the options in the manifest; with `train`.
-      folder: of the run.
-      curvature: None: one that needs no pass over the data.
-    """
-    kept = [field.name for field in dataclasses.fields(InfluenceConfig) if field.metadata["group"] in ("data", "model")]
-    options = {name: stored[name] for name in [*kept, "batch_size", "threads"] if name in stored and name not in _LEFT_OUT}
-    return InfluenceConfig(**options, output=folder, outputs="self_influence", curvature=curvature or "identity")
 
 
 class ScoredData:

@@ -22,7 +22,7 @@ class CleanOptions:
     """
 
     results: str
-    output: str = _option(dataclasses.MISSING, "The folder of the cleaned training set: each file under the name that it has below --source.")
+    output: str = _option(dataclasses.MISSING, "The folder of the cleaned files: each under the name that it has below --source.")
     share: float | None = _option(
         None,
         "The part of the scored examples that is suspicious, above 0 and below 1: those of the largest self-influence. Equal scores at the "

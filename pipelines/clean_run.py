@@ -40,7 +40,7 @@ def clean_run(options: CleanOptions, beam_arguments: Sequence[str] = ()) -> dict
             "--outputs self_influence"
         )
     if HIDDEN in train:
-        raise ValueError(f"the manifest in {options.results!r} has no passwords and keys, and so not where the training files are: {train!r}")
+        raise ValueError(f"the manifest in {options.results!r} has no passwords and keys, and so not where its files are: {train!r}")
     if files.exists(join(options.output, FACTS)):
         raise ValueError(f"--output {options.output!r} holds a cleaned training set already; give another folder, or delete that")
     shards = list_shards("train", patterns_of(train))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -71,7 +72,7 @@ class _PrintCompletion(argparse.Action):
             import shtab  # of the extra cli
         except ImportError:
             parser.error("--print-completion needs the extra cli: pip install 'beam-influence[cli]'")
-        parser._print_message(shtab.complete(parser, str(values)) + "\n")
+        parser._print_message(shtab.complete(parser, str(values)) + "\n", sys.stdout)
         parser.exit()
 
 

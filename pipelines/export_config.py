@@ -38,10 +38,10 @@ class ExportConfig:
     )
     features: str = _option(
         "all",
-        "With --to duckdb, pandas and spotlight: which features of the examples go with the scores: all, none, or names separated by commas.",
+        "With --to duckdb, pandas and spotlight: which features of the examples are written: all, none, or names separated by commas.",
     )
     share: float | None = _option(
-        None, "With --to cleanlab and ids: the part of the training examples whose labels are suspicious: those of the largest self-influence."
+        None, "With --to cleanlab and ids: the part of the training examples that is suspicious: those of the largest self-influence."
     )
     overwrite: bool = _option(False, "Replace the file that is there.")
 

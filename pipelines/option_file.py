@@ -68,7 +68,8 @@ def _of_command(command: str, name: str, value: object, where: str, is_manifest:
         return (_as_given(name, value, where),)
     if value == field.default or (name == "outputs" and value == ONLY_OUTPUT.get(command)):
         return None
-    raise ValueError(f"{where}: {name} {value!r} is not an option of {command}, but of {' and '.join(field.metadata['commands'])}; leave it out")
+    of = " and ".join(field.metadata["commands"])
+    raise ValueError(f"{where}: {name} {value!r} is not an option of {command}, but of {of}; leave it out")
 
 
 def _as_given(name: str, value: object, where: str) -> Value:
@@ -132,9 +133,10 @@ def _content(path: str) -> tuple[Mapping[object, object], bool]:
         raise ValueError(f"--config {path!r} must hold options by name, such as 'top_k: 20'")
     if "manifest_version" not in content:
         return content, False
-    if not isinstance(content.get("config"), dict):
+    manifest = content
+    if not isinstance(manifest["config"] if "config" in manifest else None, dict):
         raise ValueError(f"--config {path!r} is a manifest without options: it is of another program")
-    return content["config"], True
+    return manifest["config"], True
 
 
 def _text(path: str) -> str:

@@ -46,6 +46,19 @@ def check_code(stored: Mapping[str, Any], code: Mapping[str, str | None], folder
             raise ValueError(f"--{name} {given}: the run in {folder!r} had {had!r}; name just that, or leave it out where it is no code")
 
 
+def config_of(stored: Mapping[str, Any], folder: str, curvature: str | None = None) -> InfluenceConfig:
+    """What a finished run read and explained, as options of a run: those of the data and of the model in its manifest.
+
+    Args:
+      stored: the options in the manifest; with `train`.
+      folder: of the run.
+      curvature: None: one that needs no pass over the data.
+    """
+    kept = [field.name for field in dataclasses.fields(InfluenceConfig) if field.metadata["group"] in ("data", "model")]
+    options = {name: stored[name] for name in [*kept, "batch_size", "threads"] if name in stored and name not in _LEFT_OUT}
+    return InfluenceConfig(**options, output=folder, outputs="self_influence", curvature=curvature or "identity")
+
+
 class ScoredData:
     """What a run scored: its training set, its test points and its model.
 

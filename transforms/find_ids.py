@@ -85,7 +85,8 @@ class FindIds(beam.PTransform):
     Args:
       ids: the path of the list; see `read_id_list`.
 
-    In: paths of Parquet files with a column `train_id` (str). Out: one float, ∞, when all ids were found: a threshold that no score reaches.
+    In: paths of Parquet files with a column `train_id` (str). Out: one float, ∞, when all ids were found: a threshold that no score
+    reaches.
     """
 
     ids: str

@@ -28,7 +28,7 @@ CONFIGURED = ("run", "index", "query", "fit", "plan")
 _RUNNER_GROUP = "runner: where it runs (docs/runners.md)"
 _RESULTS = "The folder of a finished run: its --output."
 _LIKE = {"plan": "run"}
-Commands: typing.TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: typing.TypeAlias = "argparse._SubParsersAction[LayeredParser]"
 
 
 class _TopParser(LayeredParser):
@@ -143,7 +143,7 @@ def _of_results(command: argparse.ArgumentParser, config: type) -> None:
 
 def _add_command(commands: Commands, name: str) -> argparse.ArgumentParser:
     summary, description, epilog, needed, common = COMMAND_HELP[name]
-    texts = {"help": summary, "description": description, "epilog": epilog}
+    texts: dict[str, Any] = {"help": summary, "description": description, "epilog": epilog}
     command = commands.add_parser(name, **texts, formatter_class=formatter_class(), needed=needed, common=common)
     _add_json(command)
     return command

@@ -26,7 +26,7 @@ def write_frame(influence: Influence, table: str | None, features: Sequence[str]
     Args:
       table: which; None: `self_influence`, else `top_k`.
       features: of the examples; None: all; empty: none.
-      with_pictures: a column `image` with an image file, where the examples have pictures.
+      with_pictures: a column `picture` with an image file, where the examples have pictures.
 
     Raises:
       ValueError: there is no such table, it is of no training examples, or it is too large for one process.
@@ -57,7 +57,7 @@ def _with_examples(influence: Influence, scores: pa.Table, features: Sequence[st
             view = view or View(stored, ShowOptions(roles=frozenset(str(influence.manifest["config"]["label_feature"]).split(","))), 256)
             pictures = [shown.uri if (shown := view.show(example).picture) else None for example in stored]
             files = [None if uri is None else base64.b64decode(uri.partition(",")[2]) for uri in pictures]
-            batch = batch.append_column("image", pa.array(files, pa.binary()))
+            batch = batch.append_column("picture", pa.array(files, pa.binary()))
         batch = batch.filter(pc.is_in(batch.column(_ID), wanted))
         found.append(batch)
         size = _bounded(size + batch.nbytes, "its examples")
@@ -68,7 +68,7 @@ def _with_examples(influence: Influence, scores: pa.Table, features: Sequence[st
         raise ValueError(f"{places.null_count:,} of the examples are not in the training files any more, such as {first!r}")
     beside = examples.take(places).drop_columns([_ID])
     for column in beside.column_names:
-        if with_pictures and column == "image" and beside.column(column).null_count == len(beside):
+        if with_pictures and column == "picture" and beside.column(column).null_count == len(beside):
             continue
         scores = scores.append_column(column, beside.column(column))
     return scores

@@ -18,7 +18,7 @@ from beam_influence.transforms.file_list import list_shards
 
 _ROWS = 256
 RESERVED = frozenset(
-    ("train_id", "test_id", "file", "position", "rank", "influence", "loss_change", "group", "test_group", "count", "image", "vector")
+    ("train_id", "test_id", "file", "position", "rank", "influence", "loss_change", "group", "test_group", "count", "picture", "vector")
 )
 """Names of columns that a feature of the same name gives way to: it is then `feature_NAME`."""
 
@@ -85,8 +85,8 @@ class ExampleTables:
                 places = np.where(lengths == 1, np.cumsum(lengths) - 1, -1)
                 column = column.flatten().take(pa.array(places, mask=places < 0))
             elif kind is not None:
-                most = int(lengths.max())
-                raise ValueError(f"the feature {feature!r} holds {most} values in an example, but one in the first; leave it out: --features")
+                found = f"holds {int(lengths.max())} values in an example, but one in the first"
+                raise ValueError(f"the feature {feature!r} {found}; leave it out: --features")
         if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
             return _text(column, kind)
         return column if kind is None or column.type == kind else column.cast(kind)

@@ -29,7 +29,7 @@ class ExportConfig:
     to: str = _option(
         dataclasses.MISSING,
         "For what: duckdb, a database of all tables and examples; pandas, one Parquet table of scores with their training examples; "
-        "spotlight, the same with a column picture of image files; cleanlab, is_label_issue and label_score; ids, those to drop, one a line.",
+        "spotlight, that and pictures; cleanlab, is_label_issue and label_score; ids, those to drop, one a line.",
         TARGETS,
     )
     output: str = _option(dataclasses.MISSING, "The file that is written.")

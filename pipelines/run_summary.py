@@ -32,6 +32,11 @@ class RunSummary:
 
 def stage_milliseconds(result: PipelineResult) -> dict[str, int]:
     """Work in each stage, summed over workers; empty where the runner reports none."""
+    return stage_counters(result, "milliseconds")
+
+
+def stage_counters(result: PipelineResult, what: str) -> dict[str, int]:
+    """The counters `<stage>_<what>` by stage, such as `examples`, of a job that has ended or still runs; empty where there are none."""
     try:
         counters = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
     except Exception:  # a runner without metrics: the table then shows no seconds
@@ -39,8 +44,8 @@ def stage_milliseconds(result: PipelineResult) -> dict[str, int]:
     found: dict[str, int] = {}
     for counter in counters:
         name = counter.key.metric.name
-        if name.endswith("_milliseconds"):
-            stage = name.removesuffix("_milliseconds")
+        if name.endswith(f"_{what}"):
+            stage = name.removesuffix(f"_{what}")
             found[stage] = found.get(stage, 0) + int(counter.committed or counter.attempted or 0)
     return found
 

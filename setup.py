@@ -43,6 +43,7 @@ setup(
         "keras>=3.15.1,<4",
         "numpy>=2,<3",
         "pyarrow>=23.0.1",
+        "pyyaml>=6",
         "tensorflow>=2.21,<2.22",
         "tensorflow-metadata>=1.17",
         "tfx-bsl>=1.21,<1.22",
@@ -53,6 +54,8 @@ setup(
         "gcp": ["apache-beam[gcp]>=2.77,<3"],
         "aws": ["apache-beam[aws]>=2.77,<3"],
         "tfx": ["ml-pipelines-sdk>=1.21,<1.22"],
+        "cli": ["rich-argparse>=1.7", "shtab>=1.7"],  # a help in colour, and a shell's completion
+        "duckdb": ["duckdb>=1.4"],
         "faiss": ["faiss-cpu>=1.8"],
         "report": ["jinja2>=3.1.6", "matplotlib>=3.9", "pillow>=12.2"],
         "test": [

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import decimal
+import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from beam_influence.influence_ops.arrow_compute import pc
-from beam_influence.influence_ops.reading.clean_files import Cleaning
+from beam_influence.influence_ops.reading.clean_files import REWRITTEN, Cleaning
+from beam_influence.influence_ops.redact import without_secrets
 from beam_influence.influence_ops.results.result_files import read_manifest, table_files
+from beam_influence.pipelines.id_list import read_ids
+from beam_influence.pipelines.prepare import patterns_of
 from beam_influence.pipelines.run_pipeline import run_pipeline
 from beam_influence.pipelines.runners import choose_engine, open_file_systems
-from beam_influence.transforms import CleanShards, CopyFiles, SelectThreshold, WriteCleaningFacts
+from beam_influence.transforms import CleanShards, CopyFiles, FindIds, SelectThreshold, WriteCleaningFacts
 from beam_influence.transforms.clean_shards import CopiedFile, ScoredShard, below_of
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.file_list import FileList, list_shards
@@ -28,9 +35,12 @@ FACTS = "cleaning/facts.json"
 """What was done, below the output folder: in a folder of its own, where no pattern of examples finds it."""
 
 WORK = "cleaning/work"
-"""Where the list of many files is while the job runs."""
+"""Where the list of many files is while the job runs, and that of ids."""
 
-FORMATS = ("tfrecord", "sequence_example", "parquet")
+LARGEST_LIST = 64 << 20
+"""Bytes of a list of ids: each worker process holds it."""
+
+FORMATS = (*REWRITTEN, "auto")
 
 
 def check_share(share: float) -> None:
@@ -55,9 +65,10 @@ class CleanConfig:
       output: where everything goes; a file's path below `source` is its path below `output`.
       data_format: of the training files, one of `FORMATS`.
       share: of the scored examples, those of the largest self-influence are suspicious; equal scores at the edge are
-        taken together or not at all.
+        taken together or not at all. None: `ids` are.
       weight: None drops them; else their weight in `weight_feature` is multiplied by it.
       weight_feature: the feature with the examples' weights.
+      ids: the file with the ids of the suspicious examples; see `read_ids`.
 
     Raises:
       ValueError: an option is wrong; the message names it, its value and what to write instead.
@@ -68,13 +79,17 @@ class CleanConfig:
     train: tuple[str, ...]
     others: tuple[str, ...]
     output: str
-    share: float
+    share: float | None
     data_format: str = "tfrecord"
     weight: float | None = None
     weight_feature: str = "weight"
+    ids: str | None = None
 
     def __post_init__(self) -> None:
-        check_share(self.share)
+        if (self.share is None) == (self.ids is None):
+            raise ValueError("give either a share of the examples that is suspicious, or ids")
+        if self.share is not None:
+            check_share(self.share)
         if self.data_format not in FORMATS:
             raise ValueError(f"data_format {self.data_format!r} must be one of {', '.join(FORMATS)}")
         self.cleaning()
@@ -84,8 +99,11 @@ class CleanConfig:
         return Cleaning(self.weight, self.weight_feature)
 
 
-def build_cleaning(pipeline: beam.Pipeline, config: CleanConfig) -> None:
+def build_cleaning(pipeline: beam.Pipeline, config: CleanConfig, id_list: str | None = None) -> None:
     """Adds the job to a pipeline.
+
+    Args:
+      id_list: where `_publish_ids` has put the ids.
 
     Raises:
       ValueError: the scores are not of these files, or there are none.
@@ -94,23 +112,27 @@ def build_cleaning(pipeline: beam.Pipeline, config: CleanConfig) -> None:
     manifest = read_manifest(config.scores, files)
     shards = list_shards("train", list(config.train))
     parts = _parts_scored(table_files(config.scores, "self_influence", files))
-    if manifest["config"]["train"] != ",".join(config.train) or len(parts) != len(shards) or not parts.all():
+    if patterns_of(manifest["config"]["train"] or "") != list(config.train) or len(parts) != len(shards) or not parts.all():
         raise ValueError(
             f"the scores in {config.scores!r} are of {np.count_nonzero(parts):,} files at {manifest['config']['train']}, "
             f"not of {len(shards):,} at {','.join(config.train)}"
         )
-    source, target = config.source.rstrip("/") + "/", config.output.rstrip("/") + "/"
+    source, target = _folder(config.source), _folder(config.output)
     below = pc.starts_with(shards.table["path"], source)
     if not pc.all(below).as_py():
         outside = shards[pc.index(below, False).as_py()].path
         raise ValueError(f"{outside!r} is not below the folder {source!r}")
+    _refuse_in_place(shards, source, target)
     rows = manifest["tables"]["self_influence"]["rows"]
-    count = int(decimal.Decimal(repr(config.share)) * rows)  # exact: 0.29 × 100 is 29
     read = ReadShards(shards.with_columns(parts=parts), None, shards.largest, work=join(config.output, WORK))
     scores_of = beam.Map(_scored, config.scores).with_output_types(ScoredShard)
     shards_in = pipeline | "ReadShards" >> read | "Scored" >> scores_of
     paths = shards_in | "Scores" >> beam.FlatMap(_scores).with_output_types(str)
-    threshold = paths | "SelectThreshold" >> SelectThreshold(count)
+    if id_list is None:
+        count = int(decimal.Decimal(repr(config.share)) * rows)  # exact: 0.29 × 100 is 29
+        threshold = paths | "SelectThreshold" >> SelectThreshold(count)
+    else:
+        threshold = paths | "FindIds" >> FindIds(id_list)
     cleaned = shards_in | "CleanShards" >> CleanShards(
         threshold,
         list(table_files(config.scores, "rejected", files)),
@@ -119,6 +141,7 @@ def build_cleaning(pipeline: beam.Pipeline, config: CleanConfig) -> None:
         config.cleaning(),
         source,
         target,
+        id_list,
     )
     others = _others(config, shards)
     to_copy = beam.Map(_to_copy, source, target).with_output_types(CopiedFile)
@@ -129,7 +152,42 @@ def build_cleaning(pipeline: beam.Pipeline, config: CleanConfig) -> None:
         | "CopyFiles" >> CopyFiles()
     )
     facts = {"share": config.share, "weight": config.weight, "weight_feature": config.weight_feature, "scored": rows}
+    options = {name: without_secrets(value) if isinstance(value, str) else value for name, value in dataclasses.asdict(config).items()}
+    facts["options"] = {name: value for name, value in options.items() if name not in facts}
     _ = cleaned | "WriteFacts" >> WriteCleaningFacts(join(config.output, FACTS), facts, threshold, copied)
+
+
+def _folder(path: str) -> str:
+    return f"{path.rstrip('/')}/" if path else ""
+
+
+def _refuse_in_place(shards: FileList, source: str, target: str) -> None:
+    """A file is read while its cleaned one is written: they must not be the same."""
+    if os.path.realpath(source) == os.path.realpath(target) if "://" not in source + target else source == target:
+        raise ValueError(f"the output {target!r} is the folder of the training set itself; give another folder")
+    paths = shards.table["path"]
+    whole, nothing = (pa.scalar(text, pa.large_string()) for text in (target, ""))
+    targets = pc.binary_join_element_wise(whole, pc.utf8_slice_codeunits(paths, len(source)), nothing)
+    place = pc.index(pc.is_in(targets, paths.combine_chunks()), True).as_py()
+    if place >= 0:
+        raise ValueError(f"{shards[place].path!r} would be written over {targets[place].as_py()!r}; give another output folder")
+
+
+def _publish_ids(config: CleanConfig) -> str | None:
+    """Puts the list of ids where all workers reach it; its name tells its content.
+
+    Raises:
+      ValueError: it can't be read, or is too large.
+    """
+    if config.ids is None:
+        return None
+    ids = pa.array(sorted(read_ids(config.ids, LARGEST_LIST)), pa.string())
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"train_id": ids}), sink)
+    data = sink.getvalue().to_pybytes()
+    path = join(config.output, WORK, f"ids-{hashlib.sha256(data).hexdigest()[:16]}.parquet")
+    BeamFiles().write(path, data)
+    return path
 
 
 def _parts_scored(paths: Iterable[str]) -> np.ndarray:
@@ -177,7 +235,9 @@ def clean(
     open_file_systems(beam_arguments)
     engine = choose_engine(beam_arguments)
     pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=engine.options())
-    build_cleaning(pipeline, config)
-    run_pipeline(pipeline, engine)
-    delete_folder(join(config.output, WORK))
+    try:
+        build_cleaning(pipeline, config, _publish_ids(config))
+        run_pipeline(pipeline, engine)
+    finally:
+        delete_folder(join(config.output, WORK))
     return json.loads(BeamFiles().read(join(config.output, FACTS)))

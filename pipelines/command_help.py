@@ -13,7 +13,28 @@ GROUP_HELP = {
     "execution": "how it runs (none of these changes the result)",
     "evaluate": "what is evaluated, and how",
     "report": "what is shown",
+    "clean": "what is taken out, and where the rest goes",
+    "export": "what is written, and for what",
 }
+
+WAY = {
+    "The way": ("plan", "run", "report"),
+    "Once for many runs of one training set": ("fit", "index", "query"),
+    "With finished results": ("inspect", "evaluate", "clean", "export"),
+}
+"""The commands in the order in which a newcomer meets them."""
+
+TOP_DESCRIPTION = """\
+Which training examples made the model say this? Influence functions for TensorFlow and Keras models, on Apache Beam:
+files and a trained model in, Parquet tables out."""
+
+TOP_EPILOG = """\
+First steps:
+  beam-influence run --model model.keras --train 'train-*.tfrecord.gz' --test 'test-*.tfrecord.gz' --output influence
+  beam-influence report influence --output report.html
+
+COMMAND --help shows what most need, COMMAND --help-all every option; --print-completion bash (or zsh, tcsh) a shell's completion.
+Exit status: 0 done; 1 the run failed; 2 wrong options or input; 130 interrupted (the same command goes on where it was)."""
 
 _RUN_DESCRIPTION = """\
 Which training examples made the model say this? Computes the influence of every training example on the
@@ -25,16 +46,17 @@ A negative one means that it harms. The column loss_change is that predicted cha
 _RUN_EPILOG = """\
 Any other option goes to Beam, for example --parallelism=8 with --runner flink.
 
-Example:
+Examples:
   beam-influence run --model model.keras --train 'train-*.tfrecord.gz' --test 'test-*.tfrecord.gz' \\
-      --output influence --top_k 10 --outputs top_k,self_influence"""
+      --output influence --top_k 10 --outputs top_k,self_influence
+  beam-influence run --config influence/manifest.json --set output=again --set top_k=20"""
 
 _FIT_DESCRIPTION = """\
 Fits the curvature of the training set and saves it, for any number of later runs:
 `beam-influence run --curvature_path OUTPUT/curvature`."""
 
 _FIT_EPILOG = """\
-Example:
+Examples:
   beam-influence fit --model model.keras --train 'train-*.tfrecord.gz' --curvature gauss_newton --output fitted
   beam-influence run --model model.keras --train 'train-*.tfrecord.gz' --test 'test-*.tfrecord.gz' \\
       --curvature_path fitted/curvature --output influence"""
@@ -45,9 +67,14 @@ influence: `beam-influence query` then answers new test points without the train
 With --update, only files that the index lacks are embedded."""
 
 _INDEX_EPILOG = """\
-Example:
+Examples:
   beam-influence index --model model.keras --train 'train-*.tfrecord.gz' --curvature arnoldi --rank 200 --output indexed
   beam-influence index --model model.keras --train 'more-*.tfrecord.gz' --output indexed --update
+  beam-influence query --model model.keras --index indexed --test 'test-*.tfrecord.gz' --output influence"""
+
+_QUERY_EPILOG = """\
+Examples:
+  beam-influence index --model model.keras --train 'train-*.tfrecord.gz' --curvature arnoldi --rank 200 --output indexed
   beam-influence query --model model.keras --index indexed --test 'test-*.tfrecord.gz' --output influence"""
 
 _QUERY_DESCRIPTION = """\
@@ -59,13 +86,19 @@ than a minute for most models), and says: passes, FLOPs, bytes read and shuffled
 Nothing is written to OUTPUT. For the command fit give --outputs curvature, for index --outputs index."""
 
 _PLAN_EPILOG = """\
-Example:
+Examples:
   beam-influence plan --model model.keras --train 'train-*.tfrecord.gz' --test 'test-*.tfrecord.gz' --output influence \\
-      --weights all --curvature ekfac --plan_workers 20"""
+      --weights all --curvature ekfac --plan_workers 20
+  beam-influence plan --model model.keras --train 'train-*.tfrecord.gz' --outputs curvature --output fitted --json"""
 
 _EVALUATE_DESCRIPTION = """\
 How good are the scores of finished runs? Measures of the field, several runs side by side, with standard errors.
 Retraining runs on Beam (any other option goes to it); what each measure means is in docs/evaluation.md."""
+
+_EVALUATE_EPILOG = """\
+Examples:
+  beam-influence evaluate lds --scores influence --train_fn my_training:train --output evaluation
+  beam-influence evaluate mislabelled --scores influence --mislabelled wrong_ids.txt --output evaluation"""
 
 _REPORT_DESCRIPTION = """\
 A finished run as one page: its test points as themselves, with their predictions and the training examples that helped and
@@ -74,24 +107,103 @@ harmed most; suspicious labels; groups; the run, and how far to trust it. The fi
 _REPORT_EPILOG = """\
 Any other option goes to Beam's file systems, such as --s3_endpoint_url.
 
-Example:
-  beam-influence report influence --output report.html"""
+Examples:
+  beam-influence report influence --output report.html
+  beam-influence report influence --test_points 50 --top_k 10 --evaluation evaluation --output report.html"""
+
+_INSPECT_DESCRIPTION = """\
+What is in this folder? Of the results of a run, a saved curvature, an index, a cleaned training set or an evaluation: what it
+is, its tables with their columns, rows and first rows, what sign and unit mean, how it was made, and the command that makes it
+again."""
+
+_INSPECT_EPILOG = """\
+Examples:
+  beam-influence inspect influence
+  beam-influence inspect influence/manifest.json --rows 0 --json"""
+
+_CLEAN_DESCRIPTION = """\
+The training set of a finished run without some of its examples, file by file, in the same format and compression: without those
+of the largest self-influence (--share), or without those in a list (--ids). With --weight they stay, with less weight.
+What was done is in OUTPUT/cleaning/facts.json, written last."""
+
+_CLEAN_EPILOG = """\
+Any other option goes to Beam, for example --parallelism=8 with --runner flink.
+
+Examples:
+  beam-influence clean influence --share 0.05 --output cleaned
+  beam-influence clean influence --ids drop.txt --output cleaned"""
+
+_EXPORT_DESCRIPTION = """\
+Results for other programs: a DuckDB file with views joined to the examples; one Parquet table of scores and examples for
+pandas, or for Renumics Spotlight; cleanlab's columns; a list of ids to drop, which the command clean and tf.data take."""
+
+_EXPORT_EPILOG = """\
+Any other option goes to Beam's file systems, such as --s3_endpoint_url.
+
+Examples:
+  beam-influence export influence --to duckdb --output influence.duckdb
+  beam-influence export influence --to ids --share 0.05 --output drop.txt"""
+
 
 
 class CommandHelp(NamedTuple):
-    """A command in one line, in some, and its examples."""
+    """A command: in one line, in some, its examples; what it needs, and the options that most runs of it need."""
 
     summary: str
     description: str
-    epilog: str | None = None
+    epilog: str
+    needed: str = ""
+    common: tuple[str, ...] = ()
 
+
+_MODEL = ("loss", "label_feature", "input_features", "weights")
+_RUN = CommandHelp(
+    "influence of training examples on test points",
+    _RUN_DESCRIPTION,
+    _RUN_EPILOG,
+    "--model MODEL --train FILES --test FILES --output FOLDER",
+    ("model", "train", "test", "output", "outputs", "top_k", *_MODEL, "curvature", "runner", "config", "set"),
+)
 
 COMMAND_HELP = {
-    "run": CommandHelp("influence of training examples on test points", _RUN_DESCRIPTION, _RUN_EPILOG),
-    "index": CommandHelp("r numbers for each training example, for any number of later queries", _INDEX_DESCRIPTION, _INDEX_EPILOG),
-    "query": CommandHelp("influence of indexed training examples on test points", _QUERY_DESCRIPTION, _INDEX_EPILOG),
-    "fit": CommandHelp("the curvature of a training set, saved for later runs", _FIT_DESCRIPTION, _FIT_EPILOG),
-    "plan": CommandHelp("what a run will take, before it", _PLAN_DESCRIPTION, _PLAN_EPILOG),
-    "evaluate": CommandHelp("how good scores are", _EVALUATE_DESCRIPTION),
+    "run": _RUN,
+    "index": CommandHelp(
+        "r numbers for each training example, for any number of later queries",
+        _INDEX_DESCRIPTION,
+        _INDEX_EPILOG,
+        "--model MODEL --train FILES --output FOLDER",
+        ("model", "train", "output", "update", *_MODEL, "curvature", "rank", "runner", "config", "set"),
+    ),
+    "query": CommandHelp(
+        "influence of indexed training examples on test points",
+        _QUERY_DESCRIPTION,
+        _QUERY_EPILOG,
+        "--model MODEL --index FOLDER --test FILES --output FOLDER",
+        ("model", "index", "test", "output", "outputs", "top_k", *_MODEL, "runner", "config", "set"),
+    ),
+    "fit": CommandHelp(
+        "the curvature of a training set, saved for later runs",
+        _FIT_DESCRIPTION,
+        _FIT_EPILOG,
+        "--model MODEL --train FILES --output FOLDER",
+        ("model", "train", "output", *_MODEL, "curvature", "damping", "n_samples", "runner", "config", "set"),
+    ),
+    "plan": CommandHelp(
+        "what a run will take, before it",
+        _PLAN_DESCRIPTION,
+        _PLAN_EPILOG,
+        "--model MODEL --train FILES --test FILES --output FOLDER",
+        (*_RUN.common, "plan_workers", "json"),
+    ),
+    "evaluate": CommandHelp("how good scores are", _EVALUATE_DESCRIPTION, _EVALUATE_EPILOG),
     "report": CommandHelp("a finished run as a page that a person reads", _REPORT_DESCRIPTION, _REPORT_EPILOG),
+    "inspect": CommandHelp("what a folder of this program is, and how it was made", _INSPECT_DESCRIPTION, _INSPECT_EPILOG),
+    "clean": CommandHelp(
+        "the training set without its suspicious examples",
+        _CLEAN_DESCRIPTION,
+        _CLEAN_EPILOG,
+        "RESULTS --output FOLDER",
+        ("output", "share", "ids", "weight", "source", "others", "runner"),
+    ),
+    "export": CommandHelp("results for DuckDB, pandas, cleanlab, Spotlight; ids to drop", _EXPORT_DESCRIPTION, _EXPORT_EPILOG),
 }

@@ -46,13 +46,18 @@ def write_evaluation(evaluation: Evaluation, options: Mapping[str, object]) -> N
         table = pa.Table.from_arrays(arrays, names=["method", "k", "test_id", "value"])
         with BeamFiles().open_write(join(evaluation.output, f"{evaluation.measure}.parquet")) as file:
             pq.write_table(table, pa.PythonFile(file, mode="w"), compression="zstd")
-    content = {
+    content = evaluation_json(evaluation, options)
+    BeamFiles().write(join(evaluation.output, f"{evaluation.measure}.json"), json.dumps(content, indent=1).encode())
+
+
+def evaluation_json(evaluation: Evaluation, options: Mapping[str, object]) -> dict[str, Any]:
+    """The content of MEASURE.json."""
+    return {
         "measure": evaluation.measure,
         "options": options,
         **evaluation.facts,
         "rows": [{"method": row.method, **{key: _plain(value) for key, value in row.figures.items()}} for row in evaluation.rows],
     }
-    BeamFiles().write(join(evaluation.output, f"{evaluation.measure}.json"), json.dumps(content, indent=1).encode())
 
 
 def _plain(value: float | str | None) -> float | str | None:

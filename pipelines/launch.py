@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 import time
@@ -21,10 +22,10 @@ from beam_influence.pipelines.clear_output import clear_at_the_end, clear_output
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.planning.short_plan import short_plan
 from beam_influence.pipelines.prepare import PreparedRun, prepare
-from beam_influence.pipelines.progress_bar import ProgressBar
+from beam_influence.pipelines.progress_bar import PolledProgress, ProgressBar
 from beam_influence.pipelines.resume import OPERATOR
 from beam_influence.pipelines.run_pipeline import RunFailedError, reason, run_pipeline
-from beam_influence.pipelines.run_summary import RunSummary, stage_milliseconds
+from beam_influence.pipelines.run_summary import RunSummary, stage_counters, stage_milliseconds
 from beam_influence.pipelines.runners import choose_engine, open_file_systems
 from beam_influence.pipelines.runners.local import count_processes, refuse_more_than_gpus
 from beam_influence.transforms.files import BeamFiles, join
@@ -74,12 +75,16 @@ def _run(
     with ProgressBar(_files_to_read(prepared), stream) as bar:
         pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=engine.options())
         build(pipeline, config, prepared, bar.address if engine.is_local else None, engine.accelerator)
-        result = run_pipeline(pipeline, engine)
+        result = run_pipeline(pipeline, engine, contextlib.nullcontext if engine.is_local else functools.partial(_polled, stream))
     if not BeamFiles().exists(join(config.output, MANIFEST)):
         raise RunFailedError(f"the pipeline ended in the state {result.state} without a manifest in {config.output!r}")
     clear_unfinished(config, tuple(TABLES))
     manifest = read_manifest(config.output, BeamFiles())
     return RunSummary(config.output, manifest, stage_milliseconds(result), time.monotonic() - started)
+
+
+def _polled(stream: TextIO, result: PipelineResult) -> PolledProgress:
+    return PolledProgress(lambda: stage_counters(result, "examples"), stream)
 
 
 def _files_to_read(prepared: PreparedRun) -> dict[str, int]:

@@ -115,7 +115,7 @@ class Influence:
           ValueError: the run wrote no such table; the message says how to have it.
         """
         if name not in self._read_tables:
-            self._read_tables[name] = pa.concat_tables([self._read(path) for path in self._paths(name)])
+            self._read_tables[name] = pa.concat_tables([self._read(path) for path in self.paths(name)])
         return self._read_tables[name]
 
     def batches(self, name: str, rows: int = _ROWS) -> Iterator[pa.RecordBatch]:
@@ -124,7 +124,7 @@ class Influence:
         Raises:
           ValueError: the run wrote no such table; the message says how to have it.
         """
-        return (batch for path in self._paths(name) for batch in self._batches(path, rows))
+        return (batch for path in self.paths(name) for batch in self._batches(path, rows))
 
     def explain(self, test_id: str) -> pa.Table:
         """The rows of `top_k` for one test point, by rank: rank, train_id, influence, loss_change (of candidates: rank, candidate_id,
@@ -135,7 +135,7 @@ class Influence:
         """
         if not isinstance(test_id, str):
             raise ValueError(f"explain({test_id!r}): a test point is named by its id, which is text, such as 'test.tfrecord:{test_id}'")
-        found = pa.concat_tables([self._read(path, [("test_id", "==", test_id)]) for path in self._paths("top_k")])
+        found = pa.concat_tables([self._read(path, [("test_id", "==", test_id)]) for path in self.paths("top_k")])
         if not found.num_rows:
             first = next((batch.column("test_id")[0].as_py() for batch in self.batches("top_k", 1)), None)
             raise ValueError(f"the run in {self.folder!r} has no test point {test_id!r}; the first that it has is {first!r}")
@@ -166,7 +166,7 @@ class Influence:
         from beam_influence.report import charts
         from beam_influence.report.tables import RunTables
 
-        self._paths("self_influence")  # which says how to have it
+        self.paths("self_influence")  # which says how to have it
         found = RunTables(self.folder, self.manifest).self_influence(1)
         assert found is not None and found.spread is not None
         return charts.plot_concentration([charts.Curve("self-influence", found.spread)])
@@ -182,7 +182,12 @@ class Influence:
         except ValueError as error:  # a run without scores has no report
             return f"<p>{html.escape(repr(self))}</p><p>{html.escape(str(error))}</p>"
 
-    def _paths(self, name: str) -> Iterator[str]:
+    def paths(self, name: str) -> Iterator[str]:
+        """The files of a table, in order.
+
+        Raises:
+          ValueError: the run wrote no such table; the message says how to have it.
+        """
         if name not in self.tables and name not in TABLES:
             raise ValueError(f"there is no table {name!r}; the run in {self.folder!r} wrote {', '.join(self.tables)}")
         return table_files(self.folder, name, BeamFiles())

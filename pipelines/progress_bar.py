@@ -6,6 +6,7 @@ import abc
 import json
 import socket
 import threading
+from collections.abc import Callable, Mapping
 from typing import Self, TextIO
 
 from tqdm import tqdm
@@ -79,9 +80,53 @@ class ProgressBar(ProgressListener):
                 desc=f"{stage:>9}",
                 unit="file",
                 file=self._stream,
-                bar_format="{desc} {bar:30} {n:.6g}/{total_fmt} files, {elapsed}{postfix}",
+                bar_format="{desc} {bar:30} {n:.6g}/{total_fmt} files, {elapsed}, {remaining} left{postfix}",
             )
         self._examples[stage] = self._examples.get(stage, 0) + examples
         bar = self._bars[stage]
-        bar.set_postfix_str(f"{self._examples[stage]:,} examples", refresh=False)
+        seconds = bar.format_dict["elapsed"]
+        rate = f", {self._examples[stage] / seconds:,.0f}/s" if seconds >= 1 else ""
+        bar.set_postfix_str(f"{self._examples[stage]:,} examples{rate}", refresh=False)
         bar.update(shards)
+
+
+class PolledProgress:
+    """Shows how many examples the workers of a job elsewhere have counted, asked of its runner every some seconds; a context.
+
+    Args:
+      counts: asks: examples so far, by stage. What it raises ends the showing, not the job.
+      stream: where it is shown; nothing is when it is not a terminal.
+      seconds: between two questions.
+    """
+
+    def __init__(self, counts: Callable[[], Mapping[str, int]], stream: TextIO, seconds: float = 10.0):
+        self._counts = counts
+        self._stream = stream
+        self._seconds = seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._stream.isatty():
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(1.0)  # a question may still be on its way
+
+    def _poll(self) -> None:
+        bars: dict[str, tqdm] = {}
+        while not self._stop.wait(self._seconds):
+            try:
+                counts = self._counts()
+            except Exception:  # progress is not worth a failure
+                break
+            for stage, examples in counts.items():
+                if stage not in bars:
+                    shape = "{desc} {n_fmt} examples, {rate_fmt}, {elapsed}"
+                    bars[stage] = tqdm(desc=f"{stage:>9}", unit="", file=self._stream, bar_format=shape)
+                bars[stage].update(examples - bars[stage].n)
+        for bar in bars.values():
+            bar.close()

@@ -58,7 +58,7 @@ class RunSources:
         self.splits: dict[str, SplitSource] = {}
         self.other_weights: list[str] | None = None
         self._manifest = manifest
-        stored = _with_train(manifest["config"])
+        stored = with_train(manifest["config"])
         self.has_id_feature = stored.get("id_feature") is not None
         if any(config.code.values()):
             check_code(stored, config.code, config.results)
@@ -111,7 +111,7 @@ class RunSources:
             self.splits[split] = SplitSource(source, labels, _show_options(config, self._manifest["config"], spec, function), predictor)
 
 
-def _with_train(stored: Mapping[str, Any]) -> dict[str, Any]:
+def with_train(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a run, with the training files of what it took in their place: an index, or saved influence vectors."""
     for name in ("index", "influence_vectors_path"):
         if stored.get(name) and not stored.get("train"):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+from collections.abc import Callable
+from typing import TypeAlias
 
 import apache_beam as beam
 from apache_beam.runners.runner import PipelineResult, PipelineState
@@ -18,16 +21,20 @@ _RAISED = re.compile(r"(?:\w+\.)*(\w+)(?:: |\Z)")
 _TYPES_LEFT_OUT = ("Exception", "OSError", "RuntimeError", "TooManyRejectedError", "ValueError")  # they add nothing to the message
 
 
+Watch: TypeAlias = Callable[[PipelineResult], contextlib.AbstractContextManager[object]]
+
+
 class RunFailedError(Exception):
     """The pipeline ran and failed; no manifest was written."""
 
 
-def run_pipeline(pipeline: beam.Pipeline, engine: Engine) -> PipelineResult:
+def run_pipeline(pipeline: beam.Pipeline, engine: Engine, watch: Watch = contextlib.nullcontext) -> PipelineResult:
     """Runs a built pipeline to its end; returns Beam's result.
 
     Args:
       pipeline: the pipeline.
       engine: where it runs, and for how long at most.
+      watch: makes a context of the job's result, which is open while the job runs.
 
     Raises:
       RunFailedError: it failed; the message is the reason, without the runner's stack.
@@ -36,7 +43,8 @@ def run_pipeline(pipeline: beam.Pipeline, engine: Engine) -> PipelineResult:
     _STEPS.addFilter(_is_fatal)
     try:
         result = pipeline.run()
-        _wait(result, engine)
+        with watch(result):
+            _wait(result, engine)
     except RunFailedError:
         raise
     except Exception as error:

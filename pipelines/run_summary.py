@@ -32,6 +32,11 @@ class RunSummary:
 
 def stage_milliseconds(result: PipelineResult) -> dict[str, int]:
     """Work in each stage, summed over workers; empty where the runner reports none."""
+    return stage_counters(result, "milliseconds")
+
+
+def stage_counters(result: PipelineResult, what: str) -> dict[str, int]:
+    """The counters `<stage>_<what>` by stage, such as `examples`, of a job that has ended or still runs; empty where there are none."""
     try:
         counters = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
     except Exception:  # a runner without metrics: the table then shows no seconds
@@ -39,8 +44,8 @@ def stage_milliseconds(result: PipelineResult) -> dict[str, int]:
     found: dict[str, int] = {}
     for counter in counters:
         name = counter.key.metric.name
-        if name.endswith("_milliseconds"):
-            stage = name.removesuffix("_milliseconds")
+        if name.endswith(f"_{what}"):
+            stage = name.removesuffix(f"_{what}")
             found[stage] = found.get(stage, 0) + int(counter.committed or counter.attempted or 0)
     return found
 
@@ -48,7 +53,7 @@ def stage_milliseconds(result: PipelineResult) -> dict[str, int]:
 def summary_text(summary: RunSummary) -> str:
     """The closing table of a run."""
     closing = f"{summary.seconds:.1f} s in all; results in {summary.output}"
-    return "\n".join([*_of_stages(summary), "", *_of_curvature(summary.manifest), *_of_tables(summary.manifest), "", closing])
+    return "\n".join([*_of_stages(summary), "", *curvature_lines(summary.manifest), *_of_tables(summary.manifest), "", closing])
 
 
 def _of_stages(summary: RunSummary) -> Iterator[str]:
@@ -63,7 +68,8 @@ def _of_stages(summary: RunSummary) -> Iterator[str]:
         yield f"{stage:<12}{count['shards']:>7,}{count['examples']:>12,}{count['rejected']:>10,}{shown:>9}{rate:>12}"
 
 
-def _of_curvature(manifest: Mapping[str, Any]) -> Iterator[str]:
+def curvature_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """The curvature, how test points were solved, and the weights, in some lines."""
     curvature, model, solver = manifest["curvature"], manifest["model"], manifest.get("solver")
     spectrum = ""
     if "smallest_eigenvalue" in curvature:

@@ -14,6 +14,7 @@ from beam_influence.influence_ops.evaluation.score_table import ScoreTable
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.named_code import names_code
 from beam_influence.pipelines.prepare import PreparedRun, prepare
 from beam_influence.transforms.progress import Progress
 from beam_influence.transforms.read_shards import ShardReader
@@ -36,18 +37,13 @@ def check_code(stored: Mapping[str, Any], code: Mapping[str, str | None], folder
     """
     for name in options:
         had, given = stored.get(name), code.get(name)
-        if given is None and _names_code(name, str(had or "")):
+        if given is None and names_code(name, str(had or "")):
             raise ValueError(
                 f"the run in {folder!r} had --{name} {had}: code is taken from the command line alone, never from a file; "
                 f"if you trust it, give --{name} {had}"
             )
         if given is not None and given != had:
             raise ValueError(f"--{name} {given}: the run in {folder!r} had {had!r}; name just that, or leave it out where it is no code")
-
-
-def _names_code(option: str, value: str) -> bool:
-    """Whether a value would be imported: a model's path may have a colon, too."""
-    return ":" in value and (option != "model" or "/" not in value)
 
 
 def config_of(stored: Mapping[str, Any], folder: str, curvature: str | None = None) -> InfluenceConfig:

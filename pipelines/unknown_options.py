@@ -7,8 +7,11 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 
+from beam_influence.pipelines.clean_options import CleanOptions
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.evaluate_config import EvaluateConfig
+from beam_influence.pipelines.export_config import ExportConfig
+from beam_influence.pipelines.options.option import COMMANDS
 from beam_influence.pipelines.report_config import ReportConfig
 
 _DESCRIBE_SECONDS = 10.0
@@ -21,8 +24,11 @@ def options_of_commands() -> dict[str, tuple[str, ...]]:
     for field in dataclasses.fields(EvaluateConfig):
         measures = tuple(f"evaluate {measure}" for measure in field.metadata.get("measures", ()))
         found[field.name] = (*found.get(field.name, ()), *measures)
-    for field in dataclasses.fields(ReportConfig):
-        found[field.name] = (*found.get(field.name, ()), "report")
+    for command, config in (("report", ReportConfig), ("clean", CleanOptions), ("export", ExportConfig)):
+        for field in dataclasses.fields(config):
+            found[field.name] = (*found.get(field.name, ()), command)
+    for name in ("config", "set"):
+        found[name] = (*COMMANDS, "plan")
     return found
 
 

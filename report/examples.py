@@ -70,6 +70,30 @@ class Source:
                 rows = _together(parts)
                 yield name, rows, [by_position[position] for position in rows.positions.tolist()]
 
+    def all(self, names: Sequence[str] | None, size: int) -> Iterator[tuple[str, Rows, list[str]]]:
+        """All rows that can be read, file by file, at most `size` at once: the file's name, the rows, and their ids.
+
+        Args:
+          names: the features that are wanted; None: all.
+
+        Raises:
+          ValueError: the files have no such feature.
+          OSError: a file can't be read.
+        """
+        unknown = [name for name in names or () if name not in self.description]
+        if unknown:
+            raise ValueError(f"the files have no feature {unknown[0]!r}, but {', '.join(self.description)}")
+        wanted = set(self.description if names is None else names)
+        if self._id_feature is not None:
+            wanted.add(self._id_feature)
+        features = [one for one in self._features if one.name in wanted] or self._features[:1]
+        for name, shard in self._shards.items():
+            with open_shard(shard) as file:
+                for rows in self._reader(features).read(file, size):
+                    if rows.table.num_rows:
+                        ids = _texts(rows, self._id_feature) if self._id_feature else [f"{name}:{at}" for at in rows.positions.tolist()]
+                        yield name, rows, ids
+
     def _places(self, ids: Iterable[str]) -> dict[str, dict[int, str]]:
         """Of each file that has some of them: position → id."""
         found: dict[str, dict[int, str]] = {}

@@ -9,7 +9,7 @@ import re
 import shlex
 
 from beam_influence.pipelines.cli import parser
-from beam_influence.pipelines.options.option import COMMANDS
+from beam_influence.pipelines.command_help import COMMAND_HELP
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "benchmarks/README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
@@ -18,7 +18,7 @@ DOCUMENTS = ("README.md", "benchmarks/README.md", *sorted(f"docs/{path.name}" fo
 def of_text(text: str) -> list[list[str]]:
     """The words after `beam-influence` of each line that is a command, lines that go on taken together."""
     together = re.sub(r"\\\n\s*", "", text)
-    commands = "|".join((*COMMANDS, "plan", "evaluate", "report"))
+    commands = "|".join(COMMAND_HELP)
     found = re.findall(rf"^[ $]*(?:PYTHONPATH=\S+ )?(?:\S*/)?beam-influence ((?:{commands}) .*)$", together, re.MULTILINE)
     return [shlex.split(line, comments=True) for line in found]
 
@@ -34,10 +34,10 @@ def of_help(command: str) -> list[list[str]]:
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         parser().parse_args([command, "--help"])
-    return of_text(text.getvalue().partition("Example:")[2])
+    return of_text(text.getvalue().partition("Examples:")[2])
 
 
 def all_commands() -> dict[str, list[str]]:
     """Each command by the place where it is printed and its number there."""
-    places = {name: of_document(name) for name in DOCUMENTS} | {f"{name} --help": of_help(name) for name in (*COMMANDS, "plan")}
+    places = {name: of_document(name) for name in DOCUMENTS} | {f"{name} --help": of_help(name) for name in COMMAND_HELP}
     return {f"{place} {number}": words for place, found in places.items() for number, words in enumerate(found, start=1)}

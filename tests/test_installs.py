@@ -189,7 +189,7 @@ def lacking(path: pathlib.Path, wanted: list[Requirement]) -> list[str]:
 @pytest.mark.parametrize(
     ("path", "extras"),
     [
-        (ROOT / "requirements.txt", ("test", "report", "gcp")),
+        (ROOT / "requirements.txt", ("test", "report", "cli", "duckdb", "gcp")),
         (ROOT / "requirements-tfx.txt", ("test", "tfx", "report")),
         (TEMPLATES / "requirements.txt", ("gcp",)),
         (TEMPLATES / "requirements-gpu.txt", ("gcp",)),

@@ -6,6 +6,7 @@ from beam_influence.transforms.clean_shards import CleanShards as CleanShards
 from beam_influence.transforms.clean_shards import CopyFiles as CopyFiles
 from beam_influence.transforms.clean_shards import WriteCleaningFacts as WriteCleaningFacts
 from beam_influence.transforms.embed_queries import EmbedQueries as EmbedQueries
+from beam_influence.transforms.find_ids import FindIds as FindIds
 from beam_influence.transforms.finish_curvature import AdvanceCurvature as AdvanceCurvature
 from beam_influence.transforms.finish_curvature import FinishCurvature as FinishCurvature
 from beam_influence.transforms.finish_curvature import LoadCurvature as LoadCurvature

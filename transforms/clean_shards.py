@@ -13,10 +13,13 @@ import apache_beam as beam
 import numpy as np
 from apache_beam import pvalue
 
+from beam_influence.influence_ops.arrow_compute import pc
+from beam_influence.influence_ops.reading import detect_format
 from beam_influence.influence_ops.reading.clean_files import Cleaning, clean_file
 from beam_influence.influence_ops.results.result_files import iterate_table
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.files import BeamFiles
+from beam_influence.transforms.find_ids import read_id_list
 from beam_influence.transforms.merge_buckets import MergeBuckets
 from beam_influence.transforms.typed import collection, run_once
 from beam_influence.transforms.write_rejected import may_hold
@@ -62,6 +65,7 @@ class _CleanDoFn(beam.DoFn):
         self._format = wanted.data_format
         self._cleaning = wanted.cleaning
         self._source, self._target = wanted.source, wanted.target
+        self._ids = wanted.ids
 
     def process(self, scored: ScoredShard, threshold: float) -> Iterator[CopiedFile]:
         shard = scored.shard
@@ -69,7 +73,11 @@ class _CleanDoFn(beam.DoFn):
         try:
             suspicious = self._suspicious(scored, threshold)
             with BeamFiles().open_read(shard.path) as source, BeamFiles().open_write(target) as file:
-                cleaned = clean_file(self._format, source, file, suspicious, self._cleaning)
+                data_format = self._format
+                if data_format == "auto":
+                    data_format = detect_format(shard.path, source)
+                    source.seek(0)
+                cleaned = clean_file(data_format, source, file, suspicious, self._cleaning)
         except ValueError as error:
             raise ValueError(f"can't clean {shard.path}: {error}") from error
         yield CopiedFile(shard.path, target, *cleaned)
@@ -79,8 +87,9 @@ class _CleanDoFn(beam.DoFn):
         above = [np.zeros(0, bool)]
         ends: list[str] = []
         for rows in itertools.chain.from_iterable(iterate_table(path, BeamFiles(), _BATCH) for path in scored.scores):
-            above.append(rows.column("influence").to_numpy() >= threshold)
             ids = rows.column("train_id")
+            in_list = False if self._ids is None else pc.is_in(ids, read_id_list(self._ids)).to_numpy(zero_copy_only=False)
+            above.append((rows.column("influence").to_numpy() >= threshold) | in_list)
             ends = [*ends[:1], ids[0].as_py(), ids[-1].as_py()]
         of_scored = np.concatenate(above)
         rejected = np.unique(np.array(list(self._rejected_positions(scored.shard)), np.int64))
@@ -114,9 +123,10 @@ class CleanShards(beam.PTransform):
       threshold: one float.
       rejected: the files of the run's table `rejected`.
       positional: whether ids are `<file>:<index>`, which are then checked.
-      data_format: the files' format, as `clean_file` wants it.
+      data_format: the files' format, as `clean_file` wants it, or `auto`.
       cleaning: what is done.
       source, target: a file's path below `source` is its path below `target`.
+      ids: the path of a list of ids (`read_id_list`) that are suspicious whatever their score; None: there is none.
 
     In: `ScoredShard`. Out: `CopiedFile`.
     """
@@ -128,6 +138,7 @@ class CleanShards(beam.PTransform):
     cleaning: Cleaning
     source: str
     target: str
+    ids: str | None = None
 
     def expand(self, shards: pvalue.PCollection[ScoredShard]) -> pvalue.PCollection[CopiedFile]:
         clean = beam.ParDo(_CleanDoFn(self), pvalue.AsSingleton(self.threshold)).with_output_types(CopiedFile)

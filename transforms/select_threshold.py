@@ -6,7 +6,7 @@ A radix selection: four passes over the scores, each of which counts 16 more bit
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import apache_beam as beam
@@ -49,21 +49,43 @@ def _score(key: int) -> float:
     return float(np.array(bits, np.uint64).view(np.float64))
 
 
+def _count(path: str, column: str, digit: int, search: _Search) -> np.ndarray:
+    """How many scores of a file that begin as the one that is looked for have each value of the next 16 bits: (65536,) int64."""
+    counts = np.zeros(1 << _BITS, np.int64)
+    shift = np.uint64(64 - _BITS * (digit + 1))
+    for rows in iterate_table(path, BeamFiles(), _BATCH, [column]):
+        keys = ordered_keys(rows.column(column).to_numpy()) >> shift
+        digits = keys & np.uint64((1 << _BITS) - 1)
+        if digit:
+            digits = digits[keys >> np.uint64(_BITS) == np.uint64(search.prefix)]
+        counts += np.bincount(digits.astype(np.int64), minlength=1 << _BITS)
+    return counts
+
+
+def select_threshold(paths: Callable[[], Iterable[str]], count: int, column: str = "influence") -> float:
+    """What `SelectThreshold` finds, in this process.
+
+    Args:
+      paths: gives the files, four times.
+      count: see `SelectThreshold`.
+      column: see `SelectThreshold`.
+    """
+    if count == 0:
+        return float("inf")
+    search = _Search(0, count, 0)
+    for digit in range(_DIGITS):
+        counts = sum((_count(path, column, digit, search) for path in paths()), np.zeros(1 << _BITS, np.int64))
+        search = _narrow(ScoreHistogram(counts), search)
+    return _threshold(search)
+
+
 class _CountDoFn(beam.DoFn):
     def __init__(self, column: str, digit: int):
         self._column = column
         self._digit = digit
 
     def process(self, path: str, search: _Search) -> Iterator[ScoreHistogram]:
-        counts = np.zeros(1 << _BITS, np.int64)
-        shift = np.uint64(64 - _BITS * (self._digit + 1))
-        for rows in iterate_table(path, BeamFiles(), _BATCH):
-            keys = ordered_keys(rows.column(self._column).to_numpy()) >> shift
-            digits = keys & np.uint64((1 << _BITS) - 1)
-            if self._digit:
-                digits = digits[keys >> np.uint64(_BITS) == np.uint64(search.prefix)]
-            counts += np.bincount(digits.astype(np.int64), minlength=1 << _BITS)
-        yield ScoreHistogram(counts)
+        yield ScoreHistogram(_count(path, self._column, self._digit, search))
 
 
 @with_input_types(ScoreHistogram)

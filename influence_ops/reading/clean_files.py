@@ -15,6 +15,8 @@ import tensorflow as tf
 
 from beam_influence.influence_ops.reading.tfrecord_framing import DamagedRecord, compression_of_records, read_records, write_records
 
+REWRITTEN = ("tfrecord", "sequence_example", "parquet")
+"""The formats that a file can be rewritten in."""
 _ROWS = 1 << 14
 
 
@@ -61,6 +63,8 @@ def clean_file(data_format: str, source: BinaryIO, target: BinaryIO, suspicious:
     Raises:
       ValueError: the file has not N records, or can't be rewritten.
     """
+    if data_format not in REWRITTEN:
+        raise ValueError(f"files of the format {data_format} can't be rewritten, only {', '.join(REWRITTEN)}")
     if data_format == "parquet":
         return _clean_parquet(source, target, suspicious, cleaning)
     start = source.read(12)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from beam_influence.influence_ops.evaluation.mislabelled import by_chance, detection
 from beam_influence.pipelines.evaluate_config import EvaluateConfig
 from beam_influence.pipelines.evaluation_result import Figures, Row
+from beam_influence.pipelines.id_list import read_ids
 from beam_influence.pipelines.measures.measurement import Measured, Measurement, curvature_of
-from beam_influence.transforms.files import BeamFiles
 
 
 def mislabelled(measurement: Measurement) -> Measured:
@@ -45,31 +42,3 @@ def _detected(values: np.ndarray, ids: np.ndarray, wrong: set[str], config: Eval
 
 def _found(found: Sequence[float], config: EvaluateConfig) -> dict[str, float]:
     return {f"found in {100 * share:g} %": value for share, value in zip(config.share_list, found, strict=True)}
-
-
-def read_ids(path: str) -> set[str]:
-    """The ids in a text file (one a line), or in the column train_id of a Parquet or CSV file.
-
-    Raises:
-      ValueError: there is no such file, column or id.
-    """
-    if not BeamFiles().exists(path):
-        raise ValueError(f"there is no file {path!r} with the ids of mislabelled examples")
-    content = BeamFiles().read(path)
-    ids: Iterable[str]
-    if content[:4] == b"PAR1":
-        table = pq.read_table(io.BytesIO(content))
-        if "train_id" not in table.column_names:
-            raise ValueError(f"{path!r} has no column train_id, but {', '.join(table.column_names)}")
-        ids = table.column("train_id").to_pylist()
-    else:
-        lines = content.decode().splitlines()
-        header = next(csv.reader(lines[:1]), [])
-        if "train_id" in header:
-            ids = [record["train_id"] for record in csv.DictReader(lines)]
-        else:
-            ids = [line.strip() for line in lines if line.strip()]
-    found = {str(name) for name in ids}
-    if not found:
-        raise ValueError(f"{path!r} has no ids; give one a line")
-    return found

@@ -102,6 +102,8 @@ def test_drops_the_largest_self_influence(source: Source, tmp_path: pathlib.Path
     assert copied.read_bytes() == (source.eval / "part-0").read_bytes()
     assert files_below(tmp_path / "out") == {"Split-eval/part-0", "cleaning/facts.json", *(f"Split-train/{n}" for n in source.records)}
     scores = {row["train_id"]: row["influence"] for row in read(source.scores, "self_influence").to_pylist()}
+    assert facts == json.loads((tmp_path / "out/cleaning/facts.json").read_text())
+    assert facts.pop("options")["scores"] == str(source.scores)
     assert facts == {
         "share": SHARE,
         "weight": None,
@@ -114,7 +116,6 @@ def test_drops_the_largest_self_influence(source: Source, tmp_path: pathlib.Path
         "suspicious": 29,
         "damaged": 0,
     }
-    assert facts == json.loads((tmp_path / "out/cleaning/facts.json").read_text())
 
 
 @pytest.mark.timeout(120)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
 from beam_influence.pipelines.cli import main, parser
+from beam_influence.pipelines.command_help import COMMAND_HELP
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.options.option import COMMANDS
 from beam_influence.pipelines.run_summary import summary_text
+from tests.documented_commands import of_text
 from tests.pipelines.conftest import FinishedRun
 from tests.pipelines.digits_job import FN_API, DigitsJob
 
@@ -24,7 +27,7 @@ def arguments(job: DigitsJob, output: pathlib.Path, *more: str) -> list[str]:
 
 def test_help_has_every_option_and_what_it_means(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["run", "--help"])
+        main(["run", "--help-all"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
     flat = " ".join(text.split())
@@ -33,6 +36,32 @@ def test_help_has_every_option_and_what_it_means(capsys: pytest.CaptureFixture[s
         first_words = " ".join(field.metadata["help"].split()[:4])
         assert first_words in flat, field.name
     assert "positive influence means that removing" in flat
+
+
+def test_help_shows_the_way_in_one_screen_and_a_dozen_options(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    helps = {}
+    for words in ([], *([command] for command in COMMAND_HELP)):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--help"])
+        assert ended.value.code == 0
+        helps[" ".join(words)] = capsys.readouterr().out
+    top = helps.pop("")
+    assert len(top.splitlines()) <= 40
+    assert all(f"\n  {command} " in top for command in COMMAND_HELP) and "130 interrupted" in top
+    for command, text in helps.items():
+        assert len(of_text(text.partition("Examples:")[2])) >= 2, command
+    shown = set(re.findall(r"^  --(\w+)", helps["run"], re.MULTILINE))
+    assert {"model", "train", "test", "output", "top_k", "curvature", "config"} <= shown and 10 <= len(shown) <= 15
+    assert "\x1b" not in top  # no colour but on a terminal
+
+
+def test_completion_knows_the_commands_and_their_options(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit) as ended:
+        main(["--print-completion", "bash"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0 and "complete " in text.splitlines()[-1] and "--damping" in text
 
 
 def test_options_become_the_configuration() -> None:
@@ -111,14 +140,14 @@ def test_the_closing_table(finished: FinishedRun) -> None:
     assert next(line for line in summary_text(without).splitlines() if line.startswith("score")).split()[4:] == ["–", "–"]
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "plan", "evaluate"])
+@pytest.mark.parametrize("command", ["", *COMMANDS, "plan", "evaluate", "report", "inspect", "clean", "export"])
 def test_help_does_not_wait_for_beam_nor_tensorflow(command: str) -> None:
     """`--help` answers before seconds of imports."""
     code = f"""
 import sys
 from beam_influence.pipelines.cli import main
 try:
-    main(["{command}", "--help"])
+    main("{command} --help".split())
 except SystemExit:
     sys.exit(bool({{"apache_beam", "tensorflow", "keras"}} & set(sys.modules)))
 """

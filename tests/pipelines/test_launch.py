@@ -18,7 +18,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from beam_influence.pipelines.build import build
 from beam_influence.pipelines.launch import run
 from beam_influence.pipelines.prepare import prepare
-from beam_influence.pipelines.progress_bar import ProgressBar
+from beam_influence.pipelines.progress_bar import PolledProgress, ProgressBar
 from beam_influence.pipelines.run_pipeline import RunFailedError, reason
 from beam_influence.transforms.progress import Progress
 from tests.pipelines.digits_job import FN_API, DigitsJob, run_quietly
@@ -148,6 +148,26 @@ def test_the_bar_counts_datagrams() -> None:
     assert "2/3 files" in text and "2,468 examples" in text
     assert "1/1 files" in text and "20 examples" in text
     assert "unknown" not in text
+
+
+def test_a_job_elsewhere_is_asked_for_its_counts() -> None:
+    """Until it can't be asked, which is no failure of the job."""
+    answers = iter([{"score": 1000}, {"score": 2500, "embed": 20}])
+    asked, screen = [], _Screen()
+
+    def counts() -> dict[str, int]:
+        asked.append(len(asked))
+        return next(answers)  # then StopIteration
+
+    with PolledProgress(counts, screen, seconds=0.02):
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and ("embed" not in screen.getvalue() or len(asked) < 3):
+            time.sleep(0.02)
+    text = screen.getvalue()
+    assert "score" in text and "20 examples" in text and len(asked) == 3
+    with PolledProgress(counts, io.StringIO(), seconds=0.0):
+        time.sleep(0.05)
+    assert len(asked) == 3  # nobody watches
 
 
 def test_parts_of_a_file_are_fractions() -> None:

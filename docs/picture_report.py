@@ -1,6 +1,6 @@
 """Pictures of the main job's report, for the documents, by the browser of the tests:
 
-    .venv/bin/python -m examples.digits
+    .venv/bin/beam-influence demo digits
     .venv/bin/python -m tests.report.visit_page
     .venv/bin/python -m docs.picture_report
 """

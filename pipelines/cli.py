@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import pathlib
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from beam_influence.influence_ops.redact import without_secrets
 from beam_influence.pipelines import runners
 from beam_influence.pipelines.command_help import COMMAND_HELP, GROUP_HELP
 from beam_influence.pipelines.config import InfluenceConfig, own_options
+from beam_influence.pipelines.demo import DEMOS
 from beam_influence.pipelines.evaluate_config import MEASURES, RETRAINING, EvaluateConfig
 from beam_influence.pipelines.options.method import CURVATURE_OF_INDEX
 from beam_influence.pipelines.options.option import FITTING, option_type
@@ -59,6 +61,10 @@ def parser(kind: type[Curvature] | None = None) -> argparse.ArgumentParser:
     report = _add_command(commands, "report")
     report.add_argument("results", metavar="RESULTS", help="The folder of a finished run: its --output.")
     _add_options(report, [field for field in dataclasses.fields(ReportConfig) if "group" in field.metadata], ReportConfig)
+    demo = _add_command(commands, "demo")
+    named = "; ".join(f"{name}: {text}" for name, text in DEMOS.items())
+    demo.add_argument("name", nargs="?", choices=DEMOS, default="digits", help=f"{named} (default: digits)")
+    demo.add_argument("--output", help="Where everything goes; files of an earlier demo there are replaced (default: out/NAME).")
     return top
 
 
@@ -142,6 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _evaluate(known, beam_arguments)
     if known.command == "report":
         return _report(known, beam_arguments)
+    if known.command == "demo":
+        return _demo(known, beam_arguments)
     if known.command == "plan":
         return exit_status(lambda: _plan(known, beam_arguments), failed="the run would fail: ")
     from beam_influence.pipelines.launch import run  # TensorFlow and Beam: seconds that --help need not wait
@@ -206,6 +214,22 @@ def _report(known: argparse.Namespace, beam_arguments: list[str]) -> int:
         print(report_text(write_report(config, beam_arguments)))
 
     return exit_status(program)
+
+
+def _demo(known: argparse.Namespace, beam_arguments: list[str]) -> int:
+    status: list[int] = []
+
+    def program() -> None:
+        if beam_arguments:
+            raise ValueError(f"{beam_arguments[0].partition('=')[0]} is not an option of demo; leave it out")
+        from beam_influence.influence_ops.device import configure_tensorflow
+
+        configure_tensorflow()  # its log level is read when it is imported
+        from beam_influence.pipelines.demo.demo import run_demo
+
+        status.append(run_demo(known.name, pathlib.Path(known.output or f"out/{known.name}"), main))
+
+    return exit_status(program) or status[0]
 
 
 if __name__ == "__main__":

@@ -77,6 +77,15 @@ Any other option goes to Beam's file systems, such as --s3_endpoint_url.
 Example:
   beam-influence report influence --output report.html"""
 
+_DEMO_DESCRIPTION = """\
+Real data that come with this package or with scikit-learn, of which 5 % of the labels are made wrong: writes files, trains a
+small Keras model, runs the commands run and report on them, and says how many of the wrong labels were found."""
+
+_DEMO_EPILOG = """\
+Example:
+  beam-influence demo digits
+  beam-influence demo text --output out/text"""
+
 
 class CommandHelp(NamedTuple):
     """A command in one line, in some, and its examples."""
@@ -87,6 +96,7 @@ class CommandHelp(NamedTuple):
 
 
 COMMAND_HELP = {
+    "demo": CommandHelp("real data, a model, a run and its report, in a minute", _DEMO_DESCRIPTION, _DEMO_EPILOG),
     "run": CommandHelp("influence of training examples on test points", _RUN_DESCRIPTION, _RUN_EPILOG),
     "index": CommandHelp("r numbers for each training example, for any number of later queries", _INDEX_DESCRIPTION, _INDEX_EPILOG),
     "query": CommandHelp("influence of indexed training examples on test points", _QUERY_DESCRIPTION, _INDEX_EPILOG),

@@ -18,7 +18,7 @@ DOCUMENTS = ("README.md", "benchmarks/README.md", *sorted(f"docs/{path.name}" fo
 def of_text(text: str) -> list[list[str]]:
     """The words after `beam-influence` of each line that is a command, lines that go on taken together."""
     together = re.sub(r"\\\n\s*", "", text)
-    commands = "|".join((*COMMANDS, "plan", "evaluate", "report"))
+    commands = "|".join((*COMMANDS, "plan", "evaluate", "report", "demo"))
     found = re.findall(rf"^[ $]*(?:PYTHONPATH=\S+ )?(?:\S*/)?beam-influence ((?:{commands}) .*)$", together, re.MULTILINE)
     return [shlex.split(line, comments=True) for line in found]
 
@@ -39,5 +39,5 @@ def of_help(command: str) -> list[list[str]]:
 
 def all_commands() -> dict[str, list[str]]:
     """Each command by the place where it is printed and its number there."""
-    places = {name: of_document(name) for name in DOCUMENTS} | {f"{name} --help": of_help(name) for name in (*COMMANDS, "plan")}
+    places = {name: of_document(name) for name in DOCUMENTS} | {f"{name} --help": of_help(name) for name in (*COMMANDS, "plan", "demo")}
     return {f"{place} {number}": words for place, found in places.items() for number, words in enumerate(found, start=1)}

@@ -121,7 +121,8 @@ def run_demo(name: str, folder: pathlib.Path, command_line: Callable[[list[str]]
     planted = [train_ids[place] for place in wrong]
     (folder / "wrong_labels.txt").write_text("".join(f"{one}\n" for one in planted), encoding="utf-8")
     count = len(train.labels)
-    print(f"{DEMOS[name]}. {demo.question} {count:,} training examples, {len(planted)} of them given a wrong label.", flush=True)
+    print(f"The demo {name}: {DEMOS[name]}. {demo.question}")
+    print(f"{count:,} training examples, {len(planted)} of them given a wrong label.", flush=True)
     model = trained_model(demo, train)
     model.save(folder / "model.keras")
     accuracy = np.mean(_classes(model, splits["test"]) == splits["test"].labels)

@@ -37,13 +37,13 @@ def write(path: pathlib.Path, examples: Examples) -> None:
 
 
 def make_network(examples: Examples) -> keras.Model:
-    """Words → embeddings of 8 numbers → their mean → 16 hidden units → the probability of good."""
+    """Words → embeddings of 8 numbers → their mean → the probability of good."""
     words = keras.layers.TextVectorization(max_tokens=_WORDS, output_sequence_length=_LENGTH)
     words.adapt(tf.constant(examples.features["text"]))
     inputs = keras.Input((), dtype="string", name="text")
     embedded = keras.layers.Embedding(_WORDS, 8, mask_zero=True)(words(inputs))
-    hidden = keras.layers.Dense(16, activation="relu")(keras.layers.GlobalAveragePooling1D()(embedded))
-    model = keras.Model(inputs, keras.layers.Dense(1, activation="sigmoid")(hidden))
+    mean = keras.layers.GlobalAveragePooling1D()(embedded)
+    model = keras.Model(inputs, keras.layers.Dense(1, activation="sigmoid")(mean))
     model.compile(keras.optimizers.Adam(0.005), keras.losses.BinaryCrossentropy(), metrics=["accuracy"])
     return model
 
@@ -55,7 +55,7 @@ DEMO = Demo(
     load=load,
     write=write,
     network=make_network,
-    epochs=12,
+    epochs=3,
     batch_size=32,
     options=("--curvature", "exact", "--group_feature", "meaning"),
 )

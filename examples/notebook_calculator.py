@@ -27,7 +27,7 @@ import tensorflow as tf  # noqa: E402
 
 from beam_influence import ORDER, FirstOrderInfluenceCalculator, InfluenceConfig, InfluenceModel, run  # noqa: E402
 from beam_influence.pipelines.demo import digits  # noqa: E402
-from beam_influence.pipelines.demo.demo import Examples, trained_model, write_split  # noqa: E402
+from beam_influence.pipelines.demo.demo import trained_model, write_split  # noqa: E402
 
 FLIPPED = 0.08
 TEST_POINTS = 20

@@ -20,7 +20,7 @@ _WORDS, _LENGTH = 2000, 32
 
 
 def load() -> Splits:
-    """1,385 and 150 texts such as "able: having a strong healthy body", with 1 for good and 0 for bad."""
+    """1,332 and 150 texts such as "able: having a strong healthy body", with 1 for good and 0 for bad."""
     data = importlib.resources.files(__package__) / "data" / "definitions.csv"
     rows = list(csv.DictReader(data.read_text(encoding="utf-8").splitlines()))
     texts = np.array([f"{row['word']}: {row['definition']}" for row in rows])

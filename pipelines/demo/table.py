@@ -1,7 +1,7 @@
 """Penguins of three species, measured: Parquet files, and a model whose own layers look up strings, scale numbers and know what is missing.
 
-The data are `data/penguins.csv`; where they are from is in `data/README.md`. Files have a missing string as 'NA' and a missing number as −1:
-an example that lacks a value would be rejected.
+The data are `data/penguins.csv`; where they are from is in `data/README.md`. Files have a missing string as 'NA' and a missing number
+as −1: an example that lacks a value would be rejected.
 """
 
 from __future__ import annotations

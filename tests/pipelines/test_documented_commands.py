@@ -1,4 +1,4 @@
-"""Each command that the help and the documents print is one that works; those of the help and of docs/get_started.md are run in a folder like a user's."""
+"""Each command that the help and the documents print is one that works; those of the help and of docs/get_started.md are run."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def make_network(examples: Examples) -> keras.Model:
 
 
 DEMO = Demo(
-    question="Which species is it?",
+    question="Which species is it: Adelie (0), Chinstrap (1) or Gentoo (2)?",
     classes=("Adelie", "Chinstrap", "Gentoo"),
     extension="parquet",
     load=load,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import importlib
+import importlib.resources
 import pathlib
 import shlex
 from collections.abc import Callable, Mapping
@@ -72,6 +74,12 @@ def load_demo(name: str) -> Demo:
         return importlib.import_module(f"{__package__}.{name}").DEMO
     except ImportError as error:
         raise ValueError(f"the demo {name} needs the extra demo: pip install 'beam-influence[demo]' ({error})") from error
+
+
+def stored_rows(name: str) -> list[dict[str, str]]:
+    """The rows of a CSV file in the folder data, by column."""
+    data = importlib.resources.files("beam_influence.pipelines.demo") / "data" / name
+    return list(csv.DictReader(data.read_text(encoding="utf-8").splitlines()))
 
 
 def shuffled(examples: Examples, tests: int) -> Splits:

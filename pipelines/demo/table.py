@@ -6,8 +6,6 @@ as −1: an example that lacks a value would be rejected.
 
 from __future__ import annotations
 
-import csv
-import importlib.resources
 import pathlib
 
 import keras
@@ -16,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
-from beam_influence.pipelines.demo.demo import Demo, Examples, Splits, shuffled
+from beam_influence.pipelines.demo.demo import Demo, Examples, Splits, shuffled, stored_rows
 
 _TESTS = 44
 _STRINGS = ("island", "sex")
@@ -26,8 +24,7 @@ _MISSING = -1.0
 
 def load() -> Splits:
     """300 and 44 penguins: two strings and four numbers each, with the number of the species."""
-    data = importlib.resources.files(__package__) / "data" / "penguins.csv"
-    rows = list(csv.DictReader(data.read_text(encoding="utf-8").splitlines()))
+    rows = stored_rows("penguins.csv")
     strings = {name: np.array([row[name] for row in rows]) for name in _STRINGS}
     numbers = {name: np.array([_MISSING if row[name] == "NA" else float(row[name]) for row in rows], np.float32) for name in _NUMBERS}
     return shuffled(Examples(strings | numbers, np.array([DEMO.classes.index(row["species"]) for row in rows])), _TESTS)

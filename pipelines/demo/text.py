@@ -6,14 +6,13 @@ The data are `data/definitions.csv`; where they are from is in `data/README.md`.
 from __future__ import annotations
 
 import csv
-import importlib.resources
 import pathlib
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from beam_influence.pipelines.demo.demo import Demo, Examples, Splits, shuffled
+from beam_influence.pipelines.demo.demo import Demo, Examples, Splits, shuffled, stored_rows
 
 _TESTS = 150
 _WORDS, _LENGTH = 2000, 32
@@ -21,8 +20,7 @@ _WORDS, _LENGTH = 2000, 32
 
 def load() -> Splits:
     """1,332 and 150 texts such as "able: having a strong healthy body", with 1 for good and 0 for bad."""
-    data = importlib.resources.files(__package__) / "data" / "definitions.csv"
-    rows = list(csv.DictReader(data.read_text(encoding="utf-8").splitlines()))
+    rows = stored_rows("definitions.csv")
     texts = np.array([f"{row['word']}: {row['definition']}" for row in rows])
     return shuffled(Examples({"text": texts}, np.array([int(row["good"]) for row in rows])), _TESTS)
 

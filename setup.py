@@ -31,6 +31,7 @@ setup(
     package_data={
         "beam_influence": ["py.typed"],
         "beam_influence.dataflow_templates": ["metadata.json"],
+        "beam_influence.pipelines.demo": ["data/*"],
         "beam_influence.report": ["templates/*"],
     },
     cmdclass={"build_py": WithoutSetup},
@@ -58,6 +59,7 @@ setup(
         "duckdb": ["duckdb>=1.4"],
         "faiss": ["faiss-cpu>=1.8"],
         "report": ["jinja2>=3.1.6", "matplotlib>=3.9", "pillow>=12.2"],
+        "demo": ["jinja2>=3.1.6", "matplotlib>=3.9", "pillow>=12.2", "scikit-learn>=1.5"],
         "test": [
             "apache-beam[aws]>=2.77,<3",
             "faiss-cpu>=1.8",

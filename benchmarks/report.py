@@ -24,10 +24,10 @@ import pyarrow as pa
 from beam_influence.influence_ops.reading.tfrecord_framing import write_records
 from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.results.result_files import WrittenFile, write_manifest, write_table
+from beam_influence.pipelines.demo import digits
 from beam_influence.pipelines.report import make_page
 from beam_influence.pipelines.report_config import ReportConfig
 from beam_influence.report.page import render
-from examples import digits
 
 MAIN_JOB = pathlib.Path("out/digits")
 FILES, TESTS, KEPT = 100, 100, 10
@@ -62,9 +62,12 @@ def make_run(folder: pathlib.Path, each: int, scored: int) -> np.ndarray:
     random = np.random.default_rng(0)
     data, output = folder / "data", str(folder / "influence")
     data.mkdir(parents=True)
-    splits = digits.load_split()
+    splits = digits.load()
     names = [f"train-{number:05d}.tfrecord" for number in range(FILES)]
-    records = {split: [digits.example(*pair) for pair in zip(*splits[split], strict=True)] for split in splits}
+    records = {
+        split: [digits.example(*pair) for pair in zip(found.features["image"], found.labels, strict=True)]
+        for split, found in splits.items()
+    }
     for name in names:
         with open(data / name, "wb") as file:
             write_records(file, (records["train"][row % len(records["train"])] for row in range(each)))

@@ -67,7 +67,8 @@ def main() -> int:
         if name == IN_MEMORY or not beginnings or any(name.startswith(beginning) for beginning in beginnings)
     }
     if not (options.folder / "model.keras").exists():
-        subprocess.run([sys.executable, "-m", "examples.digits", "--folder", str(options.folder)], check=True, stdout=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "beam_influence.pipelines.cli", "demo", "digits", "--output", str(options.folder)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     if "Prism" in chosen and not shutil.which("prism"):
         command = [str(ROOT / "engines" / "prism" / "get_prism.sh")]
         subprocess.run(command, check=True, env={**os.environ, "PRISM_PYTHON": sys.executable}, stdout=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""Draws the Beam graph of the main job (`examples.digits`) as it is built, to docs/architecture.svg:
+"""Draws the Beam graph of the main job (`beam-influence demo digits`) as it is built, to docs/architecture.svg:
 
     python -m docs.draw_graph
 
@@ -23,7 +23,8 @@ from apache_beam.typehints.typehints import TupleConstraint
 
 from beam_influence.pipelines.build import build
 from beam_influence.pipelines.config import InfluenceConfig
-from examples import digits
+from beam_influence.pipelines.demo import digits
+from beam_influence.pipelines.demo.demo import write_split
 
 PICTURE = pathlib.Path(__file__).with_name("architecture.svg")
 
@@ -58,7 +59,7 @@ class Graph:
 
 def build_main_job(folder: pathlib.Path) -> beam.Pipeline:
     """The main job over its own data and network, which is not trained: the graph is the same."""
-    patterns = {split: digits.write_shards(folder, split, *data) for split, data in digits.load_split().items()}
+    patterns = {split: write_split(digits.DEMO, folder, split, examples)[0] for split, examples in digits.load().items()}
     digits.make_network().save(folder / "model.keras")
     pipeline = beam.Pipeline(FnApiRunner())
     config = InfluenceConfig(

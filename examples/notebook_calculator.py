@@ -26,7 +26,8 @@ import pyarrow.parquet as pq  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 from beam_influence import ORDER, FirstOrderInfluenceCalculator, InfluenceConfig, InfluenceModel, run  # noqa: E402
-from examples.digits import SHARDS, load_split, train_model, write_shards  # noqa: E402
+from beam_influence.pipelines.demo import digits  # noqa: E402
+from beam_influence.pipelines.demo.demo import trained_model, write_split  # noqa: E402
 
 FLIPPED = 0.08
 TEST_POINTS = 20
@@ -35,17 +36,18 @@ CURVATURE, DAMPING = "exact", 0.01
 
 temporary = tempfile.TemporaryDirectory(prefix="influence-")
 folder = pathlib.Path(temporary.name)
-data = load_split()
-images, true_labels = data["train"]
-test_images, test_labels = (array[:TEST_POINTS] for array in data["test"])
+data = digits.load()
+images, true_labels = data["train"].features["image"], data["train"].labels
+tests = data["test"].select(np.arange(TEST_POINTS))
+test_images, test_labels = tests.features["image"], tests.labels
 
 rng = np.random.default_rng(0)
 flipped = np.zeros(len(images), dtype=bool)
 flipped[rng.choice(len(images), round(FLIPPED * len(images)), replace=False)] = True
 labels = np.where(flipped, (true_labels + rng.integers(1, 10, len(images))) % 10, true_labels)
 
-network = train_model(images, labels)
-accuracy = np.mean(network.predict(data["test"][0], verbose="0").argmax(axis=1) == data["test"][1])
+network = trained_model(digits.DEMO, data["train"]._replace(labels=labels))
+accuracy = np.mean(network.predict(data["test"].features["image"], verbose="0").argmax(axis=1) == data["test"].labels)
 print(f"{len(images):,} training examples, {flipped.sum()} with a wrong label; accuracy on test digits {accuracy:.2f}")
 
 # %% [markdown]
@@ -122,14 +124,12 @@ print("\nsaved curvature and vectors, loaded again: the same top-k")
 
 # %%
 network.save(folder / "model.keras")
-patterns = {
-    "train": write_shards(folder, "train", images, labels),
-    "test": write_shards(folder, "test", test_images, test_labels),
-}
+train_files, names = write_split(digits.DEMO, folder, "train", data["train"]._replace(labels=labels))
+test_files, _ = write_split(digits.DEMO, folder, "test", tests)
 config = InfluenceConfig(
     model=str(folder / "model.keras"),
-    train=patterns["train"],
-    test=patterns["test"],
+    train=train_files,
+    test=test_files,
     output=str(folder / "job"),
     curvature=CURVATURE,
     damping=str(DAMPING),
@@ -139,9 +139,7 @@ config = InfluenceConfig(
 run(config, stream=sys.stdout)
 
 # An id is <file>:<index>; the dataset is in the order of files and indices.
-names = [f"train-{shard:05d}-of-{SHARDS['train']:05d}.tfrecord.gz" for shard in range(SHARDS["train"])]
-parts = np.array_split(np.arange(len(images)), SHARDS["train"])
-position = {f"{name}:{index}": int(row) for name, rows in zip(names, parts, strict=True) for index, row in enumerate(rows)}
+position = {name: row for row, name in enumerate(names)}
 
 job_self = np.zeros(len(images))
 for row in pq.read_table(folder / "job" / "self_influence").to_pylist():

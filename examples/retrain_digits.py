@@ -1,4 +1,4 @@
-"""The training of the main job's network (`examples.digits`) as a function for `beam-influence evaluate --train_fn`."""
+"""The training of the main job's network (`beam-influence demo digits`) as a function for `beam-influence evaluate --train_fn`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from examples.digits import make_network
+from beam_influence.pipelines.demo.digits import make_network
 
 
 def train(examples: tf.data.Dataset, seed: int) -> keras.Model:

@@ -64,10 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return exit_status(lambda: program(known, beam_arguments), failed)
 
 
-def exit_status(program: Callable[[], object], failed: str = "the run failed: ") -> int:
+def exit_status(program: Callable[[], int | None], failed: str = "the run failed: ") -> int:
     """Runs a program and tells on stderr why it ended, if not well: 0 done, 1 the run failed, 2 wrong options or input, 130 interrupted."""
+    status = 0
     try:
-        program()
+        status = program() or 0
         sys.stdout.flush()
     except ValueError as error:
         print(f"beam-influence: {without_secrets(str(error))}", file=sys.stderr)
@@ -84,7 +85,7 @@ def exit_status(program: Callable[[], object], failed: str = "the run failed: ")
             raise
         print(f"beam-influence: {failed}{without_secrets(str(error))}", file=sys.stderr)
         return 1
-    return 0
+    return status
 
 
 if __name__ == "__main__":

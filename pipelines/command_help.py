@@ -18,7 +18,7 @@ GROUP_HELP = {
 }
 
 WAY = {
-    "The way": ("plan", "run", "report"),
+    "The way": ("demo", "plan", "run", "report"),
     "Once for many runs of one training set": ("fit", "index", "query"),
     "With finished results": ("inspect", "evaluate", "clean", "export"),
 }
@@ -30,6 +30,7 @@ files and a trained model in, Parquet tables out."""
 
 TOP_EPILOG = """\
 First steps:
+  beam-influence demo digits
   beam-influence run --model model.keras --train 'train-*.tfrecord.gz' --test 'test-*.tfrecord.gz' --output influence
   beam-influence report influence --output report.html
 
@@ -145,6 +146,15 @@ Examples:
   beam-influence export influence --to ids --share 0.05 --output drop.txt"""
 
 
+_DEMO_DESCRIPTION = """\
+Real data that come with this package or with scikit-learn, of which 5 % of the labels are made wrong: writes files, trains a
+small Keras model, runs the commands run and report on them, and says how many of the wrong labels were found."""
+
+_DEMO_EPILOG = """\
+Examples:
+  beam-influence demo digits
+  beam-influence demo text --output out/text"""
+
 
 class CommandHelp(NamedTuple):
     """A command: in one line, in some, its examples; what it needs, and the options that most runs of it need."""
@@ -166,6 +176,7 @@ _RUN = CommandHelp(
 )
 
 COMMAND_HELP = {
+    "demo": CommandHelp("real data, a model, a run and its report, in a minute", _DEMO_DESCRIPTION, _DEMO_EPILOG),
     "run": _RUN,
     "index": CommandHelp(
         "r numbers for each training example, for any number of later queries",

@@ -13,6 +13,7 @@ from beam_influence.pipelines import runners
 from beam_influence.pipelines.clean_options import CleanOptions
 from beam_influence.pipelines.command_help import COMMAND_HELP, GROUP_HELP, TOP_DESCRIPTION, TOP_EPILOG, WAY
 from beam_influence.pipelines.config import InfluenceConfig, own_options
+from beam_influence.pipelines.demo import DEMOS
 from beam_influence.pipelines.evaluate_config import MEASURES, RETRAINING, EvaluateConfig
 from beam_influence.pipelines.export_config import ExportConfig
 from beam_influence.pipelines.layered_parser import LayeredParser, formatter_class
@@ -58,7 +59,7 @@ def parser(kind: type[Curvature] | None = None, of_file: Mapping[str, object] | 
     top = _TopParser(prog="beam-influence", description=TOP_DESCRIPTION, epilog=TOP_EPILOG, formatter_class=formatter_class())
     top.add_argument("--print-completion", action=_PrintCompletion, metavar="SHELL", choices=("bash", "zsh", "tcsh"))
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=LayeredParser)
-    makers = {"evaluate": _evaluate, "report": _report, "inspect": _inspect, "clean": _clean, "export": _export}
+    makers = {"demo": _demo, "evaluate": _evaluate, "report": _report, "inspect": _inspect, "clean": _clean, "export": _export}
     for name in (name for names in WAY.values() for name in names):
         makers[name](commands) if name in makers else _configured(commands, name, kind, of_file or {})
     return top
@@ -101,6 +102,14 @@ def _configured(commands: Commands, name: str, kind: type[Curvature] | None, of_
     command.set_defaults(**{option: value for option, value in of_file.items() if option in known})
     for action in command._actions:
         action.required = action.required and action.dest not in of_file
+
+
+def _demo(commands: Commands) -> None:
+    summary, description, epilog, *_ = COMMAND_HELP["demo"]
+    command = commands.add_parser("demo", help=summary, description=description, epilog=epilog, formatter_class=formatter_class())
+    named = "; ".join(f"{name}: {text}" for name, text in DEMOS.items())
+    command.add_argument("name", nargs="?", choices=DEMOS, default="digits", help=f"{named} (default: digits)")
+    command.add_argument("--output", help="Where everything goes; files of an earlier demo there are replaced (default: out/NAME).")
 
 
 def _evaluate(commands: Commands) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,6 +27,18 @@ def fields_of(config: type, known: argparse.Namespace) -> dict[str, Any]:
 
 def _print(known: argparse.Namespace, as_json: Callable[[], Mapping[str, Any]], as_text: Callable[[], str]) -> None:
     print(json.dumps(as_json(), indent=2) if known.json else as_text())
+
+
+def _demo(known: argparse.Namespace, beam_arguments: list[str]) -> int:
+    if beam_arguments:
+        raise ValueError(f"{beam_arguments[0].partition('=')[0]} is not an option of demo; leave it out")
+    from beam_influence.influence_ops.device import configure_tensorflow
+
+    configure_tensorflow()  # its log level is read when it is imported
+    from beam_influence.pipelines.cli import main
+    from beam_influence.pipelines.demo.demo import run_demo
+
+    return run_demo(known.name, pathlib.Path(known.output or f"out/{known.name}"), main)
 
 
 def _run(known: argparse.Namespace, beam_arguments: list[str]) -> None:
@@ -101,9 +114,10 @@ def _export(known: argparse.Namespace, beam_arguments: list[str]) -> None:
     _print(known, lambda: dataclasses.asdict(exported), lambda: exported.text)
 
 
-Program = Callable[[argparse.Namespace, list[str]], None]
+Program = Callable[[argparse.Namespace, list[str]], int | None]
 _FAILED = "the run failed: "
 PROGRAMS: dict[str, tuple[Program, str]] = {
+    "demo": (_demo, _FAILED),
     **dict.fromkeys(("run", "fit", "index", "query"), (_run, _FAILED)),
     "plan": (_plan, "the run would fail: "),
     "evaluate": (_evaluate, ""),  # its message says what failed

@@ -21,7 +21,8 @@ from packaging.version import Version
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEMPLATES = ROOT / "dataflow_templates"
-FILES = ("README.md", "docs/tfx.md", ".ci/audit", "dataflow_templates/Dockerfile", "dataflow_templates/Dockerfile.gpu")
+IMAGES = ("dataflow_templates/Dockerfile", "dataflow_templates/Dockerfile.gpu")
+FILES = ("README.md", "docs/get_started.md", "docs/tfx.md", ".ci/audit", ".ci/docs", *IMAGES)
 # What TFX pins otherwise (docs/tfx.md).
 OVERRIDDEN = {"ml-metadata": {"attrs", "protobuf"}, "ml-pipelines-sdk": {"ml-metadata"}}
 # The first release of each without the holes that were known in November 2026; those of Keras are in what reads a `.keras` file.
@@ -69,8 +70,10 @@ def test_every_install_line_is_found() -> None:
     counted = {name: len([other for other, _ in install_lines() if other == name]) for name in FILES}
     assert counted == {
         "README.md": 6,
+        "docs/get_started.md": 2,
         "docs/tfx.md": 3,
         ".ci/audit": 1,
+        ".ci/docs": 1,
         "dataflow_templates/Dockerfile": 3,
         "dataflow_templates/Dockerfile.gpu": 3,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -30,3 +31,8 @@ def test_importing_it_loads_nothing() -> None:
 
 def test_a_strange_name_is_an_attribute_error() -> None:
     assert not hasattr(beam_influence, "no_such_name")
+
+
+def test_each_name_has_a_place_in_the_documents() -> None:
+    page = (pathlib.Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^::: beam_influence\.(\w+)$", page, re.MULTILINE)) == sorted(beam_influence._MODULE_OF)

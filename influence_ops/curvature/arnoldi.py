@@ -136,7 +136,7 @@ class Arnoldi(SampleCurvature):
     operators = (LowRankPreconditioner,)
     has_embedding = True
     takes_rank = "always"
-    index_rank = 256  # an index has no residual term, so it needs more eigenpairs: docs/index.md
+    index_rank = 256  # an index has no residual term, so it needs more eigenpairs: docs/index_and_query.md
     settings: ArnoldiSettings
 
     def __init__(self, settings: ArnoldiSettings | None = None):

@@ -1,4 +1,4 @@
-"""Each command that the help and the documents print is one that works; those of help and README are run in a folder like a user's."""
+"""Each command that the help and the documents print is one that works; those of help, README and docs/get_started.md are run."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ COMMANDS = all_commands()
 
 def test_they_are_found() -> None:
     places = [name.rpartition(" ")[0] for name in COMMANDS]
-    assert {name: places.count(name) for name in ("README.md", "run --help", "fit --help", "index --help", "query --help")} == {
-        "README.md": 11, "run --help": 2, "fit --help": 2, "index --help": 3, "query --help": 2,
-    }  # fmt: skip
+    wanted = {"README.md": 2, "docs/get_started.md": 12, "run --help": 2, "fit --help": 2, "index --help": 3, "query --help": 2}
+    assert {name: places.count(name) for name in wanted} == wanted
     assert len(COMMANDS) >= 28
     assert of_text("a\n  beam-influence run --a 'b c' \\\n      --d\nsee `beam-influence run`") == [["run", "--a", "b c", "--d"]]
 
@@ -39,7 +38,7 @@ def test_every_documented_command_is_understood(name: str) -> None:
     known, rest = parser().parse_known_args(words)
     refuse_misplaced(rest, known.command)
     refuse_unknown(rest)
-    if known.command == "inspect":
+    if known.command in ("demo", "inspect"):
         return
     kinds = {"evaluate": EvaluateConfig, "report": ReportConfig, "clean": CleanOptions, "export": ExportConfig}
     kind = kinds.get(known.command, InfluenceConfig)
@@ -79,13 +78,9 @@ def test_the_examples_of_the_help_run(command: str, folder: pathlib.Path, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_commands_of_the_readme_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In their order, after the main job."""
-    from examples import digits
-
+def test_the_commands_of_get_started_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order: first the main job, the demo of digits."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["digits"])
-    digits.main()
-    for words in of_document("README.md"):
+    for words in [*of_document("docs/get_started.md"), *of_document("README.md")]:
         if "--help" not in words:
             assert main(words) == 0, words

@@ -328,7 +328,7 @@ def test_stored_rows_of_any_size_and_kind() -> None:
 
 
 def test_int8_finds_the_ten_best_in_at_most_160_bytes() -> None:
-    """Of 50,000 Gaussian rows of 124 numbers, the hardest to tell apart: recall@10 of the float32 scan (docs/index.md has 10 million)."""
+    """Of 50,000 Gaussian rows of 124 numbers, the hardest to tell apart: recall@10 of the float32 scan (the documents have 10 million)."""
     rng = np.random.default_rng(0)
     queries, found, wanted = rng.standard_normal((100, 124)), TopK(100, 10), TopK(100, 10)
     for start in range(0, 50_000, 10_000):

@@ -15,7 +15,7 @@ CODE = """
 import sys
 for name in ("tfx", "ml_metadata"):
     sys.modules[name] = None  # as if it were not installed
-import benchmarks.scale, examples.digits, beam_influence.influence_ops, beam_influence.transforms
+import benchmarks.scale, beam_influence.pipelines.demo.digits, beam_influence.influence_ops, beam_influence.transforms
 import beam_influence.pipelines.clean, beam_influence.pipelines.cli, beam_influence.pipelines.launch
 assert not [name for name in sys.modules if name.split(".")[0] in ("tfx", "ml_metadata") and sys.modules[name]]
 try:

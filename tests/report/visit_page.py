@@ -9,7 +9,10 @@ import json
 import os
 import pathlib
 import sys
+import time
 from typing import Any
+
+import pytest
 
 FOLDER = pathlib.Path(__file__).parent / "browser"
 INSTALLED = FOLDER / "node_modules" / ".complete"
@@ -38,6 +41,27 @@ def visit(page: pathlib.Path, shots: pathlib.Path | None = None) -> dict[str, An
     if done.returncode:
         raise RuntimeError(done.stderr)
     return json.loads(done.stdout)
+
+
+def wait_for_browser() -> None:
+    """In CI the browser is installed beside the first tests, and waited for; elsewhere the test is skipped where there is none."""
+    if os.environ.get("BEAM_INFLUENCE_ENGINES") == "required":
+        waited = time.monotonic() + 100
+        while not INSTALLED.exists():
+            assert time.monotonic() < waited, "the browser was not installed"
+            time.sleep(1)
+    elif not INSTALLED.exists():
+        pytest.skip("there is no browser; python -m tests.report.visit_page installs one")
+
+
+def assert_reads_well(seen: dict[str, Any]) -> None:
+    """Nothing failed, nothing was asked of the network, axe found nothing serious, and nothing is wider than a phone."""
+    assert seen["errors"] == [] and seen["requests"] == []
+    for look in seen["looks"].values():
+        assert not [found for found in look["axe"] if found["impact"] in ("serious", "critical")], look["axe"]
+        assert look["wider"] == []
+    assert seen["looks"]["phone"]["width"] == 360
+    assert (seen["looks"]["light"]["paper"], seen["looks"]["dark"]["paper"]) == ("rgb(255, 255, 255)", "rgb(20, 23, 26)")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,10 @@ import pytest
 
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.run_summary import RunSummary
+from tests.kept_lookups import keep_lookups
 from tests.pipelines.digits_job import DigitsJob, run_quietly
+
+keep_lookups()
 
 
 @pytest.fixture(scope="session")

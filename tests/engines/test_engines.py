@@ -59,10 +59,11 @@ def known(job: DigitsJob, in_memory: InMemory, tmp_path_factory: pytest.TempPath
 def same(request: pytest.FixtureRequest, job: DigitsJob, known: Callable, tmp_path: pathlib.Path) -> Callable[..., None]:
     """Runs a job on an engine and compares it with the run in memory."""
     expected, options = known(request.param)
-    memory = {"max_worker_memory": str(IN_ROUNDS[request.param])} if request.param in IN_ROUNDS else {}
+    if request.param in IN_ROUNDS:
+        options = {**options, "max_worker_memory": str(IN_ROUNDS[request.param])}
 
     def run(*arguments: str) -> None:
-        run_quietly(job.config(tmp_path / "out", **options, **memory), *arguments)
+        run_quietly(job.config(tmp_path / "out", **options), *arguments)
         assert_equal_runs(tmp_path / "out", expected)
 
     return run

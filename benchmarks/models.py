@@ -26,7 +26,7 @@ from typing import Any
 TABLE = pathlib.Path(__file__).parent.parent / "docs" / "models.md"
 COMPARED = 4  # examples whose gradients are compared
 TRAIN, TEST = 12, 3  # of the exact Hessian
-SMALL = 400  # weights of a last layer whose Hessian is computed
+SMALL = 100  # weights of a last layer whose Hessian is computed
 DAMPING = 0.01
 BATCH = 32
 _START, _END = "<!-- table -->", "<!-- end of table -->"

@@ -36,9 +36,9 @@ def main(path: str, top_k: int, output: str) -> None:
     arrays = np.load(path)
     layers = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
     with torch.no_grad():
-        for number, place in enumerate((1, 3)):
-            layers[place].weight.copy_(torch.tensor(arrays[f"kernel-{number}"].T))
-            layers[place].bias.copy_(torch.tensor(arrays[f"bias-{number}"]))
+        for place in (1, 3):
+            layers[place].weight.copy_(torch.tensor(arrays[f"kernel-{place}"].T))
+            layers[place].bias.copy_(torch.tensor(arrays[f"bias-{place}"]))
     tensors = [[torch.tensor(arrays[f"{split}-{part}"]) for part in "xy"] for split in ("train", "test")]
     train, test = (torch.utils.data.TensorDataset(*pair) for pair in tensors)
     task = Classification()

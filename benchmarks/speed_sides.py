@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import resource
@@ -98,8 +99,8 @@ def stage_bare(folder: pathlib.Path) -> Measured:
 
     @tf.function(autograph=False, input_signature=[tf.TensorSpec([None], tf.string)])
     def scores(records: tf.Tensor) -> tf.Tensor:
-        parsed = tf.io.parse_example(records, features)
-        x = parsed["x"]
+        parsed: Any = tf.io.parse_example(records, features)
+        x: Any = parsed["x"]
         with tf.GradientTape() as tape:
             z = x @ kernel + bias
             tape.watch(z)
@@ -107,8 +108,8 @@ def stage_bare(folder: pathlib.Path) -> Measured:
             logits = hidden @ head + head_bias
             tape.watch(logits)
             loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(parsed["label"], logits))
-        errors = tape.gradient(loss, [z, logits])
-        total = 0.0
+        errors: Any = tape.gradient(loss, [z, logits])
+        total: Any = 0.0
         for a, g, solved in zip((x, hidden), errors, queries, strict=True):
             a = tf.concat([a, tf.ones_like(a[:, :1])], axis=1)
             total += tf.reshape(a[:, :, None] * g[:, None, :], [-1, solved.shape[0]]) @ solved
@@ -178,7 +179,8 @@ def images_fit(folder: pathlib.Path) -> Measured:
 
     examples = tf.data.TFRecordDataset(str(data / "train.tfrecord")).map(parse).batch(256).prefetch(2)
     cpu, wall = time.process_time(), time.monotonic()
-    model.fit(examples, epochs=2, verbose=0)
+    keras.utils.disable_interactive_logging()
+    model.fit(examples, epochs=2)
     return {"cpu": time.process_time() - cpu, "wall": time.monotonic() - wall}
 
 
@@ -192,14 +194,25 @@ def decoded(features: Measured) -> Any:
     """`--preprocess`: [B, 28, 28, 1] from PNG bytes."""
     import tensorflow as tf
 
-    images = tf.constant(features["image"].reshape(-1))
-    return tf.map_fn(_decode_one, images, fn_output_signature=tf.TensorSpec([28, 28, 1], tf.float32)).numpy()
+    return _decode_all()(tf.constant(features["image"].reshape(-1))).numpy()
+
+
+@functools.cache
+def _decode_all() -> Any:
+    import tensorflow as tf
+
+    one = tf.TensorSpec([28, 28, 1], tf.float32)
+    every = [tf.TensorSpec([None], tf.string)]
+    return tf.function(lambda images: tf.map_fn(_decode_one, images, fn_output_signature=one), input_signature=every, autograph=False)
 
 
 def _make_images(folder: pathlib.Path) -> pathlib.Path:
     """`networks.draw_images` as PNG, and a CNN of 10,954 weights, trained for an epoch; kept when they are there."""
     if (folder / "model.keras").exists():
         return folder
+    from beam_influence.influence_ops import device
+
+    device.configure_tensorflow()
     import keras
     import numpy as np
     import tensorflow as tf
@@ -219,7 +232,8 @@ def _make_images(folder: pathlib.Path) -> pathlib.Path:
     dense = [layers.Flatten(), layers.Dense(16, "relu"), layers.Dense(10)]
     model = keras.Sequential([keras.Input((28, 28, 1), name="x"), *convolutions, *dense])
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    model.fit(x, y, epochs=1, batch_size=128, verbose=0)
+    keras.utils.disable_interactive_logging()
+    model.fit(x, y, epochs=1, batch_size=128)
     model.save(folder / "model.keras")
     return folder
 

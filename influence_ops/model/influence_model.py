@@ -184,7 +184,7 @@ class InfluenceModel(ExplainedModel):
     def output_shape(self, batch: ExampleBatch) -> tuple[int, ...]:
         """The shape of one example's packed outputs; they are computed only where it depends on the batch."""
         known = self._compiled.output_shape(batch)
-        return known or tuple(self.packed_outputs(batch).shape[1:])
+        return tuple(int(size) for size in self.packed_outputs(batch).numpy().shape[1:]) if known is None else known
 
     def packed_outputs(self, batch: ExampleBatch) -> tf.Tensor:
         """The outputs before their activation, all in one tensor: [B, C], or the only output's shape."""

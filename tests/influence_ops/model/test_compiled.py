@@ -60,8 +60,8 @@ def test_the_kernel_compiles_whole_under_xla() -> None:
     model = InfluenceModel(network(), loss_function="softmax_cross_entropy", weights="all")
     losses, gradients = model.losses_and_gradients(batch())
     compiled = tf.function(model._compiled.derivatives.losses_and_blocks, autograph=False, jit_compile=True)
-    targets = {"labels": tf.constant(batch().labels)}
-    same_losses, blocks = compiled(tf.constant(batch().inputs, tf.float64), targets, tf.ones(COUNT, tf.float64))
+    inputs, targets = (tf.constant(np.asarray(part)) for part in (batch().inputs, batch().labels))
+    same_losses, blocks = compiled(tf.cast(inputs, tf.float64), {"labels": targets}, tf.ones(COUNT, tf.float64))
     np.testing.assert_allclose(same_losses.numpy(), losses, rtol=1e-12)
     for block, same in zip(gradients.blocks, blocks, strict=True):
         for tensor, found in zip(block, same, strict=True):

@@ -32,13 +32,16 @@ def _print(known: argparse.Namespace, as_json: Callable[[], Mapping[str, Any]], 
 def _demo(known: argparse.Namespace, beam_arguments: list[str]) -> int:
     if beam_arguments:
         raise ValueError(f"{beam_arguments[0].partition('=')[0]} is not an option of demo; leave it out")
+    folder = f"out/{known.name}" if known.output is None else known.output
+    if not folder or "://" in folder or pathlib.Path(folder).is_file():
+        raise ValueError(f"--output {folder!r} must name a folder on this machine, such as out/{known.name}; it is made if need be")
     from beam_influence.influence_ops.device import configure_tensorflow
 
     configure_tensorflow()  # its log level is read when it is imported
     from beam_influence.pipelines.cli import main
     from beam_influence.pipelines.demo.demo import run_demo
 
-    return run_demo(known.name, pathlib.Path(known.output or f"out/{known.name}"), main)
+    return run_demo(known.name, pathlib.Path(folder), main)
 
 
 def _run(known: argparse.Namespace, beam_arguments: list[str]) -> None:

@@ -55,6 +55,12 @@ def test_wrong_labels_are_wrong_and_the_others_are_kept() -> None:
     assert set(changed.labels) == {0, 1, 2}
 
 
+@pytest.mark.parametrize("words", [["--output", ""], ["--output", "gs://bucket/demo"], ["--output", __file__], ["--top_k", "3"]])
+def test_what_can_not_be_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "text", *words]) == 2
+    assert repr(words[1]) in (said := capsys.readouterr().err) or "--top_k is not an option of demo" in said
+
+
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("name", ["text", "table"])
 def test_from_nothing_to_the_report(

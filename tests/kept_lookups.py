@@ -1,5 +1,5 @@
-"""What Beam looks up again for every step of a graph is looked up once a process, so that the tests take less: its views of the options (for
-each of which it parses all arguments) and the signatures of functions. Neither depends on anything but what it is asked for."""
+"""What Beam looks up again for every step of a graph is looked up once a process, so that the tests take less: its views of the options,
+for each of which it parses all arguments, and the signatures of functions. Neither depends on anything but what it is asked for."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def recording_loop(layer: Any, keep: Callable[[Steps, tf.Tensor], None], watch: 
             output, new, seen = kind.step(cell, x, error, list(keras.tree.flatten(states)))
             return ops.concatenate([output, seen], axis=-1), new
 
-        last, outputs, states = backend.rnn(
+        found: Any = backend.rnn(
             step,
             (sequences, errors),
             list(first),
@@ -89,6 +89,7 @@ def recording_loop(layer: Any, keep: Callable[[Steps, tf.Tensor], None], watch: 
             zero_output_for_mask=layer.zero_output_for_mask,
             return_all_outputs=True,
         )
+        last, outputs, states = found
         units = first[0].shape[-1]
         seen = outputs[..., units:]
         keep(Steps(sequences, tf.reverse(seen, [1]) if layer.go_backwards else seen), errors)

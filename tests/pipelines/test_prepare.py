@@ -26,7 +26,7 @@ from tests.pipelines.digits_job import DigitsJob, files_below, listed_files, pat
     [
         ({"train": "/nowhere/train-*"}, "no file matches '/nowhere/train-\\*'; check the path, and quote patterns"),
         ({"test": "/nowhere/test"}, "no file matches '/nowhere/test'"),
-        ({"model": "/nowhere/model.keras"}, "there is no model at '/nowhere/model.keras'; give a .keras file with --model"),
+        ({"model": "/nowhere/model.keras"}, "there is no model at '/nowhere/model.keras'; give a .keras or .h5 file with --model"),
         ({"schema": "/nowhere/schema.pbtxt"}, "there is no schema at '/nowhere/schema.pbtxt'"),
         ({"curvature_path": "/nowhere"}, "'/nowhere' holds no meta.json"),
         ({"label_feature": "target"}, "has no feature 'target' \\(the label; name it with --label_feature\\); it has digit, image"),
@@ -66,11 +66,11 @@ def _save(model: keras.Model, path: pathlib.Path) -> str:
 
 def test_a_file_that_is_no_model(job: DigitsJob, tmp_path: pathlib.Path) -> None:
     (tmp_path / "model.keras").write_bytes(b"not a zip archive")
-    with pytest.raises(ValueError, match=rf"can't load the model '{tmp_path}/model\.keras'.*It must be a \.keras file"):
+    with pytest.raises(ValueError, match=rf"can't load the model '{tmp_path}/model\.keras'.*It must be a \.keras or \.h5 file"):
         prepare(job.config(tmp_path / "out", model=str(tmp_path / "model.keras")))
-    shutil.copy(job.model, tmp_path / "model.h5")
-    with pytest.raises(ValueError, match=r"must be a \.keras file, as model\.save"):
-        prepare(job.config(tmp_path / "out", model=str(tmp_path / "model.h5")))
+    shutil.copy(job.model, tmp_path / "model.zip")
+    with pytest.raises(ValueError, match=r"must be a \.keras or \.h5 file, as model\.save"):
+        prepare(job.config(tmp_path / "out", model=str(tmp_path / "model.zip")))
 
 
 def test_a_model_that_would_run_code_is_refused(job: DigitsJob, tmp_path: pathlib.Path) -> None:

@@ -57,7 +57,7 @@ def test_without_test_points() -> None:
     ("options", "message"),
     [
         ({"topk": 3}, "there is no option topk; did you mean top_k?"),
-        ({"zzz": 3}, "there is no option zzz; there are input_features, preprocess"),
+        ({"zzz": 3}, "there is no option zzz; there are default, input_features, preprocess"),
         ({"train": "files"}, "the option train is not given here: it is decided by the inputs examples and train_splits"),
         ({"overwrite": True}, "it is decided by each execution"),
         ({"top_k": "3"}, "the option top_k must be int, not '3'"),

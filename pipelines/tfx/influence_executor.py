@@ -77,8 +77,8 @@ def _write_report(config: InfluenceConfig) -> None:
         return
     if not SHOWN & set(config.output_tables):
         return
-    own = {name: value for name in ("loss", "preprocess") if ":" in (value := getattr(config, name) or "")}
-    report = write_report(ReportConfig(config.output, output=join(config.output, "report.html"), **own))
+    loss, preprocess = (name if name and ":" in name else None for name in (config.loss, config.preprocess))
+    report = write_report(ReportConfig(config.output, output=join(config.output, "report.html"), loss=loss, preprocess=preprocess))
     logging.info("%s", report_text(report))
 
 

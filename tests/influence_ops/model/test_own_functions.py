@@ -19,8 +19,8 @@ def split_at_hyphens(texts: Any) -> Any:
 
 def test_a_function_that_splits_text(tmp_path: pathlib.Path) -> None:
     texts = keras.Input((), dtype="string", name="text")
-    own: dict[str, Any] = {"split": split_at_hyphens, "standardize": None}  # Keras's own hints leave these out
-    encode = keras.layers.TextVectorization(**own, output_mode="multi_hot", name="encode")
+    options: Any = {"split": split_at_hyphens, "standardize": None}  # Keras declares both as str
+    encode = keras.layers.TextVectorization(**options, output_mode="multi_hot", name="encode")
     encode.adapt(["a-b", "c-d"])
     path = str(tmp_path / "model.keras")
     model = keras.Model(texts, keras.layers.Dense(2)(encode(texts)))

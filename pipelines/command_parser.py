@@ -88,7 +88,9 @@ def _configured(commands: Commands, name: str, kind: type[Curvature] | None, of_
     fields = dataclasses.fields(InfluenceConfig)
     _add_options(command, [field for field in fields if like in field.metadata["commands"]], InfluenceConfig)
     if kind is not None and like in FITTING:
-        _add_options(command, list(own_options(kind).values()), kind.Settings)
+        own = own_options(kind)
+        _add_options(command, list(own.values()), kind.Settings)
+        command.common += tuple(own)
     if name == "index":
         command.set_defaults(curvature=CURVATURE_OF_INDEX)
     group = command.add_argument_group("file: options from a file (docs/command_line.md)")
@@ -108,7 +110,7 @@ def _demo(commands: Commands) -> None:
     summary, description, epilog, *_ = COMMAND_HELP["demo"]
     command = commands.add_parser("demo", help=summary, description=description, epilog=epilog, formatter_class=formatter_class())
     named = "; ".join(f"{name}: {text}" for name, text in DEMOS.items())
-    command.add_argument("name", nargs="?", choices=DEMOS, default="digits", help=f"{named} (default: digits)")
+    command.add_argument("name", nargs="?", choices=list(DEMOS), default="digits", help=f"{named} (default: digits)")
     command.add_argument("--output", help="Where everything goes; files of an earlier demo there are replaced (default: out/NAME).")
 
 
@@ -150,7 +152,7 @@ def _of_results(command: argparse.ArgumentParser, config: type) -> None:
     _add_options(command, [field for field in dataclasses.fields(config) if "group" in field.metadata], config)
 
 
-def _add_command(commands: Commands, name: str) -> argparse.ArgumentParser:
+def _add_command(commands: Commands, name: str) -> LayeredParser:
     summary, description, epilog, needed, common = COMMAND_HELP[name]
     texts: dict[str, Any] = {"help": summary, "description": description, "epilog": epilog}
     command = commands.add_parser(name, **texts, formatter_class=formatter_class(), needed=needed, common=common)

@@ -101,4 +101,4 @@ def test_a_run_says_what_it_will_read(job: DigitsJob, tmp_path: pathlib.Path) ->
     first, second = short_plan(config, prepared).splitlines()
     read = 5 * sum(shard.size for shard in prepared.train) + 2 * sum(shard.size for shard in prepared.test)
     assert first.startswith("5 passes over 6 files") and first.endswith(f"; {read / 1024:.1f} KiB to read")
-    assert second.endswith("4 rounds over the training set")
+    assert "4 rounds over the training set at most, fewer where" in second

@@ -35,6 +35,7 @@ class ReportConfig:
         "Your function module:function({feature: value}) that shows an example: it returns text, an image file's bytes, an array of "
         "pixels, or a dictionary of named values. Default: found out (docs/report.md).",
     )
+    class_names: str | None = _option(None, "What the classes are called, from class 0, separated by commas; default: by their numbers.")
     evaluation: str | None = _option(None, "The OUTPUT of beam-influence evaluate, whose figures for this run are shown.")
     model: str | None = _option(None, "The run's --model again, where that is your function module:function: a file names no code.")
     loss: str | None = _option(None, "The run's --loss again, where that is your own, module:function.")
@@ -53,6 +54,14 @@ class ReportConfig:
             raise ValueError(f"--top_k {self.top_k} must be at least 1")
         if self.show is not None and ":" not in self.show:
             raise ValueError(f"--show {self.show!r} is not an import path; write it as 'package.module:function'")
+
+        if self.class_names is not None and not all(self.classes):
+            raise ValueError(f"--class_names {self.class_names!r} must name a class, from class 0, between its commas")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names in `class_names`."""
+        return () if self.class_names is None else tuple(name.strip() for name in self.class_names.split(","))
 
     @property
     def point_count(self) -> int | None:

@@ -9,7 +9,7 @@ from beam_influence.pipelines.report_sources import RunSources, SplitSource
 from beam_influence.report.examples import StoredExample, stored_examples
 from beam_influence.report.page import Card
 from beam_influence.report.pictures import LARGEST_SIDE
-from beam_influence.report.predictions import Prediction
+from beam_influence.report.predictions import Prediction, class_name
 from beam_influence.report.showing import Shown, View, label_in_words
 from beam_influence.report.strongest import Score
 
@@ -82,7 +82,8 @@ class ReportExamples:
 def _label(example: StoredExample, opened: SplitSource) -> str | None:
     known = {name: label_in_words(example.values[name]) for name in opened.labels if example.values.get(name) is not None}
     if len(known) == 1:
-        return next(iter(known.values()))
+        only = next(iter(known.values()))
+        return class_name(int(only), opened.classes) if only.isdecimal() else only
     return ", ".join(f"{name}: {value}" for name, value in known.items()) or None
 
 

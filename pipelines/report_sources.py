@@ -19,6 +19,7 @@ from beam_influence.pipelines.scored_data import check_code, config_of
 from beam_influence.report.examples import Source
 from beam_influence.report.predictions import Predictor
 from beam_influence.report.showing import ShowOptions
+from beam_influence.report.tokens import tokenizers
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.file_list import list_shards
 from beam_influence.transforms.files import BeamFiles
@@ -34,6 +35,7 @@ class SplitSource:
     labels: tuple[str, ...]
     show: ShowOptions
     predictor: Predictor | None
+    classes: tuple[str, ...] = ()
 
 
 class RunSources:
@@ -67,7 +69,7 @@ class RunSources:
         model = self._trying("There are no predictions and no losses", lambda: self._open_model(stored, config))
         for split, found in shards.items():
             if found and self._config is not None:
-                self._open(split, found, self._config, model, config.show)
+                self._open(split, found, self._config, model, config)
 
     def _trying(self, effect: str, program: Callable[[], Found]) -> Found | None:
         try:
@@ -95,7 +97,7 @@ class RunSources:
         return model
 
     def _open(
-        self, split: str, shards: Sequence[Shard], config: InfluenceConfig, model: ExplainedModel | None, function: str | None
+        self, split: str, shards: Sequence[Shard], config: InfluenceConfig, model: ExplainedModel | None, report: ReportConfig
     ) -> None:
         spec = None
         if model is not None:
@@ -107,8 +109,12 @@ class RunSources:
         source = self._trying(f"{what} are named, not shown", lambda: Source(shards, data_format, config.id_feature, spec))
         if source is not None:
             labels = tuple(name for name in dict.fromkeys([config.label_feature, *config.label_features]) if name in source.description)
-            predictor = None if model is None or spec is None else Predictor(model, spec)
-            self.splits[split] = SplitSource(source, labels, _show_options(config, self._manifest["config"], spec, function), predictor)
+            predictor = None if model is None or spec is None else Predictor(model, spec, report.classes)
+            show = _show_options(config, self._manifest["config"], spec, report.show)
+            if model is not None and spec is not None and not spec.preprocess:
+                found = tokenizers(model.network.original)
+                show = dataclasses.replace(show, tokenizers={one.name: found[name] for name, one in spec.inputs if name in found})
+            self.splits[split] = SplitSource(source, labels, show, predictor, report.classes)
 
 
 def with_train(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,10 +43,12 @@ class Predictor:
     Args:
       model: the model that was scored.
       spec: how the split's rows are decoded.
+      classes: the names of the classes, from class 0; those without one are numbers.
     """
 
-    def __init__(self, model: ExplainedModel, spec: FeatureSpec):
+    def __init__(self, model: ExplainedModel, spec: FeatureSpec, classes: Sequence[str] = ()):
         self._model = model
+        self._classes = classes
         self._decoder = RowDecoder(spec)
 
     def predict(self, name: str, rows: Rows, ids: Sequence[str]) -> dict[str, Prediction]:
@@ -71,7 +73,8 @@ class Predictor:
             texts = [", ".join(f"{name}: {in_words(value[row])}" for name, value in outputs.items()) for row in range(len(batch))]
             return [Prediction(text, loss) for text, loss in zip(texts, losses, strict=True)]
         labels = [None] * len(batch) if isinstance(batch.labels, (tuple, Mapping)) else list(np.asarray(batch.labels))
-        return [prediction(output, label, loss, ends_in_sigmoid) for output, label, loss in zip(outputs, labels, losses, strict=True)]
+        of_each = zip(outputs, labels, losses, strict=True)
+        return [prediction(output, label, loss, ends_in_sigmoid, self._classes) for output, label, loss in of_each]
 
     def _outputs(self, batch: ExampleBatch) -> tuple[np.ndarray | dict[str, np.ndarray], bool]:
         """The outputs, by name where they are several; whether they are those of a last sigmoid, beside which Keras keeps the logits."""
@@ -86,7 +89,14 @@ class Predictor:
         return np.asarray(only), hasattr(only, "_keras_logits")
 
 
-def prediction(output: np.ndarray, label: np.ndarray | None, loss: float | None, ends_in_sigmoid: bool = True) -> Prediction:
+def class_name(number: int, classes: Sequence[str]) -> str:
+    """What a class is called."""
+    return classes[number] if 0 <= number < len(classes) else str(number)
+
+
+def prediction(
+    output: np.ndarray, label: np.ndarray | None, loss: float | None, ends_in_sigmoid: bool = True, classes: Sequence[str] = ()
+) -> Prediction:
     """One example's output in words: a class with its probability, or with its output where these are no probabilities.
 
     A single number is the probability of class 1 only where it `ends_in_sigmoid`: a logit between 0 and 1, or what a regression says of a
@@ -101,14 +111,16 @@ def prediction(output: np.ndarray, label: np.ndarray | None, loss: float | None,
             return Prediction(in_words(output), loss)
         best = int(output.argmax())
         sure = abs(output.sum() - 1) < 1e-3 and output.min() >= 0
-        text = f"{best} ({_percent(output[best])})" if sure else f"{best} (output {output[best]:.4g})"
-        return Prediction(text, loss, None if of_class is None else str(of_class), None if of_class is None else best == of_class)
+        said = class_name(best, classes)
+        text = f"{said} ({_percent(output[best])})" if sure else f"{said} (output {output[best]:.4g})"
+        given = None if of_class is None else class_name(of_class, classes)
+        return Prediction(text, loss, given, None if of_class is None else best == of_class)
     if output.size == 1:
         value = float(output.reshape(-1)[0])
         given = None if size != 1 else np.asarray(label).reshape(-1)[0]
         if ends_in_sigmoid and given is not None and given in (0, 1) and 0 <= value <= 1:
-            text = f"{int(value > 0.5)} ({_percent(max(value, 1 - value))})"
-            return Prediction(text, loss, str(int(given)), bool((value > 0.5) == bool(given)))
+            text = f"{class_name(int(value > 0.5), classes)} ({_percent(max(value, 1 - value))})"
+            return Prediction(text, loss, class_name(int(given), classes), bool((value > 0.5) == bool(given)))
         return Prediction(f"{value:.5g}", loss)
     return Prediction(in_words(output), loss)
 

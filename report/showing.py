@@ -12,6 +12,7 @@ import numpy as np
 from beam_influence.influence_ops.import_path import load_object
 from beam_influence.report.examples import StoredExample, Value, as_text
 from beam_influence.report.pictures import LARGEST_SIDE, Picture, is_encoded, of_array, of_file
+from beam_influence.report.tokens import Tokenizer
 
 MOST_FIELDS = 30
 _MOST_CHARACTERS = 600
@@ -46,12 +47,14 @@ class ShowOptions:
       shapes: feature → the shape in which the model takes it.
       combined: the model's input → the features that it is put together from, and its shape.
       function: `module:function` of the user's, or None.
+      tokenizers: feature → how the model makes tokens of its text.
     """
 
     roles: frozenset[str] = frozenset()
     shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     combined: Mapping[str, tuple[tuple[str, ...], tuple[int, ...]]] = dataclasses.field(default_factory=dict)
     function: str | None = None
+    tokenizers: Mapping[str, Tokenizer] = dataclasses.field(default_factory=dict)
 
 
 def load_show(path: str) -> ShowFunction:
@@ -112,7 +115,8 @@ class View:
             if isinstance(value, np.ndarray) and value.size == math.prod(shape):
                 picture = of_array(value.reshape(shape), low, high, self._side)
                 used |= {name, *self._options.combined.get(name, ((), ()))[0]}
-        return _of_values({name: value for name, value in example.values.items() if name not in used}, picture)
+        values = {name: value for name, value in example.values.items() if name not in used}
+        return _of_values(values, picture, self._options.tokenizers)
 
     def _value(self, example: StoredExample, name: str) -> Value:
         if name not in self._options.combined:
@@ -176,8 +180,8 @@ def _range(values: Sequence[Value]) -> tuple[float, float]:
     return (-1.0, 1.0) if low >= -1 and high <= 1 else (low, high)
 
 
-def _of_values(values: Mapping[str, Value], picture: Picture | None) -> Shown:
-    """Text where there is some, lists of whole numbers beside it as its tokens, and the rest by name."""
+def _of_values(values: Mapping[str, Value], picture: Picture | None, tokenizers: Mapping[str, Tokenizer]) -> Shown:
+    """Text where there is some, with the model's own tokens, or lists of whole numbers or words beside it as those; the rest by name."""
     texts = {name: as_text(value) for name, value in values.items() if isinstance(value, (bytes, str)) and _is_text(value)}
     long = max(texts, key=lambda name: len(texts[name]), default=None)
     if long is not None and picture is None and (len(texts[long]) >= 20 or len(values) == 1 or " " in texts[long]):
@@ -185,6 +189,9 @@ def _of_values(values: Mapping[str, Value], picture: Picture | None) -> Shown:
     else:
         text, long = "", None
     tokens: tuple[str, ...] = ()
+    if long in tokenizers:
+        of_model = tokenizers[long](text)
+        tokens = (*of_model[:_MOST_TOKENS], *(["…"] if len(of_model) > _MOST_TOKENS else []))
     fields = []
     for name, value in values.items():
         if name == long:

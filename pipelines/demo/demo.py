@@ -145,7 +145,7 @@ def run_demo(name: str, folder: pathlib.Path, command_line: Callable[[list[str]]
         "run", "--model", str(folder / "model.keras"), "--train", patterns["train"], "--test", patterns["test"],
         "--output", str(output), *demo.options, "--top_k", "10", "--outputs", "top_k,self_influence,group_influence,scores", "--overwrite",
     ]  # fmt: skip
-    for command in (run, ["report", str(output), "--output", str(page)]):
+    for command in (run, ["report", str(output), "--class_names", ",".join(demo.classes), "--output", str(page)]):
         print(f"\n$ beam-influence {shlex.join(command)}\n", flush=True)
         status = command_line(command)
         if status:

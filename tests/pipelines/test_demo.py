@@ -87,6 +87,9 @@ def test_from_nothing_to_the_report(
     # float32 activations of Keras in the oracle
     assert [own[each] for each in ids] == pytest.approx(exact, rel=2e-4, abs=1e-4 * exact.max())
 
+    page = (tmp_path / "report.html").read_text()
+    assert all(f'<td class="label">{each}</td>' in page for each in whole.classes)  # by their names
+    assert ('<span class="token">' in page) == (name == "text")
     wait_for_browser()
     seen = visit(tmp_path / "report.html")
     assert_reads_well(seen)

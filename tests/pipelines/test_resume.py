@@ -74,8 +74,8 @@ def assert_same_run(config: InfluenceConfig, undisturbed: InfluenceConfig, toler
 
 
 def _names(config: InfluenceConfig) -> list[str]:
-    """Every file; an array's without its content's digest, which differs when its last bits do."""
-    return sorted(re.sub(r"-[0-9a-f]{16}\.npy$", ".npy", path) for path in files_below(pathlib.Path(config.output)))
+    """Every file; without the digest of an array, and of the list of files with their bytes, which differ when scores' last bits do."""
+    return sorted(re.sub(r"-[0-9a-f]{16}\.(npy|parquet)$", r".\1", path) for path in files_below(pathlib.Path(config.output)))
 
 
 @pytest.mark.slow

@@ -21,5 +21,7 @@ def test_a_number_is_a_probability_only_behind_a_sigmoid(activation: str | None,
     model.compile(loss=keras.losses.BinaryCrossentropy(from_logits=activation is None))
     spec = FeatureSpec((("x", Feature("x", "float", (1,))),), (Feature("label", "float", (1,)),))
     rows = Rows(pa.record_batch({"x": [[3.0]], "label": [[1.0]]}), np.array([7]), [])
+    (named,) = Predictor(InfluenceModel(model), spec, ("bad", "good")).predict("file", rows, ["file:7"]).values()
+    assert (named.text, named.label) == (("good (55 %)", "good") if activation else ("0.2", None))
     (found,) = Predictor(InfluenceModel(model), spec).predict("file", rows, ["file:7"]).values()
     assert found.text == text and found.loss == pytest.approx(np.log1p(np.exp(-0.2)), rel=1e-6)

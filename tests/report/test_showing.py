@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Mapping
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +17,7 @@ from beam_influence.report.page import with_options
 from beam_influence.report.pictures import Picture, of_file
 from beam_influence.report.predictions import Prediction, prediction
 from beam_influence.report.showing import Shown, ShowOptions, View, label_in_words
+from beam_influence.report.tokens import tokenizers
 
 
 def show(values: Mapping[str, Value], **options) -> Shown:
@@ -49,6 +51,15 @@ def test_images() -> None:
     assert of_file(b"\x89PNG damaged") is None and show({"file": b"\x89PNG damaged"}) == Shown()
     columns = {f"p{place}": place / 64 for place in range(64)}
     assert np.array_equal(pixels(show(columns, combined={"p*": (tuple(columns), (64,))}).picture), np.round(255 * flat).reshape(8, 8))
+
+
+def test_text_has_the_tokens_that_the_model_makes_of_it() -> None:
+    words = keras.layers.TextVectorization(ngrams=2, output_mode="multi_hot", vocabulary=["good", "a film", "film"])
+    inputs = keras.Input((), dtype="string", name="review")
+    found = tokenizers(keras.Model([inputs, other := keras.Input((1,), name="stars")], [words(inputs), other]))
+    shown = show({"review": "A film! A film, a GOOD one", "stars": 4}, tokenizers=found)
+    assert shown.text == "A film! A film, a GOOD one" and list(found) == ["review"]
+    assert shown.tokens[:7] == ("[UNK]", "film", "[UNK]", "film", "[UNK]", "good", "[UNK]") and shown.tokens.count("a film") == 2
 
 
 def test_text_and_rows() -> None:

@@ -27,7 +27,7 @@ def test_in_memory_is_what_loops_give(job: DigitsJob, in_memory: InMemory) -> No
 
 
 WHOLE_NETWORKS: dict[str, dict[str, Any]] = {
-    "ekfac": {"curvature": "ekfac", "outputs": "top_k,self_influence", "shard_size": 2000},
+    "ekfac": {"curvature": "ekfac", "outputs": "top_k,self_influence", "shard_size": 20_000},
     "gauss_newton_cg": {"curvature": "gauss_newton_cg", "passes": 2, "outputs": "top_k"},
     "index": {"curvature": "random_projection", "projection_dim": 64, "outputs": "index", "test": None},
 }

@@ -65,7 +65,7 @@ def test_killed_and_started_again(bucket: Bucket, tmp_path: pathlib.Path) -> Non
 def test_worker_processes_and_a_launcher_that_does_not_wait(bucket: Bucket, tmp_path: pathlib.Path) -> None:
     """Other processes reach the bucket with the options of the command line alone; the job itself clears up. In two rounds over parts
     of files."""
-    config = bucket.config("submitted", outputs="top_k", shard_size=900, max_worker_memory=str(2 * 10 * 8 * 90))
+    config = bucket.config("submitted", outputs="top_k", shard_size=20_000, max_worker_memory=str(2 * 10 * 8 * 90))
     submit(config, ["--runner=local", "--workers=2", *bucket.options]).wait_until_finish()
     assert_holds_only_the_run(bucket, "submitted")
     assert_is_right(bucket, "submitted", tmp_path, outputs="top_k")

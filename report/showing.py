@@ -189,7 +189,7 @@ def _of_values(values: Mapping[str, Value], picture: Picture | None, tokenizers:
     else:
         text, long = "", None
     tokens: tuple[str, ...] = ()
-    if long in tokenizers:
+    if long is not None and long in tokenizers:
         of_model = tokenizers[long](text)
         tokens = (*of_model[:_MOST_TOKENS], *(["…"] if len(of_model) > _MOST_TOKENS else []))
     fields = []

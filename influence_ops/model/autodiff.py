@@ -146,7 +146,9 @@ class AutodiffDerivatives:
         sources = [call.outputs for call in calls]
         errors = tape.gradient(total, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO) if sources else []
         rest = self._map_examples(one, elements(found)) if plan.rest else []
-        return found, plan.blocks(calls, [tf.convert_to_tensor(error) for error in errors], rest)
+        blocks = plan.blocks(calls, [tf.convert_to_tensor(error) for error in errors], rest)
+        wide = self._variables[0].dtype  # in mixed precision, activations and errors are narrower than weights
+        return found, tuple(block._make(tf.cast(part, wide) if part.dtype.is_floating else part for part in block) for block in blocks)
 
     @contextlib.contextmanager
     def _rest_tape(self) -> Iterator[tf.GradientTape]:

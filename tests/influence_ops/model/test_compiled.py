@@ -85,3 +85,15 @@ def test_a_scoring_batch_is_waited_for_three_times(monkeypatch: pytest.MonkeyPat
             scorer.score(batch())
         assert waits == ["losses", (COUNT,), (COUNT, COUNT), *([(COUNT,)] if self_influence else [])]
         waits.clear()
+
+
+def test_blocks_of_mixed_precision_are_as_wide_as_the_weights() -> None:
+    """A layer in halves beside one in float32: the check for finite gradients and K-FAC's sums take both."""
+    half = keras.layers.Dense(4, "tanh", dtype="mixed_float16")
+    mixed = keras.Sequential([keras.Input((FEATURES,)), half, keras.layers.Dense(CLASSES, dtype="float32")])
+    mixed.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model = InfluenceModel(mixed, weights="all", precision="native")
+    blocks = model.loss_blocks(batch())
+    assert {part.dtype for block in blocks for part in block} == {tf.float32}
+    fitted = fit(model, Ekfac(), lambda: [batch()], FinishOptions(damping=0.1))
+    assert all(np.isfinite(array).all() for array in fitted.arrays.values())

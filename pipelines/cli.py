@@ -61,7 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return refused
     ((known, beam_arguments),) = parsed
     program, failed = PROGRAMS[known.command]
-    return exit_status(lambda: program(known, beam_arguments), failed)
+    status = exit_status(lambda: program(known, beam_arguments), failed)
+    if arguments is None and known.command == "demo":
+        # It trains in this process, and threads of TensorFlow's that read what it trained on have ended it with "Aborted".
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def exit_status(program: Callable[[], int | None], failed: str = "the run failed: ") -> int:

@@ -192,12 +192,12 @@ class Gradients:
 @tf.function(autograph=False, reduce_retracing=True)
 def _bounds(blocks: tuple[Block, ...]) -> tf.Tensor:
     """At least the largest number of each example's gradient: [B]; NaN or infinite wherever one of them is, and rarely elsewhere."""
-    sums = [tf.ones([tf.shape(block[-1])[0]], tf.float64) for block in blocks]
+    sums = [tf.ones([tf.shape(block[-1])[0]], block[-1].dtype) for block in blocks]
     for number, block in enumerate(blocks):
         for tensor in block:
-            if tensor.dtype.is_floating:  # of mixed precision, blocks have several types
-                sums[number] *= tf.cast(tf.norm(tf.reshape(tensor, [tf.shape(tensor)[0], -1]), ord=1, axis=1), tf.float64)
-    return tf.add_n(sums)
+            if tensor.dtype.is_floating:
+                sums[number] *= tf.cast(tf.norm(tf.reshape(tensor, [tf.shape(tensor)[0], -1]), ord=1, axis=1), sums[number].dtype)
+    return tf.add_n([tf.cast(one, tf.float64) for one in sums])
 
 
 @tf.function(autograph=False, reduce_retracing=True)

@@ -19,6 +19,7 @@ from beam_influence.influence_ops.arrow_compute import pc
 from beam_influence.influence_ops.reading.clean_files import REWRITTEN, Cleaning
 from beam_influence.influence_ops.redact import without_secrets
 from beam_influence.influence_ops.results.result_files import read_manifest, table_files
+from beam_influence.pipelines.clean_options import check_share
 from beam_influence.pipelines.id_list import read_ids
 from beam_influence.pipelines.prepare import patterns_of
 from beam_influence.pipelines.run_pipeline import run_pipeline
@@ -41,16 +42,6 @@ LARGEST_LIST = 64 << 20
 """Bytes of a list of ids: each worker process holds it."""
 
 FORMATS = (*REWRITTEN, "auto")
-
-
-def check_share(share: float) -> None:
-    """Refuses what is no part of the examples.
-
-    Raises:
-      ValueError: it is not above 0 and below 1.
-    """
-    if not 0 < share < 1:
-        raise ValueError(f"share {share} must be above 0 and below 1: the part of the examples that is suspicious")
 
 
 @dataclasses.dataclass(frozen=True)

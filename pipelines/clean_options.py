@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
+
+from beam_influence.pipelines.options.option import REQUIRED, option
+
+_option = functools.partial(option, group="clean")
 
 
-def _option(default: Any, help: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help, "choices": None, "group": "clean"})
+def check_share(share: float, name: str = "share") -> None:
+    """Refuses what is no part of the examples.
+
+    Args:
+      name: what the message calls it.
+
+    Raises:
+      ValueError: it is not above 0 and below 1.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"{name} {share} must be above 0 and below 1: the part of the examples that is suspicious")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +35,7 @@ class CleanOptions:
     """
 
     results: str
-    output: str = _option(dataclasses.MISSING, "The folder of the cleaned files: each under the name that it has below --source.")
+    output: str = _option(REQUIRED, "The folder of the cleaned files: each under the name that it has below --source.")
     share: float | None = _option(
         None,
         "The part of the scored examples that is suspicious, above 0 and below 1: those of the largest self-influence. Equal scores at the "
@@ -46,8 +59,8 @@ class CleanOptions:
         if (self.share is None) == (self.ids is None):
             given = "neither was" if self.share is None else "both were"
             raise ValueError(f"give --share (a part of the examples) or --ids (a list of them); {given} given")
-        if self.share is not None and not 0 < self.share < 1:
-            raise ValueError(f"--share {self.share} must be above 0 and below 1: the part of the examples that is suspicious")
+        if self.share is not None:
+            check_share(self.share, "--share")
         if self.weight is not None and not 0 <= self.weight <= 1:
             raise ValueError(f"--weight {self.weight} must be from 0 to 1; leave it out to drop the suspicious examples")
         if self.weight is None and self.weight_feature != "weight":

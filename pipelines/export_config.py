@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
+
+from beam_influence.pipelines.clean_options import check_share
+from beam_influence.pipelines.options.option import REQUIRED, option
 
 TARGETS = ("duckdb", "pandas", "spotlight", "cleanlab", "ids")
 _OF_ISSUES = ("cleanlab", "ids")
 _WITH_EXAMPLES = ("duckdb", "pandas", "spotlight")
-
-
-def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "group": "export"})
+_option = functools.partial(option, group="export")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,12 +27,12 @@ class ExportConfig:
 
     results: str
     to: str = _option(
-        dataclasses.MISSING,
+        REQUIRED,
         "For what: duckdb, a database of all tables and examples; pandas, one Parquet table of scores with their training examples; "
         "spotlight, that and pictures; cleanlab, is_label_issue and label_score; ids, those to drop, one a line.",
-        TARGETS,
+        choices=TARGETS,
     )
-    output: str = _option(dataclasses.MISSING, "The file that is written.")
+    output: str = _option(REQUIRED, "The file that is written.")
     table: str | None = _option(
         None, "With --to pandas and spotlight: which table of the run. Default: self_influence, else top_k, whichever it has."
     )
@@ -56,8 +56,8 @@ class ExportConfig:
             raise ValueError(f"--to {self.to} needs --share, the part of the training examples whose labels are suspicious, such as 0.05")
         if self.to not in _OF_ISSUES and self.share is not None:
             raise ValueError(f"--share {self.share} goes with --to {' and '.join(_OF_ISSUES)}, not {self.to}; leave it out")
-        if self.share is not None and not 0 < self.share < 1:
-            raise ValueError(f"--share {self.share} must be above 0 and below 1")
+        if self.share is not None:
+            check_share(self.share, "--share")
         if self.to not in _WITH_EXAMPLES and self.features != "all":
             raise ValueError(f"--features {self.features!r} goes with --to {', '.join(_WITH_EXAMPLES)}, not {self.to}; leave it out")
         if self.to not in ("pandas", "spotlight") and self.table is not None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
+
+from beam_influence.pipelines.options.option import option
 
 MOST_POINTS = 1000
-
-
-def _option(default: Any, help: str, group: str = "report") -> Any:
-    return dataclasses.field(default=default, metadata={"help": help, "choices": None, "group": group})
+_option = functools.partial(option, group="report")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from tfx.types.channel import BaseChannel, Channel
 from tfx.types.component_spec import ChannelParameter, ComponentSpec, ExecutionParameter
 
 from beam_influence.influence_ops.reading.clean_files import Cleaning
-from beam_influence.pipelines.clean import check_share
+from beam_influence.pipelines.clean_options import check_share
 from beam_influence.pipelines.tfx.artifacts import InfluenceScores, standard_artifacts
 from beam_influence.pipelines.tfx.cleaner_executor import CleanerExecutor
 from beam_influence.pipelines.tfx.options import code_digests, to_json

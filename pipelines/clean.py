@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import decimal
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ from beam_influence.influence_ops.arrow_compute import pc
 from beam_influence.influence_ops.reading.clean_files import REWRITTEN, Cleaning
 from beam_influence.influence_ops.redact import without_secrets
 from beam_influence.influence_ops.results.result_files import read_manifest, table_files
-from beam_influence.pipelines.clean_options import check_share
+from beam_influence.pipelines.clean_options import check_share, count_suspicious
 from beam_influence.pipelines.id_list import read_ids
 from beam_influence.pipelines.prepare import patterns_of
 from beam_influence.pipelines.run_pipeline import run_pipeline
@@ -120,8 +119,7 @@ def build_cleaning(pipeline: beam.Pipeline, config: CleanConfig, id_list: str | 
     shards_in = pipeline | "ReadShards" >> read | "Scored" >> scores_of
     paths = shards_in | "Scores" >> beam.FlatMap(_scores).with_output_types(str)
     if id_list is None:
-        count = int(decimal.Decimal(repr(config.share)) * rows)  # exact: 0.29 × 100 is 29
-        threshold = paths | "SelectThreshold" >> SelectThreshold(count)
+        threshold = paths | "SelectThreshold" >> SelectThreshold(count_suspicious(config.share, rows))
     else:
         threshold = paths | "FindIds" >> FindIds(id_list)
     cleaned = shards_in | "CleanShards" >> CleanShards(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import functools
 
 from beam_influence.pipelines.options.option import REQUIRED, option
@@ -21,6 +22,11 @@ def check_share(share: float, name: str = "share") -> None:
     """
     if not 0 < share < 1:
         raise ValueError(f"{name} {share} must be above 0 and below 1: the part of the examples that is suspicious")
+
+
+def count_suspicious(share: float, examples: int) -> int:
+    """How many examples a share of them is, exactly: 0.29 of 100 is 29."""
+    return int(decimal.Decimal(repr(share)) * examples)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

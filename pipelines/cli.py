@@ -11,10 +11,10 @@ from typing import Any
 from beam_influence.influence_ops.redact import without_secrets
 from beam_influence.pipelines.command_parser import CONFIGURED
 from beam_influence.pipelines.command_parser import parser as parser
-from beam_influence.pipelines.config import InfluenceConfig, own_options
-from beam_influence.pipelines.option_file import ONLY_OUTPUT, file_options
+from beam_influence.pipelines.config import own_options
+from beam_influence.pipelines.option_file import file_options
 from beam_influence.pipelines.options.option import FITTING
-from beam_influence.pipelines.programs import PROGRAMS, fields_of
+from beam_influence.pipelines.programs import PROGRAMS
 from beam_influence.pipelines.unknown_options import refuse_misplaced
 
 
@@ -44,13 +44,6 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         given = [f"{name}={value}" for name, field in own_options(kind).items() if (value := getattr(known, name)) != field.default]
         known.curvature_settings = ",".join(filter(None, [known.curvature_settings, *given])) or None
     return known, beam_arguments
-
-
-def make_config(known: argparse.Namespace) -> InfluenceConfig:
-    """The options of a run, from the words of its command."""
-    if known.command in ONLY_OUTPUT:
-        known.outputs = ONLY_OUTPUT[known.command]
-    return InfluenceConfig(**fields_of(InfluenceConfig, known))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

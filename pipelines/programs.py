@@ -25,6 +25,13 @@ def fields_of(config: type, known: argparse.Namespace) -> dict[str, Any]:
     return {field.name: getattr(known, field.name) for field in dataclasses.fields(config) if hasattr(known, field.name)}
 
 
+def make_config(known: argparse.Namespace) -> InfluenceConfig:
+    """The options of a run, from the words of its command."""
+    if known.command in ONLY_OUTPUT:
+        known.outputs = ONLY_OUTPUT[known.command]
+    return InfluenceConfig(**fields_of(InfluenceConfig, known))
+
+
 def _print(known: argparse.Namespace, as_json: Callable[[], Mapping[str, Any]], as_text: Callable[[], str]) -> None:
     print(json.dumps(as_json(), indent=2) if known.json else as_text())
 
@@ -47,11 +54,10 @@ def _demo(known: argparse.Namespace, beam_arguments: list[str]) -> int:
 def _run(known: argparse.Namespace, beam_arguments: list[str]) -> None:
     if known.command == "query" and known.index is None:
         raise ValueError("--index is needed: the OUTPUT of the command index")
+    config = make_config(known)
     from beam_influence.pipelines.launch import run
     from beam_influence.pipelines.run_summary import summary_text
 
-    known.outputs = ONLY_OUTPUT.get(known.command, getattr(known, "outputs", None))
-    config = InfluenceConfig(**fields_of(InfluenceConfig, known))
     summary = run(config, [*runners.as_arguments(known), *beam_arguments])
     _print(known, lambda: dataclasses.asdict(summary), lambda: summary_text(summary))
 

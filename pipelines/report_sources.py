@@ -67,6 +67,7 @@ class RunSources:
         self._config = self._trying("The examples are named, not shown", lambda: config_of(stored, config.results))
         shards = {split: self._shards(split, stored) for split in ("train", "test") if stored.get(split)}
         model = self._trying("There are no predictions and no losses", lambda: self._open_model(stored, config))
+        self._tokenizers = {} if model is None else tokenizers(model.network.original)
         for split, found in shards.items():
             if found and self._config is not None:
                 self._open(split, found, self._config, model, config)
@@ -112,8 +113,8 @@ class RunSources:
             predictor = None if model is None or spec is None else Predictor(model, spec, report.classes)
             show = _show_options(config, self._manifest["config"], spec, report.show)
             if model is not None and spec is not None and not spec.preprocess:
-                found = tokenizers(model.network.original)
-                show = dataclasses.replace(show, tokenizers={one.name: found[name] for name, one in spec.inputs if name in found})
+                known = self._tokenizers
+                show = dataclasses.replace(show, tokenizers={one.name: known[name] for name, one in spec.inputs if name in known})
             self.splits[split] = SplitSource(source, labels, show, predictor, report.classes)
 
 

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from beam_influence.pipelines import runners
-from beam_influence.pipelines.cli import exit_status, make_config, parse
+from beam_influence.pipelines.cli import exit_status, parse
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.options.option import option_type
+from beam_influence.pipelines.programs import make_config
 
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 

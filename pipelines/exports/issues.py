@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import decimal
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from beam_influence.pipelines.clean_options import count_suspicious
 from beam_influence.pipelines.load_influence import Influence
 from beam_influence.transforms.files import BeamFiles
 from beam_influence.transforms.select_threshold import select_threshold
@@ -62,4 +61,4 @@ def _threshold(influence: Influence, share: float) -> tuple[int, float]:
     """The number of scored examples, and the self-influence that the first `share` of them have at least, as the command clean has it."""
     influence.paths("self_influence")  # which says how to have it
     rows = int(influence.manifest["tables"]["self_influence"]["rows"])
-    return rows, select_threshold(lambda: influence.paths("self_influence"), int(decimal.Decimal(repr(share)) * rows))
+    return rows, select_threshold(lambda: influence.paths("self_influence"), count_suspicious(share, rows))

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from beam_influence.pipelines.cli import main, make_config, parse
+from beam_influence.pipelines.cli import main, parse
 from beam_influence.pipelines.inspect_folder import inspect_folder, inspection_text
+from beam_influence.pipelines.programs import make_config
 from tests.pipelines.conftest import FinishedRun
 from tests.pipelines.digits_job import FN_API, files_below
 

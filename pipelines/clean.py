@@ -118,9 +118,10 @@ def build_cleaning(pipeline: beam.Pipeline, config: CleanConfig, id_list: str | 
     scores_of = beam.Map(_scored, config.scores).with_output_types(ScoredShard)
     shards_in = pipeline | "ReadShards" >> read | "Scored" >> scores_of
     paths = shards_in | "Scores" >> beam.FlatMap(_scores).with_output_types(str)
-    if id_list is None:
+    if config.share is not None:
         threshold = paths | "SelectThreshold" >> SelectThreshold(count_suspicious(config.share, rows))
     else:
+        assert id_list is not None
         threshold = paths | "FindIds" >> FindIds(id_list)
     cleaned = shards_in | "CleanShards" >> CleanShards(
         threshold,

@@ -22,8 +22,10 @@ from beam_influence.influence_ops.model.gradients.recorded import recorded
 from beam_influence.influence_ops.model.gradients.unrolled import unrolled
 from beam_influence.influence_ops.model.heads import Outputs
 from beam_influence.influence_ops.model.output_curvature import matrix_root, output_hessian
+from beam_influence.influence_ops.model.wrong_products import WrongProductError, refuse_wrong_products
 from beam_influence.influence_ops.types import Tensors
 
+_LOG = logging.getLogger(__name__)
 _ROWS_AT_ONCE = 64  # Hessian rows in one vectorised pass: bounds memory to 64 copies of the activations
 
 
@@ -257,25 +259,27 @@ class AutodiffDerivatives:
         if self._mapping == "vectorised":
             try:
                 return _in_own_graph(lambda of: tf.vectorized_map(function, of, fallback_to_while_loop=False), elements)
+            except WrongProductError:
+                self._mapping = "one by one"
             except (ValueError, NotImplementedError, TypeError) as error:
                 reason = str(error).splitlines()[0]
-                text = "an op of this model can't be vectorised over examples (%s); using a loop, which is much slower"
-                logging.getLogger(__name__).warning(text, reason)
+                _LOG.warning("an op of this model can't be vectorised over examples (%s); using a loop, which is much slower", reason)
                 # Lists of tensors: a loop within (recurrent layers, one on another), whose derivative is wrong when vectorised in part.
                 self._mapping = "one by one" if "variant" in reason else "in part"
         if self._mapping == "in part":
             try:
                 return _in_own_graph(lambda of: tf.vectorized_map(function, of, fallback_to_while_loop=True), elements)
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, WrongProductError):
                 self._mapping = "one by one"
         first = function(tf.nest.map_structure(lambda leaf: leaf[0], elements))
-        signature = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), first)
-        return tf.map_fn(function, elements, fn_output_signature=signature)
+        return tf.map_fn(function, elements, fn_output_signature=tf.nest.map_structure(tf.type_spec_from_value, first))
 
 
 def _in_own_graph(function: Callable[[Tensors], Tensors], elements: Tensors) -> Tensors:
     """`function(elements)`, traced by itself: a failed attempt leaves operations behind, which would run with the others."""
-    return tf.function(function, autograph=False)(elements)
+    traced = tf.function(function, autograph=False).get_concrete_function(elements)
+    refuse_wrong_products(traced.graph)
+    return traced(elements)
 
 
 def pack(outputs: Tensors) -> tf.Tensor:

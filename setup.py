@@ -62,6 +62,7 @@ setup(
         "demo": ["jinja2>=3.1.6", "matplotlib>=3.9", "pillow>=12.2", "scikit-learn>=1.5"],
         "test": [
             "apache-beam[aws]>=2.77,<3",
+            "cleanlab>=2.9",
             "faiss-cpu>=1.8",
             "flask>=3",  # with flask-cors: moto's server
             "flask-cors>=6",

@@ -21,6 +21,7 @@ from beam_influence.pipelines import template
 from beam_influence.pipelines.build import build
 from beam_influence.pipelines.runners import choose_engine
 from beam_influence.transforms.files import BeamFiles
+from tests.environments import install_command
 from tests.pipelines.digits_job import DigitsJob, assert_same_tables
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -240,9 +241,9 @@ def test_the_sdist_in_an_empty_environment(job: DigitsJob, tmp_path: pathlib.Pat
 
     python = tmp_path / "venv" / "bin" / "python"
     run(sys.executable, "-m", "venv", tmp_path / "venv")
+    before, after = install_command(python)
     for command in commands_of_the_image(unpacked, sdist):
-        by_pip = os.environ.get("BEAM_INFLUENCE_INSTALLER") == "pip"  # .ci/run says why
-        run(*([python, "-m", "pip"] if by_pip else [sys.executable, "-m", "uv", "pip"]), *command, *([] if by_pip else ["-p", python]))
+        run(*before, *command, *after)
     listed = run(python, "-m", "pip", "show", "-f", "beam-influence").partition("Files:\n")[2].split()
     rooms = {"__init__.py", "py.typed", *names}
     assert {path.split("/")[1] for path in listed if path.startswith("beam_influence/")} - {"__pycache__"} == rooms

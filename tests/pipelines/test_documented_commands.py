@@ -1,9 +1,10 @@
-"""Each command that the help and the documents print is one that works; those of help, README and docs/get_started.md are run."""
+"""Each command that the help and the documents print is one that works, and is run where that needs no other service."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 import shutil
 
 import pytest
@@ -15,10 +16,19 @@ from beam_influence.pipelines.evaluate_config import EvaluateConfig
 from beam_influence.pipelines.export_config import ExportConfig
 from beam_influence.pipelines.report_config import ReportConfig
 from beam_influence.pipelines.unknown_options import refuse_misplaced, refuse_unknown
-from tests.documented_commands import all_commands, of_document, of_help, of_text
+from tests.documented_commands import ROOT, all_commands, of_document, of_help, of_text
 from tests.pipelines.digits_job import DigitsJob
 
 COMMANDS = all_commands()
+FEWER = {"--retrainings": "4", "--test_points": "1", "--workers": "1"}
+PAGES = (
+    "docs/get_started.md",
+    "README.md",
+    "docs/report.md",
+    "docs/index_and_query.md",
+    "docs/evaluation.md",
+    "docs/scale.md",
+)
 
 
 def test_they_are_found() -> None:
@@ -77,10 +87,40 @@ def test_the_examples_of_the_help_run(command: str, folder: pathlib.Path, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_the_commands_of_get_started_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In their order: first the main job, the demo of digits."""
+@pytest.mark.timeout(900)
+def test_the_commands_of_the_pages_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, from the folder in which the first of them, the demo of digits, has put its files; with fewer retrainings."""
     monkeypatch.chdir(tmp_path)
-    for words in [*of_document("docs/get_started.md"), *of_document("README.md")]:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name in PAGES:
+        run_all([with_values(words, FEWER) for words in of_document(name)])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_commands_of_pages_with_own_files_run(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    run_all(of_document("docs/migrating.md"))
+    (first,) = of_document("docs/migrating.md")
+    run_all([[*first, "--outputs", "top_k,self_influence", "--overwrite"]])
+    (options,) = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs/command_line.md").read_text(), re.MULTILINE | re.DOTALL)
+    pathlib.Path("run.yaml").write_text(options.replace("output: influence", "output: from_file"))
+    run_all(of_document("docs/command_line.md"))
+
+
+def test_no_page_is_left_out() -> None:
+    """Commands for services that are not here are run by their own tests, on other paths: of Flink and of S3; the demos' by `test_demo`."""
+    places = {name.rpartition(" ")[0] for name in COMMANDS}
+    own_files = {"docs/command_line.md", "docs/migrating.md"}
+    elsewhere = {"docs/demos.md", "docs/runners.md", "benchmarks/README.md"}
+    assert {name for name in places if name.endswith(".md")} == {*PAGES, *own_files, *elsewhere}
+
+
+def with_values(words: list[str], values: dict[str, str]) -> list[str]:
+    return [values.get(before, word) for before, word in zip(["", *words], words, strict=False)]
+
+
+def run_all(commands: list[list[str]]) -> None:
+    for words in commands:
         if "--help" not in words:
             assert main(words) == 0, words

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from cleanlab.classification import CleanLearning
+from sklearn.naive_bayes import GaussianNB
 
 from beam_influence.pipelines.cli import main
 from beam_influence.pipelines.export_config import ExportConfig
@@ -63,6 +65,10 @@ def test_cleanlab_s_columns_and_ids_to_drop(finished: FinishedRun, job: DigitsJo
     middle = np.sort(scores.influence.to_numpy())[::-1][149]  # the 150th largest of 300
     np.testing.assert_allclose(issues.label_score, middle / (middle + scores.influence), rtol=1e-15)
     assert issues.label_score.between(0, 1).all()
+    images, labels = (getattr(job.splits["train"], name) for name in ("images", "labels"))
+    cleaned = CleanLearning(GaussianNB()).fit(images, labels, label_issues=issues)
+    kept = ~issues.is_label_issue.to_numpy()
+    np.testing.assert_array_equal(cleaned.clf.theta_, GaussianNB().fit(images[kept], labels[kept]).theta_)
     export(finished, tmp_path / "drop.txt", "--to", "ids", "--share", "0.1")
     ids = (tmp_path / "drop.txt").read_text().splitlines()
     assert set(ids) == set(worst) and len(ids) == 30

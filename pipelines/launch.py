@@ -84,7 +84,7 @@ def _run(
 
 
 def _polled(stream: TextIO, result: PipelineResult) -> PolledProgress:
-    return PolledProgress(lambda: stage_counters(result, "examples"), stream)
+    return PolledProgress(lambda: str(result.state), lambda: stage_counters(result, "examples"), stream)
 
 
 def _files_to_read(prepared: PreparedRun) -> dict[str, int]:

@@ -91,15 +91,17 @@ class ProgressBar(ProgressListener):
 
 
 class PolledProgress:
-    """Shows how many examples the workers of a job elsewhere have counted, asked of its runner every some seconds; a context.
+    """Shows the state of a job elsewhere and how many examples its workers have counted, asked of its runner every some seconds; a context.
 
     Args:
-      counts: asks: examples so far, by stage. What it raises ends the showing, not the job.
+      state: asks: the job's state. What it raises ends the showing, not the job.
+      counts: asks: examples so far, by stage; empty where the runner does not tell before the end.
       stream: where it is shown; nothing is when it is not a terminal.
       seconds: between two questions.
     """
 
-    def __init__(self, counts: Callable[[], Mapping[str, int]], stream: TextIO, seconds: float = 10.0):
+    def __init__(self, state: Callable[[], str], counts: Callable[[], Mapping[str, int]], stream: TextIO, seconds: float = 10.0):
+        self._state = state
         self._counts = counts
         self._stream = stream
         self._seconds = seconds
@@ -118,15 +120,17 @@ class PolledProgress:
 
     def _poll(self) -> None:
         bars: dict[str, tqdm] = {}
+        whole = tqdm(desc="the job", file=self._stream, bar_format="{desc} {elapsed}")
         while not self._stop.wait(self._seconds):
             try:
-                counts = self._counts()
+                state, counts = self._state(), self._counts()
             except Exception:  # progress is not worth a failure
                 break
+            whole.set_description_str(f"the job is {state.lower()}", refresh=True)
             for stage, examples in counts.items():
                 if stage not in bars:
                     shape = "{desc} {n_fmt} examples, {rate_fmt}, {elapsed}"
                     bars[stage] = tqdm(desc=f"{stage:>9}", unit="", file=self._stream, bar_format=shape)
                 bars[stage].update(examples - bars[stage].n)
-        for bar in bars.values():
+        for bar in (*bars.values(), whole):
             bar.close()

@@ -159,13 +159,13 @@ def test_a_job_elsewhere_is_asked_for_its_counts() -> None:
         asked.append(len(asked))
         return next(answers)  # then StopIteration
 
-    with PolledProgress(counts, screen, seconds=0.02):
+    with PolledProgress(lambda: "RUNNING", counts, screen, seconds=0.02):
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline and ("embed" not in screen.getvalue() or len(asked) < 3):
             time.sleep(0.02)
     text = screen.getvalue()
-    assert "score" in text and "20 examples" in text and len(asked) == 3
-    with PolledProgress(counts, io.StringIO(), seconds=0.0):
+    assert "the job is running" in text and "score" in text and "20 examples" in text and len(asked) == 3
+    with PolledProgress(lambda: "RUNNING", counts, io.StringIO(), seconds=0.0):
         time.sleep(0.05)
     assert len(asked) == 3  # nobody watches
 

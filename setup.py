@@ -53,6 +53,7 @@ setup(
     ],
     extras_require={
         "gcp": ["apache-beam[gcp]>=2.77,<3"],
+        "array_record": ["array-record>=0.8"],
         "aws": ["apache-beam[aws]>=2.77,<3"],
         "tfx": ["ml-pipelines-sdk>=1.21,<1.22"],
         "cli": ["rich-argparse>=1.7", "shtab>=1.7"],  # a help in colour, and a shell's completion
@@ -62,6 +63,7 @@ setup(
         "demo": ["jinja2>=3.1.6", "matplotlib>=3.9", "pillow>=12.2", "scikit-learn>=1.5"],
         "test": [
             "apache-beam[aws]>=2.77,<3",
+            "array-record>=0.8",
             "cleanlab>=2.9",
             "faiss-cpu>=1.8",
             "flask>=3",  # with flask-cors: moto's server

@@ -56,7 +56,7 @@ def _files_of_tfds(split: str, path: str, info: Any) -> str:
     splits = {one["name"]: one for one in info.get("splits", [])}
     if not splits:
         raise ValueError(f"{path!r} has a dataset_info.json without splits; give a pattern of its files")
-    if kind not in ("tfrecord", "parquet"):
+    if kind not in ("tfrecord", "parquet", "array_record"):
         raise ValueError(f"the data set {path!r} is stored as {kind}; write it with tfds build --file_format tfrecord")
     name = _choose(split, list(splits), path, f"'{path.rstrip('/')}/{info.get('name', '*')}-SPLIT.{kind}*'")
     template = splits[name].get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"

@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import BinaryIO
 
 from beam_influence.influence_ops import device as device  # sets TensorFlow's log level before it is imported
+from beam_influence.influence_ops.reading import array_record
+from beam_influence.influence_ops.reading.array_record import ArrayRecordReader
 from beam_influence.influence_ops.reading.arrow import CONTINUATION, FILE_MAGIC, ArrowReader
 from beam_influence.influence_ops.reading.avro import MAGIC, AvroReader
 from beam_influence.influence_ops.reading.csv import CsvReader
@@ -19,11 +21,13 @@ from beam_influence.influence_ops.reading.reader import Span as Span
 from beam_influence.influence_ops.reading.tfrecord import ExampleReader, SequenceExampleReader
 
 READERS: dict[str, type[Reader]] = {
-    reader.name: reader for reader in (ExampleReader, SequenceExampleReader, ParquetReader, CsvReader, ArrowReader, AvroReader)
+    reader.name: reader
+    for reader in (ExampleReader, SequenceExampleReader, ParquetReader, CsvReader, ArrowReader, AvroReader, ArrayRecordReader)
 }
 
 _SUFFIXES = {".parquet": ParquetReader.name, ".pq": ParquetReader.name, ".csv": CsvReader.name, ".tsv": CsvReader.name}
 _SUFFIXES |= {".avro": AvroReader.name, ".arrow": ArrowReader.name, ".feather": ArrowReader.name}
+_SUFFIXES |= {".array_record": ArrayRecordReader.name, ".arrayrecord": ArrayRecordReader.name}
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
 
@@ -37,4 +41,5 @@ def detect_format(path: str, file: BinaryIO) -> str:
             return name
     start = file.read(len(FILE_MAGIC))
     magics = {b"PAR1": ParquetReader, MAGIC: AvroReader, FILE_MAGIC: ArrowReader, CONTINUATION: ArrowReader}
+    magics[array_record.MAGIC] = ArrayRecordReader
     return next((reader.name for magic, reader in magics.items() if start.startswith(magic)), ExampleReader.name)

@@ -65,9 +65,9 @@ class DataOptions:
     data_format: str = _option(
         "auto",
         "How examples are stored: tfrecord (of tf.Example), sequence_example (TFRecord of tf.SequenceExample), parquet, csv (with a "
-        "header row; what is between cells is found out), arrow (IPC streams and files), avro, or auto: by the file's name and first "
-        "bytes.",
-        choices=("auto", "tfrecord", "sequence_example", "parquet", "csv", "arrow", "avro"),
+        "header row; what is between cells is found out), arrow (IPC streams and files), avro, array_record, or auto: by the file's name "
+        "and first bytes.",
+        choices=("auto", "tfrecord", "sequence_example", "parquet", "csv", "arrow", "avro", "array_record"),
     )
     preprocess: str | None = _option(
         None,

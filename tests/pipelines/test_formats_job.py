@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import gzip
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -99,6 +100,18 @@ def write_avro(folder: pathlib.Path, split: Split, rows: list[int]) -> str:
     return "part.avro"
 
 
+def write_array_record(folder: pathlib.Path, split: Split, rows: list[int]) -> str:
+    """As TensorFlow Datasets does: a folder is the data set."""
+    writer = pytest.importorskip("array_record.python.array_record_module").ArrayRecordWriter
+    file = writer(str(folder / f"digits-{folder.name}.array_record-00000-of-00001"), "group_size:7")
+    for row in rows:
+        file.write(split.example(row))
+    file.close()
+    info = {"name": "digits", "fileFormat": "array_record", "splits": [{"name": folder.name}]}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return ""
+
+
 def write_tsv(folder: pathlib.Path, split: Split, rows: list[int]) -> str:
     data = (folder / write_csv(folder, split, rows)).read_bytes()
     (folder / "part.tsv.zst").write_bytes(zstandard.compress(data.replace(b",", b"\t")))
@@ -115,6 +128,7 @@ FORMATS: dict[str, tuple[Callable[[pathlib.Path, Split, list[int]], str], dict[s
     "csv": (write_csv, CSV_OPTIONS),
     "arrow": (write_arrow, {}),
     "avro": (write_avro, {}),
+    "array_record": (write_array_record, {}),
     "tsv": (write_tsv, CSV_OPTIONS),
     "csv_sum": (write_csv, {"input_features": "image=" + "+".join(f"pixel_{number}" for number in range(64))}),
 }
@@ -154,7 +168,7 @@ def expected(job: DigitsJob, tmp_path_factory: pytest.TempPathFactory) -> pathli
 @pytest.mark.parametrize(
     "name",
     [
-        *("sequence_example", "parquet", "parquet_nested", "csv", "arrow", "avro", "tsv"),
+        *("sequence_example", "parquet", "parquet_nested", "csv", "arrow", "avro", "array_record", "tsv"),
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("parquet_fixed", "csv_sum")),
     ],
 )

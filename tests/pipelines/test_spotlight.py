@@ -52,5 +52,5 @@ def test_spotlight_shows_the_examples(finished: FinishedRun, tmp_path: pathlib.P
     for name in ("train_id", "label", "digit"):
         assert shown["columns"][name][1] == list(written[name])
     assert shown["columns"]["influence"][1] == pytest.approx(list(written.influence))
-    pixels = [np.asarray(Image.open(io.BytesIO(data))) for data in (bytes(shown["picture"]), written.picture[7])]  # encoded anew
-    np.testing.assert_array_equal(*pixels)
+    seen, sent = (np.asarray(Image.open(io.BytesIO(data))) for data in (bytes(shown["picture"]), written.picture[7]))  # encoded anew
+    np.testing.assert_array_equal(seen, sent)

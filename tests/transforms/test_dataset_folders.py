@@ -55,8 +55,8 @@ def test_a_data_set_of_tensorflow_datasets(tmp_path: pathlib.Path) -> None:
     for split, found in files.items():
         assert names(split, folder) == [str(folder / name) for name in found]
     assert names("candidates", folder) == names("train", folder)
-    write(folder, dataset_info__json={"name": "mnist", "fileFormat": "array_record", "splits": splits})
-    with pytest.raises(ValueError, match="is stored as array_record; write it with tfds build --file_format tfrecord"):
+    write(folder, dataset_info__json={"name": "mnist", "fileFormat": "bagz", "splits": splits})
+    with pytest.raises(ValueError, match="is stored as bagz; write it with tfds build --file_format tfrecord"):
         names("train", folder)
     write(folder, dataset_info__json={"name": "mnist", "splits": [{"name": "all"}]})
     with pytest.raises(ValueError, match="has the splits all; say which is --train: '.*/mnist-SPLIT.tfrecord.', with its name"):

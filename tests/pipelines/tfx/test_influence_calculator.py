@@ -14,6 +14,7 @@ from tests.pipelines.tfx import needs_tfx as needs_tfx  # first: skips without t
 
 # isort: split
 import apache_beam as beam
+import tensorflow as tf
 from apache_beam.options.pipeline_options import DirectOptions
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.types.channel import Channel
@@ -172,19 +173,27 @@ def test_only_the_curvature(first: dict[str, Any], tmp_path: pathlib.Path) -> No
 
 @pytest.mark.timeout(120)
 def test_other_test_points_several_splits_and_a_schema(first: dict[str, Any], job: DigitsJob, tmp_path: pathlib.Path) -> None:
-    """Test points of their own; both splits as the training set; a schema that tells the shapes."""
+    """Test points of their own, one without an image; both splits as the training set; a schema that tells shapes and a default."""
     schema = standard_artifacts.Schema()
     schema.uri = str(tmp_path / "schema")
     (tmp_path / "schema").mkdir()
     (tmp_path / "schema" / "schema.pbtxt").write_text(
         'feature { name: "image" type: FLOAT presence { min_fraction: 1 } shape { dim { size: 64 } } }'
         'feature { name: "label" type: INT presence { min_fraction: 1 } shape {} }'
+        'tensor_representation_group { key: "" value { tensor_representation { key: "image" value { dense_tensor {'
+        '  column_name: "image" shape { dim { size: 64 } } default_value { float_value: 0.5 } } } } } }'
     )
     tests = write_examples(job, tmp_path / "tests", "plain", files=1)
+    (written,) = pathlib.Path(tests.uri).glob("Split-eval/*")
+    records = [tf.train.Example.FromString(record) for record in tf.data.TFRecordDataset(str(written)).as_numpy_iterator()]
+    del records[0].features.feature["image"]
+    with tf.io.TFRecordWriter(str(written)) as writer:
+        for record in records:
+            writer.write(record.SerializeToString())
     inputs = {**{name: first[name] for name in ("examples", "model")}, "schema": schema, "test_examples": tests}
     found = execute(inputs, tmp_path, train_splits=["train", "eval"], input_features="image", outputs="top_k")["scores"]
     assert found.get_int_custom_property("train_examples") == sum(SIZES.values())
-    assert found.get_int_custom_property("test_examples") == SIZES["test"]
+    assert found.get_int_custom_property("test_examples") == SIZES["test"] and found.get_int_custom_property("rejected") == 0
     rows = pq.read_table(pathlib.Path(found.uri) / "top_k").to_pylist()
     assert {row["train_id"].split("/")[0] for row in rows} == {"Split-train", "Split-eval"}
     assert {row["test_id"].split(":")[0] for row in rows} == {"eval-00000"}

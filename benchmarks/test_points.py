@@ -3,10 +3,11 @@
 `--layers` residual Dense layers of `--width` units, of which the last `--watched` are watched. Each way is the same job in a process of
 its own, with the curvature of one `fit`: whole solutions with memory enough for one round; whole ones within `--memory`; within it with the
 fewest factors whose error is below `--tolerance`; and with factors of `--rank`. The peak is of the whole process, mapped files with it;
-rounds are at most those. Last, the share of the first way's top-10, and the largest difference of influence, relative to the largest.
+rounds are at most those. Last, the share of the first way's top-10, and the largest difference of influence, relative to the largest. With
+`--check`, that is of whole solutions of the first so many of the test points, where all of them would be too large.
 
     python -m benchmarks.test_points [--points 100] [--width 512] [--layers 38] [--memory 3GB] [--rank 8] [--folder out/test_points]
-    python -m benchmarks.test_points --points 1000 --memory 8GB --ways tolerance,factors --tolerance 1e-3
+    python -m benchmarks.test_points --points 1000 --width 1290 --layers 6 --memory 8GB --ways tolerance --tolerance 1e-3 --check 20
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # the process that starts the others stays small
 
 TRAIN, SHARD, TOP_K, CLASSES, FEATURES = 500, 250, 10, 10, 64
 WAYS = ("one round", "rounds", "tolerance", "factors")
+CHECK = "check"
 ENOUGH = "1TB"
 WHOLE = 2.0**-24  # a tolerance that factors in float32 are not below
 
@@ -39,9 +41,10 @@ def main() -> int:
     parser.add_argument("--rank", type=int, default=8, help="--query_rank")
     parser.add_argument("--tolerance", type=float, default=1e-3, help="--score_tolerance of the way `tolerance`")
     parser.add_argument("--watched", type=int, default=0, help="how many of the layers are watched, from the last; 0: all")
+    parser.add_argument("--check", type=int, default=0, help="whole solutions of how many test points are compared with; 0: none")
     parser.add_argument("--ways", default=",".join(WAYS), help="which, separated by commas")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("out/test_points"), help="where the data goes")
-    parser.add_argument("--child", choices=("make", "fit", *WAYS), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=("make", "fit", CHECK, *WAYS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.folder /= f"{options.width}-{options.layers}-{options.watched}"
     if options.child:
@@ -53,12 +56,13 @@ def main() -> int:
         fitted = in_child("fit", points)
         print(f"{'':>8}{weights:>12,}  {'fit':<11}{'':>7}{fitted['peak']:>10,.0f}{fitted['wall']:>8.1f}{fitted['cpu']:>7.0f}", flush=True)
         first: dict[str, Any] = {}
-        for way in filter(None, options.ways.split(",")):
+        for way in filter(None, [CHECK * (options.check > 0), *options.ways.split(",")]):
             result = in_child(way, points)
             first = first or result
             same, difference = compare(first["top"], result["top"])
             cells = f"{way:<11}{result['rounds']:>7}{result['peak']:>10,.0f}{result['wall']:>8.1f}{result['cpu']:>7.0f}"
-            print(f"{points:>8,}{weights:>12,}  {cells}   {same:.2%}, {difference:.1e}; {result['seconds']}", flush=True)
+            count = options.check if way == CHECK else points
+            print(f"{count:>8,}{weights:>12,}  {cells}   {same:.2%}, {difference:.1e}; {result['seconds']}", flush=True)
     return 0
 
 
@@ -79,11 +83,13 @@ def make(options: argparse.Namespace) -> dict[str, Any]:
     options.folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(2)
     centres = rng.standard_normal((CLASSES, FEATURES))
-    names = [(f"train-{shard:05d}", SHARD) for shard in range(TRAIN // SHARD)]
-    for name, count in [*names, ("test", int(options.points))]:
+    for name, count in [*((f"train-{shard:05d}", SHARD) for shard in range(TRAIN // SHARD)), ("test", int(options.points))]:
         labels = rng.integers(0, CLASSES, count)
         features = (centres[labels] + rng.standard_normal((count, FEATURES))).astype(np.float32)
         write_examples(options.folder / f"{name}.tfrecord", features, labels)
+        if name == "test":
+            (options.folder / CHECK).mkdir(exist_ok=True)
+            write_examples(options.folder / CHECK / "test.tfrecord", features[: options.check], labels[: options.check])
     keras.utils.set_random_seed(1)
     inputs = keras.Input((FEATURES,), name="x")
     x = keras.layers.Dense(options.width, "tanh")(inputs)
@@ -104,7 +110,7 @@ def config_of(options: argparse.Namespace, **own: Any) -> InfluenceConfig:
     return InfluenceConfig(
         model=str(options.folder / "model.keras"),
         train=str(options.folder / "train-*.tfrecord"),
-        output=str(options.folder / options.child.replace(" ", "-")),
+        output=str(options.folder / f"out-{options.child.replace(' ', '-')}"),
         curvature="ekfac",
         weights=f"deep({'|'.join(map(str, last))})/" if options.watched else "all",
         precision="native",
@@ -119,7 +125,7 @@ def fit(options: argparse.Namespace) -> dict[str, Any]:
     from beam_influence.pipelines.launch import run
 
     usage = Usage()
-    if (options.folder / "fit" / "manifest.json").exists():
+    if (options.folder / "out-fit" / "manifest.json").exists():
         return usage.read()
     run(config_of(options, outputs="curvature"), ["--runner=FnApiRunner"])
     return usage.read()
@@ -136,10 +142,10 @@ def run_job(options: argparse.Namespace) -> dict[str, Any]:
     usage = Usage()
     config = config_of(
         options,
-        curvature_path=str(options.folder / "fit" / "curvature"),
-        test=str(options.folder / "test.tfrecord"),
+        curvature_path=str(options.folder / "out-fit" / "curvature"),
+        test=str(options.folder / (CHECK if options.child == CHECK else "") / "test.tfrecord"),
         top_k=TOP_K,
-        max_worker_memory=ENOUGH if options.child == "one round" else options.memory,
+        max_worker_memory=ENOUGH if options.child in ("one round", CHECK) else options.memory,
         query_rank=options.rank if options.child == "factors" else None,
         score_tolerance={"tolerance": options.tolerance, "rounds": WHOLE}.get(options.child, InfluenceConfig.score_tolerance),
     )

@@ -15,6 +15,7 @@ from beam_influence.influence_ops.scoring.outputs.table import complete_options,
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.grow_index import BASE, NOTHING_KNOWN, known_contents, source_base
 from beam_influence.pipelines.prepare import PreparedRun, prepare
+from beam_influence.pipelines.query_plan import sums_bytes
 from beam_influence.pipelines.resume import EMBED, OPERATOR, stage_of_pass
 from beam_influence.transforms import (
     AccumulateCurvature,
@@ -29,6 +30,7 @@ from beam_influence.transforms import (
     ScoreExamples,
     ScoreVectors,
     SolveQueries,
+    WriteGroups,
     WriteManifest,
     WriteOutputs,
     WriteRejected,
@@ -36,6 +38,7 @@ from beam_influence.transforms import (
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import FILES, PARTS, QueryReference, ShardCount, SolverReport, StatisticPart, WrittenFile
 from beam_influence.transforms.files import join
+from beam_influence.transforms.group_blocks import GROUP_SUMS
 from beam_influence.transforms.merging import PartsCombineFn
 from beam_influence.transforms.progress import Progress
 from beam_influence.transforms.read_shards import COUNTS, REJECTED, ShardReader
@@ -184,10 +187,8 @@ class _JobBuilder:
     def embedded(self, preconditioner: Operator) -> Queries:
         """The test points' blocks."""
         config, prepared = self._config, self._prepared
-        if not prepared.test:
-            return self._nothing("NoQueries", QueryReference)
-        if EMBED in self._finished:
-            return self._take(EMBED)
+        if not prepared.test or EMBED in self._finished:
+            return self._take(EMBED) if prepared.test else self._nothing("NoQueries", QueryReference)
         read = ReadShards(prepared.test, prepared.test_features, config.shard_size, work=config.work_folder)
         test = self._pipeline | "ReadShards[test]" >> read
         plan = prepared.queries
@@ -226,26 +227,28 @@ class _JobBuilder:
     def score(self, preconditioner: Operator, queries: Queries, gate: Gate) -> None:
         """Every table that is asked for."""
         config, prepared = self._config, self._prepared
-        options = complete_options(config.output_options(prepared.index_error))
+        options, sizes = complete_options(config.output_options(prepared.index_error)), (config.work_folder, sums_bytes(config))
         if (config.influence_vectors_path or config.index) and not options.of_candidates:
             search: Search = "faiss" if config.search == "faiss" else "linear"
             score = ScoreVectors(prepared.model, preconditioner, queries, options, config.output, search)
         else:
-            wanted = (queries, gate, options, config.output, self._accelerator, prepared.queries.rounds)
+            wanted = (queries, gate, options, config.output, self._accelerator, prepared.queries.rounds, *sizes)
             score = ScoreExamples(self._reader("candidates" if options.of_candidates else "score"), prepared.model, preconditioner, *wanted)
         scored = self._scored | "ScoreExamples" >> score
         self._count("score", scored[COUNTS])
         self.written.append(scored[FILES])
-        if REJECTED in scored:
-            self.late.append(scored[REJECTED])
-        if not any(isinstance(output, CombinedOutput) for output in outputs_of(options.tables)):
-            return
-        parts = collection(scored[PARTS] | "CombineParts" >> beam.CombinePerKey(PartsCombineFn()))
-        if config.second_order_groups:
-            multiply = MultiplyGroups(self._reader("groups"), prepared.model, preconditioner, parts, config.work_folder)
-            parts = self._train | "MultiplyGroups" >> multiply
-        write = WriteOutputs(config.output, options, preconditioner, queries, prepared.model)
-        self.written.append(collection(parts | "WriteOutputs" >> write))
+        self.late += [scored[REJECTED]] if REJECTED in scored else []
+        combined = [output for output in outputs_of(options.tables) if isinstance(output, CombinedOutput)]
+        of_tables = (options, preconditioner, queries, prepared.model)
+        if any(not output.by_group for output in combined):
+            parts = scored[PARTS] | "CombineParts" >> beam.CombinePerKey(PartsCombineFn())
+            self.written.append(collection(parts | "WriteOutputs" >> WriteOutputs(config.output, *of_tables)))
+        for output in (output for output in combined if output.by_group):
+            sums = scored[GROUP_SUMS]
+            if config.second_order_groups:
+                multiply = MultiplyGroups(self._reader("groups"), prepared.model, preconditioner, sums, *sizes)
+                sums = (sums, self._train | "MultiplyGroups" >> multiply) | "FlattenGroups" >> beam.Flatten()
+            self.written.append(collection(sums | "WriteGroups" >> WriteGroups(config.output, output, *of_tables, *sizes)))
 
     def index(self, preconditioner: Operator, gate: Gate) -> None:
         """The numbers of an index, of the training files that are not in it yet."""

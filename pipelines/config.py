@@ -169,17 +169,19 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
             )
 
     def _check_memory(self) -> None:
-        """Whether what decides how solved test points are held has some to decide on."""
-        from beam_influence.influence_ops.scoring.outputs.table import tables_of_test_points
+        """Whether what decides how solved test points, and sums over groups, are held has some to decide on."""
+        from beam_influence.influence_ops.scoring.outputs.table import OUTPUTS, tables_of_test_points
 
-        said = next((name for name in ("query_rank", "max_worker_memory") if getattr(self, name) is not None), None)
-        if said is None:
-            return
+        groups = any(OUTPUTS[name].needs_groups for name in self.output_tables)
+        options = ("query_rank",) if groups else ("query_rank", "max_worker_memory")
+        said = next((name for name in options if getattr(self, name) is not None), None)
         if self.max_worker_memory is not None:
             try:
                 parse_bytes(self.max_worker_memory)
             except ValueError as error:
                 raise ValueError(f"--max_worker_memory {error}") from error
+        if said is None:
+            return
         if "solved" not in self.query_arrays or not set(self.output_tables) & set(tables_of_test_points()):
             raise ValueError(f"--{said} {getattr(self, said)} is of solved test points, and there are none; leave it out")
         if self.query_rank is not None and (self.solver_passes or self.removal == "newton"):

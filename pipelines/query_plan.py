@@ -127,7 +127,12 @@ def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: Sequence[
     if solved_in.count > 1:
         text += f"; solved in {solved_in.count:,} rounds of {config.solver_passes:,} passes"
     _LOG.info("%s", text)
-    return QueryPlan(block_size, form, rounds, text, points, each, solved_in, min(_GRADIENT_BYTES, memory // (2 * _SOLVER_ARRAYS)))
+    return QueryPlan(block_size, form, rounds, text, points, each, solved_in, sums_bytes(config))
+
+
+def sums_bytes(config: InfluenceConfig) -> int:
+    """What rows of P or T numbers in float64 may take that a worker makes at once: gradients of test points, sums over groups."""
+    return min(_GRADIENT_BYTES, worker_memory(config.max_worker_memory) // (2 * _SOLVER_ARRAYS))
 
 
 def _form(config: InfluenceConfig, points: int, weights: int, most: int) -> StoredForm:

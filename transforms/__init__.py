@@ -19,6 +19,7 @@ from beam_influence.transforms.score_examples import ScoreExamples as ScoreExamp
 from beam_influence.transforms.score_vectors import ScoreVectors as ScoreVectors
 from beam_influence.transforms.select_threshold import SelectThreshold as SelectThreshold
 from beam_influence.transforms.solve_queries import SolveQueries as SolveQueries
+from beam_influence.transforms.write_groups import WriteGroups as WriteGroups
 from beam_influence.transforms.write_manifest import WriteManifest as WriteManifest
 from beam_influence.transforms.write_outputs import WriteOutputs as WriteOutputs
 from beam_influence.transforms.write_rejected import WriteRejected as WriteRejected

@@ -8,14 +8,16 @@ from apache_beam import pvalue
 from apache_beam.utils.shared import Shared
 
 from beam_influence.influence_ops.results.result_files import ParquetFile
+from beam_influence.influence_ops.scoring.group_sums import GroupSums
 from beam_influence.influence_ops.scoring.outputs.base import OutputOptions, Scoring
 from beam_influence.influence_ops.scoring.outputs.collector import Collector
 from beam_influence.influence_ops.scoring.scores import BatchScores, QueryArray, QueryBlock
 from beam_influence.transforms.broadcast import Broadcast
-from beam_influence.transforms.elements import FILES, PARTS, QueryReference, Shard, at_end_of_bundle
+from beam_influence.transforms.elements import FILES, PARTS, Bucket, GroupBlock, QueryReference, Shard, at_end_of_bundle
 from beam_influence.transforms.embed_queries import QUERY_ERROR, open_block
 from beam_influence.transforms.files import BeamFiles
 from beam_influence.transforms.finish_curvature import open_operator
+from beam_influence.transforms.group_blocks import GROUP_SUMS, send_groups
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.sent_bytes import count_sent
 
@@ -60,6 +62,8 @@ class BundleOutputs:
       needs: the arrays of test points that are looked at beside their solutions.
       number: of the round over the training set, from 0.
       shared: what a process holds its test points by: one for all rounds, so that it lets go of a round's when the next begins.
+      work: a folder for temporary files that all workers reach.
+      group_bytes: what sums over groups may take before they leave.
     """
 
     def __init__(
@@ -70,6 +74,8 @@ class BundleOutputs:
         needs: Collection[QueryArray] = (),
         number: int = 0,
         shared: Shared | None = None,
+        work: str = "",
+        group_bytes: int = 0,
     ):
         self._needs = needs
         self._suffix = f"-round-{number:05d}" if number else ""
@@ -79,6 +85,9 @@ class BundleOutputs:
         self._shared = shared or Shared()
         self._collector: Collector | None = None
         self._files: dict[str, ParquetFile] = {}
+        self._work = work
+        self._group_bytes = group_bytes
+        self._sent: list[tuple[Bucket, GroupBlock]] = []
 
     def open(self, preconditioner: Broadcast, references: Iterable[QueryReference]) -> Scoring:
         """What this process makes outputs with: opened once, and the same for all shards of a bundle."""
@@ -93,7 +102,7 @@ class BundleOutputs:
 
     def start_bundle(self) -> None:
         """Begins with nothing."""
-        self._collector = None
+        self._collector, self._sent = None, []
 
     @property
     def collector(self) -> Collector:
@@ -111,6 +120,11 @@ class BundleOutputs:
     def add(self, scored: BatchScores) -> None:
         """Takes in a batch of the shard."""
         self.collector.add(scored, lambda table, rows: self._files[table].write(rows))
+        self._send_groups(self._group_bytes)
+
+    def _send_groups(self, least: int) -> None:
+        for name, parts in self.collector.take_groups(least):
+            self._sent += send_groups(name, parts, self._work)
 
     def end_shard(self) -> Iterator[pvalue.TaggedOutput]:
         """Closes the shard's files and gives them."""
@@ -126,9 +140,13 @@ class BundleOutputs:
 
     def finish_bundle(self) -> Iterator[pvalue.TaggedOutput]:
         """Gives the parts."""
-        if self._collector is not None:
-            count_sent("score", [part for parts in self._collector.parts.values() for part in parts.values()])
-        for name, parts in ({} if self._collector is None else self._collector.parts).items():
-            for key, part in parts.items():
-                yield pvalue.TaggedOutput(PARTS, at_end_of_bundle(((name, key), part)))
-        self._collector = None
+        if self._collector is None:
+            return
+        self._send_groups(0)
+        parts = [((name, key), part) for name, by_key in self._collector.parts.items() for key, part in by_key.items()]
+        parts = [element for element in parts if not isinstance(element[1], GroupSums)]
+        count_sent("score", [part for _, part in parts] + [block for _, block in self._sent])
+        for tag, elements in ((PARTS, parts), (GROUP_SUMS, self._sent)):
+            for element in elements:
+                yield pvalue.TaggedOutput(tag, at_end_of_bundle(element))
+        self._collector, self._sent = None, []

@@ -120,6 +120,30 @@ class StatisticPart:
     saved: tuple[tuple[int, Broadcast], ...] = ()
 
 
+Bucket = tuple[str, int]
+"""The name of an output that is summed over groups, and the number of some of the groups."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupBlock:
+    """The sums of some groups over some of the training data, or over all of it, or where they can be had.
+
+    Attributes:
+      shapes: each part's key, and the length of its rows.
+      size: the bytes of all sums.
+      saved: the arrays `names`, in order, `counts`, and the rows of each part, `sums-` and its key.
+    """
+
+    shapes: tuple[tuple[str, int], ...]
+    size: int
+    saved: Broadcast
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The length of a row of each part."""
+        return dict(self.shapes)
+
+
 @dataclasses.dataclass(frozen=True)
 class QueryReference:
     """A block of embedded test points: its key, which orders blocks, and where it can be had."""

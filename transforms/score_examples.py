@@ -15,7 +15,8 @@ from beam_influence.influence_ops.scoring.outputs.base import OutputOptions, Sco
 from beam_influence.influence_ops.scoring.outputs.table import later_round
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.bundle_outputs import BundleOutputs
-from beam_influence.transforms.elements import FILES, PARTS, Part, PartKey, QueryReference, Shard, WrittenFile
+from beam_influence.transforms.elements import FILES, PARTS, Bucket, GroupBlock, Part, PartKey, QueryReference, Shard, WrittenFile
+from beam_influence.transforms.group_blocks import GROUP_SUMS
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.read_shards import COUNTS, REPORT_TYPES, ShardDoFn, ShardReader
 from beam_influence.transforms.rounds import ONE_ROUND, Rounds
@@ -26,7 +27,8 @@ class _ScoreDoFn(ShardDoFn):
     def __init__(self, wanted: ScoreExamples, number: int, shared: Shared):
         super().__init__(wanted.reader)
         options = later_round(wanted.options) if number else wanted.options
-        self._outputs = BundleOutputs(options, wanted.model, wanted.output, number=number, shared=shared)
+        groups = (wanted.work, wanted.group_bytes)
+        self._outputs = BundleOutputs(options, wanted.model, wanted.output, (), number, shared, *groups)
         self._scoring: Scoring | None = None
         self._number = number
         self._rounds = wanted.rounds
@@ -81,8 +83,11 @@ class ScoreExamples(beam.PTransform):
       output: the folder of the results; tables with rows for each training example are written here, a file a shard.
       accelerator: Beam's resource hint for this step alone, or None.
       rounds: a round reads the training set and scores it against some of the blocks, the next begins when it has ended.
+      work: a folder for temporary files that all workers reach.
+      group_bytes: what sums over groups may take in a worker before they leave it.
 
-    In: `Shard`. Out: a dictionary of PCollections: `parts` ((`PartKey`, `Part`)), `files` (`WrittenFile`), `rejected`, `counts`.
+    In: `Shard`. Out: a dictionary of PCollections: `parts` ((`PartKey`, `Part`)), `group_sums` ((`Bucket`, `GroupBlock`)), `files`
+    (`WrittenFile`), `rejected`, `counts`.
     """
 
     reader: ShardReader
@@ -94,6 +99,8 @@ class ScoreExamples(beam.PTransform):
     output: str
     accelerator: str | None = None
     rounds: Rounds = ONE_ROUND
+    work: str = ""
+    group_bytes: int = 0
 
     def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
         shared, rounds, gate = Shared(), [], self.gate
@@ -103,7 +110,7 @@ class ScoreExamples(beam.PTransform):
         if len(rounds) == 1:
             return rounds[0]
         # Every round counts and rejects the same examples.
-        several = {tag: [each[tag] for each in rounds] for tag in (PARTS, FILES)}
+        several = {tag: [each[tag] for each in rounds] for tag in (PARTS, GROUP_SUMS, FILES)}
         return {**rounds[0], **{tag: collection(found | f"Rounds[{tag}]" >> beam.Flatten()) for tag, found in several.items()}}
 
     def _round(
@@ -115,6 +122,6 @@ class ScoreExamples(beam.PTransform):
         )
         if self.accelerator:
             score.with_resource_hints(accelerator=self.accelerator)  # it changes `score` and returns it
-        types = {PARTS: tuple[PartKey, Part], FILES: WrittenFile, **REPORT_TYPES}
+        types = {PARTS: tuple[PartKey, Part], GROUP_SUMS: tuple[Bucket, GroupBlock], FILES: WrittenFile, **REPORT_TYPES}
         scored = outputs(shards | f"Score{label}" >> score.with_output_types(type(None), **types).with_outputs(*types))
         return {tag: scored[tag] for tag in types}

@@ -40,6 +40,6 @@ class SecondOrderInfluenceCalculator(FittedCalculator):
         products = GroupSums(self.model.size)
         for batch in passes():
             named = dataclasses.replace(batch, groups=np.full(len(batch), _GROUP, dtype=object))
-            add_hessian_products(self.model, products, named, groups.names, steps)
+            add_hessian_products(self.model, products, named, lambda _: steps[0])
         vectors = second_order_vectors(self.model, self.preconditioner, groups, steps, products).vectors
         return vectors / self.preconditioner.examples, gradient

@@ -16,6 +16,7 @@ the first two terms of the Taylor series of the optimum as the group's weight go
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -45,9 +46,8 @@ class GroupVectors:
 
 def group_vectors(preconditioner: Preconditioner, gradients: GroupSums) -> GroupVectors:
     """v_G of each group, from the sums of its gradients (`GroupSums` over P columns)."""
-    names = sorted(gradients.sums)
-    summed = np.array([gradients.sums[name] for name in names]).reshape(len(names), gradients.queries)
-    counts = np.array([gradients.counts[name] for name in names], dtype=np.int64)
+    names = sorted(gradients.names)
+    summed, counts = gradients.of(names)
     return GroupVectors(names, counts, summed, preconditioner.apply(summed))
 
 
@@ -68,17 +68,15 @@ def first_steps(model: ExplainedModel, preconditioner: Preconditioner, groups: G
     return preconditioner.apply(right) / left[:, None]
 
 
-def add_hessian_products(model: ExplainedModel, sums: GroupSums, batch: ExampleBatch, names: list[str], steps: np.ndarray) -> None:
-    """Adds Σ_{i∈G} ∇²ℓ(z_i) s_G of the batch's examples, for each group's own s_G (`first_steps`), to `sums`."""
+def add_hessian_products(model: ExplainedModel, sums: GroupSums, batch: ExampleBatch, step_of: Callable[[str], np.ndarray]) -> None:
+    """Adds Σ_{i∈G} ∇²ℓ(z_i) s_G of the batch's examples, for each group's own s_G [P] (`first_steps`), to `sums`."""
     batch = evaluate(model, batch)[0]
     if batch.groups is None:
         return
-    row_of = {name: row for row, name in enumerate(names)}
     products = {}
     for name in sorted(set(batch.groups)):
         members = np.flatnonzero(batch.groups == name)
-        row = row_of[str(name)]
-        products[name] = model.hessian_vector_products(batch.select(members), steps[row : row + 1])
+        products[name] = model.hessian_vector_products(batch.select(members), np.array(step_of(str(name)))[None])
     for name, product in products.items():  # after all of them: a batch that is too large for the device leaves no trace
         sums.add(product.T, np.array([name], dtype=object))
 
@@ -93,7 +91,7 @@ def second_order_vectors(
       products: by `add_hessian_products` over all training examples.
     """
     part = groups.counts / preconditioner.examples
-    summed = np.array([products.sums[name] for name in groups.names]).reshape(steps.shape)
+    summed = products.of(groups.names)[0]
     # H_D s = (H + λI) s − ∇²R s − λ s, so its solve needs no further pass over the data. H has ∇²R, the products never do.
     beside = float(preconditioner.meta["damping"]) * steps + model.regularizer_products(steps)
     change = steps - preconditioner.apply(beside + summed / groups.counts[:, None])

@@ -30,6 +30,9 @@ from beam_influence.influence_ops.scoring.scores import (
 )
 from beam_influence.influence_ops.scoring.top_k import Order
 
+GROUPS_LIMIT = 1 << 30
+"""The most bytes that sums over groups may take."""
+
 
 @dataclasses.dataclass(frozen=True)
 class InfluenceResult:
@@ -109,11 +112,25 @@ def compute_in_memory(
         scored = scoring.scorer.score(batch)
         rejected += [("train" if candidates is None else "candidates", r) for r in scored.rejected]
         collector.add(scored, lambda table, rows: parts[table].append(rows))
+        _refuse_large(collector)
     if second_order_groups and GROUPS in collector.parts:
         _multiply_groups(collector.parts[GROUPS], train, model, preconditioner)
     for finished in collector.finish():
         parts[finished.table].append(finished.rows)
     return InfluenceResult({**_whole_tables(parts, wanted), "rejected": tables.rejected_table(rejected)}, preconditioner)
+
+
+def _refuse_large(collector: Collector) -> None:
+    """
+    Raises:
+      ValueError: sums over groups take more than `GROUPS_LIMIT` bytes, which the job adds up some groups at a time.
+    """
+    sums = [part for parts in collector.parts.values() for part in parts.values() if isinstance(part, GroupSums)]
+    if (size := sum(part.nbytes for part in sums)) > GROUPS_LIMIT:
+        raise ValueError(
+            f"the sums over {len(sums[0].names):,} groups take {size:,} bytes, more than {GROUPS_LIMIT >> 20:,} MiB in one process; "
+            "compute them by the job, `run`, or use fewer groups"
+        )
 
 
 def _embed(
@@ -146,8 +163,9 @@ def _multiply_groups(
     groups = group_vectors(preconditioner, gradients)
     steps = first_steps(model, preconditioner, groups)
     products = GroupSums(model.size)
+    step_of = dict(zip(groups.names, steps, strict=True))
     for batch in train:
-        add_hessian_products(model, products, batch, groups.names, steps)
+        add_hessian_products(model, products, batch, step_of.__getitem__)
     parts[PRODUCTS] = products
 
 

@@ -1,10 +1,15 @@
-"""Matrices as sums of few products, by the singular value decomposition: the shortest such sum for an error (Eckart & Young 1936)."""
+"""Matrices as sums of few products, by the singular value decomposition: the shortest such sum for an error (Eckart & Young 1936).
+
+Many small matrices are decomposed by TensorFlow, not by NumPy, whose LAPACK splits each among all cores: where other processes use these,
+the cores spend a hundred times the work on waiting for each other.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import numpy as np
+import tensorflow as tf
 
 from beam_influence.influence_ops.curvature.solved_block import Quotients
 
@@ -89,7 +94,7 @@ def _factors(matrices: Matrices, most: int, tolerance: float, cut: bool = False)
         squared = np.linalg.norm(wide, axis=(1, 2)) ** 2
         turned = columns > rows
         tall = wide.transpose(0, 2, 1) if turned else wide
-        values, vectors = np.linalg.eigh(tall.transpose(0, 2, 1) @ tall)
+        values, vectors = _eigh(tall.transpose(0, 2, 1) @ tall)
         inside, rotation = tall, vectors[:, :, ::-1]
         basis = rotation
         tail = np.maximum(np.cumsum(np.maximum(values, 0), axis=1)[:, ::-1], 0)
@@ -98,10 +103,10 @@ def _factors(matrices: Matrices, most: int, tolerance: float, cut: bool = False)
         turned = False
         times, transposed_times, squared = _products(matrices)
         start = np.random.default_rng(0).standard_normal((rows, min(most + _OVERSAMPLED, rows, columns)))
-        range_of = np.linalg.qr(transposed_times(np.broadcast_to(start, (len(matrices), *start.shape))))[0]
-        range_of = np.linalg.qr(transposed_times(times(range_of)))[0]
+        range_of = _orthonormal(transposed_times(np.broadcast_to(start, (len(matrices), *start.shape))))
+        range_of = _orthonormal(transposed_times(times(range_of)))
         inside = times(range_of)
-        values, vectors = np.linalg.eigh(inside.transpose(0, 2, 1) @ inside)
+        values, vectors = _eigh(inside.transpose(0, 2, 1) @ inside)
         rotation = vectors[:, :, ::-1]
         basis = range_of @ rotation
         outside = np.maximum(squared - np.linalg.norm(inside, axis=(1, 2)) ** 2, 0)
@@ -119,6 +124,19 @@ def _factors(matrices: Matrices, most: int, tolerance: float, cut: bool = False)
     right = basis[:, :, :rank].transpose(0, 2, 1)
     left = (inside @ rotation[:, :, :rank]).transpose(0, 2, 1)  # V times the basis
     return (right, left) if turned else (left, right)
+
+
+def _eigh(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The eigenvalues [T, k], from the least on, and eigenvectors [T, k, k], as columns, of symmetric matrices."""
+    with tf.device("CPU"):
+        values, vectors = tf.linalg.eigh(tf.convert_to_tensor(matrices))
+    return values.numpy(), vectors.numpy()
+
+
+def _orthonormal(columns: np.ndarray) -> np.ndarray:
+    """Orthonormal columns that span those of each matrix [T, n, k]."""
+    with tf.device("CPU"):
+        return tf.linalg.qr(tf.convert_to_tensor(columns))[0].numpy()
 
 
 def _products(matrices: Matrices) -> tuple[_Times, _Times, np.ndarray]:

@@ -57,7 +57,7 @@ def _content(part: Any) -> Any:
     if isinstance(part, TopK):
         return part.values.tolist(), part.ids.tolist()
     if isinstance(part, GroupSums):
-        return {name: (total.tolist(), part.counts[name]) for name, total in part.sums.items()}
+        return {name: (total.tolist(), int(count)) for name, total, count in zip(part.names, part.sums, part.counts, strict=True)}
     return part.name, part.array.tolist()
 
 

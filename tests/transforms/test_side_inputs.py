@@ -13,8 +13,6 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from beam_influence.influence_ops.curvature import curvature_by_name
 from beam_influence.influence_ops.results.result_files import WrittenFile
-from beam_influence.influence_ops.scoring import group_sums
-from beam_influence.influence_ops.scoring.group_sums import GroupSums
 from beam_influence.transforms import file_list
 from beam_influence.transforms.broadcast import INLINE_PART_LIMIT
 from beam_influence.transforms.elements import ShardCount, StatisticPart
@@ -32,17 +30,6 @@ def test_a_part_of_a_statistic_travels_by_path_when_it_is_large(tmp_path: pathli
     ((_, broadcast),) = save.process(("a", StatisticPart("a", np.ones(numbers))))
     assert len(pickle.dumps(broadcast)) <= INLINE_PART_LIMIT + 1024
     assert broadcast.open()[0]["part"].sum() == numbers
-
-
-def test_groups_are_refused_before_they_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group_sums, "LIMIT", 8 * 1000 * 3)
-    sums, others = GroupSums(1000), GroupSums(1000)
-    for part, names in ((sums, ["a", "b", "c"]), (others, ["b", "c", "d"])):
-        part.add(np.ones((1000, 3)), np.array(names, dtype=object))
-        assert sum(total.nbytes for total in part.sums.values()) == group_sums.LIMIT
-    sums.add(np.ones((1000, 2)), np.array(["a", "c"], dtype=object))
-    with pytest.raises(ValueError, match=r"4 groups with 1,000 numbers each take more than .* use fewer groups, or watch fewer weights"):
-        sums.merge(others)
 
 
 def test_what_files_tell_the_manifest_is_bounded(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,10 +158,11 @@ class CombinedOutput(Output, Generic[P]):
     """Tables of what is summed, or kept, over all training examples.
 
     Attributes:
-      by_part: whether each part ends in a table of its own; False: all parts together end in the tables.
+      by_group: whether its parts are `GroupSums`, which leave a worker, and end in tables, some groups at a time; all parts have the same
+        groups then. False: each part ends in a table of its own.
     """
 
-    by_part: bool = True
+    by_group: bool = False
 
     @abc.abstractmethod
     def create(self, scoring: Scoring) -> dict[str, P]:
@@ -173,4 +174,5 @@ class CombinedOutput(Output, Generic[P]):
 
     @abc.abstractmethod
     def finish(self, parts: Mapping[str, P], scoring: Scoring) -> Iterator[FinishedTable]:
-        """The tables, from parts over all training examples: those asked for. With `by_part`, it is given any of them."""
+        """The tables, from parts over all training examples: those asked for. It is given any of the parts, or
+        all of them for some groups; see `by_group`."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
+from beam_influence.influence_ops.scoring.group_sums import GroupSums
 from beam_influence.influence_ops.scoring.outputs.base import CombinedOutput, FinishedTable, RowOutput, Scoring
 from beam_influence.influence_ops.scoring.outputs.table import outputs_of
 from beam_influence.influence_ops.scoring.part import Part
@@ -36,6 +37,14 @@ class Collector:
         for output in self.row_outputs:
             for rows in output.rows(scored, self._scoring):
                 write(output.name, self._scoring.options.written(rows))
+
+    def take_groups(self, least: int = 0) -> Iterator[tuple[str, dict[str, GroupSums]]]:
+        """The parts that are summed over groups, by their output, which begins anew; none whose sums take less than `least` bytes."""
+        for output in self._combined:
+            parts = {key: part for key, part in self.parts[output.name].items() if isinstance(part, GroupSums)}
+            if output.by_group and sum(part.nbytes for part in parts.values()) >= least:
+                self.parts[output.name] = output.create(self._scoring)
+                yield output.name, parts
 
     def finish(self) -> Iterator[FinishedTable]:
         """The tables of the parts, which are over all training data by now."""

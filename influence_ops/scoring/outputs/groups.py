@@ -32,7 +32,7 @@ class Groups(base.CombinedOutput[GroupSums]):
     }
     of_test_points = frozenset({"group_influence"})
     needs_groups = True
-    by_part = False
+    by_group = True
 
     def needs(self, options: base.OutputOptions) -> frozenset[base.Quantity]:
         of_vectors = {"group_self_influence", "group_vectors"} & set(options.tables)
@@ -60,21 +60,21 @@ class Groups(base.CombinedOutput[GroupSums]):
             groups = group_vectors(scoring.operator[1], parts[GRADIENTS])
             if second_order:
                 steps = first_steps(*scoring.operator, groups)
-                groups = second_order_vectors(*scoring.operator, groups, steps, parts[PRODUCTS])
+                groups = second_order_vectors(*scoring.operator, groups, steps, parts.get(PRODUCTS, GroupSums(steps.shape[1])))
             names, counts = groups.names, groups.counts
             self_influence = np.einsum("gp,gp->g", groups.gradients, groups.vectors)
             factor = relative_factor(scoring.options.score.normalize, len(names), groups.vectors, self_influence)
             yield from self._of_vectors(groups, self_influence * factor, factor, scoring)
         else:
             groups = None
-            names = sorted({name for part in sums for name in part.sums})
-            counts = np.array([max(part.counts.get(name, 0) for part in sums) for name in names], dtype=np.int64)
+            names = sorted({name for part in sums for name in part.names})
+            counts = np.max([part.of(names)[1] for part in sums], axis=0) if sums else np.zeros(0, dtype=np.int64)
             factor = np.ones(len(names))
         if "group_influence" in scoring.options.tables:
             if second_order and groups is not None:
                 blocks = [groups.vectors @ block.gradients.T for block in queries]
             else:
-                blocks = [_rows_of(part, names) for part in sums]
+                blocks = [part.of(names)[0] for part in sums]
             matrix = np.concatenate(blocks, axis=1) if blocks else np.zeros((len(names), 0))
             rows = _influence_table(queries, names, counts, matrix * factor[:, None], scoring.n)
             yield base.FinishedTable("group_influence", base.SINGLE_FILE, rows)
@@ -91,11 +91,6 @@ class Groups(base.CombinedOutput[GroupSums]):
         for table in columns:
             if table in scoring.options.tables:
                 yield base.FinishedTable(table, base.SINGLE_FILE, pa.Table.from_arrays(columns[table], schema=self.tables[table]))
-
-
-def _rows_of(part: GroupSums, names: list[str]) -> np.ndarray:
-    """The sums of the groups `names`, 0 for one that has none: [G, T]."""
-    return np.array([part.sums.get(name, np.zeros(part.queries)) for name in names]).reshape(len(names), part.queries)
 
 
 def _influence_table(queries: list[QueryBlock], names: list[str], counts: np.ndarray, matrix: np.ndarray, n: int) -> pa.Table:

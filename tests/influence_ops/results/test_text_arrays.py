@@ -43,7 +43,7 @@ def test_ids_of_queries_and_samples() -> None:
 def test_groups_that_differ_by_nul_alone() -> None:
     sums = GroupSums(1)
     sums.add(np.array([[1.0, 2.0, 4.0]]), np.array(["g", "g\0", "g"], dtype=object))
-    assert {name: float(total[0]) for name, total in sums.sums.items()} == {"g": 5.0, "g\0": 2.0}
+    assert dict(zip(sums.names, sums.sums[:, 0].tolist(), strict=True)) == {"g": 5.0, "g\0": 2.0}
 
 
 def test_where_they_can_not_be_kept_they_are_refused() -> None:

@@ -17,8 +17,7 @@ def brute_force(scores: np.ndarray, groups: np.ndarray) -> dict[str, tuple[list[
 
 
 def content(sums: GroupSums) -> dict[str, tuple[list[float], int]]:
-    assert sums.sums.keys() == sums.counts.keys()
-    return {name: (total.tolist(), sums.counts[name]) for name, total in sums.sums.items()}
+    return {name: (total.tolist(), int(count)) for name, total, count in zip(sums.names, sums.sums, sums.counts, strict=True)}
 
 
 @pytest.mark.parametrize("seed", range(30))

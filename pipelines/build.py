@@ -27,6 +27,7 @@ from beam_influence.transforms import (
     ReadShards,
     RefuseOneGroup,
     ScoreExamples,
+    ScoreTokens,
     ScoreVectors,
     SolveQueries,
     WriteManifest,
@@ -133,8 +134,8 @@ class _JobBuilder:
         self._early: pvalue.PCollection | None = None
 
     def _reader(self, stage: str) -> ShardReader:
-        prepared = self._prepared
-        features = {"embed": prepared.test_features, "candidates": prepared.candidate_features}.get(stage, prepared.train_features)
+        prepared, of_scored = self._prepared, self._prepared.candidate_features or self._prepared.train_features
+        features = {"embed": prepared.test_features, "candidates": of_scored, "tokens": of_scored}.get(stage, prepared.train_features)
         assert features is not None
         rows = self._config.batch_size
         if stage == "embed":
@@ -233,8 +234,7 @@ class _JobBuilder:
         else:
             wanted = (queries, gate, options, config.output, self._accelerator, prepared.queries.rounds)
             score = ScoreExamples(self._reader("candidates" if options.of_candidates else "score"), prepared.model, preconditioner, *wanted)
-        scored = self._scored | "ScoreExamples" >> score
-        self._count("score", scored[COUNTS])
+        self._count("score", (scored := self._scored | "ScoreExamples" >> score)[COUNTS])
         self.written.append(scored[FILES])
         if REJECTED in scored:
             self.late.append(scored[REJECTED])
@@ -244,6 +244,9 @@ class _JobBuilder:
         if config.second_order_groups:
             multiply = MultiplyGroups(self._reader("groups"), prepared.model, preconditioner, parts, config.work_folder)
             parts = self._train | "MultiplyGroups" >> multiply
+        if options.per_token:
+            tokens = ScoreTokens(self._reader("tokens"), prepared.model, preconditioner, queries, parts, options)
+            parts = self._scored | "ScoreTokens" >> tokens
         write = WriteOutputs(config.output, options, preconditioner, queries, prepared.model)
         self.written.append(collection(parts | "WriteOutputs" >> write))
 

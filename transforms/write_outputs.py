@@ -11,7 +11,7 @@ from apache_beam import pvalue
 from beam_influence.influence_ops.results.result_files import write_table
 from beam_influence.influence_ops.scoring.outputs.base import CombinedOutput, OutputOptions
 from beam_influence.influence_ops.scoring.outputs.table import outputs_of
-from beam_influence.influence_ops.scoring.scores import QueryArray
+from beam_influence.influence_ops.scoring.query_block import QueryArray
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.bundle_outputs import open_scoring
 from beam_influence.transforms.elements import Part, PartKey, QueryReference, WrittenFile

@@ -24,8 +24,8 @@ MAX_SIDE = 8192
 """A side with more inputs or outputs keeps only its diagonal."""
 
 LONG_VECTOR = 512
-"""A vector of more weights (a scale, a shift) keeps only its diagonal: a network has hundreds of them, whose eigenvectors would take most of
-EK-FAC's time. kfac-jax keeps no more of scales and shifts of any length."""
+"""A vector of more weights (a scale, a shift) keeps only its diagonal: a network has hundreds of them, whose eigenvectors would take most
+of EK-FAC's time. kfac-jax keeps no more of scales and shifts of any length."""
 
 _POSITIONS = "positions"
 

@@ -39,8 +39,9 @@ class PlacedGradients:
     @classmethod
     def concatenate(cls, several: Sequence[PlacedGradients]) -> PlacedGradients:
         """All of them, in order."""
-        parts = (tuple(map(np.concatenate, zip(*of_block, strict=True))) for of_block in zip(*(each.parts for each in several), strict=True))
-        return dataclasses.replace(several[0], parts=tuple(parts))
+        by_block = zip(*(each.parts for each in several), strict=True)
+        parts = tuple(tuple(map(np.concatenate, zip(*of_block, strict=True))) for of_block in by_block)
+        return dataclasses.replace(several[0], parts=parts)
 
     def products(self, row: int, vector: Iterable[Float64Matrix]) -> tuple[Float64Vector, float]:
         """The inner product of one example's gradient with a vector, position by position.

@@ -95,19 +95,20 @@ def _sequence_length(inputs: Tensors, calls: list[Call], errors: list[tf.Tensor]
     Raises:
       NoPositions: there is none, or there are several.
     """
-    followed = {int(error.shape[1]) for error in errors if len(error.shape) >= 3 and error.shape[1] is not None}
+    followed = {length for error in errors if len(error.shape) >= 3 and (length := error.shape[1]) is not None}
     followed |= {sum(call.layer is one.layer for one in calls) for call in calls if id(call.layer) in by_step}
     tensors = tf.nest.flatten(inputs)
-    of_inputs = {int(tensor.shape[1]) for tensor in tensors if len(tensor.shape) in (2, 3) and tensor.shape[1] is not None}
+    of_inputs = {length for tensor in tensors if len(tensor.shape) in (2, 3) and (length := tensor.shape[1]) is not None}
     found = {length for length in of_inputs & followed if length > 1}
     if not found and any(tensor.dtype == tf.string for tensor in tensors):
-        found = {int(call.inputs.shape[1]) for call in calls if isinstance(call.layer, keras.layers.Embedding) and len(call.inputs.shape) == 2}
+        lookups = [call.inputs.shape for call in calls if isinstance(call.layer, keras.layers.Embedding)]
+        found = {int(shape[1]) for shape in lookups if len(shape) == 2 and shape[1] is not None}
     if len(found) == 1:
         return found.pop()
     if found:
         raise NoPositions(f"the model follows sequences of different lengths, {', '.join(map(str, sorted(found)))}; positions are of one")
     shapes = ", ".join(str([size or "any" for size in tensor.shape[1:]]) for tensor in tensors)
     raise NoPositions(
-        f"no watched layer follows the model's inputs (shapes {shapes}) position by position; watch layers that do (--weights all), or leave "
-        "--per_token out"
+        f"no watched layer follows the model's inputs (shapes {shapes}) position by position; watch layers that do (--weights all), or "
+        "leave --per_token out"
     )

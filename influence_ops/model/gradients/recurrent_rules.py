@@ -234,7 +234,7 @@ def _gru_rule(cell: Any, watched: Watched, joined: Joined) -> list[Cover]:
         if watched(kernel):
             rows, columns = sizes(kernel)
             covers.append(Cover(((kernel, (0, 1), 0, rows),), "factored", rows, columns, block))
-    if watched(bias) and _size(bias) <= WHOLE:
+    if bias is not None and watched(bias) and _size(bias) <= WHOLE:
         return [*covers, summed(bias, tuple(range(len(bias.shape))), lambda s, g: g)]
     return [*covers, *(materialised(bias, lambda s, g: tf.reduce_sum(g, axis=1), watched))]
 

@@ -31,7 +31,8 @@ from beam_influence.influence_ops.evaluation.leave_one_out import leave_one_out 
 from beam_influence.influence_ops.model.influence_model import InfluenceModel  # noqa: E402
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch  # noqa: E402
 from beam_influence.influence_ops.scoring.in_memory import fit_curvature, solve_over  # noqa: E402
-from beam_influence.influence_ops.scoring.scores import ScoreOptions, Scorer, concatenate_queries, embed_queries  # noqa: E402
+from beam_influence.influence_ops.scoring.query_block import concatenate_queries  # noqa: E402
+from beam_influence.influence_ops.scoring.scores import ScoreOptions, Scorer, embed_queries  # noqa: E402
 from beam_influence.pipelines.build import PASS_TOLERANCE  # noqa: E402
 from beam_influence.pipelines.config import InfluenceConfig  # noqa: E402
 from beam_influence.pipelines.options.option import option_type  # noqa: E402

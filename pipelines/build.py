@@ -10,8 +10,7 @@ from apache_beam import pvalue
 
 from beam_influence.influence_ops.scoring.index import Search
 from beam_influence.influence_ops.scoring.index_rows import IndexDtype
-from beam_influence.influence_ops.scoring.outputs.base import CombinedOutput
-from beam_influence.influence_ops.scoring.outputs.table import complete_options, outputs_of
+from beam_influence.influence_ops.scoring.outputs.table import combined_outputs, complete_options
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.grow_index import BASE, NOTHING_KNOWN, known_contents, source_base
 from beam_influence.pipelines.prepare import PreparedRun, prepare
@@ -28,6 +27,7 @@ from beam_influence.transforms import (
     ReadShards,
     RefuseOneGroup,
     ScoreExamples,
+    ScoreTokens,
     ScoreVectors,
     SolveQueries,
     WriteGroups,
@@ -136,8 +136,8 @@ class _JobBuilder:
         self._early: pvalue.PCollection | None = None
 
     def _reader(self, stage: str) -> ShardReader:
-        prepared = self._prepared
-        features = {"embed": prepared.test_features, "candidates": prepared.candidate_features}.get(stage, prepared.train_features)
+        prepared, of_scored = self._prepared, self._prepared.candidate_features or self._prepared.train_features
+        features = {"embed": prepared.test_features, "candidates": of_scored, "tokens": of_scored}.get(stage, prepared.train_features)
         assert features is not None
         rows = self._config.batch_size
         if stage == "embed":
@@ -234,14 +234,15 @@ class _JobBuilder:
         else:
             wanted = (queries, gate, options, config.output, self._accelerator, prepared.queries.rounds, *sizes)
             score = ScoreExamples(self._reader("candidates" if options.of_candidates else "score"), prepared.model, preconditioner, *wanted)
-        scored = self._scored | "ScoreExamples" >> score
-        self._count("score", scored[COUNTS])
+        self._count("score", (scored := self._scored | "ScoreExamples" >> score)[COUNTS])
         self.written.append(scored[FILES])
         self.late += [scored[REJECTED]] if REJECTED in scored else []
-        combined = [output for output in outputs_of(options.tables) if isinstance(output, CombinedOutput)]
-        of_tables = (options, preconditioner, queries, prepared.model)
+        combined, of_tables = combined_outputs(options.tables), (options, preconditioner, queries, prepared.model)
         if any(not output.by_group for output in combined):
-            parts = scored[PARTS] | "CombineParts" >> beam.CombinePerKey(PartsCombineFn())
+            parts = collection(scored[PARTS] | "CombineParts" >> beam.CombinePerKey(PartsCombineFn()))
+            if options.per_token:
+                tokens = ScoreTokens(self._reader("tokens"), prepared.model, preconditioner, queries, parts, options)
+                parts = self._scored | "ScoreTokens" >> tokens
             self.written.append(collection(parts | "WriteOutputs" >> WriteOutputs(config.output, *of_tables)))
         for output in (output for output in combined if output.by_group):
             sums = scored[GROUP_SUMS]

@@ -37,7 +37,7 @@ def check_model(
 
 def _check(model: ExplainedModel, config: InfluenceConfig, splits: Sequence[tuple[FeatureSpec, Sequence[Shard]]]) -> None:
     for features, shards in reversed(splits):  # the training examples last: what is recorded is of them
-        batch = _first(features, shards)
+        batch = first_batch(features, shards)
         if batch is None:
             continue  # all of them are bad: the run will say so, example by example
         try:
@@ -53,7 +53,8 @@ def _check(model: ExplainedModel, config: InfluenceConfig, splits: Sequence[tupl
         )  # fmt: skip
 
 
-def _first(features: FeatureSpec, shards: Sequence[Shard]) -> ExampleBatch | None:
+def first_batch(features: FeatureSpec, shards: Sequence[Shard]) -> ExampleBatch | None:
+    """Some of the first examples that can be read; None where there are none."""
     reader = ShardReader("prepare", features, _EXAMPLES_READ, Progress(None))
     return next((batch for shard in shards for batch, _ in reader.read(shard) if len(batch)), None)
 

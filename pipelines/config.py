@@ -9,6 +9,7 @@ import typing
 from typing import Any
 
 from beam_influence.pipelines.check_candidates import check_candidates
+from beam_influence.pipelines.check_per_token import check_per_token
 from beam_influence.pipelines.machine_memory import parse_bytes
 from beam_influence.pipelines.options.data import DataOptions
 from beam_influence.pipelines.options.method import MethodOptions, own_fields
@@ -20,7 +21,8 @@ from beam_influence.pipelines.options.run import RunOptions
 if typing.TYPE_CHECKING:  # when it is needed, it is imported: --help need not wait for TensorFlow
     from beam_influence.influence_ops.curvature import Curvature
     from beam_influence.influence_ops.scoring.outputs.base import OutputOptions
-    from beam_influence.influence_ops.scoring.scores import QueryArray, ScoreOptions
+    from beam_influence.influence_ops.scoring.query_block import QueryArray
+    from beam_influence.influence_ops.scoring.scores import ScoreOptions
     from beam_influence.influence_ops.scoring.top_k import Order
 
 _GROUPS = (DataOptions, ModelOptions, MethodOptions, ResultOptions)
@@ -47,6 +49,8 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
         if self.checkpoint_paths and (self.removal != "first_order" or self.second_order_groups):
             raise ValueError("--checkpoints sums influence of first order; leave --removal and --second_order_groups out")
         self._check_memory()
+        if self.per_token:
+            check_per_token(self)
         self.make_curvature()
         self.score_options()
         takes_rank = self.curvature_kind.takes_rank
@@ -223,6 +227,8 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
         what stands for it; solving it over all data, and group influence to second order, begin with its gradient too."""
         if self.index is not None or self.influence_vectors_path is not None:
             return ("gradients",)
+        if self.per_token:
+            return ("gradients", "solved", "placed") if self.second_order_groups else ("solved", "placed")
         return ("gradients", "solved") if self.solver_passes or self.second_order_groups else ("solved",)
 
     @property
@@ -261,7 +267,7 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
         of_candidates = self.candidates is not None
         by_embedding = of_candidates and self.index is not None
         what = (self.output_tables, self.score_options(), self.top_k, order, self.second_order_groups)
-        return OutputOptions(*what, of_candidates, by_embedding, index_error)
+        return OutputOptions(*what, of_candidates, by_embedding, index_error, self.per_token)
 
     def as_json(self) -> dict[str, Any]:
         """All options, for the manifest; without passwords and tokens in addresses."""

@@ -19,6 +19,7 @@ from beam_influence.influence_ops.reading.schema import parse_schema
 from beam_influence.influence_ops.results.result_files import list_batches, read_facts, read_manifest, table_files
 from beam_influence.influence_ops.scoring.index import INDEX
 from beam_influence.pipelines.check_model import check_model
+from beam_influence.pipelines.check_per_token import plan_tokens
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.find_features import find_features
 from beam_influence.pipelines.grow_index import index_to_grow
@@ -112,6 +113,8 @@ def prepare(config: InfluenceConfig) -> PreparedRun:
     if files.curvature_path is None:
         refuse_memory(config, model)
     plan = plan_queries(config, model, files.test, specs.get("test"))
+    if config.per_token:
+        plan = plan_tokens(config, model, plan, of_examples)
     train, features = files.train or files.vectors, (specs.get("train"), specs.get("test"))
     return PreparedRun(
         train,

@@ -13,7 +13,7 @@ from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading import READERS
 from beam_influence.influence_ops.reading.features import FeatureSpec
 from beam_influence.influence_ops.scoring.outputs.table import tables_of_test_points
-from beam_influence.influence_ops.scoring.scores import QueryArray
+from beam_influence.influence_ops.scoring.query_block import QueryArray
 from beam_influence.influence_ops.scoring.stored_form import FLOAT32_ROUNDING, WHOLE, StoredForm
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.machine_memory import size_text, worker_memory
@@ -59,7 +59,7 @@ class QueryPlan:
     def embedded_at_once(self, weights: int, needs: Sequence[QueryArray]) -> int:
         """How many test points one process reads and solves at once. A test point's gradient is a whole row of P numbers, unless its
         solution stays in factors, as a training example's gradient does."""
-        if self.form.is_factored and "gradients" not in needs:
+        if self.form.is_factored and not {"gradients", "placed"} & set(needs):
             return _READ_AT_ONCE
         return max(1, self.gradient_bytes // (8 * weights))
 

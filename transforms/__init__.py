@@ -16,6 +16,7 @@ from beam_influence.transforms.read_shards import ReadShards as ReadShards
 from beam_influence.transforms.refuse_one_group import RefuseOneGroup as RefuseOneGroup
 from beam_influence.transforms.retrain_models import RetrainModels as RetrainModels
 from beam_influence.transforms.score_examples import ScoreExamples as ScoreExamples
+from beam_influence.transforms.score_tokens import ScoreTokens as ScoreTokens
 from beam_influence.transforms.score_vectors import ScoreVectors as ScoreVectors
 from beam_influence.transforms.select_threshold import SelectThreshold as SelectThreshold
 from beam_influence.transforms.solve_queries import SolveQueries as SolveQueries

@@ -11,7 +11,8 @@ from beam_influence.influence_ops.results.result_files import ParquetFile
 from beam_influence.influence_ops.scoring.group_sums import GroupSums
 from beam_influence.influence_ops.scoring.outputs.base import OutputOptions, Scoring
 from beam_influence.influence_ops.scoring.outputs.collector import Collector
-from beam_influence.influence_ops.scoring.scores import BatchScores, QueryArray, QueryBlock
+from beam_influence.influence_ops.scoring.query_block import QueryArray, QueryBlock
+from beam_influence.influence_ops.scoring.scores import BatchScores
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import FILES, PARTS, Bucket, GroupBlock, QueryReference, Shard, at_end_of_bundle
 from beam_influence.transforms.embed_queries import QUERY_ERROR, open_block

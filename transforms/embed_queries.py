@@ -11,10 +11,12 @@ import numpy as np
 from apache_beam import pvalue
 from apache_beam.utils.shared import Shared
 
+from beam_influence.influence_ops.model.gradients.placed import PlacedGradients
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.results.text_arrays import bytes_to_texts, texts_to_bytes
 from beam_influence.influence_ops.scoring.index import embed_for_index
-from beam_influence.influence_ops.scoring.scores import QUERY_ARRAYS, QueryArray, QueryBlock, concatenate_queries, embed_queries
+from beam_influence.influence_ops.scoring.query_block import QUERY_ARRAYS, QueryArray, QueryBlock, concatenate_queries
+from beam_influence.influence_ops.scoring.scores import embed_queries
 from beam_influence.influence_ops.scoring.stored_form import WHOLE, FactoredSolutions, StoredForm
 from beam_influence.transforms.broadcast import INLINE_LIMIT, Broadcast
 from beam_influence.transforms.elements import QueryReference, Shard
@@ -27,6 +29,7 @@ from beam_influence.transforms.typed import outputs
 QUERIES = "queries"
 QUERY_ERROR = "query_error"
 """The largest relative error of test points that are kept as factors, in the description of their block and in the facts of a table."""
+_LENGTH = "sequence_length"
 
 
 def block_key(shard: str, number: int) -> str:
@@ -104,13 +107,16 @@ def publish_queries(block: QueryBlock, folder: str, inline_limit: int = INLINE_L
         arrays |= {f"solved-{number}-{place}": array for place, array in enumerate(part)}
     if block.groups is not None:
         arrays["groups"] = texts_to_bytes(block.groups)
-    meta = {} if block.factored is None else {QUERY_ERROR: block.factored.error}
+    meta: dict[str, float] = {} if block.factored is None else {QUERY_ERROR: block.factored.error}
+    if block.placed is not None:
+        arrays |= dict(block.placed.arrays())
+        meta[_LENGTH] = block.placed.length
     return Broadcast.publish(arrays, meta, folder, inline_limit)
 
 
 def open_block(reference: QueryReference, needs: Collection[QueryArray] = QUERY_ARRAYS) -> QueryBlock:
     """A block with those of its arrays that are needed."""
-    arrays, _ = reference.broadcast.open(lambda name: name.partition("-")[0] in ("ids", "groups", *needs))
+    arrays, meta = reference.broadcast.open(lambda name: name.partition("-")[0] in ("ids", "groups", *needs))
     ids = bytes_to_texts(arrays["ids"])
     nothing = np.zeros((len(ids), 0))
     gradients, solved = (arrays.get(name, nothing) for name in QUERY_ARRAYS)
@@ -118,7 +124,8 @@ def open_block(reference: QueryReference, needs: Collection[QueryArray] = QUERY_
     for _, number, place in sorted((*name.split("-"),) for name in arrays if name.startswith("solved-")):
         parts.setdefault(int(number), []).append(arrays[f"solved-{number}-{place}"])
     factored = FactoredSolutions(tuple(tuple(parts[number]) for number in sorted(parts))) if parts else None
-    return QueryBlock(ids, gradients, solved, bytes_to_texts(arrays["groups"]) if "groups" in arrays else None, factored)
+    placed = PlacedGradients.of_arrays(arrays, int(meta[_LENGTH])) if "placed" in needs and len(ids) else None
+    return QueryBlock(ids, gradients, solved, bytes_to_texts(arrays["groups"]) if "groups" in arrays else None, factored, placed)
 
 
 def open_queries(

@@ -138,6 +138,11 @@ class ShardReader:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_format": None, "_decoder": None}
 
+    @property
+    def ids_are_places(self) -> bool:
+        """Whether an example's id is `<file>:<position>`."""
+        return self._spec.id is None
+
     def read(self, shard: Shard) -> Iterator[tuple[ExampleBatch, list[Rejected]]]:
         """Batches of at most `batch_size` examples, each with the records that were rejected on the way to it. A thread reads the next
         ones while one is used.

@@ -10,7 +10,7 @@ from apache_beam import pvalue
 
 from beam_influence.influence_ops.results.result_files import write_table
 from beam_influence.influence_ops.scoring.outputs.base import CombinedOutput, OutputOptions
-from beam_influence.influence_ops.scoring.outputs.table import outputs_of
+from beam_influence.influence_ops.scoring.outputs.table import combined_outputs
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.bundle_outputs import open_scoring
 from beam_influence.transforms.elements import Part, PartKey, QueryReference, WrittenFile
@@ -59,8 +59,8 @@ class WriteOutputs(beam.PTransform):
     def expand(self, parts: pvalue.PCollection[tuple[PartKey, Part]]) -> pvalue.PCollection[WrittenFile]:
         sides = (pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(self.queries))
         written = []
-        for output in outputs_of(self.options.tables):
-            if not isinstance(output, CombinedOutput) or output.by_group:
+        for output in combined_outputs(self.options.tables):
+            if output.by_group:
                 continue
             only = beam.Filter(lambda element, name: element[0][0] == name, output.name).with_output_types(tuple[PartKey, Part])
             write = beam.ParDo(_WriteDoFn(self, output), *sides).with_output_types(WrittenFile)

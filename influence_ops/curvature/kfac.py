@@ -23,6 +23,10 @@ from beam_influence.influence_ops.settings import KroneckerSettings
 MAX_SIDE = 8192
 """A side with more inputs or outputs keeps only its diagonal."""
 
+LONG_VECTOR = 512
+"""A vector of more weights (a scale, a shift) keeps only its diagonal: a network has hundreds of them, whose eigenvectors would take most
+of EK-FAC's time. kfac-jax keeps no more of scales and shifts of any length."""
+
 _POSITIONS = "positions"
 
 
@@ -128,13 +132,14 @@ def _input_moment(layout: BlockLayout, block: Block, weights: tf.Tensor) -> tf.T
 
 
 def _error_moment(layout: BlockLayout, block: Block, weights: tf.Tensor) -> tf.Tensor:
-    return _moment(block[-1], weights, layout.columns)
+    is_vector = layout.kind == "materialised" and all(len(piece.shape) == 1 for piece in layout.pieces)
+    return _moment(block[-1], weights, layout.columns, LONG_VECTOR if is_vector else MAX_SIDE)
 
 
-def _moment(x: tf.Tensor, weights: tf.Tensor, size: int) -> tf.Tensor:
-    """Σ_i w_i Σ_s x xᵀ of x [B, S, d]: [d, d], or its diagonal where that is too large."""
+def _moment(x: tf.Tensor, weights: tf.Tensor, size: int, most: int = MAX_SIDE) -> tf.Tensor:
+    """Σ_i w_i Σ_s x xᵀ of x [B, S, d]: [d, d], or its diagonal where d is above `most`."""
     rows = tf.reshape(x, [-1, size])
     weighted = tf.reshape(x * weights[:, None, None], [-1, size])
-    if size > MAX_SIDE:
+    if size > most:
         return tf.reduce_sum(rows * weighted, axis=0)
     return tf.matmul(rows, weighted, transpose_a=True)

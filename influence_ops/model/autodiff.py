@@ -17,11 +17,13 @@ import tensorflow as tf
 from beam_influence.influence_ops.model.additional_losses import AdditionalLosses
 from beam_influence.influence_ops.model.example_loss import ExampleLoss, Targets
 from beam_influence.influence_ops.model.gradients.blocks import Block, Layout
-from beam_influence.influence_ops.model.gradients.discover import discover
+from beam_influence.influence_ops.model.gradients.discover import GradientPlan, discover
+from beam_influence.influence_ops.model.gradients.places import PlacedBlocks, PlacedPlan
 from beam_influence.influence_ops.model.gradients.recorded import recorded
 from beam_influence.influence_ops.model.gradients.unrolled import unrolled
 from beam_influence.influence_ops.model.heads import Outputs
 from beam_influence.influence_ops.model.output_curvature import matrix_root, output_hessian
+from beam_influence.influence_ops.model.packed import pack, unpack
 from beam_influence.influence_ops.model.wrong_products import WrongProductError, refuse_wrong_products
 from beam_influence.influence_ops.types import Tensors
 
@@ -73,6 +75,11 @@ class AutodiffDerivatives:
 
     def losses_and_blocks(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> tuple[tf.Tensor, tuple[Block, ...]]:
         """w_i ℓ(z_i) [B] and its gradients as blocks."""
+        return self._losses_and_blocks(inputs, targets, weights, self._plan)
+
+    def _losses_and_blocks(
+        self, inputs: Tensors, targets: Targets, weights: tf.Tensor, plan: GradientPlan
+    ) -> tuple[tf.Tensor, tuple[Block, ...]]:
 
         def losses(outputs: Outputs) -> tuple[tf.Tensor, tf.Tensor]:
             found = weights * self.loss(targets, outputs)
@@ -87,8 +94,13 @@ class AutodiffDerivatives:
                     loss += self._additional.total(1)
             return self._rest_gradients(tape, loss)
 
-        found, blocks = self._blocks(inputs, losses, one, lambda _: (inputs, targets, weights))
+        found, blocks = self._blocks(inputs, losses, one, lambda _: (inputs, targets, weights), plan)
         return found + self._additional_of_each(inputs) if self._additional.kinds else found, blocks
+
+    def placed_blocks(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> PlacedBlocks:
+        """The gradients with every position by itself, the sequence's position of each, and the sequence's length; see `PlacedPlan`."""
+        plan = PlacedPlan(self._plan, self._model, inputs)
+        return self._losses_and_blocks(inputs, targets, weights, plan)[1], tuple(plan.places), tf.constant(plan.length)
 
     def output_blocks(self, inputs: Tensors, directions: tf.Tensor) -> tuple[Block, ...]:
         """J_iᵀ u_i as blocks, for u [B, C] along the packed outputs."""
@@ -113,7 +125,7 @@ class AutodiffDerivatives:
                 total = tf.reduce_sum(direction * pack(self.outputs(x).values))
             return self._rest_gradients(tape, total)
 
-        return self._blocks(inputs, along, one, lambda found: (inputs, found))[1]
+        return self._blocks(inputs, along, one, lambda found: (inputs, found), self._plan)[1]
 
     def packed_outputs(self, inputs: Tensors) -> tf.Tensor:
         """All outputs, before their activation: [B, C]."""
@@ -139,8 +151,8 @@ class AutodiffDerivatives:
         value: Callable[[Outputs], tuple[tf.Tensor, tf.Tensor]],
         one: Callable[[Tensors], Tensors],
         elements: Callable[[tf.Tensor], Tensors],
+        plan: GradientPlan,
     ) -> tuple[tf.Tensor, tuple[Block, ...]]:
-        plan = self._plan
         with tf.GradientTape(persistent=False, watch_accessed_variables=False) as tape:
             with recorded(plan.layers, tape) as calls:
                 outputs = self.outputs(inputs)
@@ -280,21 +292,3 @@ def _in_own_graph(function: Callable[[Tensors], Tensors], elements: Tensors) -> 
     traced = tf.function(function, autograph=False).get_concrete_function(elements)
     refuse_wrong_products(traced.graph)
     return traced(elements)
-
-
-def pack(outputs: Tensors) -> tf.Tensor:
-    """All outputs of a model as one tensor [B, C]; a single one as it is."""
-    tensors = tf.nest.flatten(outputs)
-    if len(tensors) == 1:
-        return tensors[0]
-    return tf.concat([tf.reshape(tensor, [tf.shape(tensor)[0], tensor.shape[1:].num_elements()]) for tensor in tensors], axis=1)
-
-
-def unpack(packed: tf.Tensor, like: Tensors) -> Tensors:
-    """The outputs that `pack` packed, in the structure and shapes of `like`."""
-    tensors = tf.nest.flatten(like)
-    if len(tensors) == 1:
-        return tf.nest.pack_sequence_as(like, [packed])
-    parts = tf.split(packed, [tensor.shape[1:].num_elements() for tensor in tensors], axis=1)
-    shaped = [tf.reshape(part, [-1, *tensor.shape[1:]]) for part, tensor in zip(parts, tensors, strict=True)]
-    return tf.nest.pack_sequence_as(like, shaped)

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from beam_influence.influence_ops.model.gradients.blocks import Gradients, Layout
+from beam_influence.influence_ops.model.gradients.placed import PlacedGradients
 from beam_influence.influence_ops.model.guard import Agreement
 from beam_influence.influence_ops.model.losses import TrainingLoss
 from beam_influence.influence_ops.model.network import Network
@@ -130,6 +131,14 @@ class ExplainedModel(abc.ABC):
     @abc.abstractmethod
     def losses_and_gradients(self, batch: ExampleBatch) -> tuple[Float64Vector, Gradients]:
         """ℓ(z_i): [B] float64, and ∇ℓ(z_i) as blocks on the device, in the computation's dtype."""
+
+    def placed_gradients(self, batch: ExampleBatch) -> PlacedGradients:
+        """∇ℓ(z_i) with every position of the example's sequence by itself; without the regulariser where that stands in the loss.
+
+        Raises:
+          ValueError: the watched layers follow no sequence, or several; or these are several checkpoints.
+        """
+        raise ValueError("influence by position is of one network, not of several checkpoints")
 
     @abc.abstractmethod
     def losses(self, batch: ExampleBatch) -> Float64Vector:

@@ -14,6 +14,8 @@ from beam_influence.influence_ops.model.example_loss import ExampleLoss
 from beam_influence.influence_ops.model.explained_model import ExplainedModel, Regularizer
 from beam_influence.influence_ops.model.fingerprint import model_fingerprint
 from beam_influence.influence_ops.model.gradients.blocks import Block, Gradients, Layout
+from beam_influence.influence_ops.model.gradients.placed import PlacedGradients
+from beam_influence.influence_ops.model.gradients.places import NoPositions
 from beam_influence.influence_ops.model.guard import Agreement, check_agreement
 from beam_influence.influence_ops.model.losses import resolve_loss
 from beam_influence.influence_ops.model.network import Network, Precision, open_network, to_numpy
@@ -164,6 +166,15 @@ class InfluenceModel(ExplainedModel):
         layout = self.layout(batch.inputs)
         losses, blocks = self._compiled.call("losses_and_blocks", batch, self.example_weights(batch))
         return to_numpy(losses), tuple(blocks), layout
+
+    def placed_gradients(self, batch: ExampleBatch) -> PlacedGradients:
+        self.layout(batch.inputs)
+        try:
+            blocks, places, length = self._compiled.call("placed_blocks", batch, self.example_weights(batch))
+        except NoPositions as error:
+            raise ValueError(str(error)) from error
+        parts = tuple(tuple(np.asarray(tensor) for tensor in block) for block in blocks)
+        return PlacedGradients(parts, tuple(np.asarray(each) for each in places), int(length))
 
     def loss_blocks(self, batch: ExampleBatch) -> tuple[Block, ...]:
         """∇ℓ(z_i) without the examples' weights and the regulariser, as blocks."""

@@ -16,6 +16,7 @@ from keras.src.models import Functional
 
 from beam_influence.influence_ops.model.example_loss import ExampleLoss, Targets
 from beam_influence.influence_ops.model.gradients.blocks import Block, BlockLayout, Factored, Layout, Piece
+from beam_influence.influence_ops.model.gradients.places import NoPositions, PlacedBlocks
 from beam_influence.influence_ops.model.heads import Heads, Outputs
 from beam_influence.influence_ops.model.output_curvature import matrix_root, output_hessian
 from beam_influence.influence_ops.types import Tensors
@@ -100,6 +101,10 @@ class LinearHeadDerivatives:
             losses = weights * self._losses(targets)(outputs)
         errors = tf.convert_to_tensor(tape.gradient(losses, outputs))  # sparse where the loss looks something up
         return losses, (Factored(features[:, None], errors[:, None]),)
+
+    def placed_blocks(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> PlacedBlocks:
+        """Refused: a layer on one vector of each example has no positions."""
+        raise NoPositions(f"the watched layer {self._head.name} sees one vector of each example; watch others too (--weights all)")
 
     def output_blocks(self, inputs: Tensors, directions: tf.Tensor) -> tuple[Block, ...]:
         """J_iᵀ u_i as one block, for u [B, C]."""

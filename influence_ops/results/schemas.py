@@ -23,6 +23,13 @@ _GROUP_COUNT = pa.field("count", pa.int64(), nullable=False)
 _VECTOR = pa.field("vector", pa.list_(pa.float64()), nullable=False)
 
 TOP_K = pa.schema([_TEST, pa.field("rank", pa.int32(), nullable=False), _TRAIN, _INFLUENCE, _CHANGE])
+TOKENS = [
+    pa.field("train_token_scores", pa.list_(pa.float64()), nullable=False),
+    pa.field("train_unplaced_score", pa.float64(), nullable=False),
+    pa.field("test_token_scores", pa.list_(pa.float64()), nullable=False),
+    pa.field("test_unplaced_score", pa.float64(), nullable=False),
+]
+"""More columns of `TOP_K` with `--per_token`: the influence by position, and what of it is at none."""
 SELF_INFLUENCE = pa.schema([_TRAIN, _INFLUENCE, _CHANGE])
 SELF_INFLUENCE_TOP_K = pa.schema([pa.field("rank", pa.int32(), nullable=False), _TRAIN, _INFLUENCE, _CHANGE])
 GROUP_INFLUENCE = pa.schema(
@@ -51,7 +58,12 @@ REJECTED = pa.schema(
     ]
 )
 
-OF_CANDIDATES = {"train_id": "candidate_id", "loss_change": "loss_change_if_added"}
+OF_CANDIDATES = {
+    "train_id": "candidate_id",
+    "loss_change": "loss_change_if_added",
+    "train_token_scores": "candidate_token_scores",
+    "train_unplaced_score": "candidate_unplaced_score",
+}
 """The names of columns where what is scored are candidates, which were not trained on; `loss_change_if_added` is −I / n."""
 
 METADATA_KEY = b"beam_influence"

@@ -20,8 +20,12 @@ def loss_change(influence: np.ndarray, n: int) -> pa.Array:
     return pa.array(influence / n) if n else pa.nulls(len(influence), pa.float64())
 
 
-def top_k_table(test_ids: np.ndarray, top: TopK, n: int) -> pa.Table:
-    """Rows by test point, then rank (from 1)."""
+def top_k_table(test_ids: np.ndarray, top: TopK, n: int, per_token: bool = False) -> pa.Table:
+    """Rows by test point, then rank (from 1); `per_token`: with the columns `schemas.TOKENS`.
+
+    Raises:
+      ValueError: the scores by position of a pair are missing.
+    """
     queries, kept = top.values.shape
     influence = top.values.ravel()
     columns = [
@@ -31,7 +35,17 @@ def top_k_table(test_ids: np.ndarray, top: TopK, n: int) -> pa.Table:
         pa.array(influence),
         loss_change(influence, n),
     ]
-    return pa.Table.from_arrays(columns, schema=schemas.TOP_K)
+    if not per_token:
+        return pa.Table.from_arrays(columns, schema=schemas.TOP_K)
+    pairs = [(row, str(name)) for row, ids in enumerate(top.ids) for name in ids]
+    missing = next((pair for pair in pairs if pair not in top.tokens), None)
+    if missing is not None:
+        raise ValueError(f"the example {missing[1]!r} was not found again when its score was split by position: its files have changed")
+    found = [top.tokens[pair] for pair in pairs]
+    kinds = [field.type for field in schemas.TOKENS]
+    by_column = ([one.train for one in found], [one.train_unplaced for one in found], [one.test for one in found])
+    columns += map(pa.array, (*by_column, [one.test_unplaced for one in found]), kinds)
+    return pa.Table.from_arrays(columns, schema=pa.schema([*schemas.TOP_K, *schemas.TOKENS]))
 
 
 def candidates_table(rows: pa.Table) -> pa.Table:

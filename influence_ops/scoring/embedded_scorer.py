@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from beam_influence.influence_ops.curvature import Preconditioner
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
-from beam_influence.influence_ops.scoring.scores import BatchScores, QueryBlock, evaluate
+from beam_influence.influence_ops.scoring.query_block import QueryBlock
+from beam_influence.influence_ops.scoring.scores import BatchScores, evaluate
 
 
 class EmbeddedScorer:

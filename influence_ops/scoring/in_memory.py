@@ -16,19 +16,13 @@ from beam_influence.influence_ops.scoring.groups import add_hessian_products, fi
 from beam_influence.influence_ops.scoring.outputs.base import OutputOptions, Scoring
 from beam_influence.influence_ops.scoring.outputs.collector import Collector
 from beam_influence.influence_ops.scoring.outputs.groups import GRADIENTS, GROUPS, PRODUCTS
-from beam_influence.influence_ops.scoring.outputs.table import OUTPUTS, complete_options, refuse_for_candidates
+from beam_influence.influence_ops.scoring.outputs.table import OUTPUTS, complete_options, refuse_for_candidates, refuse_for_tokens
 from beam_influence.influence_ops.scoring.part import Part
+from beam_influence.influence_ops.scoring.query_block import QUERY_ARRAYS, QueryArray, QueryBlock, concatenate_queries
 from beam_influence.influence_ops.scoring.query_solver import System, solutions, solve
-from beam_influence.influence_ops.scoring.scores import (
-    QUERY_ARRAYS,
-    QueryArray,
-    QueryBlock,
-    ScoreOptions,
-    concatenate_queries,
-    embed_queries,
-    evaluate,
-)
-from beam_influence.influence_ops.scoring.top_k import Order
+from beam_influence.influence_ops.scoring.scores import ScoreOptions, embed_queries, evaluate
+from beam_influence.influence_ops.scoring.token_scores import add_token_scores, pairs_by_example
+from beam_influence.influence_ops.scoring.top_k import Order, TopK
 
 GROUPS_LIMIT = 1 << 30
 """The most bytes that sums over groups may take."""
@@ -74,6 +68,7 @@ def compute_in_memory(
     passes: int = 0,
     tolerance: float = 1e-6,
     candidates: Iterable[ExampleBatch] | None = None,
+    per_token: bool = False,
 ) -> InfluenceResult:
     """Every table of a run, computed batch by batch.
 
@@ -87,12 +82,13 @@ def compute_in_memory(
       top_k, order: how many training examples for each test point, and from which end.
       second_order_groups: see `groups`.
       candidates: batches of examples that were not trained on, scored in place of `train`: would it help to add them?
+      per_token: whether `top_k` tells influence by position; `train` (or `candidates`) is iterated once more.
       passes, tolerance: over the training data that solve the test points, at most, for a curvature with `systems`.
     """
     asked, score, of_candidates = tuple(outputs), options or ScoreOptions(), candidates is not None
     if of_candidates:
         refuse_for_candidates(asked, score, second_order_groups)
-    wanted = complete_options(OutputOptions(asked, score, top_k, order, second_order_groups, of_candidates))
+    wanted = complete_options(OutputOptions(asked, score, top_k, order, second_order_groups, of_candidates, per_token=per_token))
     if isinstance(curvature, str):
         curvature = curvature_by_name(curvature)
     system = curvature.systems if isinstance(curvature, Curvature) else None
@@ -101,6 +97,9 @@ def compute_in_memory(
     preconditioner = curvature.bind(model)
     rejected: list[tuple[str, Rejected]] = []
     needs: tuple[QueryArray, ...] = QUERY_ARRAYS if second_order_groups or (passes and system is not None) else ("solved",)
+    if per_token:
+        refuse_for_tokens(wanted, str(preconditioner.meta["curvature"]), passes if system is not None else 0)
+        needs = (*needs, "placed")
     queries = _embed(model, preconditioner, test, needs, rejected)
     if passes and system is not None:
         queries = [solve_over(train, model, preconditioner, system, block, passes, tolerance) for block in queries]
@@ -115,6 +114,8 @@ def compute_in_memory(
         _refuse_large(collector)
     if second_order_groups and GROUPS in collector.parts:
         _multiply_groups(collector.parts[GROUPS], train, model, preconditioner)
+    if per_token:
+        _place(collector, model, preconditioner, blocks, train if candidates is None else candidates)
     for finished in collector.finish():
         parts[finished.table].append(finished.rows)
     return InfluenceResult({**_whole_tables(parts, wanted), "rejected": tables.rejected_table(rejected)}, preconditioner)
@@ -152,6 +153,20 @@ def _embed(
 def _whole_tables(parts: dict[str, list[pa.Table]], wanted: OutputOptions) -> dict[str, pa.Table]:
     schemas = {table: wanted.schema(OUTPUTS[table].tables[table]) for table in parts}
     return {table: pa.concat_tables(rows) if rows else schemas[table].empty_table() for table, rows in parts.items()}
+
+
+def _place(
+    collector: Collector,
+    model: ExplainedModel,
+    preconditioner: Preconditioner,
+    queries: dict[str, QueryBlock],
+    batches: Iterable[ExampleBatch],
+) -> None:
+    """Adds scores by position to the tables of the best."""
+    tops = {key: part for key, part in collector.parts["top_k"].items() if isinstance(part, TopK)}
+    pairs = pairs_by_example(tops)
+    for batch in batches:
+        add_token_scores(tops, pairs, model, preconditioner, queries, batch, collector.normalize)
 
 
 def _multiply_groups(

@@ -23,7 +23,8 @@ from beam_influence.influence_ops.results.result_files import iterate_table, rea
 from beam_influence.influence_ops.scoring.index_rows import as_stored, stored_vectors
 from beam_influence.influence_ops.scoring.nearest_neighbors import FaissSearch
 from beam_influence.influence_ops.scoring.outputs.base import run_facts
-from beam_influence.influence_ops.scoring.scores import QueryBlock, ScoreOptions, concatenate_queries, evaluate
+from beam_influence.influence_ops.scoring.query_block import QueryBlock, concatenate_queries
+from beam_influence.influence_ops.scoring.scores import ScoreOptions, evaluate
 from beam_influence.influence_ops.scoring.top_k import Order, TopK
 
 INDEX = "index"

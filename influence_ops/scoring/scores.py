@@ -21,34 +21,11 @@ from beam_influence.influence_ops.model.gradients import Gradients
 from beam_influence.influence_ops.model.guard import check_later_batch
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.scoring.contraction import TOLERANCE, Contraction
-from beam_influence.influence_ops.scoring.stored_form import WHOLE, FactoredSolutions, StoredForm
+from beam_influence.influence_ops.scoring.query_block import QUERY_ARRAYS, QueryArray, QueryBlock
+from beam_influence.influence_ops.scoring.stored_form import WHOLE, StoredForm
 
 Normalize = Literal["none", "theta", "loss"]
 Removal = Literal["first_order", "newton"]
-QueryArray = Literal["gradients", "solved"]
-QUERY_ARRAYS: tuple[QueryArray, ...] = ("gradients", "solved")
-
-
-@dataclasses.dataclass(frozen=True)
-class QueryBlock:
-    """T test examples, embedded.
-
-    Attributes:
-      ids: (T,) array of str.
-      gradients: ∇ℓ(t): [T, P] float64; [T, 0] where none are needed.
-      solved: (H + λI)⁻¹ ∇ℓ(t): [T, P]; [T, 0] where none are needed.
-      groups: optional (T,) array of str.
-      factored: the solutions as factors, in place of `solved`; or None.
-    """
-
-    ids: np.ndarray
-    gradients: np.ndarray
-    solved: np.ndarray
-    groups: np.ndarray | None = None
-    factored: FactoredSolutions | None = None
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,25 +123,8 @@ def embed_queries(
         raw = np.asarray(gradients, dtype=np.float64)
     if "solved" in needs and factored is None:
         solved = preconditioner.apply(raw).astype(form.dtype, copy=False)
-    return QueryBlock(kept.ids, raw if "gradients" in needs else nothing, solved, kept.groups, factored), rejected
-
-
-def concatenate_queries(blocks: list[QueryBlock], size: int) -> list[QueryBlock]:
-    """The same queries, in order, in blocks of `size` (the last may be shorter)."""
-    if not blocks:
-        return []
-    ids = np.concatenate([block.ids for block in blocks])
-    gradients = np.concatenate([block.gradients for block in blocks])
-    solved = np.concatenate([block.solved for block in blocks])
-    named = [block.groups for block in blocks if block.groups is not None]
-    groups = np.concatenate(named) if len(named) == len(blocks) else None
-    factored: list[FactoredSolutions] = [block.factored for block in blocks if block.factored is not None]
-    sliced = list(FactoredSolutions.concatenate(factored).slices(size)) if factored else []
-    parts = [slice(start, start + size) for start in range(0, len(ids), size)]
-    return [
-        QueryBlock(ids[p], gradients[p], solved[p], None if groups is None else groups[p], sliced[number] if sliced else None)
-        for number, p in enumerate(parts)
-    ]
+    placed = model.placed_gradients(kept) if "placed" in needs and len(kept) else None
+    return QueryBlock(kept.ids, raw if "gradients" in needs else nothing, solved, kept.groups, factored, placed), rejected
 
 
 class Scorer:

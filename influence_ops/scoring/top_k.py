@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from beam_influence.influence_ops.scoring.part import Part
+
+LIMIT = 1 << 30
+"""The most bytes that scores by position may take in a table."""
 
 Order = Literal["descending", "ascending"]
 
@@ -24,15 +27,25 @@ def ranking_key(values: np.ndarray) -> np.ndarray:
     return ((bits + half) & mask).view(np.float64) + 0.0  # + 0.0 makes -0.0 a 0.0
 
 
+class TokenScores(NamedTuple):
+    """A pair's score position by position: of the training example's sequence and of the test point's, each with what is at none."""
+
+    train: np.ndarray
+    test: np.ndarray
+    train_unplaced: float
+    test_unplaced: float
+
+
 class TopK(Part):
     """For each of T queries the k examples that come first by (value, id); fewer when fewer were seen.
 
     Attributes:
       values: [T, m] float64, m ≤ k, best first.
       ids: [T, m] array of str.
+      tokens: scores by position of pairs (row, id), of any table over the same test points; at most `LIMIT` bytes.
     """
 
-    __slots__ = ("descending", "ids", "k", "values")
+    __slots__ = ("descending", "ids", "k", "tokens", "values")
 
     def __init__(self, queries: int, k: int, order: Order = "descending"):
         if k < 1:
@@ -43,6 +56,7 @@ class TopK(Part):
         self.descending = order == "descending"
         self.values = np.empty((queries, 0))
         self.ids = np.empty((queries, 0), dtype=object)
+        self.tokens: dict[tuple[int, str], TokenScores] = {}
 
     def add(self, scores: np.ndarray, ids: np.ndarray) -> None:
         """Takes in a block of scores [T, B] of the examples `ids` (B,).
@@ -68,6 +82,22 @@ class TopK(Part):
     def merge(self, other: TopK) -> None:
         """Takes in the table of other examples."""
         self._take(other.values, other.ids)
+        if other.tokens:
+            self.tokens = {**self.tokens, **other.tokens}
+            self._check_tokens()
+
+    def add_tokens(self, row: int, name: str, scores: TokenScores) -> None:
+        """Takes in the scores by position of one pair."""
+        self.tokens[row, name] = scores
+        self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        one = next(iter(self.tokens.values()))
+        if (size := len(self.tokens) * 8 * (len(one.train) + len(one.test) + 2)) > LIMIT:
+            raise ValueError(
+                f"scores by position of {len(self.tokens):,} pairs take {size >> 20:,} MiB, more than {LIMIT >> 20:,}; use a smaller "
+                "--query_block_size or --top_k"
+            )
 
     def _key(self, values: np.ndarray) -> np.ndarray:
         """Smaller is better."""

@@ -52,6 +52,12 @@ class ResultOptions:
         choices=("descending", "ascending"),
         commands=("run", "query"),
     )
+    per_token: bool = _option(
+        False,
+        "Of a model of sequences: top_k tells influence by position too, of the training example and of the test point, and what of it "
+        "is at no position (one more pass over the files that have the examples).",
+        commands=("run",),
+    )
     overwrite: bool = _option(False, "Replace the finished run that OUTPUT holds.", changes_result=False)
 
     def check(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from beam_influence.influence_ops.curvature import FinishOptions, fit
 from beam_influence.influence_ops.curvature.identity import Identity
-from beam_influence.influence_ops.scoring.scores import QueryBlock
+from beam_influence.influence_ops.scoring.query_block import QueryBlock
 from beam_influence.influence_ops.scoring.stored_form import StoredForm
 from beam_influence.transforms.broadcast import INLINE_LIMIT
 from beam_influence.transforms.elements import Shard

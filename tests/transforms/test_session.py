@@ -13,7 +13,8 @@ import pytest
 
 from beam_influence.influence_ops.curvature import FinishOptions, curvature_by_name, fit
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
-from beam_influence.influence_ops.scoring.scores import QueryBlock, ScoreOptions, Scorer
+from beam_influence.influence_ops.scoring.query_block import QueryBlock
+from beam_influence.influence_ops.scoring.scores import ScoreOptions, Scorer
 from beam_influence.transforms.open_model import ModelSpec, forget_models
 
 THREADS = 8

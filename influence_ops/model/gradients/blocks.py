@@ -196,7 +196,7 @@ def _bounds(blocks: tuple[Block, ...]) -> tf.Tensor:
     for number, block in enumerate(blocks):
         for tensor in block:
             if tensor.dtype.is_floating:
-                sums[number] *= tf.cast(tf.norm(tf.reshape(tensor, [tf.shape(tensor)[0], -1]), ord=1, axis=1), sums[number].dtype)
+                sums[number] *= tf.reduce_sum(tf.abs(tensor), axis=list(range(1, len(tensor.shape))))
     return tf.add_n([tf.cast(one, tf.float64) for one in sums])
 
 

@@ -22,6 +22,7 @@ class Cover:
       variables: (variable, axes, first row, rows): see `Piece`.
       kind, rows, columns: see `BlockLayout`.
       block: (x, g) of one call -> the block; x is the layer's input, or what its recorder gives (`recorded`).
+      at_positions: the same as Σ_s 1 ⊗ g_s, of a block of one row that is a sum over positions.
     """
 
     variables: tuple[tuple[Any, tuple[int, ...], int, int], ...]
@@ -29,6 +30,7 @@ class Cover:
     rows: int
     columns: int
     block: Callable[[Any, tf.Tensor], Block]
+    at_positions: Callable[[Any, tf.Tensor], Factored] | None = None
 
 
 Watched = Callable[[Any], bool]
@@ -55,9 +57,20 @@ def with_one(inputs: tf.Tensor) -> tf.Tensor:
     return tf.concat([inputs, tf.ones_like(inputs[:, :, :1])], axis=2)
 
 
-def row(values: tf.Tensor) -> Materialised:
-    """Gradients [B, n] as a block of one row."""
-    return Materialised(values[:, None, :])
+def summed(variable: Any, axes: tuple[int, ...], values: Callable[[Any, tf.Tensor], tf.Tensor]) -> Cover:
+    """A variable as a block of one row, whose gradient is the sum of `values` [B, S, n] over positions."""
+    columns = 1
+    for length in sizes(variable):
+        columns *= length
+
+    def block(x: Any, g: tf.Tensor) -> Block:
+        return Materialised(tf.reduce_sum(values(x, g), axis=1)[:, None, :])
+
+    def at_positions(x: Any, g: tf.Tensor) -> Factored:
+        found = values(x, g)
+        return Factored(tf.ones_like(found[:, :, :1]), found)
+
+    return Cover(((variable, axes, 0, 1),), "materialised", 1, columns, block, at_positions)
 
 
 def affine(
@@ -82,8 +95,7 @@ def affine(
     if has_kernel:
         covers.append(Cover((of_kernel,), "factored", rows, columns, lambda x, g: Factored(inputs(x), errors(g))))
     if has_bias:
-        summed = ((bias, bias_axes, 0, 1),)
-        covers.append(Cover(summed, "materialised", 1, columns, lambda x, g: row(tf.reduce_sum(errors(g), axis=1))))
+        covers.append(summed(bias, bias_axes, lambda x, g: errors(g)))
     return covers
 
 
@@ -112,4 +124,4 @@ def materialised(variable: Any, gradient: Callable[[Any, tf.Tensor], tf.Tensor],
 
 def bias_everywhere(bias: Any, watched: Watched) -> list[Cover]:
     """A bias [O] that is added at every position."""
-    return materialised(bias, lambda x, g: tf.reduce_sum(positions(g), axis=1), watched)
+    return [summed(bias, (0,), lambda x, g: positions(g))] if watched(bias) else []

@@ -51,11 +51,11 @@ class GradientPlan:
             else:
                 layer, rule = known
                 uses = [rule.block(call.inputs, error) for call, error in zip(calls, errors, strict=True) if call.layer is layer]
-                found.append(_as_one_block(uses))
+                found.append(as_one_block(uses))
         return tuple(found)
 
 
-def _as_one_block(uses: list[Block]) -> Block:
+def as_one_block(uses: list[Block]) -> Block:
     """A layer that is called several times has the positions of all calls."""
     if len(uses) == 1:
         return uses[0]
@@ -146,7 +146,7 @@ def _trusted(
     for layer, rule in candidates:
         try:
             uses = [rule.block(call.inputs, g) for call, g in zip(calls, errors, strict=True) if call.layer is layer]
-            if uses and all(count_of(use) == _EXAMPLES for use in uses) and _agrees(rule, _as_one_block(uses), by_variable, scale):
+            if uses and all(count_of(use) == _EXAMPLES for use in uses) and _agrees(rule, as_one_block(uses), by_variable, scale):
                 trusted.append((layer, rule))
         except Exception as error:
             logging.getLogger(__name__).info("layer %s is used in a way that no rule knows: %s", layer.name, str(error).splitlines()[0])

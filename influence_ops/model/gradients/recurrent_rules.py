@@ -18,7 +18,7 @@ from keras.src.layers.rnn.conv_lstm import ConvLSTMCell  # nor is this cell
 
 from beam_influence.influence_ops.model.gradients.blocks import Block, Factored
 from beam_influence.influence_ops.model.gradients.convolution_rules import Window, flat_patches, window_of
-from beam_influence.influence_ops.model.gradients.cover import Cover, Joined, Watched, materialised, row, sizes, with_one
+from beam_influence.influence_ops.model.gradients.cover import WHOLE, Cover, Joined, Watched, materialised, sizes, summed, with_one
 
 ops: Any = keras.ops  # its functions are typed for every backend of Keras
 _UNBOUNDED = 2**31 - 1
@@ -203,8 +203,7 @@ def _of_one_product(
     if watched(again):
         covers.append(Cover(((again, axes, 0, more),), "factored", more, columns, lambda s, g: Factored(seen(s), errors(g))))
     if watched(bias):
-        of_bias = ((bias, (0,), 0, 1),)
-        covers.append(Cover(of_bias, "materialised", 1, columns, lambda s, g: row(tf.reduce_sum(errors(g), axis=1))))
+        covers.append(summed(bias, (0,), lambda s, g: errors(g)))
     return covers
 
 
@@ -235,6 +234,8 @@ def _gru_rule(cell: Any, watched: Watched, joined: Joined) -> list[Cover]:
         if watched(kernel):
             rows, columns = sizes(kernel)
             covers.append(Cover(((kernel, (0, 1), 0, rows),), "factored", rows, columns, block))
+    if bias is not None and watched(bias) and _size(bias) <= WHOLE:
+        return [*covers, summed(bias, tuple(range(len(bias.shape))), lambda s, g: g)]
     return [*covers, *(materialised(bias, lambda s, g: tf.reduce_sum(g, axis=1), watched))]
 
 

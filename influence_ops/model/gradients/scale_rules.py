@@ -7,16 +7,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from beam_influence.influence_ops.model.gradients.cover import Cover, Joined, Watched, bias_everywhere, materialised, positions
+from beam_influence.influence_ops.model.gradients.cover import Cover, Joined, Watched, bias_everywhere, materialised, positions, summed
 
 
 def _scaled(scale: Any, shift: Any, normalised: Callable[[tf.Tensor], tf.Tensor], watched: Watched) -> list[Cover]:
     """γ and β of z = γ·x̂ + β over the last axis."""
 
-    def gradient(x: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_sum(positions(normalised(x) * g), axis=1)
-
-    return [*materialised(scale, gradient, watched), *bias_everywhere(shift, watched)]
+    of_scale = [summed(scale, (0,), lambda x, g: positions(normalised(x) * g))] if watched(scale) else []
+    return [*of_scale, *bias_everywhere(shift, watched)]
 
 
 def layer_normalization(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:

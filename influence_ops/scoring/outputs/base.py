@@ -16,7 +16,8 @@ from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.results.tables import candidates_table
 from beam_influence.influence_ops.scoring.embedded_scorer import EmbeddedScorer
 from beam_influence.influence_ops.scoring.part import Part
-from beam_influence.influence_ops.scoring.scores import BatchScores, QueryBlock, ScoreOptions, Scorer
+from beam_influence.influence_ops.scoring.query_block import QueryBlock
+from beam_influence.influence_ops.scoring.scores import BatchScores, ScoreOptions, Scorer
 from beam_influence.influence_ops.scoring.top_k import Order
 
 Quantity = Literal["self_influence", "vectors", "gradients"]
@@ -45,6 +46,7 @@ class OutputOptions:
       second_order_groups: see `groups`.
       of_candidates: whether what is scored are candidates, which were not trained on: `schemas.OF_CANDIDATES`.
       by_embedding: whether they are scored by the r numbers of an index, as its rows are.
+      per_token: whether `top_k` tells influence by position; see `token_scores`.
       index_error: the largest relative error of an index's rows as they are stored, which the facts tell; None: no index is read.
     """
 
@@ -56,9 +58,12 @@ class OutputOptions:
     of_candidates: bool = False
     by_embedding: bool = False
     index_error: float | None = None
+    per_token: bool = False
 
     def schema(self, of: pa.Schema) -> pa.Schema:
         """A table's schema as it is written."""
+        if self.per_token and of is schemas.TOP_K:
+            of = pa.schema([*of, *schemas.TOKENS])
         return schemas.of_candidates(of) if self.of_candidates else of
 
     def written(self, rows: pa.Table) -> pa.Table:

@@ -27,7 +27,8 @@ class BestByTestPoint(CombinedOutput[TopK]):
 
     def finish(self, parts: Mapping[str, TopK], scoring: Scoring) -> Iterator[FinishedTable]:
         for key, top in parts.items():
-            yield FinishedTable("top_k", f"block-{key}", tables.top_k_table(scoring.queries[key].ids, top, scoring.n))
+            rows = tables.top_k_table(scoring.queries[key].ids, top, scoring.n, scoring.options.per_token)
+            yield FinishedTable("top_k", f"block-{key}", rows)
 
 
 class BestBySelfInfluence(CombinedOutput[TopK]):

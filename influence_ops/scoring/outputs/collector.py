@@ -10,7 +10,7 @@ from beam_influence.influence_ops.scoring.group_sums import GroupSums
 from beam_influence.influence_ops.scoring.outputs.base import CombinedOutput, FinishedTable, RowOutput, Scoring
 from beam_influence.influence_ops.scoring.outputs.table import outputs_of
 from beam_influence.influence_ops.scoring.part import Part
-from beam_influence.influence_ops.scoring.scores import BatchScores
+from beam_influence.influence_ops.scoring.scores import BatchScores, Normalize
 
 
 class Collector:
@@ -27,6 +27,11 @@ class Collector:
         self._combined = [output for output in outputs if isinstance(output, CombinedOutput)]
         self.row_outputs = [output for output in outputs if isinstance(output, RowOutput)]
         self.parts: dict[str, dict[str, Part]] = {output.name: output.create(scoring) for output in self._combined}
+
+    @property
+    def normalize(self) -> Normalize:
+        """See `ScoreOptions`."""
+        return self._scoring.options.score.normalize
 
     def add(self, scored: BatchScores, write: Callable[[str, pa.Table], None]) -> None:
         """Takes in a batch; `write` is given rows and the name of their table."""

@@ -12,7 +12,8 @@ from beam_influence.influence_ops.results.tables import loss_change, vector_colu
 from beam_influence.influence_ops.scoring.group_sums import GroupSums
 from beam_influence.influence_ops.scoring.groups import GroupVectors, first_steps, group_vectors, second_order_vectors
 from beam_influence.influence_ops.scoring.outputs import base
-from beam_influence.influence_ops.scoring.scores import BatchScores, QueryBlock, relative_factor
+from beam_influence.influence_ops.scoring.query_block import QueryBlock
+from beam_influence.influence_ops.scoring.scores import BatchScores, relative_factor
 
 GROUPS = "group_influence"
 """The output's name."""

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
+from beam_influence.influence_ops.curvature import CURVATURES
 from beam_influence.influence_ops.results import schemas
-from beam_influence.influence_ops.scoring.outputs.base import Output, OutputOptions
+from beam_influence.influence_ops.scoring.outputs.base import CombinedOutput, Output, OutputOptions
 from beam_influence.influence_ops.scoring.outputs.best import BestBySelfInfluence, BestByTestPoint
 from beam_influence.influence_ops.scoring.outputs.groups import Groups
 from beam_influence.influence_ops.scoring.outputs.rows import InfluenceVectors, Scores, SelfInfluence
 from beam_influence.influence_ops.scoring.scores import ScoreOptions
+from beam_influence.influence_ops.settings import IterativeSettings
 
 OUTPUTS: dict[str, Output] = {
     table: output
@@ -34,6 +36,11 @@ def outputs_of(tables: Iterable[str]) -> list[Output]:
     return list(dict.fromkeys(OUTPUTS[table] for table in tables))
 
 
+def combined_outputs(tables: Iterable[str]) -> list[CombinedOutput]:
+    """Those of `outputs_of` whose parts are combined over the workers."""
+    return [output for output in outputs_of(tables) if isinstance(output, CombinedOutput)]
+
+
 def refuse_for_candidates(tables: Iterable[str], options: ScoreOptions, second_order_groups: bool) -> None:
     """Refuses what is asked of candidates and is only of training examples.
 
@@ -46,6 +53,28 @@ def refuse_for_candidates(tables: Iterable[str], options: ScoreOptions, second_o
     if options.removal != "first_order" or second_order_groups:
         what = "second_order_groups" if second_order_groups else f"removal {options.removal}"
         raise ValueError(f"candidates are added, to first order; {what} is of the removal of training examples: leave it out")
+
+
+def refuse_for_tokens(options: OutputOptions, curvature: str, passes: int) -> None:
+    """Refuses what has no scores by position.
+
+    Args:
+      curvature: its name; one that solves by steps has another error for a training example than for a test point.
+      passes: over the training data that solve test points.
+
+    Raises:
+      ValueError: no table of the best is asked for, or scores are of another kind.
+    """
+    if "top_k" not in options.tables:
+        raise ValueError(f"per_token is of the table top_k; ask for it in outputs, beside {', '.join(options.tables) or 'nothing'}")
+    if options.score.removal != "first_order":
+        raise ValueError(f"per_token splits scores of first order; removal {options.score.removal} has no positions: leave one out")
+    kind = CURVATURES.get(curvature)
+    if passes or (kind is not None and issubclass(kind.Settings, IterativeSettings)):
+        raise ValueError(
+            f"per_token needs a curvature that solves test points and training examples alike, in one step, not {curvature}"
+            f"{' with passes' * bool(passes)}; use ekfac"
+        )
 
 
 def tables_of_test_points() -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.results.array_folder import from_npy, to_npy
 from beam_influence.influence_ops.results.text_arrays import bytes_to_texts, texts_to_bytes
 from beam_influence.influence_ops.scoring.group_sums import GroupSums
-from beam_influence.influence_ops.scoring.scores import QueryBlock
+from beam_influence.influence_ops.scoring.query_block import QueryBlock
 from beam_influence.influence_ops.settings import IterativeSettings
 from beam_influence.transforms.elements import QueryReference
 from beam_influence.transforms.embed_queries import open_queries, publish_queries

@@ -12,7 +12,8 @@ from beam_influence.influence_ops.curvature.identity import Identity
 from beam_influence.influence_ops.curvature.solved_block import Quotients, SolvedBlock
 from beam_influence.influence_ops.scoring.contraction import Contraction
 from beam_influence.influence_ops.scoring.low_rank import shortest, truncated
-from beam_influence.influence_ops.scoring.scores import QueryBlock, ScoreOptions, Scorer, concatenate_queries
+from beam_influence.influence_ops.scoring.query_block import QueryBlock, concatenate_queries
+from beam_influence.influence_ops.scoring.scores import ScoreOptions, Scorer
 from beam_influence.influence_ops.scoring.stored_form import FactoredSolutions, StoredForm
 from tests.influence_ops.curvature.test_kronecker import data, make
 

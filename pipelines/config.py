@@ -9,6 +9,7 @@ import typing
 from typing import Any
 
 from beam_influence.pipelines.check_candidates import check_candidates
+from beam_influence.pipelines.check_segments import check_segments
 from beam_influence.pipelines.machine_memory import parse_bytes
 from beam_influence.pipelines.options.data import DataOptions
 from beam_influence.pipelines.options.method import MethodOptions, own_fields
@@ -48,6 +49,7 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
             raise ValueError("--checkpoints sums influence of first order; leave --removal and --second_order_groups out")
         self._check_memory()
         self.make_curvature()
+        check_segments(self)
         self.score_options()
         takes_rank = self.curvature_kind.takes_rank
         if self.rank is not None and (takes_rank == "never" or (takes_rank == "index" and not self.only_index)):

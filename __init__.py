@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from beam_influence.influence_ops.settings import setting as setting
     from beam_influence.pipelines.build import build as build
     from beam_influence.pipelines.config import InfluenceConfig as InfluenceConfig
+    from beam_influence.pipelines.ensemble import EnsembleSummary as EnsembleSummary
+    from beam_influence.pipelines.ensemble import ensemble as ensemble
+    from beam_influence.pipelines.ensemble_options import EnsembleOptions as EnsembleOptions
     from beam_influence.pipelines.launch import run as run
     from beam_influence.pipelines.load_influence import Influence as Influence
     from beam_influence.pipelines.load_influence import load_influence as load_influence
@@ -64,6 +67,9 @@ _MODULE_OF = {
     "setting": "influence_ops.settings",
     "build": "pipelines.build",
     "InfluenceConfig": "pipelines.config",
+    "ensemble": "pipelines.ensemble",
+    "EnsembleOptions": "pipelines.ensemble_options",
+    "EnsembleSummary": "pipelines.ensemble",
     "run": "pipelines.launch",
     "Influence": "pipelines.load_influence",
     "load_influence": "pipelines.load_influence",

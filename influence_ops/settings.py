@@ -116,6 +116,79 @@ class GaussNewtonCgSettings(KroneckerSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentSettings(CurvatureSettings):
+    """The segments of a training run, in their order: of `source_gauss_newton`, and with K-FAC's settings of `source`.
+
+    Attributes:
+      segment_rates: the learning rate η of each segment's steps; with momentum m, η / (1 − m).
+      segment_steps: the number K of each segment's steps.
+      segments: how many of the checkpoints are in each segment; None: one.
+    """
+
+    segment_rates: str | None = setting(
+        None,
+        "Of source and source_gauss_newton: the learning rate of each segment of the training run, separated by commas; with momentum m, "
+        "divided by 1 - m. A segment is a stretch of steps with about one learning rate, in which --checkpoints lie.",
+        of="SOURCE",
+    )
+    segment_steps: str | None = setting(
+        None, "Of source and source_gauss_newton: how many steps of the optimizer each segment has, separated by commas.", of="SOURCE"
+    )
+    segments: str | None = setting(
+        None,
+        "Of source and source_gauss_newton: how many of --checkpoints are in each segment, separated by commas. Default: one each.",
+        of="SOURCE",
+    )
+
+    def __post_init__(self) -> None:
+        if self.segment_rates is None or self.segment_steps is None:
+            missing = "segment_rates" if self.segment_rates is None else "segment_steps"
+            raise ValueError(f"{missing} is needed: a number for each segment of the training run, separated by commas")
+        rates, steps, counts = self.rates, self.steps, self.counts
+        for name, other in (("segment_steps", steps), ("segments", counts)):
+            if len(other) != len(rates):
+                given = self.segments if name == "segments" else self.segment_steps
+                raise ValueError(f"{name} {given!r} must be {len(rates)} numbers, one for each of --segment_rates {self.segment_rates!r}")
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """η of each segment."""
+        return _each("segment_rates", self.segment_rates or "", float)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """K of each segment."""
+        return tuple(int(steps) for steps in _each("segment_steps", self.segment_steps or "", int))
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The number of checkpoints of each segment."""
+        if self.segments is None:
+            return (1,) * len(self.rates)
+        return tuple(int(count) for count in _each("segments", self.segments, int))
+
+
+def _each(name: str, text: str, kind: type[int] | type[float]) -> tuple[float, ...]:
+    try:
+        found = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(0 < value < float("inf") for value in found):
+        whole = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"{name} {text!r} must be {whole} above 0, one for each segment, separated by commas")
+    return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceSettings(SegmentSettings, KroneckerSettings):
+    """Of `source`."""
+
+    def __post_init__(self) -> None:
+        KroneckerSettings.__post_init__(self)
+        SegmentSettings.__post_init__(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class IterativeSettings(SampleSettings):
     """Of iterative solvers over a sample.
 

@@ -15,12 +15,13 @@ GROUP_HELP = {
     "report": "what is shown",
     "clean": "what is taken out, and where the rest goes",
     "export": "what is written, and for what",
+    "ensemble": "what is made of the runs",
 }
 
 WAY = {
     "The way": ("demo", "plan", "run", "report"),
     "Once for many runs of one training set": ("fit", "index", "query"),
-    "With finished results": ("inspect", "evaluate", "clean", "export"),
+    "With finished results": ("inspect", "evaluate", "ensemble", "clean", "export"),
 }
 """The commands in the order in which a newcomer meets them."""
 
@@ -100,6 +101,18 @@ _EVALUATE_EPILOG = """\
 Examples:
   beam-influence evaluate lds --scores influence --train_fn my_training:train --output evaluation
   beam-influence evaluate mislabelled --scores influence --mislabelled wrong_ids.txt --output evaluation"""
+
+_ENSEMBLE_DESCRIPTION = """\
+The mean of several finished runs' scores, each with its own model and curvature, and how sure it is: the tables of the runs, which are
+over the same examples and test points, with a column standard_error; top_k of the mean, with stable, whether a row's 90 % interval
+ends before the first training example that is not in the table. Needs --outputs scores of each run for top_k."""
+
+_ENSEMBLE_EPILOG = """\
+Any other option goes to Beam, for example --parallelism=8 with --runner flink.
+
+Examples:
+  beam-influence ensemble influence-0 influence-1 influence-2 --output ensemble
+  beam-influence report ensemble --output report.html"""
 
 _REPORT_DESCRIPTION = """\
 A finished run as one page: its test points as themselves, with their predictions and the training examples that helped and
@@ -207,6 +220,13 @@ COMMAND_HELP = {
         (*_RUN.common, "plan_workers", "json"),
     ),
     "evaluate": CommandHelp("how good scores are", _EVALUATE_DESCRIPTION, _EVALUATE_EPILOG),
+    "ensemble": CommandHelp(
+        "the mean of several runs' scores, and how sure it is",
+        _ENSEMBLE_DESCRIPTION,
+        _ENSEMBLE_EPILOG,
+        "RESULTS RESULTS ... --output FOLDER",
+        ("output", "top_k", "runner"),
+    ),
     "report": CommandHelp("a finished run as a page that a person reads", _REPORT_DESCRIPTION, _REPORT_EPILOG),
     "inspect": CommandHelp("what a folder of this program is, and how it was made", _INSPECT_DESCRIPTION, _INSPECT_EPILOG),
     "clean": CommandHelp(

@@ -14,6 +14,7 @@ from beam_influence.pipelines.clean_options import CleanOptions
 from beam_influence.pipelines.command_help import COMMAND_HELP, GROUP_HELP, TOP_DESCRIPTION, TOP_EPILOG, WAY
 from beam_influence.pipelines.config import InfluenceConfig, own_options
 from beam_influence.pipelines.demo import DEMOS
+from beam_influence.pipelines.ensemble_options import EnsembleOptions
 from beam_influence.pipelines.evaluate_config import MEASURES, RETRAINING, EvaluateConfig
 from beam_influence.pipelines.export_config import ExportConfig
 from beam_influence.pipelines.layered_parser import LayeredParser, formatter_class
@@ -60,6 +61,7 @@ def parser(kind: type[Curvature] | None = None, of_file: Mapping[str, object] | 
     top.add_argument("--print-completion", action=_PrintCompletion, metavar="SHELL", choices=("bash", "zsh", "tcsh"))
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=LayeredParser)
     makers = {"demo": _demo, "evaluate": _evaluate, "report": _report, "inspect": _inspect, "clean": _clean, "export": _export}
+    makers["ensemble"] = _ensemble
     for name in (name for names in WAY.values() for name in names):
         makers[name](commands) if name in makers else _configured(commands, name, kind, of_file or {})
     return top
@@ -139,6 +141,14 @@ def _clean(commands: Commands) -> None:
     command = _add_command(commands, "clean")
     runners.add_options(command.add_argument_group(_RUNNER_GROUP))
     _of_results(command, CleanOptions)
+
+
+def _ensemble(commands: Commands) -> None:
+    command = _add_command(commands, "ensemble")
+    runners.add_options(command.add_argument_group(_RUNNER_GROUP))
+    command.add_argument("results", nargs="+", metavar="RESULTS", help="The folders of finished runs, each its --output: the members.")
+    fields = [field for field in dataclasses.fields(EnsembleOptions) if "group" in field.metadata]
+    _add_options(command, fields, EnsembleOptions)
 
 
 def _inspect(commands: Commands) -> None:

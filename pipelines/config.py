@@ -10,6 +10,7 @@ from typing import Any
 
 from beam_influence.pipelines.check_candidates import check_candidates
 from beam_influence.pipelines.check_per_token import check_per_token
+from beam_influence.pipelines.check_segments import check_segments
 from beam_influence.pipelines.machine_memory import parse_bytes
 from beam_influence.pipelines.options.data import DataOptions
 from beam_influence.pipelines.options.method import MethodOptions, own_fields
@@ -52,6 +53,7 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
         if self.per_token:
             check_per_token(self)
         self.make_curvature()
+        check_segments(self)
         self.score_options()
         takes_rank = self.curvature_kind.takes_rank
         if self.rank is not None and (takes_rank == "never" or (takes_rank == "index" and not self.only_index)):

@@ -11,9 +11,12 @@ from beam_influence.influence_ops.evaluation.score_table import ScoreTable
 from beam_influence.pipelines.damping_sweep import check_sweep
 from beam_influence.pipelines.evaluate_config import EvaluateConfig
 from beam_influence.pipelines.evaluation_result import Evaluation, write_evaluation
+from beam_influence.pipelines.measures.class_detection import class_detection
 from beam_influence.pipelines.measures.measurement import Measured, Measurement
 from beam_influence.pipelines.measures.mislabelled import mislabelled
 from beam_influence.pipelines.measures.retrained import lds, removals
+from beam_influence.pipelines.measures.retrieval import retrieval
+from beam_influence.pipelines.measures.same_examples import different_examples, randomised
 from beam_influence.pipelines.measures.top_examples import brittleness, tail_patch
 from beam_influence.pipelines.runners import choose_engine, open_file_systems
 from beam_influence.transforms.files import BeamFiles, join
@@ -24,6 +27,11 @@ _MEASURES: dict[str, Callable[[Measurement], Measured]] = {
     "mislabelled": mislabelled,
     "brittleness": brittleness,
     "tail_patch": tail_patch,
+    "class_detection": class_detection,
+    "retrieval": retrieval,
+    "shortcut": retrieval,
+    "cardinality": different_examples,
+    "randomised": randomised,
 }
 
 

@@ -31,10 +31,38 @@ MEASURES = {
         "For some test points, takes one gradient step on the k most helpful training examples; beside it as many at random, and "
         "the nearest neighbours.",
     ),
+    "class_detection": (
+        "are the most helpful examples of the test point's own class, or subclass? No retraining",
+        "The share of the k most helpful training examples that have the test point's label, or its value of --class_feature, such as "
+        "a subclass that the model was not told; and the reciprocal rank of the first. Beside it the nearest neighbours, in the inputs and "
+        "in what the last layer sees, the examples of the largest loss, and random ones.",
+    ),
+    "retrieval": (
+        "are training examples found that are known to matter? No retraining",
+        "Precision and recall among the k most helpful training examples, and the mean reciprocal rank, of those that --relevant names for "
+        "each test point, such as the passages that tell a fact. Beside it the baselines of class_detection.",
+    ),
+    "shortcut": (
+        "are the training examples found that taught the model a shortcut? No retraining",
+        "The same for test points that have a shortcut, such as a watermark, on which the model relies: --relevant names the training "
+        "examples that have it.",
+    ),
+    "cardinality": (
+        "how many different training examples explain all test points? No retraining",
+        "The number of different examples among the k most helpful of all test points, and its share of the rows: small where the same "
+        "few, such as outliers, come up for everything. Beside it the nearest neighbours and what is expected by chance.",
+    ),
+    "randomised": (
+        "do the scores depend on what the model has learned? No retraining",
+        "How many of the first run's k most helpful examples the others name, too: runs of the same network with random weights. Scores "
+        "that stay the same are about the data or the architecture, not about the model. Beside it chance, and the nearest neighbours.",
+    ),
 }
 ALL = tuple(MEASURES)
 _RETRAINED = ("lds", "leave_one_out")
-_ON_TOP_K = ("brittleness", "tail_patch")
+_READ_ALONE = ("class_detection", "retrieval", "shortcut", "cardinality", "randomised")
+_ON_TOP_K = ("brittleness", "tail_patch", *_READ_ALONE)
+_RELEVANT = ("retrieval", "shortcut")
 RETRAINING = (*_RETRAINED, "brittleness")
 
 
@@ -96,7 +124,20 @@ class EvaluateConfig:
     shares: str = _option(
         "1,5,10,20,30", "Shares of the training set, in %, in which mislabelled examples are looked for.", ("mislabelled",)
     )
-    test_points: int = _option(10, "How many test points, spread evenly over the test set.", _ON_TOP_K)
+    class_feature: str | None = _option(
+        None, "The feature that names an example's class, in the files of both splits. Default: the label.", ("class_detection",)
+    )
+    relevant: str | None = _option(
+        None,
+        "Which training examples are to be found: Parquet or CSV with columns test_id and train_id, a row for each pair; or train_id "
+        "alone, or a text file with one a line: the same for all test points.",
+        _RELEVANT,
+    )
+    test_points: int | None = _option(
+        None,
+        "How many test points, spread evenly over the test set. Default: 10, and 100 of measures without retraining and steps.",
+        _ON_TOP_K,
+    )
     k: str = _option("10", "How many examples to take out, or to step on; several numbers are separated by commas.", _ON_TOP_K)
     learning_rate: float = _option(0.01, "Of the gradient step.", ("tail_patch",))
     seed: int = _option(0, "Of everything random: parts, removals, training (seed, seed + 1, …), the bootstrap.")
@@ -126,9 +167,14 @@ class EvaluateConfig:
             raise ValueError(f"--retrainings {self.retrainings} must be at least 3, for a correlation over them")
         if not 0 < self.fraction < 1:
             raise ValueError(f"--fraction {self.fraction} must be above 0 and below 1")
+        if self.measure in _RELEVANT and self.relevant is None:
+            raise ValueError("--relevant is needed: a file with the ids of the training examples that are to be found")
+        if self.measure == "randomised" and len(self.runs) < 2:
+            raise ValueError(f"--scores {self.scores!r} must name two runs: of the model, then of the same network with random weights")
         for name in ("repeats", "test_points"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} {value} must be at least 1")
         if any(not 0 < damping < float("inf") for damping in self.damping_list or ()):
             raise ValueError(f"--damping_sweep {self.damping_sweep!r} must be 'auto', or numbers above 0, separated by commas")
         if not self.learning_rate > 0:
@@ -149,6 +195,11 @@ class EvaluateConfig:
     def runs(self) -> tuple[str, ...]:
         """The folders in `scores`."""
         return tuple(folder.strip().rstrip("/") for folder in self.scores.split(",") if folder.strip())
+
+    @property
+    def chosen_test_points(self) -> int:
+        """How many test points are looked at, at most."""
+        return self.test_points or (100 if self.measure in _READ_ALONE else 10)
 
     @property
     def damping_list(self) -> tuple[float, ...] | None:

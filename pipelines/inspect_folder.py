@@ -15,6 +15,7 @@ from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.results.result_files import MANIFEST, naming_listed, read_manifest, table_files
 from beam_influence.pipelines.clean import FACTS
 from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.ensemble import MEMBERS
 from beam_influence.pipelines.evaluate_config import MEASURES
 from beam_influence.pipelines.named_code import MAY_BE_CODE, names_code
 from beam_influence.pipelines.option_file import ONLY_OUTPUT
@@ -45,7 +46,8 @@ class Inspection:
 
     Attributes:
       folder: where it is.
-      kind: `results`, `curvature`, `index`, `operator` (a saved curvature's own folder), `cleaned`, `evaluation` or `unfinished`.
+      kind: `results`, `curvature`, `index`, `operator` (a saved curvature's own folder), `cleaned`, `evaluation`, `ensemble` or
+        `unfinished`.
       what: that in words.
       facts: what must be known about it, by name.
       tables: those in it.
@@ -122,6 +124,13 @@ def _of_manifest(folder: str, rows: int) -> Inspection:
         "curvature": f"a fitted curvature; use it: beam-influence run --curvature_path {shlex.quote(join(folder, 'curvature'))}",
         "index": f"an index of training examples; ask it: beam-influence query --index {quoted}",
     }[kind]
+    if MEMBERS in manifest:
+        of = [member["folder"] for member in manifest[MEMBERS]["members"]]
+        facts |= {"members": manifest[MEMBERS]["members"], "90 % interval": f"± {manifest[MEMBERS]['interval_factor']:.3g} standard errors"}
+        words = ["beam-influence", "ensemble", *of, "--output", config["output"], "--top_k", str(config["top_k"])]
+        words = words if "top_k" in manifest["tables"] else words[:-2]
+        what = f"the mean of {len(of)} runs' scores; a page of it: beam-influence report {quoted} --output report.html"
+        return Inspection(folder, "ensemble", what, facts, tables, shlex.join(words))
     code = [word for name in MAY_BE_CODE if names_code(name, str(config.get(name) or "")) for word in (f"--{name}", config[name])]
     return Inspection(folder, kind, what, facts, tables, _command(config), code)
 

@@ -136,6 +136,8 @@ def _content(path: str) -> tuple[Mapping[object, object], bool]:
     manifest = content
     if not isinstance(manifest["config"] if "config" in manifest else None, dict):
         raise ValueError(f"--config {path!r} is a manifest without options: it is of another program")
+    if "ensemble" in manifest:
+        raise ValueError(f"--config {path!r} is of an ensemble, which no command's options make again; repeat its members")
     return manifest["config"], True
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from beam_influence.pipelines import runners
 from beam_influence.pipelines.clean_options import CleanOptions
 from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.ensemble_options import EnsembleOptions
 from beam_influence.pipelines.evaluate_config import RETRAINING, EvaluateConfig
 from beam_influence.pipelines.export_config import ExportConfig
 from beam_influence.pipelines.option_file import ONLY_OUTPUT
@@ -123,6 +124,15 @@ def _export(known: argparse.Namespace, beam_arguments: list[str]) -> None:
     _print(known, lambda: dataclasses.asdict(exported), lambda: exported.text)
 
 
+def _ensemble(known: argparse.Namespace, beam_arguments: list[str]) -> None:
+    known.results = tuple(known.results)
+    options = EnsembleOptions(**fields_of(EnsembleOptions, known))
+    from beam_influence.pipelines.ensemble import ensemble, ensemble_text
+
+    made = ensemble(options, [*runners.as_arguments(known), *beam_arguments])
+    _print(known, lambda: dataclasses.asdict(made), lambda: ensemble_text(made))
+
+
 Program = Callable[[argparse.Namespace, list[str]], int | None]
 _FAILED = "the run failed: "
 PROGRAMS: dict[str, tuple[Program, str]] = {
@@ -134,5 +144,6 @@ PROGRAMS: dict[str, tuple[Program, str]] = {
     "inspect": (_inspect, _FAILED),
     "clean": (_clean, "the cleaning failed: "),
     "export": (_export, _FAILED),
+    "ensemble": (_ensemble, "the ensemble failed: "),
 }
 """What each command does, and what the message of a failed one begins with."""

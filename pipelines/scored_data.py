@@ -46,16 +46,21 @@ def check_code(stored: Mapping[str, Any], code: Mapping[str, str | None], folder
             raise ValueError(f"--{name} {given}: the run in {folder!r} had {had!r}; name just that, or leave it out where it is no code")
 
 
-def config_of(stored: Mapping[str, Any], folder: str, curvature: str | None = None) -> InfluenceConfig:
+def config_of(
+    stored: Mapping[str, Any], folder: str, curvature: str | None = None, class_feature: str | None = None
+) -> InfluenceConfig:
     """What a finished run read and explained, as options of a run: those of the data and of the model in its manifest.
 
     Args:
       stored: the options in the manifest; with `train`.
       folder: of the run.
       curvature: None: one that needs no pass over the data.
+      class_feature: a feature whose values are read as the examples' groups.
     """
     kept = [field.name for field in dataclasses.fields(InfluenceConfig) if field.metadata["group"] in ("data", "model")]
     options = {name: stored[name] for name in [*kept, "batch_size", "threads"] if name in stored and name not in _LEFT_OUT}
+    if class_feature is not None:
+        options |= {"group_feature": class_feature, "test_group_feature": class_feature}
     return InfluenceConfig(**options, output=folder, outputs="self_influence", curvature=curvature or "identity")
 
 
@@ -65,18 +70,19 @@ class ScoredData:
     Args:
       run: the finished run.
       code: what the command line names as `module:function`, by option; see `check_code`.
+      class_feature: see `config_of`.
 
     Raises:
       ValueError: the run names code that the command line does not, it had no training files, or the files or the model are no longer
         what they were.
     """
 
-    def __init__(self, run: ScoreTable, code: Mapping[str, str | None]):
+    def __init__(self, run: ScoreTable, code: Mapping[str, str | None], class_feature: str | None = None):
         stored = run.manifest["config"]
         check_code(stored, code, run.folder)
         if not stored.get("train"):
             raise ValueError(f"the run in {run.folder!r} had no --train; evaluate one that read the training set itself")
-        config = config_of(stored, run.folder, code.get("curvature"))
+        config = config_of(stored, run.folder, code.get("curvature"), class_feature)
         self.prepared: PreparedRun = prepare(config)
         self._batch_size = config.batch_size
         self.model: ExplainedModel = self.prepared.model.session()

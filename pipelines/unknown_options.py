@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from beam_influence.pipelines.clean_options import CleanOptions
 from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.ensemble_options import EnsembleOptions
 from beam_influence.pipelines.evaluate_config import EvaluateConfig
 from beam_influence.pipelines.export_config import ExportConfig
 from beam_influence.pipelines.options.option import COMMANDS
@@ -24,7 +25,7 @@ def options_of_commands() -> dict[str, tuple[str, ...]]:
     for field in dataclasses.fields(EvaluateConfig):
         measures = tuple(f"evaluate {measure}" for measure in field.metadata.get("measures", ()))
         found[field.name] = (*found.get(field.name, ()), *measures)
-    for command, config in (("report", ReportConfig), ("clean", CleanOptions), ("export", ExportConfig)):
+    for command, config in (("report", ReportConfig), ("clean", CleanOptions), ("export", ExportConfig), ("ensemble", EnsembleOptions)):
         for field in dataclasses.fields(config):
             found[field.name] = (*found.get(field.name, ()), command)
     for name in ("config", "set"):

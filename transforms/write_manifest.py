@@ -28,6 +28,27 @@ def _place(file: WrittenFile) -> tuple[str, str]:
     return "", file.path
 
 
+@dataclasses.dataclass
+class ListFiles(beam.PTransform):
+    """Lists files, each once.
+
+    In: `WrittenFile`. Out: at most 256 `ListedFiles`.
+    """
+
+    def expand(self, files: pvalue.PCollection[WrittenFile]) -> pvalue.PCollection[ListedFiles]:
+        return collection(files | MergeBuckets(_place, _list_once, (WrittenFile, ListedFiles)))
+
+
+def read_lists(lists: Iterable[ListedFiles]) -> list[pa.Table]:
+    """The rows of `LISTED` in lists."""
+    return [pa.ipc.open_stream(some.data).read_all() for some in lists]
+
+
+def versions() -> dict[str, str]:
+    """Of Python, and of the packages that numbers depend on."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _VERSIONED}}
+
+
 def _list_once(files: Iterable[WrittenFile]) -> ListedFiles:
     """A bundle that was run twice tells of its files twice."""
     table = each_once(listed(files))
@@ -79,15 +100,15 @@ class _WriteManifestDoFn(beam.DoFn):
             "config": self._config,
             "model": self._model,
             "curvature": {key: value for key, value in preconditioner.description.items() if key != "kind"},
-            "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _VERSIONED}},
+            "versions": versions(),
         }
         if self._resumed:
             content["resumed"] = sorted(self._resumed)
         if of_rounds := list(reports):
             content["solver"] = dataclasses.asdict(functools.reduce(SolverReport.and_of, of_rounds))
         kept = () if self._base is None else list_batches(self._output, self._base, BeamFiles())
-        lists = [pa.ipc.open_stream(some.data).read_all() for some in files]
-        yield write_manifest(self._output, pa.concat_tables([pa.Table.from_batches(kept, LISTED), *lists]), content, BeamFiles())
+        every = pa.concat_tables([pa.Table.from_batches(kept, LISTED), *read_lists(files)])
+        yield write_manifest(self._output, every, content, BeamFiles())
 
 
 @dataclasses.dataclass
@@ -121,6 +142,6 @@ class WriteManifest(beam.PTransform):
     in_part: bool = False
 
     def expand(self, files: pvalue.PCollection[WrittenFile]) -> pvalue.PCollection[str]:
-        lists = files | "ListFiles" >> MergeBuckets(_place, _list_once, (WrittenFile, ListedFiles))
+        lists = files | "ListFiles" >> ListFiles()
         several = [pvalue.AsIter(collection(side)) for side in (lists, self.counts, self.reports)]
         return run_once(files.pipeline, "Write", _WriteManifestDoFn(self), str, pvalue.AsSingleton(self.preconditioner), *several)

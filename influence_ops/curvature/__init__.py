@@ -27,13 +27,18 @@ from beam_influence.influence_ops.curvature.kfac import Kfac
 from beam_influence.influence_ops.curvature.lissa import Lissa
 from beam_influence.influence_ops.curvature.random_projection import RandomProjection
 from beam_influence.influence_ops.curvature.sampled import FittedOnSample
+from beam_influence.influence_ops.curvature.source import Source
+from beam_influence.influence_ops.curvature.source_gauss_newton import SourceGaussNewton
 from beam_influence.influence_ops.import_path import load_object
 from beam_influence.influence_ops.settings import refuse_unknown_settings, setting_fields
 
 CURVATURES: dict[str, type[Curvature]] = {
     kind.name: kind
-    for kind in (Identity, Exact, GaussNewton, Kfac, Ekfac, GaussNewtonCg, ConjugateGradient, Lissa, Arnoldi, RandomProjection)
-}
+    for kind in (
+        Identity, Exact, GaussNewton, Kfac, Ekfac, GaussNewtonCg, ConjugateGradient, Lissa, Arnoldi, RandomProjection, Source,
+        SourceGaussNewton,
+    )
+}  # fmt: skip
 
 ALIASES = {"cgd": ConjugateGradient.name}  # the reference calculator's name
 

@@ -30,14 +30,14 @@ class FinishOptions:
     """How a statistic becomes an operator.
 
     Attributes:
-      damping: λ of (H + λI), at least 0, or `auto`: 0.1 × the mean eigenvalue of H (the rule of
-        Grosse et al. 2023, section 3.1, applied to the whole matrix).
-      leave_one_out: weigh the data's curvature by n/(n − 1), so that taking one example's part away
-        (`removal="newton"`) leaves the mean over the other n − 1.
-      rcond: with damping 0, eigenvalues up to rcond × the largest are dropped (a pseudo-inverse); None:
-        P × the machine's epsilon, NumPy's rule.
-      rank: how many of the largest eigenvalues λ_k are used, the others taken as equal to the smallest of them, so
-        that the inverse keeps its residual term 1/(λ_k + λ); None: all of them.
+      damping: λ of (H + λI), at least 0, or `auto`: 0.1 × the mean eigenvalue of H (the rule of Grosse et al. 2023,
+        section 3.1, applied to the whole matrix).
+      leave_one_out: weigh the data's curvature by n/(n − 1), so that taking one example's part away (`removal="newton"`)
+        leaves the mean over the other n − 1.
+      rcond: with damping 0, eigenvalues up to rcond × the largest are dropped (a pseudo-inverse); None: P × the machine's
+        epsilon, NumPy's rule.
+      rank: how many of the largest eigenvalues λ_k are used, the others taken as equal to the smallest of them, so that the
+        inverse keeps its residual term 1/(λ_k + λ); None: all of them.
       spectrum: whether a P × P matrix is inverted by its eigenvalues, which `with_damping` needs and `meta` then tells, also
         where it has more than 1,024 rows, damping above 0 and no rank: a Cholesky factor does that several times as fast.
     """
@@ -70,12 +70,14 @@ class Preconditioner(abc.ABC):
       arrays: the named arrays it consists of.
       meta: `curvature`, `damping`, `examples` (n), `size` (P), `fingerprint` of the model, and facts about the spectrum.
       solves_blocks: whether `solve_blocks` holds one block of the layout at a time, not all P numbers.
+      is_symmetric: whether what `apply` gives of a training example is its influence vector; else it is of test points.
     """
 
     arrays: Mapping[str, np.ndarray]
     meta: Mapping[str, Any]
     kind: ClassVar[str]
     solves_blocks: ClassVar[bool] = False
+    is_symmetric: ClassVar[bool] = True
 
     @abc.abstractmethod
     def apply(self, gradients: np.ndarray) -> np.ndarray:
@@ -144,26 +146,25 @@ class Preconditioner(abc.ABC):
 class Curvature(abc.ABC):
     """An approximation of the Hessian: one file, one entry in `CURVATURES`.
 
-    A Beam CombineFn by construction: `create`, `add` per batch, `merge`, `finish`. One that needs several passes over
-    the data has a statistic for each: `advance` makes of it what the next pass must know, and `resume` the curvature
-    at that pass.
+    A Beam CombineFn by construction: `create`, `add`, `merge`, `finish`. One of several passes over the data has a statistic for
+    each: `advance` makes of it what the next pass must know, and `resume` the curvature at that pass.
 
     What a class says of itself decides which options of a run go with it; nothing else knows its name.
 
     Attributes:
       passes: over the training data from this one on: 0 when none is needed.
-      operators: the classes of operators of its own, which `load_preconditioner` finds by their `kind`.
-      systems: the matrix that conjugate gradients over all data solve with, this operator being their preconditioner or first
-        guess; None where the operator itself is the answer.
-      needs_hessian: whether it multiplies with second derivatives of the whole network.
+      operators: its own classes of operators, which `load_preconditioner` finds by their `kind`.
+      systems: the matrix that conjugate gradients over all data solve with, this operator their preconditioner or first guess; or None.
+      needs_hessian: whether it takes second derivatives of the whole network.
       has_embedding: whether an index can be made with it; see `Preconditioner.embed`.
-      allows_newton: whether `leave_one_out` is possible, since it holds the whole matrix.
+      allows_newton: whether `leave_one_out` is possible: it holds the whole matrix.
       takes_rank: whether `FinishOptions.rank` means something: always, for an index alone, or never.
       index_rank: the rank of an index where none is named; None: as for any other use.
+      weighs_checkpoints: whether it says itself how much each of a model's checkpoints counts.
 
     Args:
-      settings: of the class `Settings`, a frozen dataclass of its options; None: their defaults. A curvature of your own has
-        its own class, whose fields (see `influence_ops/settings.py`) become options of the command line.
+      settings: of the class `Settings`, a frozen dataclass of its options; None: their defaults. The fields of one of your own
+        (see `influence_ops/settings.py`) become options of the command line.
     """
 
     name: ClassVar[str]
@@ -176,6 +177,7 @@ class Curvature(abc.ABC):
     allows_newton: ClassVar[bool] = False
     takes_rank: ClassVar[Literal["always", "index", "never"]] = "never"
     index_rank: ClassVar[int | None] = None
+    weighs_checkpoints: ClassVar[bool] = False
 
     def __init__(self, settings: Any = None):
         self.settings: Any = self.Settings() if settings is None else settings
@@ -191,8 +193,8 @@ class Curvature(abc.ABC):
 
     @abc.abstractmethod
     def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
-        """The statistic with a batch added; `statistic` may be changed in place, but not by a batch that is too large for the device:
-        what can raise `ResourceExhaustedError` comes before the first change."""
+        """The statistic with a batch added; `statistic` may be changed in place, but what can raise `ResourceExhaustedError`, as a batch
+        too large for the device does, comes before the first change."""
 
     def merge_part(self, name: str, a: Any, b: Any) -> Any:
         """Two parts of one name as one; `a` may be changed in place. Parts are sums unless overridden."""
@@ -259,10 +261,8 @@ def fit(
 
 def _operators(of: type[Curvature] = Curvature) -> dict[str, type[Preconditioner]]:
     """The operators of all curvatures, the user's own too, by kind."""
-    found = {operator.kind: operator for operator in of.operators}
-    for derived in of.__subclasses__():
-        found |= _operators(derived)
-    return found
+    derived = [operators for kind in of.__subclasses__() for operators in _operators(kind).items()]
+    return {operator.kind: operator for operator in of.operators} | dict(derived)
 
 
 def load_preconditioner(folder: str, files: FileStore | None = None) -> Preconditioner:

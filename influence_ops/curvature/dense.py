@@ -98,7 +98,7 @@ class DenseCurvature(Curvature):
             raise ValueError("no training example is left to make a curvature from")
         if options.leave_one_out and examples < 2:
             raise ValueError("removal='newton' needs at least 2 training examples")
-        matrix = self._assemble(model, statistic, examples - 1 if options.leave_one_out else examples)
+        matrix = self.assemble(model, statistic, examples - 1 if options.leave_one_out else examples)
         rcond = options.rcond if options.rcond is not None else model.size * float(np.finfo(model.dtype).eps)
         facts = {
             "curvature": self.name,
@@ -118,7 +118,7 @@ class DenseCurvature(Curvature):
         del matrix
         return self._invert(eigenvalues, eigenvectors, options, rcond, facts)
 
-    def _assemble(self, model: ExplainedModel, statistic: Statistic, examples: int) -> np.ndarray:
+    def assemble(self, model: ExplainedModel, statistic: Statistic, examples: int) -> np.ndarray:
         """H [P, P]: the blocks' mean over so many examples, and the regulariser's Hessian."""
         matrix = np.empty((model.size, model.size))
         for name, rows, columns in upper_blocks(model.size):

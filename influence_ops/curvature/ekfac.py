@@ -30,7 +30,7 @@ class Ekfac(Kfac):
     _device: DeviceCopies
 
     def _add_block(
-        self, of_batch: dict[str, tf.Tensor], number: int, layout: BlockLayout, block: Block, weights: tf.Tensor, first: bool
+        self, of_batch: dict[str, tf.Tensor], number: int | str, layout: BlockLayout, block: Block, weights: tf.Tensor, first: bool
     ) -> None:
         if self._bases is None:
             super()._add_block(of_batch, number, layout, block, weights, first)

@@ -61,7 +61,7 @@ class Kfac(Curvature):
         return statistic
 
     def _add_block(
-        self, of_batch: dict[str, tf.Tensor], number: int, layout: BlockLayout, block: Block, weights: tf.Tensor, first: bool
+        self, of_batch: dict[str, tf.Tensor], number: int | str, layout: BlockLayout, block: Block, weights: tf.Tensor, first: bool
     ) -> None:
         """Adds a batch's gradients in one block to its sums, which stay on the device; `first`: at the first of the draws."""
         if isinstance(block, Materialised) and layout.rows > 1:

@@ -51,7 +51,7 @@ class DeviceCopies:
             self._tensors[key] = tf.constant(array(), dtype)
         return self._tensors[key]
 
-    def rotated(self, arrays: Mapping[str, np.ndarray], number: int, block: Block) -> Block:
+    def rotated(self, arrays: Mapping[str, np.ndarray], number: int | str, block: Block) -> Block:
         """Block `number` in the basis of its sides' vectors, `inputs-number` and `errors-number` ([0, 0]: as it is)."""
 
         def vectors(side: str) -> tf.Tensor:

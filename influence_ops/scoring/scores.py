@@ -157,6 +157,8 @@ class Scorer:
                 f"removal={options.removal!r} needs a curvature that was fitted for it: exact or gauss_newton, "
                 "fitted with the same --removal"
             )
+        if (self._needs_vectors or options.normalize != "none") and not preconditioner.is_symmetric:
+            raise ValueError(f"a {preconditioner.meta['curvature']} curvature gives no influence vectors; leave --normalize and them out")
 
     def score(self, batch: ExampleBatch) -> BatchScores:
         """Influence of each example of `batch` on each query."""

@@ -34,7 +34,7 @@ class Measurement:
 
     def data(self) -> ScoredData:
         """The model and the data, opened again."""
-        return ScoredData(self.runs[0], self.config.code)
+        return ScoredData(self.runs[0], self.config.code, self.config.class_feature)
 
     def retrainer(self, data: ScoredData, train_ids: Sequence[str]) -> Retrainer:
         """Retrains on parts of `train_ids`."""

@@ -2,50 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from beam_influence.influence_ops.evaluation.brittleness import effect
-from beam_influence.influence_ops.evaluation.choices import are_numbers, nearest_examples, random_examples
 from beam_influence.influence_ops.evaluation.tail_patch import loss_changes, mean_gradients
 from beam_influence.pipelines.evaluation_result import Row
+from beam_influence.pipelines.measures.chosen_sets import choose_sets
 from beam_influence.pipelines.measures.measurement import Measured, Measurement
-from beam_influence.pipelines.scored_data import ScoredData
-
-_RANDOM_DRAWS = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class _Sets:
-    """Sets of training examples for some test points: (method, k) -> one set for each draw and test point."""
-
-    test_ids: list[str]
-    of: dict[tuple[str, int], list[list[list[str]]]]
-
-
-def _choose(measurement: Measurement, data: ScoredData, train_ids: list[str]) -> _Sets:
-    """The most helpful examples by each run, the nearest, and random ones: for every k, of every chosen test point."""
-    config, every = measurement.config, data.ids("test")
-    if not every:
-        raise ValueError("the run had no test points")
-    if max(config.k_list) >= len(train_ids):
-        raise ValueError(f"--k {config.k!r}: there are only {len(train_ids):,} training examples")
-    test_ids = [every[place] for place in np.unique(np.linspace(0, len(every) - 1, config.test_points).round().astype(int))]
-    largest = max(config.k_list)
-    best = {run.folder: [run.top_k(largest, test_ids)] for run in measurement.runs}
-    queries = data.examples("test", test_ids)
-    if are_numbers(queries.inputs):
-        best["nearest"] = [nearest_examples(data.batches("train"), queries, largest)]
-    best["random"] = [
-        [random_examples(train_ids, largest, seed)] * len(test_ids) for seed in range(config.seed, config.seed + _RANDOM_DRAWS)
-    ]
-    sets = {
-        (method, k): [[names[:k] for names in draw] for draw in draws]
-        for k in sorted(set(config.k_list))
-        for method, draws in best.items()
-    }
-    return _Sets(test_ids, sets)
 
 
 def brittleness(measurement: Measurement) -> Measured:
@@ -53,7 +16,7 @@ def brittleness(measurement: Measurement) -> Measured:
     config, data = measurement.config, measurement.data()
     train_ids = data.ids("train")
     places = {name: place for place, name in enumerate(train_ids)}
-    sets = _choose(measurement, data, train_ids)
+    sets = choose_sets(measurement, data, train_ids)
     # A random set is the same for all test points: one retraining serves them all.
     wanted = {tuple(sorted(names)): None for draws in sets.of.values() for draw in draws for names in draw}
     masks = [np.ones(len(train_ids), dtype=bool)]
@@ -87,7 +50,7 @@ def tail_patch(measurement: Measurement) -> Measured:
     """What one gradient step on the most helpful examples of a test point does to it."""
     config, data = measurement.config, measurement.data()
     train_ids = data.ids("train")
-    sets = _choose(measurement, data, train_ids)
+    sets = choose_sets(measurement, data, train_ids)
     tests = data.examples("test", sets.test_ids)
     rows = []
     for (method, k), draws in sets.of.items():

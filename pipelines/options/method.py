@@ -13,6 +13,7 @@ from beam_influence.influence_ops.settings import (
     IterativeSettings,
     KroneckerSettings,
     ProjectionSettings,
+    SegmentSettings,
     refuse_unknown_settings,
     setting_fields,
 )
@@ -40,7 +41,8 @@ class MethodOptions:
     curvature: str = _option(
         "gauss_newton",
         "The approximation of the Hessian: identity, exact, gauss_newton (P × P matrices), kfac, ekfac, gauss_newton_cg (whole networks), "
-        "conjugate_gradient, lissa, arnoldi, random_projection, or your own as module:Class.",
+        "conjugate_gradient, lissa, arnoldi, random_projection, source, source_gauss_newton (a training run unrolled in segments, with "
+        "--checkpoints), or your own as module:Class.",
         commands=FITTING,
     )
     n_samples: int | None = _option(
@@ -103,6 +105,9 @@ class MethodOptions:
     projection_dim: int | None = _of(ProjectionSettings, "projection_dim", default=None)
     projection: str = _of(ProjectionSettings, "projection")
     block_size: int | None = _of(ArnoldiSettings, "block_size", default=None)
+    segment_rates: str | None = _of(SegmentSettings, "segment_rates", commands=("run", "fit"))
+    segment_steps: str | None = _of(SegmentSettings, "segment_steps", commands=("run", "fit"))
+    segments: str | None = _of(SegmentSettings, "segments", commands=("run", "fit"))
     curvature_settings: str | None = _option(
         None,
         "The settings of a curvature of your own, module:Class: name=value, separated by commas. On the command line each may also be "

@@ -29,7 +29,7 @@ _TIMED = 1536
 class _Undecomposed(DenseCurvature):
     def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         examples = max(int(statistic[COUNT][0]), 1)
-        matrix = self._assemble(model, statistic, examples)
+        matrix = self.assemble(model, statistic, examples)
         matrix[np.diag_indices(model.size)] += np.abs(matrix).sum(1) + 1.0  # so that triangles of it can be solved with
         meta = {
             "curvature": self.name,

@@ -12,6 +12,7 @@ import pytest
 from beam_influence.pipelines.clean_options import CleanOptions
 from beam_influence.pipelines.cli import main, parser
 from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.ensemble_options import EnsembleOptions
 from beam_influence.pipelines.evaluate_config import EvaluateConfig
 from beam_influence.pipelines.export_config import ExportConfig
 from beam_influence.pipelines.report_config import ReportConfig
@@ -51,9 +52,11 @@ def test_every_documented_command_is_understood(name: str) -> None:
     if known.command in ("demo", "inspect"):
         return
     kinds = {"evaluate": EvaluateConfig, "report": ReportConfig, "clean": CleanOptions, "export": ExportConfig}
+    kinds["ensemble"] = EnsembleOptions
     kind = kinds.get(known.command, InfluenceConfig)
     options = {field.name: getattr(known, field.name) for field in dataclasses.fields(kind) if hasattr(known, field.name)}
     alone = {"fit": {"outputs": "curvature"}, "index": {"outputs": "index"}}
+    options |= {"results": tuple(known.results)} if known.command == "ensemble" else {}
     kind(**{**options, **alone.get(known.command, {})})
 
 

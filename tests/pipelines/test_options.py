@@ -27,7 +27,7 @@ VALUES: dict[str, str] = {
     "model": "other", "output": "other", "damping": "0.5", "curvature": "ekfac", "rcond": "0.5", "tolerance": "0.5", "weights": "all",
     "outputs": "scores", "checkpoint_weights": "0.5", "preprocess": "module:function", "weight_decay": "0.5", "fisher": "true",
     "removal": "newton", "order": "ascending", "projection_dim": "8", "normalize": "theta", "index_dtype": "float16", "search": "faiss",
-    "curvature_settings": "cut=0.5",
+    "curvature_settings": "cut=0.5", "segment_rates": "0.5", "segment_steps": "7", "segments": "2",
 }  # fmt: skip
 GOES_WITH: dict[str, dict[str, str]] = {
     "influence_vectors_path": {"train": "", "test": "b"},
@@ -41,6 +41,9 @@ GOES_WITH: dict[str, dict[str, str]] = {
     "matrix": {"curvature": "arnoldi"},
     "block_size": {"curvature": "arnoldi"},
     "curvature_settings": {"curvature": "tests.pipelines.test_own_curvature:CutDiagonal"},
+    "segment_rates": {"curvature": "source", "segment_steps": "5"},
+    "segment_steps": {"curvature": "source", "segment_rates": "0.5"},
+    "segments": {"curvature": "source", "segment_rates": "0.5", "segment_steps": "5", "checkpoints": "a,b"},
     "projection": {"curvature": "random_projection"},
     "projection_dim": {"curvature": "random_projection"},
     "checkpoint_weights": {"checkpoints": "c"},

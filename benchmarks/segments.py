@@ -1,0 +1,183 @@
+"""SOURCE, ensembles and their intervals beside real retraining, where training was stopped early and where it converged.
+
+Five models of an MLP 64-12-10 on 400 digits (P = 910), each with its own seed, explain 60 test points. Retrained are random halves, each
+with several seeds, and random groups of 5 % left out; see `many_trainings`.
+
+    python -m benchmarks.segments [--regimes early,converged] [--curvatures ekfac,source] [--members 5] [--retrainings 40] [--repeats 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from beam_influence.influence_ops import device  # sets TensorFlow's log level before it is imported
+
+device.configure_tensorflow()
+
+import keras  # noqa: E402  (after the log level is set)
+import numpy as np  # noqa: E402
+
+from beam_influence.influence_ops.curvature import curvature_by_name, fit  # noqa: E402
+from beam_influence.influence_ops.curvature.base import FinishOptions  # noqa: E402
+from beam_influence.influence_ops.ensemble.intervals import interval_factor  # noqa: E402
+from beam_influence.influence_ops.evaluation.correlation import bootstrap_error, mean_over_columns, spearman  # noqa: E402
+from beam_influence.influence_ops.model.checkpoints import CheckpointSum  # noqa: E402
+from beam_influence.influence_ops.model.explained_model import ExplainedModel  # noqa: E402
+from beam_influence.influence_ops.model.influence_model import InfluenceModel  # noqa: E402
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch  # noqa: E402
+from benchmarks.many_trainings import DECAY, HIDDEN, TRAIN, Digits, Phase, load, losses, train  # noqa: E402
+
+GROUPS, GROUP_SIZE = 20, 20
+REGIMES = {"early": [Phase(100, 0.1), Phase(50, 0.05)], "converged": [Phase(2500, 0.3), Phase(1500, 0.05)]}
+SEGMENTS = {"early": 3, "converged": 3}
+ONE_OF = {"source": "ekfac", "source_gauss_newton": "gauss_newton"}
+"""The curvatures of segments, and those of one checkpoint that they are compared with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """What retraining did.
+
+    Attributes:
+      masks, losses: of the halves: [S, N] and, the mean over seeds, [S, T].
+      groups, changes: those left out [G, N], and the change of the losses for each seed [R, G, T].
+    """
+
+    masks: np.ndarray
+    losses: np.ndarray
+    groups: np.ndarray
+    changes: np.ndarray
+
+
+def retrain(data: Digits, phases: list[Phase], retrainings: int, repeats: int) -> Truth:
+    """All retrainings; those of a group have the seed of one on everything beside them."""
+    random = np.random.default_rng(0)
+    halves = np.stack([random.permutation(TRAIN) < TRAIN // 2 for _ in range(retrainings)])
+    without = np.ones((GROUPS + 1, TRAIN), bool)
+    for number in range(GROUPS):
+        without[number, random.choice(TRAIN, GROUP_SIZE, replace=False)] = False
+    end = sum(phase.steps for phase in phases)
+    # A group and the base beside it share a seed, so that their difference is the group's.
+    masks = np.concatenate([halves, without])
+    found = []
+    for repeat in range(repeats):
+        seeds = [1000 * (repeat + 1) + row for row in range(retrainings)] + [1000 * (repeat + 1) + 999] * len(without)
+        found.append(losses(train(data, masks, seeds, phases, [end])[end], data.test_x, data.test_y))
+    all_losses = np.stack(found)
+    of_groups = all_losses[:, retrainings:]
+    return Truth(halves, all_losses[:, :retrainings].mean(axis=0), ~without[:GROUPS], of_groups[:, :GROUPS] - of_groups[:, GROUPS:])
+
+
+def batch(x: np.ndarray, y: np.ndarray) -> ExampleBatch:
+    """All examples at once."""
+    return ExampleBatch(np.arange(len(x)).astype(str).astype(object), x, y)
+
+
+def model_of(weights: list[np.ndarray], member: int) -> InfluenceModel:
+    """One of the networks, all weights watched, in float64."""
+    inputs = keras.Input((64,), dtype="float64")
+    hidden = keras.layers.Dense(HIDDEN, activation="relu", dtype="float64")(inputs)
+    network = keras.Model(inputs, keras.layers.Dense(10, dtype="float64")(hidden))
+    network.set_weights([array[member] for array in weights])
+    return InfluenceModel(network, loss_function="softmax_cross_entropy", weights="all", weight_decay=DECAY)
+
+
+def scores(model: ExplainedModel, data: Digits, name: str, settings: dict[str, Any]) -> np.ndarray:
+    """Influence: [N, T]."""
+    rows, tests = batch(data.x, data.y), batch(data.test_x, data.test_y)
+    operator = fit(model, curvature_by_name(name, settings=settings), lambda: [rows], FinishOptions()).bind(model)
+    solved = operator.apply(np.asarray(model.losses_and_gradients(tests)[1], dtype=np.float64))
+    return np.asarray(model.losses_and_gradients(rows)[1], dtype=np.float64) @ solved.T
+
+
+def cuts_of(phases: list[Phase], in_each: int) -> tuple[list[int], dict[str, Any]]:
+    """The steps of checkpoints, the middle of each segment and the end, and the settings: `in_each` segments in each phase."""
+    middles, steps, rates, start = [], [], [], 0
+    for phase in phases:
+        for part in np.array_split(np.arange(phase.steps), in_each):
+            middles.append(start + len(part) // 2)
+            steps.append(len(part))
+            rates.append(phase.rate)
+            start += len(part)
+    counts = [1] * (len(middles) - 1) + [2]
+    texts = [",".join(map(str, numbers)) for numbers in (counts, steps, rates)]
+    return [*middles, start], dict(zip(("segments", "segment_steps", "segment_rates"), texts, strict=True))
+
+
+def lds_of(truth: Truth, methods: list[list[np.ndarray]]) -> tuple[list[float], Callable[[Callable[[list[float]], float]], float]]:
+    """The LDS of each method, the mean over its members' own; and the standard error of what is made of them."""
+    sums = [[truth.masks @ member for member in members] for members in methods]
+
+    def each(rows: np.ndarray) -> list[float]:
+        actual = -truth.losses[rows]
+        return [float(np.mean([mean_over_columns(spearman(s[rows], actual)) for s in members])) for members in sums]
+
+    return each(np.arange(len(truth.masks))), lambda of: bootstrap_error(lambda rows: of(each(rows)), len(truth.masks), samples=200)
+
+
+def coverage(truth: Truth, members: list[np.ndarray]) -> tuple[float, float]:
+    """The share of (group, test point) whose actual change, the mean over seeds, is in the ensemble's 90 % interval: of its own standard
+    error alone, and with that of the actual change."""
+    predicted = np.stack([truth.groups @ member for member in members]) / TRAIN
+    actual, factor = truth.changes.mean(axis=0), interval_factor(len(members))
+    error, of_actual = (values.std(axis=0, ddof=1) / len(values) ** 0.5 for values in (predicted, truth.changes))
+    away = np.abs(predicted.mean(axis=0) - actual)
+    return float((away <= factor * error).mean()), float((away <= factor * np.hypot(error, of_actual)).mean())
+
+
+def measure(regime: str, curvatures: list[str], members: int, retrainings: int, repeats: int) -> None:
+    """Prints the rows of one regime."""
+    data, phases = load(), REGIMES[regime]
+    started = time.process_time()
+    truth = retrain(data, phases, retrainings, repeats)
+    steps, settings = cuts_of(phases, SEGMENTS[regime])
+    path = train(data, np.ones((members, TRAIN), bool), range(members), phases, steps)
+    print(f"\n{regime}: {phases}; trainings {time.process_time() - started:.0f} CPU s", flush=True)
+    found: dict[str, list[np.ndarray]] = {}
+    for name in curvatures:
+        started, found[name] = time.process_time(), []
+        for member in range(members):
+            models = [model_of(path[step], member) for step in steps]
+            is_source = name in ONE_OF
+            found[name].append(scores(CheckpointSum(models) if is_source else models[-1], data, name, settings if is_source else {}))
+        print(f"{name}: {(time.process_time() - started) / members:.1f} CPU s a model", flush=True)
+    names = list(found)
+    ensembles = [[np.mean(of_members, axis=0)] for of_members in found.values()]
+    values, error_of = lds_of(truth, [*found.values(), *ensembles])
+    print(f"{'':<22}{'LDS, one model':>20}{'ensemble':>20}{'ensemble above one':>22}{'above one checkpoint':>24}{'coverage':>20}")
+    for place, name in enumerate(names):
+        other = names.index(ONE_OF.get(name, name))
+        pairs: list[Callable[[list[float]], float]] = [
+            lambda lds, a=place: lds[a],
+            lambda lds, a=place: lds[len(names) + a],
+            lambda lds, a=place: lds[len(names) + a] - lds[a],
+            lambda lds, a=place, b=other: lds[a] - lds[b],
+        ]
+        shown = [f"{of(values):.3f} ± {error_of(of):.3f}" for of in (pairs if name in ONE_OF else pairs[:3])]
+        own, both = coverage(truth, found[name])
+        cells = f"{shown[0]:>20}{shown[1]:>20}{shown[2]:>22}{shown[3] if len(shown) > 3 else '':>24}"
+        print(f"{name:<22}{cells}{own:>10.3f}{both:>10.3f}", flush=True)
+
+
+def main() -> int:
+    """Measures each regime."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--regimes", default=",".join(REGIMES), help="early, converged")
+    every = ",".join([*ONE_OF.values(), *ONE_OF])
+    parser.add_argument("--curvatures", default=every, help=f"those of segments after those of one checkpoint (default: {every})")
+    parser.add_argument("--members", type=int, default=5, help="models that explain, each with its own seed")
+    parser.add_argument("--retrainings", type=int, default=40, help="random halves")
+    parser.add_argument("--repeats", type=int, default=4, help="seeds of each retraining")
+    options = parser.parse_args()
+    for regime in options.regimes.split(","):
+        measure(regime, options.curvatures.split(","), options.members, options.retrainings, options.repeats)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

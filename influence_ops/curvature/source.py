@@ -1,0 +1,116 @@
+"""`source`: the training run unrolled segment by segment, with EK-FAC as each segment's curvature; see `segments`."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import tensorflow as tf
+
+from beam_influence.influence_ops.curvature.base import FinishOptions, Preconditioner, Statistic
+from beam_influence.influence_ops.curvature.ekfac import Ekfac
+from beam_influence.influence_ops.curvature.segments import Segments, check_segments, facts_of, forgotten, from_facts, learned, segments_of
+from beam_influence.influence_ops.curvature.solved_block import turned
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
+from beam_influence.influence_ops.model.gradients import Block, BlockLayout, Layout
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.settings import SegmentSettings, SourceSettings
+
+_AT_ONCE = 1 << 24  # numbers of rotated gradients in memory at once
+
+
+class SourcePreconditioner(Preconditioner):
+    """From the last checkpoint's gradient of a test point to what each checkpoint's gradient of a training example is multiplied by.
+
+    Attributes:
+      arrays: for layer b of segment l, `inputs-l-b`, `errors-l-b` and `eigenvalues-l-b`, as of a Kronecker operator.
+      meta: besides the usual, `segments`, `horizons`, `root_weights`, and the `penalties` of each layer.
+      layout: of the bound model.
+    """
+
+    kind: ClassVar[str] = "source"
+    is_symmetric: ClassVar[bool] = False
+    layout: Layout | None = None
+
+    def bind(self, model: ExplainedModel) -> Preconditioner:
+        self.check(model)
+        bound = SourcePreconditioner(self.arrays, self.meta)
+        object.__setattr__(bound, "layout", model.layout())  # a frozen dataclass
+        return bound
+
+    def apply(self, gradients: np.ndarray) -> np.ndarray:
+        if self.layout is None:
+            raise ValueError("a curvature by layers needs the model's layout; call bind(model) first")
+        gradients = np.asarray(gradients, dtype=np.float64)
+        solved = np.empty_like(gradients)
+        largest = max(block.size for block in self.layout.blocks)
+        step = max(1, _AT_ONCE // largest)
+        for start in range(0, len(gradients), step):
+            self._apply(gradients[start : start + step], solved[start : start + step], self.layout)
+        return solved
+
+    def _apply(self, gradients: np.ndarray, solved: np.ndarray, layout: Layout) -> None:
+        segments, roots = from_facts(self.meta)
+        layers = len(layout.blocks) // len(roots)
+        for layer in range(layers):
+            left = layout.blocks[-layers + layer].matrices(gradients) / roots[-1]
+            for segment in reversed(range(len(segments.counts))):
+                inputs, errors, values = (self.arrays[f"{name}-{segment}-{layer}"] for name in ("inputs", "errors", "eigenvalues"))
+                values = values + self.meta["penalties"][layer] + self.meta["damping"]
+                rotated = turned(left, inputs, errors)
+                own = turned(rotated * learned(values, segments.horizons[segment]), inputs.T, errors.T) / segments.counts[segment]
+                for checkpoint in segments.checkpoints(segment):
+                    layout.blocks[checkpoint * layers + layer].write(own / roots[checkpoint], solved)
+                left = turned(rotated * forgotten(values, segments.horizons[segment]), inputs.T, errors.T)
+
+
+class Source(Ekfac):
+    """EK-FAC over the checkpoints of each segment: one basis and one mean of squares for all of a segment."""
+
+    name: ClassVar[str] = "source"
+    Settings = SourceSettings
+    operators = (SourcePreconditioner,)
+    has_embedding = False
+    takes_rank = "never"
+    weighs_checkpoints = True
+    _layers: int = 1  # of each checkpoint's blocks
+
+    @property
+    def _segments(self) -> Segments:
+        assert isinstance(self.settings, SegmentSettings)
+        return segments_of(self.settings)
+
+    def create(self, model: ExplainedModel) -> Statistic:
+        check_segments(model, self._segments)
+        return super().create(model)
+
+    def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
+        self._layers = len(model.layout(batch.inputs).blocks) // len(model.parts)
+        return super().add(model, statistic, batch)
+
+    def _add_block(
+        self, of_batch: dict[str, tf.Tensor], number: int | str, layout: BlockLayout, block: Block, weights: tf.Tensor, first: bool
+    ) -> None:
+        segment = self._segments.of_checkpoint(int(number) // self._layers)
+        super()._add_block(of_batch, f"{segment}-{int(number) % self._layers}", layout, block, weights, first)
+
+    def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
+        bases, examples = self._bases, self._examples(statistic)
+        assert bases is not None
+        self._check(options)
+        segments, layers = self._segments, len(model.layout().blocks) // len(model.parts)
+        arrays = {name: array for name, array in bases.items()}
+        for segment, count in enumerate(segments.counts):
+            for layer in range(layers):
+                arrays[f"eigenvalues-{segment}-{layer}"] = statistic[f"eigenvalues-{segment}-{layer}"] / (examples * count)
+        values = np.concatenate([array.ravel() for name, array in arrays.items() if name.startswith("eigenvalues-")])
+        meta = {
+            "curvature": self.name,
+            **facts_of(segments, model, examples, options.damping),
+            "penalties": model.parts[0].block_penalties(),
+            "smallest_eigenvalue": float(values.min()),
+            "largest_eigenvalue": float(values.max()),
+            "rank": model.size,
+            "fisher": self.settings.fisher,
+        }
+        return SourcePreconditioner(arrays, meta).bind(model)

@@ -53,7 +53,7 @@ def stage_counters(result: PipelineResult, what: str) -> dict[str, int]:
 def summary_text(summary: RunSummary) -> str:
     """The closing table of a run."""
     closing = f"{summary.seconds:.1f} s in all; results in {summary.output}"
-    return "\n".join([*_of_stages(summary), "", *curvature_lines(summary.manifest), *_of_tables(summary.manifest), "", closing])
+    return "\n".join([*_of_stages(summary), "", *curvature_lines(summary.manifest), *table_lines(summary.manifest), "", closing])
 
 
 def _of_stages(summary: RunSummary) -> Iterator[str]:
@@ -84,7 +84,8 @@ def curvature_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield f"            gradients built example by example: {_first_names(model['without_factors'])}"
 
 
-def _of_tables(manifest: Mapping[str, Any]) -> Iterator[str]:
+def table_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """The tables, a line each."""
     for table, of in sorted(manifest["tables"].items()):
         yield f"{table:<19}{of['rows']:>12,} rows {of['files']:>5,} files {of['bytes'] / 1024:>11,.1f} KiB"
 

@@ -12,13 +12,17 @@ from beam_influence.transforms.finish_curvature import FinishCurvature as Finish
 from beam_influence.transforms.finish_curvature import LoadCurvature as LoadCurvature
 from beam_influence.transforms.group_products import MultiplyGroups as MultiplyGroups
 from beam_influence.transforms.index_examples import IndexExamples as IndexExamples
+from beam_influence.transforms.measure_smoothness import MeasureSmoothness as MeasureSmoothness
 from beam_influence.transforms.read_shards import ReadShards as ReadShards
 from beam_influence.transforms.refuse_one_group import RefuseOneGroup as RefuseOneGroup
+from beam_influence.transforms.replay_training import ReplayTraining as ReplayTraining
 from beam_influence.transforms.retrain_models import RetrainModels as RetrainModels
 from beam_influence.transforms.score_examples import ScoreExamples as ScoreExamples
 from beam_influence.transforms.score_vectors import ScoreVectors as ScoreVectors
 from beam_influence.transforms.select_threshold import SelectThreshold as SelectThreshold
 from beam_influence.transforms.solve_queries import SolveQueries as SolveQueries
+from beam_influence.transforms.unroll_test_points import CutTestPoints as CutTestPoints
+from beam_influence.transforms.unroll_test_points import UnrollTestPoints as UnrollTestPoints
 from beam_influence.transforms.write_manifest import WriteManifest as WriteManifest
 from beam_influence.transforms.write_outputs import WriteOutputs as WriteOutputs
 from beam_influence.transforms.write_rejected import WriteRejected as WriteRejected

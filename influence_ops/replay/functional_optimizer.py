@@ -29,6 +29,7 @@ class FunctionalOptimizer:
       variables: the trainable variables, in the model's order.
 
     Attributes:
+      name: the optimizer's class.
       slots: the variables in which it remembers (momenta, second moments), with their values before the first step.
 
     Raises:
@@ -43,6 +44,7 @@ class FunctionalOptimizer:
         made._exclude_from_weight_decay_pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
         made.build(list(variables))
         self._made = made
+        self.name = type(optimizer).__name__
         self._variables = list(variables)
         counters = (id(made.iterations), id(made._learning_rate))
         self.slots = [variable for variable in made.variables if id(variable) not in counters]
@@ -75,7 +77,8 @@ class FunctionalOptimizer:
 
 def current_values(scope: keras.StatelessScope, variables: Sequence[keras.Variable]) -> list[tf.Tensor]:
     """What variables have come to in a scope."""
-    return [tf.convert_to_tensor(scope.get_current_value(variable)) for variable in variables]
+    found: list[Any] = [scope.get_current_value(variable) for variable in variables]
+    return found
 
 
 class _WithoutVariables:

@@ -65,11 +65,11 @@ def _run(known: argparse.Namespace, beam_arguments: list[str]) -> None:
 
 def _unrolled(known: argparse.Namespace, beam_arguments: list[str]) -> None:
     config = UnrolledConfig(**fields_of(UnrolledConfig, known))
+    from beam_influence.pipelines.run_summary import summary_text
     from beam_influence.pipelines.unrolled import unroll
-    from beam_influence.pipelines.unrolled_words import unrolled_text
 
     summary = unroll(config, [*runners.as_arguments(known), *beam_arguments])
-    _print(known, lambda: dataclasses.asdict(summary), lambda: unrolled_text(summary))
+    _print(known, lambda: dataclasses.asdict(summary), lambda: summary_text(summary))
 
 
 def _plan(known: argparse.Namespace, beam_arguments: list[str]) -> None:

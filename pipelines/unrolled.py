@@ -104,7 +104,7 @@ def unroll(
         raise ValueError("unroll takes an UnrolledConfig, and Beam's arguments as a list, such as ['--runner=prism']")
     started, terminal, arguments = time.monotonic(), stream or sys.stderr, list(beam_arguments)
     open_file_systems(arguments)
-    engine = choose_engine(arguments)
+    engine = choose_engine(arguments, config.as_run())
     processes = count_processes(engine)
     refuse_more_than_gpus(processes)
     prepared = prepare_unrolled(config)

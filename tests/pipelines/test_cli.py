@@ -140,7 +140,7 @@ def test_the_closing_table(finished: FinishedRun) -> None:
     assert next(line for line in summary_text(without).splitlines() if line.startswith("score")).split()[4:] == ["–", "–"]
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS, "plan", "evaluate", "report", "inspect", "clean", "export"])
+@pytest.mark.parametrize("command", ["", *COMMANDS, "plan", "evaluate", "report", "inspect", "clean", "export", "unrolled"])
 def test_help_does_not_wait_for_beam_nor_tensorflow(command: str) -> None:
     """`--help` answers before seconds of imports."""
     code = f"""

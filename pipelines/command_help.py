@@ -9,6 +9,7 @@ GROUP_HELP = {
     "model": "what is explained",
     "method": "how influence is computed",
     "settings": "what your own curvature is given",
+    "training": "the training that is repeated, and how its derivative is measured",
     "results": "what is written",
     "execution": "how it runs (none of these changes the result)",
     "evaluate": "what is evaluated, and how",
@@ -21,6 +22,7 @@ GROUP_HELP = {
 WAY = {
     "The way": ("demo", "plan", "run", "report"),
     "Once for many runs of one training set": ("fit", "index", "query"),
+    "Through the whole training, where it can be repeated": ("unrolled",),
     "With finished results": ("inspect", "evaluate", "ensemble", "clean", "export"),
 }
 """The commands in the order in which a newcomer meets them."""
@@ -159,6 +161,22 @@ Examples:
   beam-influence export influence --to ids --share 0.05 --output drop.txt"""
 
 
+_UNROLLED_DESCRIPTION = """\
+Which training examples made the training end in this? Repeats the training step by step, from the model before it, and goes
+backward through all of it for each test point: the exact derivative of its loss by the weight of every example (MAGIC). For
+trainings that can be repeated: a fixed order of the batches, an optimizer of Keras's. The cost is some trainings for each block
+of test points; whether the derivative predicts what a change of the training set does is measured, and said (smoothness).
+
+The tables, their sign and unit are those of the command run; loss_change is the derivative, when an example's weight goes to 0."""
+
+_UNROLLED_EPILOG = """\
+Any other option goes to Beam, for example --parallelism=8 with --runner flink.
+
+Examples:
+  beam-influence unrolled --model before.keras --train 'train-*.tfrecord.gz' --test 'test-*.tfrecord.gz' \\
+      --epochs 10 --batch_size 64 --trained model.keras --output unrolled
+  beam-influence report unrolled --output unrolled.html"""
+
 _DEMO_DESCRIPTION = """\
 Real data that come with this package or with scikit-learn, of which 5 % of the labels are made wrong: writes files, trains a
 small Keras model, runs the commands run and report on them, and says how many of the wrong labels were found."""
@@ -211,6 +229,16 @@ COMMAND_HELP = {
         _FIT_EPILOG,
         "--model MODEL --train FILES --output FOLDER",
         ("model", "train", "output", *_MODEL, "curvature", "damping", "n_samples", "runner", "config", "set"),
+    ),
+    "unrolled": CommandHelp(
+        "influence as the derivative through the whole training, step by step",
+        _UNROLLED_DESCRIPTION,
+        _UNROLLED_EPILOG,
+        "--model MODEL --train FILES --test FILES --output FOLDER --epochs INT --batch_size INT",
+        (
+            *("model", "train", "test", "output", "outputs", "top_k", "epochs", "batch_size", "shuffle_seed", "batches", "trained"),
+            *("smoothness", "loss", "label_feature", "input_features", "runner"),
+        ),
     ),
     "plan": CommandHelp(
         "what a run will take, before it",

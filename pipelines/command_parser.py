@@ -21,6 +21,7 @@ from beam_influence.pipelines.layered_parser import LayeredParser, formatter_cla
 from beam_influence.pipelines.options.method import CURVATURE_OF_INDEX
 from beam_influence.pipelines.options.option import FITTING, option_type
 from beam_influence.pipelines.report_config import ReportConfig
+from beam_influence.pipelines.unrolled_config import UnrolledConfig
 
 if typing.TYPE_CHECKING:  # when it is needed, it is imported: --help need not wait for TensorFlow
     from beam_influence.influence_ops.curvature import Curvature
@@ -61,7 +62,7 @@ def parser(kind: type[Curvature] | None = None, of_file: Mapping[str, object] | 
     top.add_argument("--print-completion", action=_PrintCompletion, metavar="SHELL", choices=("bash", "zsh", "tcsh"))
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=LayeredParser)
     makers = {"demo": _demo, "evaluate": _evaluate, "report": _report, "inspect": _inspect, "clean": _clean, "export": _export}
-    makers["ensemble"] = _ensemble
+    makers |= {"ensemble": _ensemble, "unrolled": _unrolled}
     for name in (name for names in WAY.values() for name in names):
         makers[name](commands) if name in makers else _configured(commands, name, kind, of_file or {})
     return top
@@ -149,6 +150,12 @@ def _ensemble(commands: Commands) -> None:
     command.add_argument("results", nargs="+", metavar="RESULTS", help="The folders of finished runs, each its --output: the members.")
     fields = [field for field in dataclasses.fields(EnsembleOptions) if "group" in field.metadata]
     _add_options(command, fields, EnsembleOptions)
+
+
+def _unrolled(commands: Commands) -> None:
+    command = _add_command(commands, "unrolled")
+    runners.add_options(command.add_argument_group(_RUNNER_GROUP))
+    _add_options(command, list(dataclasses.fields(UnrolledConfig)), UnrolledConfig)
 
 
 def _inspect(commands: Commands) -> None:

@@ -22,6 +22,7 @@ from beam_influence.pipelines.option_file import ONLY_OUTPUT
 from beam_influence.pipelines.options.method import CURVATURE_OF_INDEX
 from beam_influence.pipelines.run_summary import curvature_lines
 from beam_influence.pipelines.runners import open_file_systems
+from beam_influence.pipelines.unrolled_config import UnrolledConfig
 from beam_influence.transforms.files import BeamFiles, join
 
 _LONGEST = 60
@@ -132,6 +133,8 @@ def _of_manifest(folder: str, rows: int) -> Inspection:
         what = f"the mean of {len(of)} runs' scores; a page of it: beam-influence report {quoted} --output report.html"
         return Inspection(folder, "ensemble", what, facts, tables, shlex.join(words))
     code = [word for name in MAY_BE_CODE if names_code(name, str(config.get(name) or "")) for word in (f"--{name}", config[name])]
+    if "unrolled" in manifest:
+        return Inspection(folder, "unrolled", what, facts, tables, _unrolled_command(manifest["unrolled"]), [])
     return Inspection(folder, kind, what, facts, tables, _command(config), code)
 
 
@@ -163,9 +166,17 @@ def _command(config: Mapping[str, Any]) -> str:
         defaults["curvature"] = CURVATURE_OF_INDEX
     if command != "run":
         defaults["outputs"] = outputs
+    return _words(command, config, defaults)
+
+
+def _unrolled_command(options: Mapping[str, Any]) -> str:
+    return _words("unrolled", options, {field.name: field.default for field in dataclasses.fields(UnrolledConfig)})
+
+
+def _words(command: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     words = ["beam-influence", command]
-    for name in (name for name in defaults if name in config):
-        value = config[name]
+    for name in (name for name in defaults if name in options):
+        value = options[name]
         if value == defaults[name] or value is None:
             continue
         words += [f"--{name}" if value else f"--no-{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]

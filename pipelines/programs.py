@@ -17,6 +17,7 @@ from beam_influence.pipelines.evaluate_config import RETRAINING, EvaluateConfig
 from beam_influence.pipelines.export_config import ExportConfig
 from beam_influence.pipelines.option_file import ONLY_OUTPUT
 from beam_influence.pipelines.report_config import ReportConfig
+from beam_influence.pipelines.unrolled_config import UnrolledConfig
 
 # TensorFlow and Beam are imported in the functions: seconds that --help and wrong options need not wait.
 
@@ -60,6 +61,15 @@ def _run(known: argparse.Namespace, beam_arguments: list[str]) -> None:
     from beam_influence.pipelines.run_summary import summary_text
 
     summary = run(config, [*runners.as_arguments(known), *beam_arguments])
+    _print(known, lambda: dataclasses.asdict(summary), lambda: summary_text(summary))
+
+
+def _unrolled(known: argparse.Namespace, beam_arguments: list[str]) -> None:
+    config = UnrolledConfig(**fields_of(UnrolledConfig, known))
+    from beam_influence.pipelines.run_summary import summary_text
+    from beam_influence.pipelines.unrolled import unroll
+
+    summary = unroll(config, [*runners.as_arguments(known), *beam_arguments])
     _print(known, lambda: dataclasses.asdict(summary), lambda: summary_text(summary))
 
 
@@ -138,6 +148,7 @@ _FAILED = "the run failed: "
 PROGRAMS: dict[str, tuple[Program, str]] = {
     "demo": (_demo, _FAILED),
     **dict.fromkeys(("run", "fit", "index", "query"), (_run, _FAILED)),
+    "unrolled": (_unrolled, _FAILED),
     "plan": (_plan, "the run would fail: "),
     "evaluate": (_evaluate, ""),  # its message says what failed
     "report": (_report, _FAILED),

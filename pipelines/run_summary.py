@@ -10,7 +10,11 @@ from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.runners.runner import PipelineResult
 
 from beam_influence.pipelines.build import STAGES
+from beam_influence.pipelines.unrolled_words import training_lines
 from beam_influence.transforms.read_shards import NAMESPACE
+
+OF_UNROLLED = ("replay", "unroll")
+"""The stages of `beam-influence unrolled`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +62,7 @@ def summary_text(summary: RunSummary) -> str:
 
 def _of_stages(summary: RunSummary) -> Iterator[str]:
     yield f"{'stage':<12}{'shards':>7}{'examples':>12}{'rejected':>10}{'seconds':>9}{'examples/s':>12}"
-    for stage in STAGES:
+    for stage in (*STAGES, *OF_UNROLLED):
         if stage not in summary.manifest["counts"]:
             continue
         count = summary.manifest["counts"][stage]
@@ -75,7 +79,10 @@ def curvature_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
     if "smallest_eigenvalue" in curvature:
         ends = f"{curvature['smallest_eigenvalue']:.3g} to {curvature['largest_eigenvalue']:.3g}"
         spectrum = f", rank {curvature['rank']:,} of {curvature['size']:,}, eigenvalues {ends}"
-    yield f"curvature   {curvature['curvature']}, damping {curvature['damping']:.4g}{spectrum}"
+    if "unrolled" in manifest:
+        yield from training_lines(manifest)
+    else:
+        yield f"curvature   {curvature['curvature']}, damping {curvature['damping']:.4g}{spectrum}"
     if solver is not None:
         residuals = f"{solver['mean_residual']:.2g} in the mean, {solver['largest_residual']:.2g} at most"
         yield f"solver      relative residuals {residuals}; {solver['unsolved']:,} test points above the tolerance"

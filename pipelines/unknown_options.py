@@ -14,6 +14,7 @@ from beam_influence.pipelines.evaluate_config import EvaluateConfig
 from beam_influence.pipelines.export_config import ExportConfig
 from beam_influence.pipelines.options.option import COMMANDS
 from beam_influence.pipelines.report_config import ReportConfig
+from beam_influence.pipelines.unrolled_config import UnrolledConfig
 
 _DESCRIBE_SECONDS = 10.0
 _SURELY_MEANT = 0.8
@@ -25,7 +26,9 @@ def options_of_commands() -> dict[str, tuple[str, ...]]:
     for field in dataclasses.fields(EvaluateConfig):
         measures = tuple(f"evaluate {measure}" for measure in field.metadata.get("measures", ()))
         found[field.name] = (*found.get(field.name, ()), *measures)
-    for command, config in (("report", ReportConfig), ("clean", CleanOptions), ("export", ExportConfig), ("ensemble", EnsembleOptions)):
+    others = {"report": ReportConfig, "clean": CleanOptions, "export": ExportConfig}
+    others |= {"ensemble": EnsembleOptions, "unrolled": UnrolledConfig}
+    for command, config in others.items():
         for field in dataclasses.fields(config):
             found[field.name] = (*found.get(field.name, ()), command)
     for name in ("config", "set"):

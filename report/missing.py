@@ -16,7 +16,7 @@ def asked(manifest: Mapping[str, Any], folder: str, tables: Collection[str]) -> 
     """What the run was asked, and where its results are."""
     counts, config = manifest["counts"], manifest["config"]
     train = (counts.get("score") or counts.get("curvature") or {}).get("examples") or manifest["curvature"].get("examples") or 0
-    tests = counts.get("embed", {}).get("examples", 0)
+    tests = _test_points(manifest)
     if tests and OF_TEST_POINTS & set(tables):
         question = f"Which of the {train:,} training examples made the model say what it says at {amount(tests, 'test point')}?"
     else:
@@ -24,9 +24,14 @@ def asked(manifest: Mapping[str, Any], folder: str, tables: Collection[str]) -> 
     return [question, f"The model is {config['model']}; the results are in {folder}."]
 
 
+def _test_points(manifest: Mapping[str, Any]) -> int:
+    counts = manifest["counts"]
+    return (counts.get("embed") or counts.get("unroll") or {}).get("examples", 0)
+
+
 def chosen_in_words(manifest: Mapping[str, Any], count: int, named: bool, by_influence: bool) -> str:
     """How the test points of the page were chosen."""
-    total = manifest["counts"].get("embed", {}).get("examples", count)
+    total = _test_points(manifest) or count
     if named:
         return f"{amount(count, 'test point')} of {total:,}, as named by --test_points."
     if count == total:
@@ -60,6 +65,9 @@ def missing_parts(
             f"The run kept only the {kept} training examples (--order {config['order']}). --outputs top_k,scores adds the {other} beside "
             f"them; --order {end} keeps those alone."
         )
+    if "unrolled" in manifest:
+        of_run = "The command unrolled gives the influence of single examples on test points; the command run has this part."
+        return {**notes, "labels": [of_run], "spread": [of_run], "groups": [of_run]}
     if "self_influence" not in tables:
         first = "self_influence_top_k" in tables
         if not first:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from beam_influence.influence_ops.redact import without_secrets
+from beam_influence.influence_ops.replay.smoothness import ENOUGH
 from beam_influence.report.numbers import amount, change, percent, plain
 
 
@@ -67,6 +68,7 @@ def weight_facts(manifest: Mapping[str, Any], others: Sequence[str] | None) -> l
 def count_facts(manifest: Mapping[str, Any]) -> list[Fact]:
     """How many examples each stage used and left out."""
     names = {"curvature": "Training examples, for the curvature", "embed": "Test points", "score": "Training examples, scored"}
+    names |= {"replay": "Training examples", "unroll": "Test points"}
     facts = []
     for stage, count in manifest["counts"].items():
         text = f"{count['examples']:,} used, {count['rejected']:,} left out, of {amount(count['shards'], 'shard')}"
@@ -78,7 +80,7 @@ def option_facts(manifest: Mapping[str, Any], defaults: Mapping[str, Any]) -> tu
     """The options that are not the default, and all others."""
     given: list[Fact] = []
     rest: list[Fact] = []
-    for name, value in sorted(manifest["config"].items()):
+    for name, value in sorted(manifest.get("unrolled", manifest["config"]).items()):
         fact = Fact(f"--{name}", without_secrets("none" if value is None else str(value)))
         (rest if name in defaults and value == defaults[name] else given).append(fact)
     return given, rest
@@ -125,6 +127,8 @@ def _of_weights(manifest: Mapping[str, Any]) -> Trust:
 def _of_curvature(manifest: Mapping[str, Any]) -> Trust:
     curvature = manifest["curvature"]
     name, damping = curvature["curvature"], curvature["damping"]
+    if name == "unrolled":
+        return _of_smoothness(curvature)
     if name == "identity":
         text = "Scores are products of gradients: good for finding examples, but their size predicts no change of the loss."
         return Trust(True, "No curvature", text)
@@ -132,6 +136,23 @@ def _of_curvature(manifest: Mapping[str, Any]) -> Trust:
     if name == "exact":
         return Trust(False, "The exact Hessian of the covered weights", f"No approximation of it. {damped}")
     return Trust(False, f"The curvature is approximated: {name}", f"Ranks are more reliable than sizes. {damped}")
+
+
+def _of_smoothness(facts: Mapping[str, Any]) -> Trust:
+    """Whether the derivative through the training predicted what changes of the training set did."""
+    exact = f"Scores are the exact derivative through all {facts['steps']:,} steps of the training, in their order."
+    found = facts["smoothness"]
+    if found is None:
+        text = f"{exact} It was not measured whether it predicts what taking examples out does: --smoothness 8 would."
+        return Trust(True, "Not measured whether changes are predicted", text)
+    known = "unknown" if found["correlation"] is None else f"{found['correlation']:.3f}"
+    text = (
+        f"{exact} In {found['trainings']} trainings with the weights of {found['examples']:,} examples lowered by {found['step']:g}, "
+        f"predicted and actual changes of test losses have the correlation {known}."
+    )
+    smooth = found["correlation"] is not None and found["correlation"] >= ENOUGH
+    headline = "Changes of the training set are predicted" if smooth else "The training is not smooth: little is predicted"
+    return Trust(not smooth, headline, text)
 
 
 def _of_solver(manifest: Mapping[str, Any], query_error: float | None) -> list[Trust]:
@@ -151,6 +172,9 @@ def _of_order(manifest: Mapping[str, Any]) -> Trust:
     if config["normalize"] != "none":
         text = f"--normalize {config['normalize']}: compare scores within one test point; they predict no change of a loss."
         return Trust(True, "Scores are relative", text)
+    if "unrolled" in manifest:
+        text = "It is that of this very training, repeated with the same order of the batches; another order gives other changes."
+        return Trust(False, "The change of the loss is a prediction", text)
     newton = config["removal"] == "newton"
     step = "by one Newton step without the example" if newton else "to first order: one example at a time, a small change"
     text = (

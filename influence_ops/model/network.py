@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import warnings
 from typing import Any, Literal
 
 import keras
@@ -158,7 +159,10 @@ def load_keras_file(path: str) -> keras.Model:
       ValueError: not such a file, or one that Keras can't read or refuses.
     """
     try:
-        model: Any = keras.models.load_model(path, safe_mode=True) if path.endswith(".keras") else load_h5_file(path)
+        with warnings.catch_warnings():
+            # Of a model that was saved before its first step: its optimizer has no slots yet.
+            warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+            model: Any = keras.models.load_model(path, safe_mode=True) if path.endswith(".keras") else load_h5_file(path)
         return model
     except Exception as error:
         if own := own_functions_text(path):

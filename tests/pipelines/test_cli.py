@@ -140,7 +140,10 @@ def test_the_closing_table(finished: FinishedRun) -> None:
     assert next(line for line in summary_text(without).splitlines() if line.startswith("score")).split()[4:] == ["–", "–"]
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS, "plan", "evaluate", "report", "inspect", "clean", "export", "ensemble"])
+ALL = ["", *COMMANDS, "plan", "evaluate", "report", "inspect", "clean", "export", "ensemble", "unrolled"]
+
+
+@pytest.mark.parametrize("command", ALL)
 def test_help_does_not_wait_for_beam_nor_tensorflow(command: str) -> None:
     """`--help` answers before seconds of imports."""
     code = f"""

@@ -17,6 +17,7 @@ from beam_influence.pipelines.evaluate_config import EvaluateConfig
 from beam_influence.pipelines.export_config import ExportConfig
 from beam_influence.pipelines.report_config import ReportConfig
 from beam_influence.pipelines.unknown_options import refuse_misplaced, refuse_unknown
+from beam_influence.pipelines.unrolled_config import UnrolledConfig
 from tests.documented_commands import ROOT, all_commands, of_document, of_help, of_text
 from tests.pipelines.digits_job import DigitsJob
 
@@ -52,7 +53,7 @@ def test_every_documented_command_is_understood(name: str) -> None:
     if known.command in ("demo", "inspect"):
         return
     kinds = {"evaluate": EvaluateConfig, "report": ReportConfig, "clean": CleanOptions, "export": ExportConfig}
-    kinds["ensemble"] = EnsembleOptions
+    kinds |= {"ensemble": EnsembleOptions, "unrolled": UnrolledConfig}
     kind = kinds.get(known.command, InfluenceConfig)
     options = {field.name: getattr(known, field.name) for field in dataclasses.fields(kind) if hasattr(known, field.name)}
     alone = {"fit": {"outputs": "curvature"}, "index": {"outputs": "index"}}

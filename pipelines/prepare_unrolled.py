@@ -1,0 +1,94 @@
+"""What is found out and checked before an unrolled run starts: files, model, optimizer, and the first steps beside Keras's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import keras
+import tensorflow as tf
+
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.replay.batch_order import BatchOrder
+from beam_influence.influence_ops.replay.keras_training import FIRST_STEPS, compare_first_steps
+from beam_influence.influence_ops.replay.training_run import TrainingRun
+from beam_influence.pipelines.machine_memory import size_text, worker_memory
+from beam_influence.pipelines.prepare import PreparedRun, prepare
+from beam_influence.pipelines.unrolled_config import UnrolledConfig
+from beam_influence.transforms.open_replay import TrainingRecipe, first_examples
+from beam_influence.transforms.progress import Progress
+from beam_influence.transforms.read_shards import ShardReader
+
+_PARTS = 4  # of a worker's memory: the training set, the states of a segment, what goes backward, all else
+_BACKWARD = 6  # adjoints and activations on the way back through a step, for each of the way forward
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedUnrolled:
+    """A run that can start.
+
+    Attributes:
+      run: its files, features and model, as of any run.
+      recipe: how the training is repeated.
+      block_size: test points that go backward together.
+      off_keras: how far its first steps are from Keras's own; see `compare_first_steps`.
+    """
+
+    run: PreparedRun
+    recipe: TrainingRecipe
+    block_size: int
+    off_keras: float
+
+
+def prepare_unrolled(config: UnrolledConfig) -> PreparedUnrolled:
+    """Checks a configuration against the world; nothing has been written by then.
+
+    Raises:
+      ValueError: files are missing, the model or its optimizer can't be used, or its first steps are not those of Keras.
+    """
+    run = _prepared_in_a_precision(config)
+    memory = worker_memory(config.max_worker_memory) // _PARTS
+    recipe = TrainingRecipe(run.model, config.batch_size, config.epochs, config.shuffle_seed, config.batches, memory)
+    step = recipe.step()
+    if run.train_features is None or not run.train:
+        raise ValueError(f"--train {config.train!r}: there are no examples")
+    reader = ShardReader("prepare", run.train_features, config.batch_size, Progress(None))
+    read = (batch for shard in run.train for batch, _ in reader.read(shard) if len(batch))
+    first = first_examples(read, FIRST_STEPS * config.batch_size)
+    off = 0.0
+    if first is not None:  # else all of them are bad: the run will say so, example by example
+        off = compare_first_steps(TrainingRun.of(step, first, BatchOrder.of_fit(len(first), config.batch_size, 1, None), memory))
+    of_point = _BACKWARD * (step.state_bytes + config.batch_size * activation_bytes(step.model))
+    most = memory // of_point
+    if most < 1:
+        raise ValueError(
+            f"one test point takes some {size_text(of_point)} on the way back through a step, and a worker has {size_text(memory)} for it; "
+            "give --max_worker_memory, a smaller --batch_size, or a smaller model"
+        )
+    return PreparedUnrolled(run, recipe, min(config.query_block_size, most), off)
+
+
+def _prepared_in_a_precision(config: UnrolledConfig) -> PreparedRun:
+    """The run as any run is prepared; in the model's own dtype where its training draws random numbers."""
+    run = prepare(config.as_run())
+    model = run.model.session()
+    original = model.network.original
+    if not isinstance(original, keras.Model) or not isinstance(model, InfluenceModel):
+        raise ValueError(f"--model {config.model!r} is a SavedModel, which can't be trained; give the .keras file, or module:function")
+    if not model.network.is_copy or not any(not tf.as_dtype(one.dtype).is_floating for one in original.non_trainable_variables):
+        return run
+    if config.precision == "float64":
+        raise ValueError("--precision float64: the training draws random numbers (Dropout), which are others in float64; use native")
+    return prepare(config.as_run(precision="native"))
+
+
+def activation_bytes(model: InfluenceModel) -> int:
+    """Bytes of what the layers give for one example, as far as their shapes are known."""
+    total = 0
+    for layer in model.network.model._flatten_layers():
+        try:
+            shapes = [tuple(tensor.shape) for tensor in keras.tree.flatten(layer.output)]
+        except (AttributeError, ValueError):  # called several times, or not as a part of a functional model
+            continue
+        total += sum(math.prod(size or 1 for size in shape[1:]) for shape in shapes)
+    return total * tf.as_dtype(model.dtype).size

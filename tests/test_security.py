@@ -93,6 +93,7 @@ READERS_OF_OPTIONS = {
     "pipelines/clean.py": "compares two options",
     "pipelines/clean_run.py": "the training files' names",
     "pipelines/damping_sweep.py": "_check, check_code",
+    "pipelines/ensemble.py": "compares options",
     "pipelines/exports/duckdb_file.py": "tells options",
     "pipelines/exports/export.py": "compares one option",
     "pipelines/exports/frame.py": "a label's name",

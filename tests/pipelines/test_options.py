@@ -73,8 +73,9 @@ def words_for(command: str, field: dataclasses.Field) -> list[str]:
         options["outputs"] = "self_influence"
     of_command = {other.name for other in dataclasses.fields(InfluenceConfig) if command in other.metadata["commands"]}
     options |= {name: value for name, value in GOES_WITH.get(field.name, {}).items() if name in of_command}
-    of_tests = ("influence_vectors_path", "index", "search", "test", "top_k", "order", "score_tolerance", "query_rank", "max_worker_memory")
-    if field.name in of_tests and command == "run":
+    of_tests = ("influence_vectors_path", "index", "search", "test", "top_k", "order", "per_token")
+    of_memory = ("score_tolerance", "query_rank", "max_worker_memory")
+    if field.name in of_tests + of_memory and command == "run":
         options |= {"outputs": "top_k", "test": "b"}
     if option_type(field, InfluenceConfig) is bool:
         return [*words(options), f"--no-{field.name}" if field.default else f"--{field.name}"]

@@ -35,7 +35,7 @@ from beam_influence.transforms import (
     WriteOutputs,
     WriteRejected,
 )
-from beam_influence.transforms.broadcast import Broadcast
+from beam_influence.transforms.broadcast import INLINE_LIMIT, Broadcast
 from beam_influence.transforms.elements import FILES, PARTS, QueryReference, ShardCount, SolverReport, StatisticPart, WrittenFile
 from beam_influence.transforms.files import join
 from beam_influence.transforms.group_blocks import GROUP_SUMS
@@ -140,9 +140,8 @@ class _JobBuilder:
         features = {"embed": prepared.test_features, "candidates": of_scored, "tokens": of_scored}.get(stage, prepared.train_features)
         assert features is not None
         rows = self._config.batch_size
-        if stage == "embed":
-            rows = min(rows, prepared.queries.embedded_at_once(prepared.watched, self._config.query_arrays))
-        return ShardReader(stage, features, rows, self._progress)
+        most = prepared.queries.embedded_at_once(prepared.watched, self._config.query_arrays) if stage == "embed" else rows
+        return ShardReader(stage, features, min(rows, most), self._progress)
 
     def _count(self, stage: str, counts: pvalue.PCollection[ShardCount]) -> None:
         self.counts.append(collection(counts | f"SumCounts[{stage}]" >> SumCounts()))
@@ -165,13 +164,13 @@ class _JobBuilder:
 
     def _curvature_passes(self) -> tuple[pvalue.PCollection[tuple[str, StatisticPart]], Operator | None]:
         """The statistic of the last pass, and the state that this pass began with."""
-        config, prepared, curvature = self._config, self._prepared, self._curvature
+        prepared, curvature = self._prepared, self._curvature
         done = max((number for number in range(1, curvature.passes) if stage_of_pass(number) in self._finished), default=0)
         state = self._take(stage_of_pass(done)) if done else None
         parts: Any = self._nothing("NoStatistic", tuple[str, StatisticPart])
         for number in range(done + 1, curvature.passes + 1):
             stage, label = ("curvature", "") if number == 1 else (f"curvature_{number}", f"[{number}]")
-            work, reader = join(config.work_folder, stage), self._reader(stage)
+            work, reader = join(self._config.work_folder, stage), self._reader(stage)
             accumulate = AccumulateCurvature(reader, prepared.model, curvature, join(work, "bundles"), state, self._accelerator)
             accumulated = self._train | f"AccumulateCurvature{label}" >> accumulate
             parts = accumulated["parts"]
@@ -192,7 +191,8 @@ class _JobBuilder:
         read = ReadShards(prepared.test, prepared.test_features, config.shard_size, work=config.work_folder)
         test = self._pipeline | "ReadShards[test]" >> read
         plan = prepared.queries
-        form = (plan.block_size, config.work_folder, len(prepared.test), config.index is not None, config.query_arrays, plan.form)
+        inline = 0 if plan.rounds.count > 1 else INLINE_LIMIT // len(prepared.test)  # by value they would take many times their size
+        form = (plan.block_size, config.work_folder, inline, config.index is not None, config.query_arrays, plan.form)
         embed = EmbedQueries(self._reader("embed"), prepared.model, preconditioner, *form, accelerator=self._accelerator)
         embedded = test | "EmbedQueries" >> embed
         self._count(EMBED, embedded[COUNTS])

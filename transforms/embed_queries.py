@@ -146,7 +146,7 @@ class EmbedQueries(beam.PTransform):
       preconditioner: the operator, one `Broadcast`.
       block_size: test examples in a block; a block's results are one key and one row group.
       work: a folder for temporary files that all workers reach.
-      shards: how many files there are; what their blocks hold inline is at most `INLINE_LIMIT` in all, each file having its share.
+      inline_limit: how many bytes the blocks of each file may hold inline.
       for_index: whether blocks hold the r numbers that an index is searched with, in place of gradients and solutions.
       needs: which of gradients and solutions later steps look at; the others are not kept.
       form: how solutions are kept.
@@ -160,7 +160,7 @@ class EmbedQueries(beam.PTransform):
     preconditioner: pvalue.PCollection[Broadcast]
     block_size: int
     work: str
-    shards: int
+    inline_limit: int
     for_index: bool = False
     needs: tuple[QueryArray, ...] = QUERY_ARRAYS
     form: StoredForm = WHOLE
@@ -174,7 +174,7 @@ class EmbedQueries(beam.PTransform):
                 self.block_size,
                 self.work,
                 self.for_index,
-                INLINE_LIMIT // max(self.shards, 1),
+                self.inline_limit,
                 self.needs,
                 self.form,
             ),

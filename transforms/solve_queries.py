@@ -239,7 +239,7 @@ class SolveQueries(beam.PTransform):
             sides = (pvalue.AsSingleton(state), pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(summed))
             state = run_once(shards.pipeline, f"Advance[{label}{place}]", advance, Broadcast, *sides)
         sides = (pvalue.AsSingleton(state), pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(queries))
-        solve = beam.ParDo(_SolvedDoFn(self.output, self.work, INLINE_LIMIT // self.rounds.count), *sides)
+        solve = beam.ParDo(_SolvedDoFn(self.output, self.work, INLINE_LIMIT if self.rounds.count == 1 else 0), *sides)
         typed = solve.with_output_types(QueryReference, **{REPORTS: SolverReport, FILES: WrittenFile})
         once = shards.pipeline | f"Once{of_round}" >> beam.Create([None], reshuffle=False)
         solved = outputs(once | f"Solved{of_round}" >> typed.with_outputs(REPORTS, FILES, main=QUERIES))

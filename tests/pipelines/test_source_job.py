@@ -68,12 +68,6 @@ def test_the_job_is_the_formula(job: DigitsJob, checkpoints: list[str], tmp_path
     assert np.abs(found - wanted).max() <= 1e-6 * np.abs(wanted).max()  # inputs are float32 in the files; solutions to 1e-7
 
 
-def test_adam_is_refused(job: DigitsJob, tmp_path: pathlib.Path) -> None:
-    one = {**OPTIONS, "segments": None, "segment_rates": "1", "segment_steps": "5"}
-    with pytest.raises(Exception, match="SOURCE unrolls SGD, and the model was compiled with Adam"):
-        run_quietly(job.config(tmp_path / "out", outputs="top_k", **one))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

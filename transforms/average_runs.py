@@ -12,6 +12,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from apache_beam import pvalue
 
 from beam_influence.influence_ops.ensemble.mean_rows import AVERAGED, mean_rows, mean_schema, side_by_side
@@ -90,10 +91,10 @@ class _AverageDoFn(beam.DoFn):
         missing = next((path for path in paths if not BeamFiles().exists(path)), None)
         if missing is not None:
             raise ValueError(f"{paths[0]!r} has no counterpart {missing!r}: the runs read other files, or in other parts")
-        first = next(iterate_table(paths[0], BeamFiles(), 1), None)
-        schema = (pa.schema([]) if first is None else first.schema).remove_metadata()
+        with BeamFiles().open_read(paths[0]) as source:
+            schema = pq.read_schema(source).remove_metadata()
         facts = {**read_facts(paths[0], BeamFiles()), **(self._facts if file.table in AVERAGED else {})}
-        written = mean_schema(schema) if file.table in AVERAGED and first is not None else schema
+        written = mean_schema(schema) if file.table in AVERAGED else schema
         name = file.path.partition("/")[2].removesuffix(".parquet")
         target = ParquetFile(self._output, file.table, name, written, facts, BeamFiles())
         try:

@@ -13,6 +13,8 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+_ROUNDING = 1e-12  # what is left of equal values by their sums
+
 
 @dataclasses.dataclass(frozen=True)
 class Found:
@@ -60,5 +62,7 @@ def overlaps(tops: Sequence[Sequence[str]], others: Sequence[Sequence[str]]) -> 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
     """The mean over test points, those that are NaN left out, and its standard error; NaN where there are too few."""
     known = values[~np.isnan(values)]
-    error = float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else float("nan")
-    return (float(known.mean()) if len(known) else float("nan")), error
+    if not len(known):
+        return float("nan"), float("nan")
+    mean, error = float(known.mean()), float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else float("nan")
+    return mean, 0.0 if error <= _ROUNDING * abs(mean) else error

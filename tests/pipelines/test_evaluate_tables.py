@@ -16,6 +16,7 @@ from beam_influence.influence_ops.evaluation.found_examples import cardinality, 
 from beam_influence.pipelines.cli import main
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.evaluate_config import EvaluateConfig
+from beam_influence.pipelines.measures.retrieval import _relevant
 from tests.pipelines.convex_job import TEST, TRAIN, ConvexJob, network
 from tests.pipelines.digits_job import run_quietly
 
@@ -83,9 +84,11 @@ def test_retrieval_of_pairs_and_of_a_list(convex: ConvexJob, runs: list[str], tm
     rows = [(test, name) for test, names in pairs.items() for name in names]
     pq.write_table(pa.table({"test_id": [test for test, _ in rows], "train_id": [name for _, name in rows]}), tmp_path / "pairs.parquet")
     (tmp_path / "pairs.csv").write_text("test_id,train_id\n" + "".join(f"{test},{name}\n" for test, name in rows))
-    for name in ("pairs.parquet", "pairs.csv"):
-        found = measured("retrieval", runs[0], tmp_path / name[6:], "--relevant", str(tmp_path / name))[runs[0], K]
-        assert (found["precision"], found["recall"], found["reciprocal_rank"]) == (1 / K, 0.5, 0.5)
+    assert [_relevant(str(tmp_path / name), list(best)) for name in ("pairs.parquet", "pairs.csv")] == [
+        [set(pairs.get(test, [])) for test in best]
+    ] * 2
+    found = measured("retrieval", runs[0], tmp_path, "--relevant", str(tmp_path / "pairs.csv"))[runs[0], K]
+    assert (found["precision"], found["recall"], found["reciprocal_rank"]) == (1 / K, 0.5, 0.5)
     (tmp_path / "all.txt").write_text("\n".join(convex.train_ids()[:30]))
     found = measured("shortcut", runs[0], tmp_path / "list", "--relevant", str(tmp_path / "all.txt"))
     wanted = [np.isin(names, convex.train_ids()[:30]).mean() for names in best.values()]
@@ -124,10 +127,11 @@ def test_wrong_options(measure: str, options: dict[str, Any], message: str) -> N
 def test_wrong_files(runs: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "strange.txt").write_text("nobody\n")
     (tmp_path / "others.csv").write_text("test_id,train_id\nnobody,x\n")
+    with pytest.raises(ValueError, match="there is no file"):
+        _relevant(str(tmp_path / "none.csv"), [])
     for name, message in (
         ("strange.txt", "has 'nobody', which is no training example"),
         ("others.csv", "has nothing of the 15 test points"),
-        ("none.csv", "there is no file"),
     ):
         words = ["--scores", runs[0], "--output", str(tmp_path / "x"), "--relevant", str(tmp_path / name), "--k", "2"]
         assert main(["evaluate", "retrieval", *words]) == 2

@@ -1,0 +1,85 @@
+"""The job with SOURCE, against its formula for a softmax layer in NumPy; and what is refused."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from tests.pipelines.digits_job import DigitsJob, read, run_quietly
+
+HORIZONS = (0.1 * 300, 0.02 * 500)
+OPTIONS: dict[str, Any] = {
+    "curvature": "source_gauss_newton", "segments": "1,2", "segment_rates": "0.1,0.02", "segment_steps": "300,500", "group_feature": None,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoints(job: DigitsJob, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The network at two points of a training by SGD, and as it is."""
+    folder, found = tmp_path_factory.mktemp("checkpoints"), []
+    model: Any = keras.models.load_model(job.model)
+    trained = model.get_weights()
+    model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy())
+    for number, scale in enumerate((0.4, 0.8, 1.0)):
+        model.set_weights([scale * weight for weight in trained])
+        model.save(folder / f"{number}.keras")
+        found.append(str(folder / f"{number}.keras"))
+    return found
+
+
+def layer(path: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the last layer sees, and 1 [N, 9]; its probabilities [N, 10]."""
+    first, bias, last, last_bias = (np.asarray(w, np.float64) for w in keras.models.load_model(path).get_weights())
+    seen = np.concatenate([np.maximum(images.astype(np.float64) @ first + bias, 0), np.ones((len(images), 1))], axis=1)
+    z = seen @ np.concatenate([last, last_bias[None]])
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    return seen, p / p.sum(axis=1, keepdims=True)
+
+
+def gradients(path: str, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    seen, p = layer(path, images)
+    return np.einsum("nd,nc->ndc", seen, p - np.eye(10)[labels]).reshape(len(images), -1)
+
+
+def curvature(path: str, images: np.ndarray) -> np.ndarray:
+    seen, p = layer(path, images)
+    middle = p[:, :, None] * np.eye(10) - p[:, :, None] * p[:, None, :]
+    return np.einsum("nd,ncb,ne->dceb", seen, middle, seen).reshape(90, 90) / len(images) + 2e-3 * np.eye(90)
+
+
+def test_the_job_is_the_formula(job: DigitsJob, checkpoints: list[str], tmp_path: pathlib.Path) -> None:
+    run_quietly(job.config(tmp_path / "out", checkpoints=",".join(checkpoints), outputs="scores,self_influence,top_k", **OPTIONS))
+    train, test = job.splits["train"], job.splits["test"]
+    left, wanted = gradients(checkpoints[-1], test.images, test.labels), 0.0
+    for members, horizon in ((checkpoints[1:], HORIZONS[1]), (checkpoints[:1], HORIZONS[0])):
+        values, vectors = np.linalg.eigh(np.mean([curvature(path, train.images) for path in members], axis=0))
+        mean = np.mean([gradients(path, train.images, train.labels) for path in members], axis=0)
+        wanted = wanted + (left @ vectors * ((1 - np.exp(-horizon * values)) / values)) @ (mean @ vectors).T
+        left = (left @ vectors * np.exp(-horizon * values)) @ vectors.T
+    rows = read(tmp_path / "out", "scores").to_pylist()
+    ids = [{name: row for row, name in enumerate(job.shards(split, files).ids())} for split, files in (("test", 1), ("train", 3))]
+    found = np.empty((len(test.labels), len(train.labels)))
+    for row in rows:
+        found[ids[0][row["test_id"]], ids[1][row["train_id"]]] = row["influence"]
+    assert np.abs(found - wanted).max() <= 1e-6 * np.abs(wanted).max()  # inputs are float32 in the files; solutions to 1e-7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"checkpoints": "a,b"}, "--checkpoints names 2 and --segments 1,2 are of 3"),
+        ({"checkpoints": "a,b,c", "checkpoint_weights": "1,1,1"}, "--checkpoint_weights 1,1,1: --curvature source_gauss_newton weighs"),
+        ({"checkpoints": "a,b,c", "normalize": "loss"}, "--normalize loss needs influence vectors"),
+        ({"checkpoints": "a,b,c", "outputs": "influence_vectors"}, "--outputs influence_vectors needs influence vectors"),
+        ({"checkpoints": "a,b,c", "segment_steps": None}, "--segment_steps is needed"),
+        ({"checkpoints": "a,b,c", "curvature": "ekfac"}, "is of SOURCE: --curvature source or source_gauss_newton, not ekfac"),
+    ],
+)
+def test_wrong_options(job: DigitsJob, tmp_path: pathlib.Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        job.config(tmp_path / "out", **{"outputs": "self_influence", "top_k": 10, **OPTIONS, **options})
+    assert message in str(caught.value)

@@ -4,7 +4,7 @@
 
 For the training example a_s ⊗ g_s are its gradient's terms and V = (H + λI)⁻¹ ∇ℓ(t); for the test point they are those of ∇ℓ(t), and
 V = (H + λI)⁻¹ ∇ℓ(z). A position is that of the sequence at which a layer was used (token-wise influence of Grosse et al. 2023, 2308.03296,
-section 3.2, for the tokens at which activations are), not that of a term of the loss. What layers do at no position, as on a pooled
+section 3.3, for the tokens at which activations are), not that of a term of the loss. What layers do at no position, as on a pooled
 vector, is a number of its own.
 """
 

@@ -18,14 +18,14 @@ def count_passes(config: InfluenceConfig, prepared: PreparedRun) -> int:
         fitted = passes - max((number for number in range(1, passes) if stage_of_pass(number) in finished), default=0)
     solving = config.solver_passes * prepared.queries.solving.count if prepared.test else 0
     scoring = prepared.queries.rounds.count if config.output_tables else int(config.only_index)
-    return fitted + solving + int(config.second_order_groups) + (0 if prepared.candidates else scoring)
+    return fitted + solving + int(config.second_order_groups) + (0 if prepared.candidates else scoring + int(config.per_token))
 
 
 def short_plan(config: InfluenceConfig, prepared: PreparedRun) -> str:
     """Passes and bytes, and how test points fit where that was decided."""
     finished = set() if prepared.resumed is None else set(prepared.resumed.finished)
     of_train = (count_passes(config, prepared), prepared.train, "")
-    of_candidates = (prepared.queries.rounds.count, prepared.candidates, "candidates, ")
+    of_candidates = (prepared.queries.rounds.count + int(config.per_token), prepared.candidates, "candidates, ")
     readings = [reading for reading in (of_train, of_candidates) if reading[1]]
     read = sum(passes * files.total_bytes for passes, files, _ in readings)
     read += prepared.test.total_bytes * (prepared.queries.test_readings - (EMBED in finished))

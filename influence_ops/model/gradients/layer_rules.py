@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from beam_influence.influence_ops.model.gradients import convolution_rules, scale_rules
 from beam_influence.influence_ops.model.gradients.blocks import Block, Factored, OneHot
-from beam_influence.influence_ops.model.gradients.cover import Cover, Joined, Rule, Watched, affine, positions, sizes
+from beam_influence.influence_ops.model.gradients.cover import Cover, Joined, Rule, Watched, affine, bias_everywhere, positions, sizes
+from beam_influence.influence_ops.model.gradients.lora_rules import low_rank_kernel, low_rank_table
 from beam_influence.influence_ops.model.gradients.recurrent_rules import recurrent
 
 
@@ -25,9 +26,14 @@ def cover(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
       watched: which variables are.
       joined: whether two variables may be rows of one matrix; else each is a block of its own.
     """
-    if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None) is not None:
+    rule = _rule_of(type(layer))
+    if getattr(layer, "quantization_mode", None) is not None or (_has_lora(layer) and rule not in (_dense, _einsum_dense, _embedding)):
         return []
-    return _rule_of(type(layer))(layer, watched, joined)
+    return rule(layer, watched, joined)
+
+
+def _has_lora(layer: Any) -> bool:
+    return bool(getattr(layer, "lora_enabled", False))
 
 
 def _rule_of(kind: type) -> Rule:
@@ -40,6 +46,9 @@ def _rule_of(kind: type) -> Rule:
 
 def _dense(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
     shape = sizes(layer.kernel)
+    if _has_lora(layer):
+        covers = low_rank_kernel(layer, (0,), watched, positions, positions)
+        return [*covers, *bias_everywhere(layer.bias, watched)]
     return affine(layer.kernel, (0, 1), layer.bias, (0,), (shape[0], shape[1]), watched, joined, positions, positions)
 
 
@@ -73,27 +82,26 @@ def _einsum_dense(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
         return rows_of
 
     kernel_axes = tuple(kernels.index(char) for char in (*contracted, *made))
-    bias, bias_axes = layer.bias, ()
+    kernel, covers, bias, bias_axes = layer.kernel, [], layer.bias, ()
+    if _has_lora(layer):
+        if made[-1] != kernels[-1]:
+            return []
+        axes = tuple(kernels.index(char) for char in contracted)
+        covers = low_rank_kernel(layer, axes, watched, matrix(ins, contracted, rows), matrix(outs, made, columns))
+        kernel = None  # no variable, but what the factors make
     if watched(bias):
         of_bias = [char for char in outs if char in (layer.bias_axes or "")]
         if sorted(of_bias) != sorted(made) or len(layer.bias.shape) != len(of_bias):
             bias = None  # added along positions: no row of the matrix
         else:
             bias_axes = tuple(of_bias.index(char) for char in made)
-    return affine(
-        layer.kernel,
-        kernel_axes,
-        bias,
-        bias_axes,
-        (rows, columns),
-        watched,
-        joined,
-        matrix(ins, contracted, rows),
-        matrix(outs, made, columns),
-    )
+    matrices = matrix(ins, contracted, rows), matrix(outs, made, columns)
+    return [*covers, *affine(kernel, kernel_axes, bias, bias_axes, (rows, columns), watched, joined, *matrices)]
 
 
 def _embedding(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
+    if _has_lora(layer):
+        return low_rank_table(layer, watched)
     if not watched(layer.embeddings):
         return []
     rows, columns = sizes(layer.embeddings)

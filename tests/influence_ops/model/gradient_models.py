@@ -82,6 +82,17 @@ def _reversible() -> keras.Model:
     return keras.Model(x, Layers.Dense(3)(Layers.Flatten()(table(Layers.Dense(5, "tanh")(table(x)), reverse=True))))
 
 
+def low_rank_adapters() -> keras.Model:
+    """LoRA on an embedding and dense layers of one and two axes."""
+    inputs = keras.Input((4,), dtype="int32")
+    table, split = Layers.Embedding(7, 5), Layers.EinsumDense("abc,cde->abde", (4, 2, 3), bias_axes="de")
+    merge, join = Layers.EinsumDense("abde,dec->abc", (4, 5)), Layers.Dense(4, "tanh")
+    model = keras.Model(inputs, Layers.Dense(3)(Layers.Flatten()(join(merge(split(table(inputs)))))))
+    for layer in (table, split, merge, join):
+        layer.enable_lora(2, lora_alpha=3)
+    return model
+
+
 NETWORKS: dict[str, Callable[[], keras.Model]] = {
     "dense": lambda: _sequential((6,), Layers.Dense(5, "relu"), Layers.Dense(3)),
     "dense-no-bias": lambda: _sequential((6,), Layers.Dense(5, "tanh", use_bias=False), Layers.Dense(3)),

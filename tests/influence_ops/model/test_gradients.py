@@ -12,7 +12,7 @@ import tensorflow as tf
 from beam_influence.influence_ops.model.gradients import Factored
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
-from tests.influence_ops.model.gradient_models import MATERIALISED, NETWORKS, Subclassed, Tied
+from tests.influence_ops.model.gradient_models import MATERIALISED, NETWORKS, Subclassed, Tied, low_rank_adapters
 
 _SIZE = 5
 
@@ -20,7 +20,7 @@ _SIZE = 5
 def network(kind: str) -> keras.Model:
     """A network with no weight at its initial value: biases and scales matter."""
     keras.utils.set_random_seed(3)
-    model = NETWORKS[kind]()
+    model = low_rank_adapters() if kind == "lora" else NETWORKS[kind]()
     if isinstance(model, (Subclassed, Tied)):
         model(np.zeros((1, 4), dtype=np.int32) if isinstance(model, Tied) else np.zeros((1, 6)))
     rng = np.random.default_rng(4)
@@ -32,7 +32,7 @@ def examples(model: keras.Model, kind: str) -> ExampleBatch:
     """Random examples; token 2 occurs twice in each sequence."""
     rng = np.random.default_rng(5)
     ids = np.array([str(i) for i in range(_SIZE)], dtype=object)
-    if kind in ("embedding", "tied", "reversible", "lstm-stacked-both-ways"):
+    if kind in ("lora", "embedding", "tied", "reversible", "lstm-stacked-both-ways"):
         inputs = rng.integers(0, 7, (_SIZE, 4))
         inputs[:, 1] = inputs[:, 3] = 2
         inputs[0, 2:] = 0
@@ -69,6 +69,17 @@ def test_equal_the_tape(kind: str) -> None:
     np.testing.assert_allclose(np.asarray(gradients), expected, rtol=1e-9, atol=1e-11 * np.abs(expected).max())
     assert len(explained.weights_without_factors) == MATERIALISED.get(kind, 0)
     assert len(losses) == _SIZE and sum(layout.size for layout in gradients.layout.blocks) == explained.size
+
+
+def test_factors_of_lora_equal_the_tape() -> None:
+    model = network("lora")
+    batch = examples(model, "lora")
+    explained = InfluenceModel(model, loss_function="softmax_cross_entropy", weights="all", precision="native")
+    found, expected = np.asarray(explained.losses_and_gradients(batch)[1]), by_tape(explained, batch)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())  # float32
+    assert explained.weights_without_factors == []
+    shapes = [(block.kind, block.rows, block.columns) for block in explained.layout().blocks]
+    assert {("one_hot", 7, 2), ("factored", 5, 4), ("factored", 6, 2), ("factored", 2, 5)} <= set(shapes)
 
 
 @pytest.mark.parametrize("kind", ["separable", "conv2d", "embedding"])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from beam_influence.influence_ops.model.gradients import layer_rules
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.model.wrong_products import WrongProductError, refuse_wrong_products
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
@@ -33,13 +34,13 @@ def test_they_are_found_by_their_shapes(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_attention_without_factors_in_float32(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """With LoRA its projections have no factors; vectorised, TensorFlow would end the process. Keras's tape, one example at a time."""
+    """Where its projections have no factors, and are vectorised, TensorFlow would end the process. Keras's tape, one example at a time."""
     monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    monkeypatch.delitem(layer_rules.RULES, keras.layers.EinsumDense)
     keras.utils.set_random_seed(0)
     inputs: Any = keras.Input((5, 6))
     attention: Any = keras.layers.MultiHeadAttention(2, 3)
     model: Any = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling1D()(attention(inputs, inputs))))
-    attention._query_dense.enable_lora(2)
     model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     x = np.random.default_rng(0).normal(size=(6, 5, 6)).astype(np.float32)
     y = np.arange(6) % 2

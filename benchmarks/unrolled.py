@@ -39,7 +39,7 @@ from beam_influence.pipelines.unrolled_config import UnrolledConfig  # noqa: E40
 from benchmarks.scale import write_examples  # noqa: E402
 
 SHARE = 0.01
-_SIZES = {"digits": (1437, 100), "mnist": (10_000, 100)}
+_SIZES = {"digits": (1437, 100), "mnist": (5_000, 50)}
 _BATCH = {"digits": 64, "mnist": 100}
 
 Split = tuple[np.ndarray, np.ndarray]
@@ -86,7 +86,7 @@ def retrained(before: str, train: Split, test: ExampleBatch, masks: np.ndarray, 
     evaluated = InfluenceModel(model, weights="all")
     model.optimizer.build(model.trainable_variables)
     changed = [*model.variables, *model.optimizer.variables]
-    start = [np.array(variable.value) for variable in changed]
+    start = [np.asarray(variable.value).copy() for variable in changed]
     for mask in masks:
         for variable, value in zip(changed, start, strict=True):
             variable.assign(value)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from beam_influence.influence_ops.model.checkpoints import CheckpointSum as CheckpointSum
     from beam_influence.influence_ops.model.explained_model import ExplainedModel as ExplainedModel
     from beam_influence.influence_ops.model.influence_model import InfluenceModel as InfluenceModel
+    from beam_influence.influence_ops.replay.batch_order import epoch_order as epoch_order
     from beam_influence.influence_ops.scoring.in_memory import compute_in_memory as compute_in_memory
     from beam_influence.influence_ops.scoring.index import InfluenceIndex as InfluenceIndex
     from beam_influence.influence_ops.scoring.nearest_neighbors import FaissSearch as FaissSearch
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from beam_influence.pipelines.planning.run_plan import RunPlan as RunPlan
     from beam_influence.pipelines.run_pipeline import RunFailedError as RunFailedError
     from beam_influence.pipelines.run_summary import RunSummary as RunSummary
+    from beam_influence.pipelines.unrolled import unroll as unroll
+    from beam_influence.pipelines.unrolled_config import UnrolledConfig as UnrolledConfig
 
 __version__ = "0.1.0"
 
@@ -57,6 +60,7 @@ _MODULE_OF = {
     "CURVATURES": "influence_ops.curvature",
     "FinishOptions": "influence_ops.curvature",
     "Preconditioner": "influence_ops.curvature",
+    "epoch_order": "influence_ops.replay.batch_order",
     "compute_in_memory": "influence_ops.scoring.in_memory",
     "InfluenceIndex": "influence_ops.scoring.index",
     "ExplainedModel": "influence_ops.model.explained_model",
@@ -77,6 +81,8 @@ _MODULE_OF = {
     "RunPlan": "pipelines.planning.run_plan",
     "RunFailedError": "pipelines.run_pipeline",
     "RunSummary": "pipelines.run_summary",
+    "unroll": "pipelines.unrolled",
+    "UnrolledConfig": "pipelines.unrolled_config",
 }
 
 

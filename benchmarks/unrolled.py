@@ -39,7 +39,7 @@ from beam_influence.pipelines.unrolled_config import UnrolledConfig  # noqa: E40
 from benchmarks.scale import write_examples  # noqa: E402
 
 SHARE = 0.01
-_SIZES = {"digits": (1437, 100), "mnist": (10_000, 100)}
+_SIZES = {"digits": (1437, 100), "mnist": (5_000, 50)}
 _BATCH = {"digits": 64, "mnist": 100}
 
 Split = tuple[np.ndarray, np.ndarray]
@@ -82,14 +82,18 @@ def make_network(features: int, hidden: int, options: argparse.Namespace) -> ker
 
 def retrained(before: str, train: Split, test: ExampleBatch, masks: np.ndarray, epochs: int, batch_size: int) -> Iterator[np.ndarray]:
     """The losses of the test points after `fit` without the examples that each mask has not, [T] each."""
-    model = load_keras_file(before)
-    weights, loss = model.get_weights(), model.loss
+    model: Any = load_keras_file(before)
+    evaluated = InfluenceModel(model, weights="all")
+    model.optimizer.build(model.trainable_variables)
+    changed = [*model.variables, *model.optimizer.variables]
+    start = [np.asarray(variable.value).copy() for variable in changed]
     for mask in masks:
-        model.set_weights(weights)
-        model.compile(type(model.optimizer).from_config(model.optimizer.get_config()), loss)
+        for variable, value in zip(changed, start, strict=True):
+            variable.assign(value)
         kept = mask.astype(np.float32)
-        model.fit(*train, sample_weight=kept, batch_size=batch_size, epochs=epochs, shuffle=False, verbose="0")
-        yield InfluenceModel(model, loss_function=loss, weights="all").losses(test)
+        model.fit(*train, sample_weight=kept, batch_size=batch_size, epochs=epochs, shuffle=False, verbose=0)
+        evaluated.model.set_weights(model.get_weights())
+        yield evaluated.losses(test)
 
 
 def cpu() -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.machine_memory import parse_bytes
+from beam_influence.pipelines.named_code import names_code
 from beam_influence.pipelines.options.option import REQUIRED, check_values, option
 
 TABLES = ("top_k", "scores")
@@ -127,7 +128,7 @@ class UnrolledConfig:
     @property
     def names_function(self) -> bool:
         """Whether the model is one that the user's function makes."""
-        return ":" in self.model and not self.model.endswith((".keras", ".h5", ".hdf5")) and "://" not in self.model
+        return names_code("model", self.model)
 
     def as_run(self, **changed: Any) -> InfluenceConfig:
         """The options as of a run that reads the same files and explains all weights of the model; some of them changed.

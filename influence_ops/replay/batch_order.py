@@ -48,9 +48,12 @@ class BatchOrder:
           ids: those of the training set.
 
         Raises:
-          ValueError: there is no step, one is empty, or an id is none of the training set's.
+          ValueError: there is no step, one is empty, an id is none of the training set's, or two examples have the same.
         """
         places = {str(name): place for place, name in enumerate(ids)}
+        if len(places) < len(ids):
+            twice = next(str(name) for place, name in enumerate(ids) if places[str(name)] != place)
+            raise ValueError(f"two training examples have the id {twice!r}, so that batches can't name them; give each its own id")
         found: list[Positions] = []
         for step, names in enumerate(batches):
             strange = [name for name in names if str(name) not in places]

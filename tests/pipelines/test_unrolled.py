@@ -16,10 +16,10 @@ from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.replay.batch_order import BatchOrder
 from beam_influence.influence_ops.replay.smoothness import measure_smoothness
 from beam_influence.influence_ops.replay.training_run import TrainingRun, as_checkpoint
+from beam_influence.pipelines import unrolled
 from beam_influence.pipelines.inspect_folder import inspect_folder
 from beam_influence.pipelines.load_influence import load_influence
 from beam_influence.pipelines.prepare_unrolled import prepare_unrolled
-from beam_influence.pipelines.unrolled import unroll
 from beam_influence.pipelines.unrolled_config import UnrolledConfig
 from beam_influence.pipelines.unrolled_words import warnings_of
 from tests.pipelines.digits_job import FN_API, DigitsJob
@@ -62,16 +62,19 @@ def make_config(job: DigitsJob, before: str, output: pathlib.Path, **options: An
     return UnrolledConfig(model=before, **files, output=str(output), threads=1, **options)
 
 
-def test_scores_are_the_derivative_in_memory(job: DigitsJob, before: str, tmp_path: pathlib.Path) -> None:
+def test_scores_are_the_derivative_in_memory(
+    job: DigitsJob, before: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = {"batches": f"{__name__}:backwards"}
     config = make_config(job, before, tmp_path / "out", **names, outputs="top_k,scores", top_k=3, query_block_size=9, smoothness=3)
-    said = io.StringIO()
-    unroll(config, FN_API, said)
+    prepared = prepare_unrolled(config)
+    monkeypatch.setattr(unrolled, "prepare_unrolled", lambda _: prepared)  # once is enough
+    unrolled.unroll(config, FN_API, io.StringIO())
 
     train, test = (in_file_order(job, split, count) for split, count in (("train", 3), ("test", 2)))
     order = BatchOrder.of_ids(backwards(list(train.ids)), list(train.ids))
-    step = prepare_unrolled(config).recipe.step()  # what this process has compiled; tests/influence_ops/replay has independent numbers
-    run = TrainingRun.of(step, train, order, 1 << 20)
+    # What this process has compiled; tests/influence_ops/replay has independent numbers.
+    run = TrainingRun.of(prepared.recipe.step(), train, order, 1 << 20)
     states = {number: as_checkpoint(state) for number, state in run.forward()}
     _, by_weight = run.backward(states.__getitem__, test)
 
@@ -123,12 +126,10 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
 def test_models_that_can_t_be_repeated_are_refused(job: DigitsJob, before: str, tmp_path: pathlib.Path) -> None:
     config = make_config(job, before, tmp_path / "out", **MADE)
     with pytest.raises(ValueError, match="has made 120 steps already"):
-        unroll(dataclasses.replace(config, model=str(job.model)), FN_API, io.StringIO())
-    with pytest.raises(ValueError, match="a worker may hold 250 of them"):
-        unroll(dataclasses.replace(config, max_worker_memory="1000"), FN_API, io.StringIO())
+        unrolled.unroll(dataclasses.replace(config, model=str(job.model)), FN_API, io.StringIO())
     uncompiled = tmp_path / "uncompiled.keras"
     made = network(keras.optimizers.SGD())
     keras.Model(made.inputs, made.outputs).save(uncompiled)
     with pytest.raises(ValueError, match="was not compiled"):
-        unroll(dataclasses.replace(config, model=str(uncompiled), loss="sparse_categorical_crossentropy"), FN_API, io.StringIO())
+        unrolled.unroll(dataclasses.replace(config, model=str(uncompiled), loss="sparse_categorical_crossentropy"), FN_API, io.StringIO())
     assert not (tmp_path / "out").exists()

@@ -97,3 +97,5 @@ def test_batches_of_the_users_own():
     for batches, message in (([["d"]], "step 0 .* 'd'"), ([["a"], []], "step 1 .* no examples"), ([], "no batches")):
         with pytest.raises(ValueError, match=message):
             BatchOrder.of_ids(batches, ["a", "b"])
+    with pytest.raises(ValueError, match="have the id 'a'"):
+        BatchOrder.of_ids([["a"]], ["a", "b", "a"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import decimal
 import functools
+import math
 
 from beam_influence.pipelines.options.option import REQUIRED, option
 
@@ -25,8 +26,15 @@ def check_share(share: float, name: str = "share") -> None:
 
 
 def count_suspicious(share: float, examples: int) -> int:
-    """How many examples a share of them is, exactly: 0.29 of 100 is 29."""
-    return int(decimal.Decimal(repr(share)) * examples)
+    """How many examples a share of them is, exactly: 0.29 of 100 is 29.
+
+    Raises:
+      ValueError: less than one.
+    """
+    count = int(decimal.Decimal(repr(share)) * examples)
+    if examples and not count:
+        raise ValueError(f"--share {share} of {examples:,} examples is less than one; give at least {math.ceil(1e6 / examples) / 1e6:g}")
+    return count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -87,8 +87,8 @@ def _describe(name: str, shards: Sequence[Shard]) -> Description:
             return data
     others = [other for other in READERS if other != name]
     raise ValueError(
-        f"no readable example among the first of {shards[0].split} files such as {shards[0].path!r}; they must be "
-        f"{READERS[name].expects}, or name their format with --data_format ({', '.join(others)})"
+        f"no readable example among the first of {shards[0].split} files such as {shards[0].path!r}; they have none, or are "
+        f"damaged, or are not {READERS[name].expects}: then name their format with --data_format ({', '.join(others)})"
     )
 
 

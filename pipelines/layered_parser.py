@@ -13,7 +13,7 @@ class LayeredParser(argparse.ArgumentParser):
     """A parser with two helps.
 
     Args:
-      common: the names of the options that `--help` shows, in this order; empty: all, and there is no `--help-all`.
+      common: the names of the options that `--help` shows, in this order; empty: all, as `--help-all` does.
       needed: those that a line of usage shows, as they are written.
     """
 
@@ -22,8 +22,8 @@ class LayeredParser(argparse.ArgumentParser):
         self.common = tuple(common)
         help_text = "Show the options that most need, and end." if common else "Show all options, and end."
         self.add_argument("-h", "--help", action=_HelpAction, help=help_text)
-        if common:
-            self.add_argument("--help-all", action=_HelpAction, help="Show all options, by group, and end.")
+        all_text = "Show all options, by group, and end." if common else argparse.SUPPRESS  # the same as --help there
+        self.add_argument("--help-all", action=_HelpAction, help=all_text)
         if needed or common:
             self.usage = f"{self.prog} {needed} [option ...]".replace("%", "%%")
 

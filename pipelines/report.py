@@ -62,7 +62,8 @@ def write_report(config: ReportConfig, beam_arguments: Sequence[str] = ()) -> Wr
 
 def report_text(report: WrittenReport) -> str:
     """What is told on the terminal."""
-    return "\n".join([*report.notes, f"{report.path}: {report.points:,} test points, {report.size / 1e6:.2f} MB"])
+    points = "1 test point" if report.points == 1 else f"{report.points:,} test points"
+    return "\n".join([*report.notes, f"{report.path}: {points}, {report.size / 1e6:.2f} MB"])
 
 
 def frame(folder: str, points: int = 5) -> str:

@@ -10,7 +10,7 @@ from beam_influence.report.examples import StoredExample, stored_examples
 from beam_influence.report.page import Card
 from beam_influence.report.pictures import LARGEST_SIDE
 from beam_influence.report.predictions import Prediction, class_name
-from beam_influence.report.showing import Shown, View, label_in_words
+from beam_influence.report.showing import Shown, View, in_words
 from beam_influence.report.strongest import Score
 
 PICTURE_BYTES = 1_200_000
@@ -58,7 +58,9 @@ class ReportExamples:
         shown = _fitting(stored, opened, ids, picture_bytes)
         for example in stored:
             place = f"{example.file}, number {example.index:,}"
-            self._found[split, example.id] = _Found(shown[example.id], _label(example, opened), place, predictions.get(example.id))
+            predicted = predictions.get(example.id)
+            label = (predicted and predicted.label) or _label(example, opened)
+            self._found[split, example.id] = _Found(shown[example.id], label, place, predicted)
 
     def notes(self) -> list[str]:
         """What could not be found, in words."""
@@ -80,7 +82,7 @@ class ReportExamples:
 
 
 def _label(example: StoredExample, opened: SplitSource) -> str | None:
-    known = {name: label_in_words(example.values[name]) for name in opened.labels if example.values.get(name) is not None}
+    known = {name: in_words(example.values[name]) for name in opened.labels if example.values.get(name) is not None}
     if len(known) == 1:
         only = next(iter(known.values()))
         return class_name(int(only), opened.classes) if only.isdecimal() else only

@@ -232,13 +232,5 @@ def in_words(value: Value) -> str:
     return str(value) if isinstance(value, (bool, int)) else f"{value:.5g}"
 
 
-def label_in_words(value: Value) -> str:
-    """A label: that of a one-hot vector is the place of its one."""
-    if isinstance(value, np.ndarray) and value.ndim == 1 and value.size > 1 and value.dtype.kind in "biuf":
-        if (np.sort(value)[:-1] == 0).all() and value.max() == 1:
-            return str(int(value.argmax()))
-    return f"{value:.4g}" if isinstance(value, float) else in_words(value)
-
-
 def _cut(text: str, most: int = _MOST_CHARACTERS) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 import resource
 import sys
 import tempfile
@@ -190,7 +191,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         return {"refused": str(error)}
     except RunFailedError as error:
-        return {"failed": str(error)}
+        return {"failed": re.sub(r"All are in .*; the first", "The first", str(error))}  # the sample's own folder goes with it
 
 
 def main() -> int:

@@ -99,7 +99,9 @@ def test_clean_takes_the_ids_and_the_share(finished: FinishedRun, tmp_path: path
     assert "1 of the 1 ids are of no example that was scored: 'nobody'" in capsys.readouterr().err
     assert main([*words, "--share", "0.1", "--output", str(tmp_path / "by_share")]) == 2
     assert main([*words, "--share", "0.1", "--output", str(pathlib.Path(finished.config.train or "").parent)]) == 2
+    assert main([*words, "--share", "0.003", "--output", str(tmp_path / "none")]) == 2
     error = capsys.readouterr().err
+    assert "--share 0.003 of 300 examples is less than one; give at least 0.003334" in error
     assert "holds a cleaned training set already" in error and "is the folder of the training set itself" in error
     assert not files_below(tmp_path / "none")
 

@@ -101,6 +101,7 @@ def test_what_is_gone_is_named_and_the_rest_is_shown(finished: FinishedRun, tmp_
         (["--show", "no_such_module:f"], "can't import 'no_such_module'"),
         (["--model", "other:model"], "--model other:model: the run in"),
         (["--evaluation", "."], "--evaluation '.' holds no result of beam-influence evaluate"),
+        (["--class_names", "a,b"], "--class_names 'a,b' has 2 names; the model tells 10 classes: name each"),
         (["--tpo_k", "3"], "--tpo_k"),
         (["--curvature", "exact"], "--curvature is not an option of report, but of run and"),
     ],

@@ -16,7 +16,7 @@ from beam_influence.report.numbers import change, percent, plain
 from beam_influence.report.page import with_options
 from beam_influence.report.pictures import Picture, of_file
 from beam_influence.report.predictions import Prediction, prediction
-from beam_influence.report.showing import Shown, ShowOptions, View, label_in_words
+from beam_influence.report.showing import Shown, ShowOptions, View
 from beam_influence.report.tokens import tokenizers
 
 
@@ -72,7 +72,6 @@ def test_text_and_rows() -> None:
         ("age", "41"), ("income", "1234.6"), ("town", "Bonn"), ("raw", "2 bytes"), ("x", "0, 1, 2, 3, 4, 5 … (9)"), ("gone", "none"),
     )  # fmt: skip
     assert show({f"c{place}": place for place in range(50)}).left_out == 20
-    assert [label_in_words(label) for label in (np.array([0, 0, 1.0]), np.array([0.5, 0.5]), b"cat")] == ["2", "0.5, 0.5", "cat"]
 
 
 def as_square(values: dict) -> np.ndarray:
@@ -99,6 +98,17 @@ def test_predictions_in_words() -> None:
     assert prediction(np.array([0.2]), np.array([1]), 1.0) == Prediction("0 (80 %)", 1.0, "1", False)
     assert prediction(np.array([2.25]), np.array(3.5), 1.0).text == "2.25"
     assert prediction(np.zeros((4, 5)), None, 1.0).is_right is None
+
+
+def test_predictions_of_several_labels() -> None:
+    """One positive label among several is no class."""
+    names = ("red", "green", "blue")
+    seen = prediction(np.array([0.97, 0.996, 0.1]), np.array([0, 1, 0]), 3.5, True, names, has_tags=True)
+    assert seen == Prediction("red (97 %), green (99.60 %)", 3.5, "green", False)
+    logits = prediction(np.array([-1.0, 4.5, 2.0]), np.array([0, 1, 1]), 0.1, False, names, has_tags=True)
+    assert (logits.label, logits.is_right) == ("green, blue", True)
+    assert prediction(np.array([0.2, 0.3]), np.array([0, 0]), 1.0, has_tags=True) == Prediction("none", 1.0, "none", True)
+    assert prediction(np.array([0.2, 0.3]), np.array([0.5, 0.1]), 1.0, has_tags=True) == Prediction("0.2, 0.3", 1.0)
 
 
 def test_numbers() -> None:

@@ -8,6 +8,7 @@ written is named by no block, and goes with the work folder.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -83,16 +84,14 @@ def merge_groups(blocks: Iterable[GroupBlock], work: str, most: int) -> Iterator
 
 
 def open_groups(blocks: Iterable[GroupBlock], parts: Mapping[str, GroupSums]) -> dict[str, GroupSums]:
-    """`parts`, which are empty, and others that the blocks have, with the blocks' groups."""
+    """The blocks' sums by part, whose groups differ; of `parts`, which are empty, those that no block has."""
+    known = [(block.widths, block.saved.open()[0]) for block in blocks]
+    names = [bytes_to_texts(arrays["names"]).tolist() for _, arrays in known]
     opened = dict(parts)
-    for block in blocks:
-        arrays = block.saved.open()[0]
-        names = bytes_to_texts(arrays["names"]).tolist()
-        for key, width in block.widths.items():
-            found = GroupSums(width, names, arrays[_SUMS + key], arrays["counts"])
-            if key in opened and opened[key].nbytes:
-                found.merge(opened[key])
-            opened[key] = found
+    for key, width in {key: width for widths, _ in known for key, width in widths.items()}.items():
+        own = [(arrays[_SUMS + key], arrays["counts"], some) for (widths, arrays), some in zip(known, names, strict=True) if key in widths]
+        sums, counts, of_key = zip(*own, strict=True)
+        opened[key] = GroupSums(width, list(itertools.chain(*of_key)), np.concatenate(sums), np.concatenate(counts))
     return opened
 
 

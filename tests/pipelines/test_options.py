@@ -48,6 +48,7 @@ GOES_WITH: dict[str, dict[str, str]] = {
     "projection_dim": {"curvature": "random_projection"},
     "checkpoint_weights": {"checkpoints": "c"},
     "second_order_groups": {"outputs": "group_influence", "group_feature": "g", "test": "b", "curvature": "exact"},
+    "per_token": {"outputs": "top_k", "test": "b"},
     "update": {"outputs": "index"},
     "index_dtype": {"outputs": "index", "curvature": "arnoldi"},
     "search": {"train": "", "index": "i", "test": "b"},

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import apache_beam as beam
 import numpy as np
+import tensorflow as tf
 from apache_beam import pvalue
 from apache_beam.typehints.decorators import IOTypeHints
 
@@ -60,7 +60,7 @@ class _TrainDoFn(beam.DoFn):
         run, _, _ = open_run(self._recipe, replay)
         test, changed = first.read(self._reader), self._changed
         if number == changed.count:  # the training as it was, so that both are losses of one computation
-            state: Any = [array for array in replay.checkpoint(len(run.order))]
+            state = [tf.constant(array) for array in replay.checkpoint(len(run.order))]
         else:
             state = run.last_state(changed_weights(replay.count, number, changed.seed, changed.step))
         losses = run.test_losses(state, test)

@@ -6,8 +6,8 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Iterable, Iterator
-from typing import Any
 
+import keras
 import numpy as np
 
 from beam_influence.influence_ops.curvature.sample import from_arrays, to_arrays
@@ -74,7 +74,7 @@ def _open_step(spec: ModelSpec) -> TrainingStep:
     return TrainingStep(model, optimizer_of(model))
 
 
-def optimizer_of(model: InfluenceModel) -> Any:
+def optimizer_of(model: InfluenceModel) -> keras.optimizers.Optimizer:
     """The optimizer that a model was compiled with.
 
     Raises:

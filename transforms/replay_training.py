@@ -7,7 +7,6 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import apache_beam as beam
 import keras
@@ -69,7 +68,7 @@ class _ReplayDoFn(beam.DoFn):
     def default_type_hints(self) -> IOTypeHints:
         return IOTypeHints.empty()
 
-    def process(self, _: None, shards: Iterable[Shard]) -> Iterator[Any]:
+    def process(self, _: None, shards: Iterable[Shard]) -> Iterator[object]:
         reports: list[pvalue.TaggedOutput] = []
         examples = whole_batch(self._read(sorted(shards, key=lambda shard: shard.key), reports), self._recipe.memory)
         run = TrainingRun.of(self._recipe.step(), examples, self._recipe.order(examples.ids), self._recipe.memory)

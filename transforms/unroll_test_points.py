@@ -101,7 +101,7 @@ class _CutDoFn(beam.DoFn):
     def __init__(self, reader: ShardReader):
         self._reader = reader
 
-    def process(self, shard: Shard) -> Iterator[Any]:
+    def process(self, shard: Shard) -> Iterator[object]:
         used = left_out = 0
         for number, (batch, rejected) in enumerate(self._reader.read(shard)):
             used, left_out = used + len(batch), left_out + len(rejected)
@@ -162,7 +162,7 @@ class _UnrollDoFn(beam.DoFn):
     def default_type_hints(self) -> IOTypeHints:
         return IOTypeHints.empty()
 
-    def process(self, block: PointBlock, replay: Replay, first: PointBlock) -> Iterator[Any]:
+    def process(self, block: PointBlock, replay: Replay, first: PointBlock) -> Iterator[object]:
         wanted, started = self._wanted, time.monotonic()
         opened: _OpenedRun = self._shared.acquire(lambda: _OpenedRun(wanted.recipe, replay), tag=replay.examples.digest)
         test = block.read(wanted.reader)

@@ -154,25 +154,25 @@ class TrainingStep:
         return tf.vectorized_map(one, (inputs, targets, weights))
 
 
-def carried_variables(model: Any) -> tuple[list[keras.Variable], list[keras.Variable]]:
+def carried_variables(model: keras.Model) -> tuple[list[keras.Variable], list[keras.Variable]]:
     """The variables of a model that training changes: its trainable weights, and what else its layers carry from step to step."""
     of_metrics = {id(variable) for variable in getattr(model, "metrics_variables", ())}
     others = [variable for variable in model.non_trainable_variables if id(variable) not in of_metrics]
     return list(model.trainable_variables), others
 
 
-def give_state(model: Any, state: Sequence[Any]) -> None:
+def give_state(model: keras.Model, state: Sequence[tf.Tensor]) -> None:
     """Puts the values of a state into a model of the same layers."""
     trainable, others = carried_variables(model)
     for variable, value in zip([*trainable, *others], state, strict=False):  # the slots come last
-        variable.assign(tf.cast(tf.convert_to_tensor(value), variable.dtype))
+        variable.assign(tf.cast(value, variable.dtype))
 
 
 def _any_size(tensor: tf.Tensor) -> tf.TensorSpec:
     return any_batch(tensor) if tensor.shape.rank else tf.TensorSpec.from_tensor(tensor)
 
 
-def _gradients(tape: tf.GradientTape, ends: Any, sources: list[tf.Tensor], along: State | None = None) -> State:
+def _gradients(tape: tf.GradientTape, ends: tf.Tensor | State, sources: State, along: State | None = None) -> State:
     found = tape.gradient(ends, sources, output_gradients=along, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     return [tf.convert_to_tensor(gradient) for gradient in found]
 

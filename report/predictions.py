@@ -170,10 +170,10 @@ def _of_tags(chances: np.ndarray, label: np.ndarray | None, loss: float | None, 
     if chances.size > _MOST_TAGS or (given is not None and not np.isin(given, (0, 1)).all()):
         return Prediction(in_words(chances), loss)
     said = chances > 0.5
-    text = _listed([f"{class_name(tag, classes)} ({_percent(chances[tag])})" for tag in np.flatnonzero(said)])
+    text = _listed([f"{class_name(tag, classes)} ({_percent(chances[tag])})" for tag in np.flatnonzero(said).tolist()])
     if given is None:
         return Prediction(text, loss)
-    return Prediction(text, loss, _listed([class_name(tag, classes) for tag in np.flatnonzero(given)]), bool((said == given).all()))
+    return Prediction(text, loss, _listed([class_name(tag, classes) for tag in np.flatnonzero(given).tolist()]), bool((said == given).all()))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -6,7 +6,9 @@ import dataclasses
 import pathlib
 import re
 import shutil
+from typing import Any
 
+import keras
 import pytest
 
 from beam_influence.pipelines.clean_options import CleanOptions
@@ -109,13 +111,19 @@ def test_the_commands_of_pages_with_own_files_run(folder: pathlib.Path, monkeypa
     run_all([[*first, "--outputs", "top_k,self_influence", "--overwrite"]])
     (options,) = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs/command_line.md").read_text(), re.MULTILINE | re.DOTALL)
     pathlib.Path("run.yaml").write_text(options.replace("output: influence", "output: from_file"))
+    for member in range(3):
+        shutil.copytree("influence", f"influence-{member}")
     run_all(of_document("docs/command_line.md"))
+    model: Any = keras.saving.load_model("model.keras")
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.save("before.keras")
+    run_all(of_document("docs/unrolled.md"))
 
 
 def test_no_page_is_left_out() -> None:
     """Commands for services that are not here are run by their own tests, on other paths: of Flink and of S3; the demos' by `test_demo`."""
     places = {name.rpartition(" ")[0] for name in COMMANDS}
-    own_files = {"docs/command_line.md", "docs/migrating.md"}
+    own_files = {"docs/command_line.md", "docs/migrating.md", "docs/unrolled.md"}
     elsewhere = {"docs/demos.md", "docs/runners.md", "benchmarks/README.md"}
     assert {name for name in places if name.endswith(".md")} == {*PAGES, *own_files, *elsewhere}
 

@@ -33,7 +33,8 @@ def checkpoints(job: DigitsJob, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 def layer(path: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What the last layer sees, and 1 [N, 9]; its probabilities [N, 10]."""
-    first, bias, last, last_bias = (np.asarray(w, np.float64) for w in keras.models.load_model(path).get_weights())
+    model: Any = keras.models.load_model(path)
+    first, bias, last, last_bias = (np.asarray(w, np.float64) for w in model.get_weights())
     seen = np.concatenate([np.maximum(images.astype(np.float64) @ first + bias, 0), np.ones((len(images), 1))], axis=1)
     z = seen @ np.concatenate([last, last_bias[None]])
     p = np.exp(z - z.max(axis=1, keepdims=True))

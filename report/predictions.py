@@ -173,7 +173,8 @@ def _of_tags(chances: np.ndarray, label: np.ndarray | None, loss: float | None, 
     text = _listed([f"{class_name(tag, classes)} ({_percent(chances[tag])})" for tag in np.flatnonzero(said).tolist()])
     if given is None:
         return Prediction(text, loss)
-    return Prediction(text, loss, _listed([class_name(tag, classes) for tag in np.flatnonzero(given).tolist()]), bool((said == given).all()))
+    names = [class_name(tag, classes) for tag in np.flatnonzero(given).tolist()]
+    return Prediction(text, loss, _listed(names), bool((said == given).all()))
 
 
 def _listed(names: Sequence[str]) -> str:

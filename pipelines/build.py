@@ -235,8 +235,7 @@ class _JobBuilder:
             wanted = (queries, gate, options, config.output, self._accelerator, prepared.queries.rounds, *sizes)
             score = ScoreExamples(self._reader("candidates" if options.of_candidates else "score"), prepared.model, preconditioner, *wanted)
         self._count("score", (scored := self._scored | "ScoreExamples" >> score)[COUNTS])
-        self.written.append(scored[FILES])
-        self.late += [scored[REJECTED]] if REJECTED in scored else []
+        self.written, self.late = [*self.written, scored[FILES]], [*self.late, *([scored[REJECTED]] if REJECTED in scored else [])]
         combined, of_tables = combined_outputs(options.tables), (options, preconditioner, queries, prepared.model)
         if any(not output.by_group for output in combined):
             parts = collection(scored[PARTS] | "CombineParts" >> beam.CombinePerKey(PartsCombineFn()))
@@ -244,7 +243,7 @@ class _JobBuilder:
                 tokens = ScoreTokens(self._reader("tokens"), prepared.model, preconditioner, queries, parts, options)
                 parts = self._scored | "ScoreTokens" >> tokens
             self.written.append(collection(parts | "WriteOutputs" >> WriteOutputs(config.output, *of_tables)))
-        for output in (output for output in combined if output.by_group):
+        for output in (one for one in combined if one.by_group):
             sums = scored[GROUP_SUMS]
             if config.second_order_groups:
                 multiply = MultiplyGroups(self._reader("groups"), prepared.model, preconditioner, sums, *sizes)

@@ -28,6 +28,7 @@ from beam_influence.pipelines.run_pipeline import RunFailedError, reason, run_pi
 from beam_influence.pipelines.run_summary import RunSummary, stage_counters, stage_milliseconds
 from beam_influence.pipelines.runners import choose_engine, open_file_systems
 from beam_influence.pipelines.runners.local import count_processes, refuse_more_than_gpus
+from beam_influence.pipelines.runners.runner import Engine
 from beam_influence.transforms.files import BeamFiles, join
 from beam_influence.transforms.open_model import forget_models
 
@@ -61,20 +62,61 @@ def _run(
     config: InfluenceConfig, beam_arguments: list[str], stream: TextIO, make_pipeline: Callable[[], beam.Pipeline] | None
 ) -> RunSummary:
     started = time.monotonic()
+    engine, processes = open_engine(config, beam_arguments)
+    prepared = prepare(config)
+    clear_output(config, tuple(TABLES), MANIFEST, prepared.resumed)
+    print(short_plan(config, prepared), file=stream)
+
+    def add(pipeline: beam.Pipeline, progress: tuple[str, int] | None) -> object:
+        return build(pipeline, config, prepared, progress, engine.accelerator)
+
+    return run_built(config, engine, processes, _files_to_read(prepared), stream, make_pipeline, add, started)
+
+
+def open_engine(config: InfluenceConfig, beam_arguments: list[str]) -> tuple[Engine, int]:
+    """Where the job runs, and in how many processes.
+
+    Raises:
+      ValueError: an option is wrong, or there are fewer GPUs than processes.
+    """
     open_file_systems(beam_arguments)
     engine = choose_engine(beam_arguments, config)
     processes = count_processes(engine)
     refuse_more_than_gpus(processes)
-    prepared = prepare(config)
-    clear_output(config, tuple(TABLES), MANIFEST, prepared.resumed)
-    print(short_plan(config, prepared), file=stream)
+    return engine, processes
+
+
+def run_built(
+    config: InfluenceConfig,
+    engine: Engine,
+    processes: int,
+    files: dict[str, int],
+    stream: TextIO,
+    make_pipeline: Callable[[], beam.Pipeline] | None,
+    add: Callable[[beam.Pipeline, tuple[str, int] | None], object],
+    started: float,
+) -> RunSummary:
+    """Runs a job that is prepared, to its manifest.
+
+    Args:
+      config: what names the output.
+      engine, processes: as of `open_engine`.
+      files: how many files each stage reads.
+      stream: where progress is drawn.
+      make_pipeline: as of `run`.
+      add: adds the job to a pipeline, with the address for progress where the workers are on this machine.
+      started: when the job began, by `time.monotonic`.
+
+    Raises:
+      RunFailedError: the pipeline failed.
+    """
     if processes != 1 or not engine.is_local:  # the workers are other processes
         forget_models()
     if processes != 1:
         release_gpu()
-    with ProgressBar(_files_to_read(prepared), stream) as bar:
+    with ProgressBar(files, stream) as bar:
         pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=engine.options())
-        build(pipeline, config, prepared, bar.address if engine.is_local else None, engine.accelerator)
+        add(pipeline, bar.address if engine.is_local else None)
         result = run_pipeline(pipeline, engine, contextlib.nullcontext if engine.is_local else functools.partial(_polled, stream))
     if not BeamFiles().exists(join(config.output, MANIFEST)):
         raise RunFailedError(f"the pipeline ended in the state {result.state} without a manifest in {config.output!r}")

@@ -12,16 +12,13 @@ import apache_beam as beam
 from apache_beam import pvalue
 
 from beam_influence.influence_ops.redact import without_secrets
-from beam_influence.influence_ops.results.result_files import MANIFEST, read_manifest
+from beam_influence.influence_ops.results.result_files import MANIFEST
 from beam_influence.influence_ops.scoring.outputs.table import TABLES
-from beam_influence.pipelines.clear_output import clear_output, clear_unfinished
+from beam_influence.pipelines.clear_output import clear_output
+from beam_influence.pipelines.launch import open_engine, run_built
 from beam_influence.pipelines.machine_memory import size_text
 from beam_influence.pipelines.prepare_unrolled import PreparedUnrolled, prepare_unrolled
-from beam_influence.pipelines.progress_bar import ProgressBar
-from beam_influence.pipelines.run_pipeline import RunFailedError, run_pipeline
-from beam_influence.pipelines.run_summary import RunSummary, stage_milliseconds
-from beam_influence.pipelines.runners import choose_engine, open_file_systems
-from beam_influence.pipelines.runners.local import count_processes, refuse_more_than_gpus
+from beam_influence.pipelines.run_summary import RunSummary
 from beam_influence.pipelines.unrolled_config import UnrolledConfig
 from beam_influence.pipelines.unrolled_words import warnings_of
 from beam_influence.transforms import (
@@ -34,8 +31,6 @@ from beam_influence.transforms import (
     WriteRejected,
 )
 from beam_influence.transforms.elements import FILES, SolverReport
-from beam_influence.transforms.files import BeamFiles, join
-from beam_influence.transforms.open_model import forget_models
 from beam_influence.transforms.progress import Progress
 from beam_influence.transforms.read_shards import COUNTS, REJECTED, ShardReader
 from beam_influence.transforms.replay_training import STAGE as REPLAY
@@ -103,27 +98,20 @@ def unroll(
     if isinstance(beam_arguments, str) or not isinstance(config, UnrolledConfig):
         raise ValueError("unroll takes an UnrolledConfig, and Beam's arguments as a list, such as ['--runner=prism']")
     started, terminal, arguments = time.monotonic(), stream or sys.stderr, list(beam_arguments)
-    open_file_systems(arguments)
-    engine = choose_engine(arguments, config.as_run())
-    processes = count_processes(engine)
-    refuse_more_than_gpus(processes)
+    engine, processes = open_engine(config.as_run(), arguments)
     prepared = prepare_unrolled(config)
     clear_output(config.as_run(), tuple(TABLES), MANIFEST)
     state = size_text(prepared.recipe.step().state_bytes)
     print(f"a state of the training is {state}; {prepared.block_size} test points go backward together", file=terminal)
-    if processes != 1 or not engine.is_local:  # the workers are other processes
-        forget_models()
-    with ProgressBar({REPLAY: len(prepared.run.train)}, terminal) as bar:
-        pipeline = make_pipeline() if make_pipeline else beam.Pipeline(options=engine.options())
-        build_unrolled(pipeline, config, prepared, bar.address if engine.is_local else None)
-        result = run_pipeline(pipeline, engine)
-    if not BeamFiles().exists(join(config.output, MANIFEST)):
-        raise RunFailedError(f"the pipeline ended in the state {result.state} without a manifest in {config.output!r}")
-    clear_unfinished(config.as_run(), tuple(TABLES))
-    manifest = read_manifest(config.output, BeamFiles())
-    for warning in warnings_of(manifest):
+
+    def add(pipeline: beam.Pipeline, progress: tuple[str, int] | None) -> object:
+        return build_unrolled(pipeline, config, prepared, progress)
+
+    files = {REPLAY: len(prepared.run.train)}
+    summary = run_built(config.as_run(), engine, processes, files, terminal, make_pipeline, add, started)
+    for warning in warnings_of(summary.manifest):
         print(f"WARNING: {warning}", file=terminal)
-    return RunSummary(config.output, manifest, stage_milliseconds(result), time.monotonic() - started)
+    return summary
 
 
 def _as_json(config: UnrolledConfig) -> dict[str, Any]:

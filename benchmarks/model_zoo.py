@@ -87,7 +87,9 @@ CASES: dict[str, Case] = {
     ),
     "mobilenet-v2": Case("images", pretrained("MobileNetV2", 32), floats(32, 32, 3), epoch_of=1000, exact=False),
     "resnet50-v2": Case("images", pretrained("ResNet50V2", 32), floats(32, 32, 3), epoch_of=64, exact=False),
-    "efficientnet-v2-b0": Case("images", pretrained("EfficientNetV2B0", 32), floats(32, 32, 3), epoch_of=1000, exact=False),
+    "efficientnet-v2-b0": Case(
+        "images", pretrained("EfficientNetV2B0", 32, include_preprocessing=False), floats(32, 32, 3), epoch_of=1000, exact=False
+    ),
     "lstm": Case("sequences", sequences(lstm()), floats(10, 6)),
     "lstm-masked": Case(
         "sequences",

@@ -236,6 +236,9 @@ def kronecker(
     # The rule of the pseudo-inverse, layer by layer: what is smaller is 0 but for rounding.
     shifted = [values + shift for values, shift in zip(eigenvalues, shifts, strict=True)]
     if any(values.min() <= values.size * np.finfo(np.float64).eps * values.max() for values in shifted):
+        if not mean:
+            why = "no gradient of the examples reaches the watched weights, or the outputs are saturated (a probability of exactly 1)"
+            raise ValueError(f"the {name} curvature is 0 in every direction: {why}; give damping a number above 0 to score all the same")
         raise ValueError(f"the {name} curvature has eigenvalues of 0, so damping={damping!r} gives no inverse; use one above 0, or auto")
     arrays: dict[str, np.ndarray] = {}
     for number, ((inputs, errors), values) in enumerate(zip(sides, eigenvalues, strict=True)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import keras
@@ -223,6 +224,9 @@ def test_what_can_not_be_inverted_or_asked_is_refused() -> None:
         fit(model, Kfac(), lambda: [train], FinishOptions(0.0))
     with pytest.raises(ValueError, match="whole matrix"):
         fit(model, Ekfac(), lambda: [train], FinishOptions(0.1, leave_one_out=True))
+    nothing = dataclasses.replace(train, inputs=np.asarray(train.inputs), weights=np.zeros(len(train)))
+    with pytest.raises(ValueError, match="ekfac curvature is 0 in every direction: no gradient"):
+        fit(model, Ekfac(), lambda: [nothing], FinishOptions("auto"))
     with pytest.raises(ValueError, match="no training example"):
         fit(model, Kfac(), lambda: [], FinishOptions(0.1))
     with pytest.raises(ValueError, match="fisher='no'"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import posixpath
 
 from beam_influence.pipelines.options.option import REQUIRED, option
 
@@ -33,12 +35,20 @@ class EnsembleOptions:
         object.__setattr__(self, "results", folders)
         if len(folders) < 2 or not all(folders):
             raise ValueError(f"RESULTS {' '.join(folders)!r} must be the folders of at least 2 finished runs: one has no standard error")
-        twice = next((folder for folder in folders if folders.count(folder) > 1), None)
+        places = [_place(folder) for folder in folders]
+        twice = next((folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1), None)
         if twice is not None:
             raise ValueError(f"RESULTS has {twice!r} twice: a run that counts twice makes the standard error too small; leave it out")
         if not self.output.strip():
             raise ValueError("--output '' must name a folder")
-        if self.output.rstrip("/") in folders:
+        if _place(self.output) in places:
             raise ValueError(f"--output {self.output!r} is the folder of a member; give another one")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"--top_k {self.top_k} must be at least 1")
+
+
+def _place(folder: str) -> str:
+    """What a folder is, however its path is written."""
+    folder = folder.strip().rstrip("/")
+    scheme, separator, rest = folder.partition("://")
+    return f"{scheme}://{posixpath.normpath(rest)}" if separator else os.path.realpath(folder)

@@ -8,9 +8,10 @@ import math
 import keras
 import tensorflow as tf
 
+from beam_influence.influence_ops.import_path import load_object
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.replay.batch_order import BatchOrder
-from beam_influence.influence_ops.replay.keras_training import FIRST_STEPS, compare_first_steps
+from beam_influence.influence_ops.replay.keras_training import FIRST_STEPS, compare_first_steps, refuse_other_weights
 from beam_influence.influence_ops.replay.training_run import TrainingRun
 from beam_influence.pipelines.machine_memory import size_text, worker_memory
 from beam_influence.pipelines.prepare import PreparedRun, prepare
@@ -18,6 +19,7 @@ from beam_influence.pipelines.unrolled_config import UnrolledConfig
 from beam_influence.transforms.open_replay import TrainingRecipe, first_examples
 from beam_influence.transforms.progress import Progress
 from beam_influence.transforms.read_shards import ShardReader
+from beam_influence.transforms.replay_training import load_trained
 
 _PARTS = 4  # of a worker's memory: the training set, the states of a segment, what goes backward, all else
 _BACKWARD = 6  # adjoints and activations on the way back through a step, for each of the way forward
@@ -50,6 +52,10 @@ def prepare_unrolled(config: UnrolledConfig) -> PreparedUnrolled:
     memory = worker_memory(config.max_worker_memory) // _PARTS
     recipe = TrainingRecipe(run.model, config.batch_size, config.epochs, config.shuffle_seed, config.batches, memory)
     step = recipe.step()
+    if config.batches is not None:
+        load_object(config.batches)
+    if config.trained is not None:
+        refuse_other_weights(step, load_trained(config.trained))
     if run.train_features is None or not run.train:
         raise ValueError(f"--train {config.train!r}: there are no examples")
     reader = ShardReader("prepare", run.train_features, config.batch_size, Progress(None))

@@ -82,7 +82,7 @@ class _ReplayDoFn(beam.DoFn):
             "steps_in_a_segment": run.segment,
             "state_bytes": run.step.state_bytes,
             "optimizer": optimizer.name,
-            "off_trained": None if self._given is None else compare_with_trained(run, state, _load(self._given)),
+            "off_trained": None if self._given is None else compare_with_trained(run, state, load_trained(self._given)),
         }
         saved = save_run(run, examples.ids, examples.groups, self._folder)
         yield Replay(saved, tuple(states), run.segment, len(examples), tuple(facts.items()))
@@ -114,7 +114,12 @@ def _save_trained(before: ModelSpec, trained: ModelSpec, state: State) -> str:
     return trained.open_first()[0].fingerprint()
 
 
-def _load(path: str) -> keras.Model:
+def load_trained(path: str) -> keras.Model:
+    """The user's own trained model.
+
+    Raises:
+      ValueError: it is none that can be compared.
+    """
     model, _ = load_model(path)
     if not isinstance(model, keras.Model):
         raise ValueError(f"--trained {path!r} is a SavedModel, whose weights have no order; give a .keras file")

@@ -43,7 +43,7 @@ class CompiledDerivatives:
         self._dtype = network.dtype
         self._variables = list(variables)
         self._training_loss = training_loss
-        self._functions: dict[str, Callable[..., Any]] = {}
+        self._functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._layout: Layout | None = None
         self._derivatives: LinearHeadDerivatives | AutodiffDerivatives | None = None
         if network.inputs:
@@ -105,11 +105,13 @@ class CompiledDerivatives:
         return self._function(key, name, arguments)(*arguments)
 
     def _function(self, key: str, name: str, arguments: tuple[Any, ...]) -> Any:
-        if key not in self._functions:
+        # Of a model of open length, test points may be padded to another one than training examples.
+        known = (key, *(tuple(leaf.shape[1:]) for leaf in tf.nest.flatten(arguments)))
+        if known not in self._functions:
             with TRACING:
-                if key not in self._functions:
-                    self._functions[key] = self._compile(name, tf.nest.map_structure(any_batch, arguments))
-        return self._functions[key]
+                if known not in self._functions:
+                    self._functions[known] = self._compile(name, tf.nest.map_structure(any_batch, arguments))
+        return self._functions[known]
 
     def _compile(self, name: str, signature: TensorSpecs) -> Callable[..., Any]:
         method = getattr(self._derive(signature[0]), name)

@@ -21,7 +21,7 @@ from beam_influence.influence_ops.model.losses import resolve_loss
 from beam_influence.influence_ops.model.network import Network, Precision, open_network, to_numpy
 from beam_influence.influence_ops.model.output_curvature import Likelihood
 from beam_influence.influence_ops.model.regularizer import WeightRegularizer, check_weight_decay, flat_values
-from beam_influence.influence_ops.model.weights import LAST_WITH_WEIGHTS, StartLayer, watched_variables
+from beam_influence.influence_ops.model.weights import LAST_WITH_WEIGHTS, StartLayer, refuse_merged_lora, watched_variables
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Inputs
 from beam_influence.influence_ops.types import Float64Matrix, Float64Vector, Loss, ProcessBatch
 
@@ -91,6 +91,7 @@ class InfluenceModel(ExplainedModel):
         self.model = network.model
         self.dtype = network.dtype
         self.variables = watched_variables(self.model, *self._watched)
+        refuse_merged_lora(self.model, self.variables)
         self.size = sum(int(np.prod(variable.shape)) for variable in self.variables)
         self.total_size = sum(int(np.prod(variable.shape)) for variable in self.model.trainable_variables)
         self._weight_regularizer = WeightRegularizer(self.variables, self.weight_decay)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Sequence
 from typing import Final
 
 import keras
+import numpy as np
 
 
 class LastWithWeights(enum.Enum):
@@ -103,3 +105,20 @@ def _layer_index(layers: list[keras.layers.Layer], which: int | str) -> int:
 def _with_weights(layers: list[keras.layers.Layer]) -> str:
     listed = [f"{index}: {layer.name}" for index, layer in enumerate(layers) if layer.trainable_variables]
     return f"the layers with trainable weights are {', '.join(listed)}"
+
+
+def refuse_merged_lora(model: keras.Model, watched: Sequence[keras.Variable]) -> None:
+    """Refuses LoRA matrices that are 0, both of a pair: their gradients are 0, whatever was trained.
+
+    Raises:
+      ValueError: such a pair is watched.
+    """
+    paths = {variable.path for variable in watched}
+    for layer in model._flatten_layers():
+        pair = [getattr(layer, f"lora_{kind}_{side}", None) for kind in ("kernel", "embeddings") for side in "ab"]
+        found = [one for one in pair if one is not None]
+        if found and any(one.path in paths for one in found) and not any(np.any(np.asarray(one.value)) for one in found):
+            raise ValueError(
+                f"the LoRA matrices of the layer {layer.name!r} are 0: Keras merges them into the kernel as it saves a model, so their "
+                "gradients are lost; give --model module:function, which makes the model and sets the matrices"
+            )

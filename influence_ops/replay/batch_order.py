@@ -56,6 +56,9 @@ class BatchOrder:
             raise ValueError(f"two training examples have the id {twice!r}, so that batches can't name them; give each its own id")
         found: list[Positions] = []
         for step, names in enumerate(batches):
+            if isinstance(names, (str, bytes)):
+                raise ValueError(f"step {step} of the batches is the text {names!r}, not a list of ids")
+            names = list(names)
             strange = [name for name in names if str(name) not in places]
             if strange or not len(names):
                 what = f"has the example {strange[0]!r}, which the training set has not" if strange else "has no examples"
@@ -69,7 +72,7 @@ class BatchOrder:
 def epoch_order(count: int, seed: int, epoch: int) -> Positions:
     """The order of the examples in one epoch: `numpy.random.default_rng([seed, epoch]).permutation(count)`.
 
-    Example: training that `--seed 7` repeats
+    Example: training that `--shuffle_seed 7` repeats
       for epoch in range(epochs):
         order = epoch_order(len(x), 7, epoch)
         model.fit(x[order], y[order], batch_size=64, epochs=1, shuffle=False)

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from beam_influence.influence_ops.model.keras_truth import tensors
 from beam_influence.influence_ops.replay.training_run import TrainingRun
-from beam_influence.influence_ops.replay.training_step import State, carried_variables
+from beam_influence.influence_ops.replay.training_step import State, TrainingStep, carried_variables
 from beam_influence.influence_ops.types import Float64Vector
 
 FIRST_STEPS = 3
@@ -63,13 +63,23 @@ def compare_with_trained(run: TrainingRun, last: State, trained: keras.Model) ->
     Raises:
       ValueError: it is a model of other weights.
     """
+    refuse_other_weights(run.step, trained)
     wanted, _ = carried_variables(trained)
-    shapes, own = [tuple(one.shape) for one in wanted], [tuple(one.shape) for one in run.step.variables[: len(wanted)]]
-    if shapes != own or len(wanted) != len(run.step.model.variables):
-        raise ValueError(f"the trained model has weights of the shapes {shapes}, the model before its training {own}; give the same one")
     ends = _flat(wanted)
     found, start = (_flat_values(state[: len(wanted)]) for state in (last, run.step.initial))
     return _relative(found - ends, ends - start)
+
+
+def refuse_other_weights(step: TrainingStep, trained: keras.Model) -> None:
+    """Refuses a trained model that is not the one before its training, by the shapes of its weights.
+
+    Raises:
+      ValueError: it is another one.
+    """
+    wanted, _ = carried_variables(trained)
+    shapes, own = [tuple(one.shape) for one in wanted], [tuple(one.shape) for one in step.variables[: len(wanted)]]
+    if shapes != own or len(wanted) != len(step.model.variables):
+        raise ValueError(f"the trained model has weights of the shapes {shapes}, the model before its training {own}; give the same one")
 
 
 def _rate(optimizer: Any) -> Any:

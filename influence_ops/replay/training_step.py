@@ -49,6 +49,7 @@ class TrainingStep:
         self._network: Any = model.network.model
         if model.loss.heads.additional:
             raise ValueError("layers add losses (add_loss, activity regularisers), which a replay does not repeat; leave them out")
+        _refuse_layers(self._network, optimizer)
         self._divides = _is_mean(model)
         trainable, others = carried_variables(self._network)
         self.optimizer = FunctionalOptimizer(optimizer, trainable)
@@ -190,3 +191,17 @@ def _is_mean(model: InfluenceModel) -> bool:
     if found == {"sum"}:
         return False
     raise ValueError(f"the loss has the reduction {' and '.join(sorted(found))}; use sum_over_batch_size, or sum")
+
+
+def _refuse_layers(network: Any, optimizer: keras.optimizers.Optimizer) -> None:
+    name = type(optimizer).__name__
+    if isinstance(optimizer, keras.optimizers.Lion):
+        raise ValueError("the optimizer Lion moves weights by signs, whose derivative is 0: so would all scores be; train with another one")
+    for layer in network._flatten_layers():
+        if isinstance(layer, keras.layers.RNN):
+            raise ValueError(f"the layer {layer.name!r} is recurrent: a training with it can't be gone through backward; take run instead")
+        if isinstance(layer, keras.layers.Embedding) and layer.trainable and not isinstance(optimizer, keras.optimizers.SGD):
+            raise ValueError(
+                f"the layer {layer.name!r} is an Embedding, whose gradient Keras gives {name} one token after the other, so that one "
+                "that a batch has twice moves its row otherwise than their sum would; such a training is repeated with SGD alone"
+            )

@@ -83,13 +83,19 @@ class TopK(Part):
         """Takes in the table of other examples."""
         self._take(other.values, other.ids)
         if other.tokens:
-            self.tokens = {**self.tokens, **other.tokens}
+            for (row, name), scores in other.tokens.items():
+                self._add_once(row, name, scores)
             self._check_tokens()
 
     def add_tokens(self, row: int, name: str, scores: TokenScores) -> None:
         """Takes in the scores by position of one pair."""
-        self.tokens[row, name] = scores
+        self._add_once(row, name, scores)
         self._check_tokens()
+
+    def _add_once(self, row: int, name: str, scores: TokenScores) -> None:
+        if (row, name) in self.tokens:
+            raise ValueError(f"several training examples have the id {name!r}: scores by position need ids that are each one example's")
+        self.tokens[row, name] = scores
 
     def _check_tokens(self) -> None:
         one = next(iter(self.tokens.values()))

@@ -37,6 +37,13 @@ def choose_sets(measurement: Measurement, data: ScoredData, train_ids: list[str]
     test_ids = [every[place] for place in np.unique(np.linspace(0, len(every) - 1, config.chosen_test_points).round().astype(int))]
     largest = max(config.k_list)
     best = {run.folder: [run.top_k(largest, test_ids)] for run in measurement.runs}
+    known = set(train_ids)
+    for folder, (of_points,) in best.items():
+        strange = next((name for names in of_points for name in names if name not in known), None)
+        if strange is not None:
+            first = measurement.runs[0].folder
+            why = f"top_k of {folder!r} has {strange!r}, which is no training example of {first!r}"
+            raise ValueError(f"{why}; give runs over the same files")
     queries = data.examples("test", test_ids)
     if are_numbers(queries.inputs):
         best["nearest"] = [nearest_examples(data.batches("train"), queries, largest)]

@@ -56,7 +56,7 @@ def _of_batch(batch: ExampleBatch) -> list[str]:
     if batch.groups is not None:
         return [str(name) for name in batch.groups]
     labels = np.asarray(batch.labels)
-    if labels.ndim == 2 and labels.shape[1] > 1 and np.isin(labels, (0, 1)).all():
+    if labels.ndim == 2 and labels.shape[1] > 1 and np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all():
         labels = labels.argmax(axis=1)
     flat = labels.reshape(len(batch), -1) if labels.dtype != object else labels
     if flat.dtype == object or flat.shape[1] != 1 or not np.array_equal(flat, np.round(flat)):

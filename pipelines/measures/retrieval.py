@@ -52,8 +52,8 @@ def _relevant(path: str, test_ids: list[str]) -> list[set[str]]:
         return [read_ids(path)] * len(test_ids)
     found: dict[str, set[str]] = {name: set() for name in test_ids}
     for test_id, train_id in zip(table["test_id"].to_pylist(), table["train_id"].to_pylist(), strict=True):
-        if test_id in found:
-            found[test_id].add(train_id)
+        if str(test_id) in found:  # ids may be stored as numbers
+            found[str(test_id)].add(str(train_id))
     return [found[name] for name in test_ids]
 
 

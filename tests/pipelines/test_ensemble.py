@@ -89,7 +89,9 @@ def test_it_is_a_result_as_any_other(members: list[pathlib.Path], output: pathli
     [
         (["{0}"], "at least 2 finished runs: one has no standard error"),
         (["{0}", "{0}/"], "twice: a run that counts twice"),
+        (["{0}", "{0}/."], "twice: a run that counts twice"),
         (["{0}", "{1}", "--output", "{1}"], "is the folder of a member"),
+        (["{0}", "{1}", "--output", "{1}/.", "--overwrite"], "is the folder of a member"),
         (["{0}", "{1}", "--output", "{mean}"], "already holds finished results; give another --output, or --overwrite"),
         (["{0}", "{mean}"], "is an ensemble itself; give its members"),
         (["{0}", "nowhere"], "'nowhere' holds no manifest.json"),

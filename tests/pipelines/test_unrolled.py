@@ -132,4 +132,8 @@ def test_models_that_can_t_be_repeated_are_refused(job: DigitsJob, before: str, 
     keras.Model(made.inputs, made.outputs).save(uncompiled)
     with pytest.raises(ValueError, match="was not compiled"):
         unrolled.unroll(dataclasses.replace(config, model=str(uncompiled), loss="sparse_categorical_crossentropy"), FN_API, io.StringIO())
+    with pytest.raises(ValueError, match="the trained model has weights of the shapes"):
+        unrolled.unroll(dataclasses.replace(config, trained=str(job.model)), FN_API, io.StringIO())
+    with pytest.raises(ValueError, match="can't import 'no_such_module'"):
+        unrolled.unroll(make_config(job, before, tmp_path / "out", batches="no_such_module:f"), FN_API, io.StringIO())
     assert not (tmp_path / "out").exists()

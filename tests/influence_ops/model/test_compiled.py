@@ -97,3 +97,32 @@ def test_blocks_of_mixed_precision_are_as_wide_as_the_weights() -> None:
     assert {part.dtype for block in blocks for part in block} == {tf.float32}
     fitted = fit(model, Ekfac(), lambda: [batch()], FinishOptions(damping=0.1))
     assert all(np.isfinite(array).all() for array in fitted.arrays.values())
+
+
+def test_an_open_length_may_be_another_one_in_each_batch() -> None:
+    """Test points are padded to their own longest; Keras's tape."""
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((None,), dtype="int32"), keras.layers.Embedding(9, 3), keras.layers.GRU(2), keras.layers.Dense(1)]
+    network: Any = keras.Sequential(layers)
+    network.compile(loss="mse")
+    model = InfluenceModel(network, weights="all")
+    for length in (7, 5, 7):
+        tokens = np.random.default_rng(length).integers(0, 9, (4, length)).astype(np.int32)
+        ids = np.array([f"file:{row}" for row in range(4)], object)
+        found = np.asarray(model.losses_and_gradients(ExampleBatch(ids, tokens, np.ones(4, np.float32)))[1])
+        for row in range(4):
+            with tf.GradientTape() as tape:
+                loss = network.compute_loss(y=tf.ones((1, 1)), y_pred=network(tokens[row : row + 1]))
+            parts: Any = tape.gradient(loss, [variable.value for variable in network.trainable_variables])
+            wanted = np.concatenate([np.ravel(tf.convert_to_tensor(part)) for part in parts])
+            np.testing.assert_allclose(found[row], wanted, rtol=2e-4, atol=1e-5)
+
+
+def test_merged_lora_is_refused() -> None:
+    """Keras's `save` leaves both matrices 0."""
+    model = network()
+    model.layers[0].enable_lora(2)
+    InfluenceModel(model, loss_function="softmax_cross_entropy", weights="all")
+    model.layers[0].lora_kernel_a.assign(tf.zeros((FEATURES, 2)))
+    with pytest.raises(ValueError, match="LoRA matrices of the layer 'dense.*' are 0: Keras merges them"):
+        InfluenceModel(model, loss_function="softmax_cross_entropy", weights="all")

@@ -99,3 +99,24 @@ def test_batches_of_the_users_own():
             BatchOrder.of_ids(batches, ["a", "b"])
     with pytest.raises(ValueError, match="have the id 'a'"):
         BatchOrder.of_ids([["a"]], ["a", "b", "a"])
+
+
+@pytest.mark.parametrize(
+    ("layer", "optimizer", "message"),
+    [
+        (keras.layers.GRU(2), "sgd", "is recurrent"),
+        (keras.layers.Flatten(), "adam", "is an Embedding, whose gradient Keras gives Adam one token after the other"),
+        (keras.layers.Flatten(), "lion", "Lion moves weights by signs"),
+    ],
+)
+def test_what_can_not_be_gone_through_is_refused(layer, optimizer, message):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Embedding(5, 2), layer, keras.layers.Dense(1)])
+    model.compile(optimizer, "mse")
+    with pytest.raises(ValueError, match=message):
+        TrainingStep(InfluenceModel(model, weights="all"), model.optimizer)
+
+
+def test_batches_that_are_no_lists_of_ids():
+    assert len(BatchOrder.of_ids([(name for name in "ab")], ["a", "b"])) == 1
+    with pytest.raises(ValueError, match="step 0 of the batches is the text 'ab', not a list of ids"):
+        BatchOrder.of_ids("ab".split(), ["a", "b"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import keras
 import numpy as np
@@ -114,7 +114,8 @@ def refuse_merged_lora(model: keras.Model, watched: Sequence[keras.Variable]) ->
       ValueError: such a pair is watched.
     """
     paths = {variable.path for variable in watched}
-    for layer in model._flatten_layers():
+    layers: Any = getattr(model, "_flatten_layers", None)  # a SavedModel has none
+    for layer in layers() if layers else ():
         pair = [getattr(layer, f"lora_{kind}_{side}", None) for kind in ("kernel", "embeddings") for side in "ab"]
         found = [one for one in pair if one is not None]
         if found and any(one.path in paths for one in found) and not any(np.any(np.asarray(one.value)) for one in found):

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from beam_influence.influence_ops.curvature.base import Curvature, FinishOptions, Preconditioner, Statistic
-from beam_influence.influence_ops.curvature.kfac import Kfac, accumulate
+from beam_influence.influence_ops.curvature.kfac import CompiledSums, Kfac, accumulate
 from beam_influence.influence_ops.curvature.kronecker import DeviceCopies, kronecker, squared_sum
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Block, BlockLayout
@@ -30,13 +30,13 @@ class Ekfac(Kfac):
     _device: DeviceCopies
 
     def _add_block(
-        self, of_batch: dict[str, tf.Tensor], number: int | str, layout: BlockLayout, block: Block, weights: tf.Tensor, first: bool
+        self, sums: dict[str, tf.Tensor], number: int | str, layout: BlockLayout, block: Block, weights: tf.Tensor | None, first: bool
     ) -> None:
         if self._bases is None:
-            super()._add_block(of_batch, number, layout, block, weights, first)
+            super()._add_block(sums, number, layout, block, weights, first)
             return
         rotated = self._device.rotated(self._bases, number, block)
-        accumulate(of_batch, f"eigenvalues-{number}", squared_sum(layout, rotated, weights))
+        accumulate(sums, f"eigenvalues-{number}", squared_sum(layout, rotated, weights))
 
     def advance(self, model: ExplainedModel, statistic: Statistic) -> dict[str, np.ndarray]:
         self._examples(statistic)
@@ -45,7 +45,7 @@ class Ekfac(Kfac):
     def resume(self, arrays: Mapping[str, np.ndarray]) -> Curvature:
         later = copy.copy(self)
         later._bases = {name: np.asarray(array) for name, array in arrays.items()}
-        later._device = DeviceCopies()
+        later._device, later._compiled = DeviceCopies(), CompiledSums()
         later.passes = 1
         return later
 

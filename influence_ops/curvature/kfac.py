@@ -5,12 +5,14 @@ Martens & Grosse 2015 (1503.05671); over positions as in KFAC-expand (Eschenhage
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
 
+from beam_influence.influence_ops.any_batch import CompiledForAnyBatch
 from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.kronecker import KroneckerPreconditioner, Side, decompose, kronecker
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
@@ -48,31 +50,46 @@ class Kfac(Curvature):
     def create(self, model: ExplainedModel) -> Statistic:
         return {COUNT: np.zeros(1, dtype=np.int64)}
 
+    def __init__(self, settings: KroneckerSettings | None = None):
+        super().__init__(settings)
+        self._compiled = CompiledSums()
+
     def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
-        weights = model.curvature_weights(batch)
+        weights = () if batch.weights is None else (model.curvature_weights(batch),)
         layout = model.layout(batch.inputs).blocks
         of_batch: dict[str, tf.Tensor] = {}
         for draw, blocks in enumerate(fisher_blocks(model, batch, self.settings.fisher, self.settings.seed)):
-            for number, (block_layout, block) in enumerate(zip(layout, blocks, strict=True)):
-                self._add_block(of_batch, number, block_layout, block, weights, first=draw == 0)
+            sums = self._compiled.of(draw == 0, lambda first: functools.partial(self._sums, layout, first))
+            for name, value in sums(weights, *blocks).items():
+                accumulate(of_batch, name, value)
         for name, total in of_batch.items():  # all at once: a batch that does not fit the device leaves no trace
             add_to(statistic, name, total.numpy())
         statistic[COUNT] += len(batch)
         return statistic
 
+    def _sums(self, layouts: Sequence[BlockLayout], first: bool, weights: tuple[tf.Tensor, ...], *blocks: Block) -> dict[str, tf.Tensor]:
+        """A batch's sums; `weights`: () where all are 1; `first`: at the first of the draws."""
+        sums: dict[str, tf.Tensor] = {}
+        for number, (layout, block) in enumerate(zip(layouts, blocks, strict=True)):
+            # One after the other: else what all blocks need besides is in memory at once.
+            with tf.control_dependencies(list(sums.values())[-1:]):
+                self._add_block(sums, number, layout, block, weights[0] if weights else None, first)
+        return sums
+
     def _add_block(
-        self, of_batch: dict[str, tf.Tensor], number: int | str, layout: BlockLayout, block: Block, weights: tf.Tensor, first: bool
+        self, sums: dict[str, tf.Tensor], number: int | str, layout: BlockLayout, block: Block, weights: tf.Tensor | None, first: bool
     ) -> None:
-        """Adds a batch's gradients in one block to its sums, which stay on the device; `first`: at the first of the draws."""
+        """Adds a batch's gradients in one block to its sums."""
         if isinstance(block, Materialised) and layout.rows > 1:
             of_rows = _moment(tf.transpose(block.values, [0, 2, 1]), weights, layout.rows)
             squares = tf.cast(of_rows if of_rows.shape.rank == 1 else tf.linalg.diag_part(of_rows), tf.float64)
-            accumulate(of_batch, f"inputs-{number}", of_rows)
-            accumulate(of_batch, f"{_POSITIONS}-{number}", tf.reduce_sum(squares, keepdims=True))
+            accumulate(sums, f"inputs-{number}", of_rows)
+            accumulate(sums, f"{_POSITIONS}-{number}", tf.reduce_sum(squares, keepdims=True))
         elif first:  # the inputs are the same for every label
-            accumulate(of_batch, f"inputs-{number}", _input_moment(layout, block, weights))
-            accumulate(of_batch, f"{_POSITIONS}-{number}", tf.reduce_sum(tf.cast(weights, tf.float64), keepdims=True) * positions_of(block))
-        accumulate(of_batch, f"errors-{number}", _error_moment(layout, block, weights))
+            of_each = tf.ones([tf.shape(block[-1])[0]], block[-1].dtype) if weights is None else weights
+            accumulate(sums, f"inputs-{number}", _input_moment(layout, block, of_each, weights))
+            accumulate(sums, f"{_POSITIONS}-{number}", tf.reduce_sum(tf.cast(of_each, tf.float64), keepdims=True) * positions_of(block))
+        accumulate(sums, f"errors-{number}", _error_moment(layout, block, weights))
 
     def finish_part(self, name: str, part: Any) -> Any:
         return decompose(part) if name.startswith(("inputs-", "errors-")) else part
@@ -122,24 +139,40 @@ def add_to(statistic: Statistic, name: str, value: np.ndarray) -> None:
         statistic[name] = np.array(value, dtype=np.float64)
 
 
-def _input_moment(layout: BlockLayout, block: Block, weights: tf.Tensor) -> tf.Tensor:
+class CompiledSums:
+    """The sums over a batch as compiled functions: of the first draw, and of the others. Another process makes its own."""
+
+    def __init__(self) -> None:
+        self._functions: dict[bool, CompiledForAnyBatch[..., dict[str, tf.Tensor]]] = {}
+
+    def of(
+        self, first: bool, make: Callable[[bool], Callable[..., dict[str, tf.Tensor]]]
+    ) -> CompiledForAnyBatch[..., dict[str, tf.Tensor]]:
+        """That of the first draw, or of the others, of what `make` gives."""
+        return self._functions.setdefault(first, CompiledForAnyBatch(make(first)))
+
+    def __reduce__(self) -> tuple[type[CompiledSums], tuple[()]]:
+        return CompiledSums, ()
+
+
+def _input_moment(layout: BlockLayout, block: Block, of_each: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
     if isinstance(block, OneHot):
-        counts = tf.repeat(weights, tf.shape(block.ids)[1])
+        counts = tf.repeat(of_each, tf.shape(block.ids)[1])
         return tf.math.unsorted_segment_sum(counts, tf.reshape(block.ids, [-1]), layout.rows)
     if isinstance(block, Factored):
         return _moment(block.inputs, weights, layout.rows)
-    return tf.reduce_sum(weights, keepdims=True)
+    return tf.reduce_sum(of_each, keepdims=True)
 
 
-def _error_moment(layout: BlockLayout, block: Block, weights: tf.Tensor) -> tf.Tensor:
+def _error_moment(layout: BlockLayout, block: Block, weights: tf.Tensor | None) -> tf.Tensor:
     is_vector = layout.kind == "materialised" and all(len(piece.shape) == 1 for piece in layout.pieces)
     return _moment(block[-1], weights, layout.columns, LONG_VECTOR if is_vector else MAX_SIDE)
 
 
-def _moment(x: tf.Tensor, weights: tf.Tensor, size: int, most: int = MAX_SIDE) -> tf.Tensor:
+def _moment(x: tf.Tensor, weights: tf.Tensor | None, size: int, most: int = MAX_SIDE) -> tf.Tensor:
     """Σ_i w_i Σ_s x xᵀ of x [B, S, d]: [d, d], or its diagonal where d is above `most`."""
     rows = tf.reshape(x, [-1, size])
-    weighted = tf.reshape(x * weights[:, None, None], [-1, size])
+    weighted = rows if weights is None else tf.reshape(x * weights[:, None, None], [-1, size])
     if size > most:
         return tf.reduce_sum(rows * weighted, axis=0)
     return tf.matmul(rows, weighted, transpose_a=True)

@@ -48,7 +48,8 @@ class DeviceCopies:
         """The tensor `name`, of what `array` gives when it is asked for first."""
         key = (name, dtype)
         if key not in self._tensors:
-            self._tensors[key] = tf.constant(array(), dtype)
+            with tf.init_scope():  # not within a graph that is being traced
+                self._tensors[key] = tf.constant(array(), dtype)
         return self._tensors[key]
 
     def rotated(self, arrays: Mapping[str, np.ndarray], number: int | str, block: Block) -> Block:
@@ -70,23 +71,32 @@ class DeviceCopies:
         return DeviceCopies, ()  # another process makes its own
 
 
-def squared_sum(layout: Any, block: Block, weights: tf.Tensor) -> tf.Tensor:
-    """Σ_i w_i G_i² elementwise, G_i [I, O] the gradient of example i in `block`."""
+def squared_sum(layout: Any, block: Block, weights: tf.Tensor | None) -> tf.Tensor:
+    """Σ_i w_i G_i² elementwise, G_i [I, O] the gradient of example i in `block`; weights None: all are 1."""
     if isinstance(block, Factored) and block.inputs.shape[1] == 1:
-        a, g = block.inputs[:, 0], block.errors[:, 0]
-        return tf.matmul(tf.square(a), tf.square(g) * weights[:, None], transpose_a=True)
+        a, g = block.inputs[:, 0], tf.square(block.errors[:, 0])
+        return tf.matmul(tf.square(a), g if weights is None else g * weights[:, None], transpose_a=True)
     if isinstance(block, OneHot):
         # Positions of one token add up before the square.
         count = tf.cast(tf.shape(block.ids)[0], tf.int64)
         keys = tf.cast(block.ids, tf.int64) + tf.range(count)[:, None] * layout.rows
         unique, place = tf.unique(tf.reshape(keys, [-1]))
         summed = tf.math.unsorted_segment_sum(tf.reshape(block.errors, [-1, layout.columns]), place, tf.size(unique))
-        squares = tf.square(summed) * tf.gather(weights, unique // layout.rows)[:, None]
+        squares = tf.square(summed)
+        if weights is not None:
+            squares *= tf.gather(weights, unique // layout.rows)[:, None]
         return tf.math.unsorted_segment_sum(squares, unique % layout.rows, layout.rows)
-    total = tf.zeros([layout.rows, layout.columns], block[-1].dtype)
-    for rows, part in parts_of(block, max(1, _ROTATED_AT_ONCE // layout.size)):
-        total += tf.einsum("bio,b->io", tf.square(materialise(layout, part)), weights[rows])
-    return total
+    step = max(1, _ROTATED_AT_ONCE // layout.size)
+
+    def add(start: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        rows = slice(start, start + step)
+        gradients = tf.reshape(materialise(layout, block._make(tensor[rows] for tensor in block)), [-1, layout.size])
+        of_each = tf.ones_like(gradients[:, 0]) if weights is None else weights[rows]
+        return start + step, total + tf.linalg.matvec(tf.square(gradients), of_each, transpose_a=True)
+
+    zeros = tf.zeros([layout.size], block[-1].dtype)
+    total = tf.while_loop(lambda start, _: start < tf.shape(block[0])[0], add, (tf.constant(0), zeros), parallel_iterations=1)[1]
+    return tf.reshape(total, [layout.rows, layout.columns])
 
 
 @dataclasses.dataclass(frozen=True)

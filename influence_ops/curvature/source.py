@@ -89,10 +89,10 @@ class Source(Ekfac):
         return super().add(model, statistic, batch)
 
     def _add_block(
-        self, of_batch: dict[str, tf.Tensor], number: int | str, layout: BlockLayout, block: Block, weights: tf.Tensor, first: bool
+        self, sums: dict[str, tf.Tensor], number: int | str, layout: BlockLayout, block: Block, weights: tf.Tensor | None, first: bool
     ) -> None:
         segment = self._segments.of_checkpoint(int(number) // self._layers)
-        super()._add_block(of_batch, f"{segment}-{int(number) % self._layers}", layout, block, weights, first)
+        super()._add_block(sums, f"{segment}-{int(number) % self._layers}", layout, block, weights, first)
 
     def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         bases, examples = self._bases, self._examples(statistic)

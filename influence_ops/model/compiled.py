@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from beam_influence.influence_ops.any_batch import any_batch
 from beam_influence.influence_ops.model.autodiff import AutodiffDerivatives
 from beam_influence.influence_ops.model.exact_moments import exact_moments
 from beam_influence.influence_ops.model.example_loss import ExampleLoss, Targets
@@ -141,8 +142,3 @@ class CompiledDerivatives:
             raise ValueError(_NO_EXAMPLE_YET)
         examples = feed(self._model, examples, self._dtype)
         return self._derive(tf.nest.map_structure(any_batch, examples)).discover(examples)
-
-
-def any_batch(tensor: tf.Tensor) -> tf.TensorSpec:
-    """What a tensor is but for the number of its examples."""
-    return tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)

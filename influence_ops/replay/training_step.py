@@ -13,7 +13,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from beam_influence.influence_ops.model.compiled import TRACING, any_batch
+from beam_influence.influence_ops.any_batch import any_batch
+from beam_influence.influence_ops.model.compiled import TRACING
 from beam_influence.influence_ops.model.exact_moments import exact_moments
 from beam_influence.influence_ops.model.example_loss import Targets
 from beam_influence.influence_ops.model.influence_model import InfluenceModel

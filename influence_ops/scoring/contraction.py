@@ -15,13 +15,16 @@ any curvature.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import logging
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import numpy as np
 import tensorflow as tf
 
+from beam_influence.influence_ops.any_batch import CompiledForAnyBatch
 from beam_influence.influence_ops.model.gradients import Block, BlockLayout, Factored, Gradients, Layout, OneHot
 from beam_influence.influence_ops.model.gradients.blocks import materialise, parts_of, positions_of
 from beam_influence.influence_ops.scoring.low_rank import Factors, low_rank, search_flops
@@ -88,11 +91,12 @@ class Contraction:
         self._layout = layout
         self.queries = len(solved)
         self._solved: np.ndarray | FactoredSolutions | None = solved
-        self._constant: np.ndarray | None = None
+        self._constant = tf.zeros(self.queries, tf.float64)
+        self._compiled = CompiledForAnyBatch(self._at_once)
         self._dtype = dtype
         self._examples = examples or _EXPECTED_EXAMPLES
         self._tolerance = tolerance
-        self._ways: list[_Gemm | _LowRank | _Lookup | _Rebuilt] = []
+        self._ways: list[_Way] = []
 
     @property
     def costs(self) -> list[Cost]:
@@ -101,13 +105,26 @@ class Contraction:
 
     def scores(self, gradients: Gradients) -> np.ndarray:
         """Σ_p V_tp G_ip: [T, B] float64."""
+        return self.on_device(gradients).numpy()
+
+    def on_device(self, gradients: Gradients) -> tf.Tensor:
+        """The same, still on the device."""
         self.choose(gradients)
         if not len(gradients):  # each example of the batch was rejected
-            return np.zeros((self.queries, 0))
-        # Added up on the device, so that the host waits once.
-        found = [tf.cast(way.scores(block), tf.float64) for way, block in zip(self._ways, gradients.blocks, strict=True)]
-        total = tf.transpose(found[0] if len(found) == 1 else tf.add_n(found)).numpy()
-        return total if self._constant is None else total + self._constant[:, None]
+            return tf.zeros((self.queries, 0), tf.float64)
+        if all(len(gradients) <= way.at_once(block) for way, block in zip(self._ways, gradients.blocks, strict=True)):
+            return self._compiled(*gradients.blocks)
+        return self._total(_in_parts, gradients.blocks)
+
+    def _at_once(self, *blocks: Block) -> tf.Tensor:
+        return self._total(lambda way, block: way.scores(block), blocks)
+
+    def _total(self, scores: Callable[[_Way, Block], tf.Tensor], blocks: Iterable[Block]) -> tf.Tensor:
+        total = self._constant[None]
+        for way, block in zip(self._ways, blocks, strict=True):
+            with tf.control_dependencies([total]):  # one after the other: else the gradients of all are built at once
+                total += tf.cast(scores(way, block), tf.float64)
+        return tf.transpose(total)
 
     def choose(self, gradients: Gradients) -> None:
         """Chooses each block's way by the positions of a first batch, and lets go of the solutions as they were given."""
@@ -129,7 +146,7 @@ class Contraction:
                 parts = [part.times(self._layout, offset) for part in solved.slices(rows)]
             else:
                 parts = [solved[first : first + rows] @ offset for first in range(0, self.queries, rows)]
-            self._constant = np.concatenate(parts) if parts else None
+            self._constant = tf.constant(np.concatenate(parts)) if parts else self._constant
         self._solved = None
 
     def _of_factors(self, layout: BlockLayout, block: Block, factors: Factors) -> _LowRank | _Rebuilt:
@@ -169,25 +186,46 @@ def built_at_once(layout: BlockLayout) -> int:
     return max(1, _AT_ONCE // layout.size)
 
 
-class _Gemm:
+class _Way(abc.ABC):
+    """How the scores of one block are computed."""
+
+    cost: Cost
+
+    @abc.abstractmethod
+    def at_once(self, block: Block) -> int:
+        """How many examples are scored at once, so that no more than `_AT_ONCE` numbers are in memory; 0: not in one compiled function."""
+
+    @abc.abstractmethod
+    def scores(self, block: Block) -> tf.Tensor:
+        """[B, T] of so many examples."""
+
+
+def _in_parts(way: _Way, block: Block) -> tf.Tensor:
+    parts = [way.scores(part) for _, part in parts_of(block, way.at_once(block) or len(block[0]))]
+    return parts[0] if len(parts) == 1 else tf.concat(parts, axis=0)
+
+
+class _Gemm(_Way):
     def __init__(self, cost: Cost, layout: BlockLayout, matrices: np.ndarray, dtype: str):
         self.cost = cost
         self._layout = layout
         self._queries = tf.constant(matrices.reshape(len(matrices), -1).T, dtype)
 
+    def at_once(self, block: Block) -> int:
+        return built_at_once(self._layout)
+
     def scores(self, block: Block) -> tf.Tensor:
-        parts = [
-            tf.matmul(tf.reshape(materialise(self._layout, part), [-1, self._layout.size]), self._queries)
-            for _, part in parts_of(block, built_at_once(self._layout))
-        ]
-        return parts[0] if len(parts) == 1 else tf.concat(parts, axis=0)
+        return tf.matmul(tf.reshape(materialise(self._layout, block), [-1, self._layout.size]), self._queries)
 
 
-class _Rebuilt:
+class _Rebuilt(_Way):
     def __init__(self, cost: Cost, layout: BlockLayout, factors: Factors, dtype: str):
         self.cost = cost
         self._layout = layout
         self._left, self._right = (tf.constant(each, dtype) for each in factors)
+
+    def at_once(self, block: Block) -> int:
+        return 0  # a graph might build the matrices of all queries at once
 
     def scores(self, block: Block) -> tf.Tensor:
         rows, size = built_at_once(self._layout), self._layout.size
@@ -202,7 +240,7 @@ class _Rebuilt:
         return tf.concat(parts, axis=0)
 
 
-class _LowRank:
+class _LowRank(_Way):
     def __init__(self, cost: Cost, factors: Factors, dtype: str):
         self.cost = cost
         left, right = factors
@@ -210,27 +248,27 @@ class _LowRank:
         self._left = tf.constant(left.reshape(-1, left.shape[2]).T, dtype)
         self._right = tf.constant(right.reshape(-1, right.shape[2]).T, dtype)
 
+    def at_once(self, block: Block) -> int:
+        return max(1, _AT_ONCE // (positions_of(block) * self._queries * self._rank))
+
     def scores(self, block: Block) -> tf.Tensor:
         assert isinstance(block, Factored)
-        positions = positions_of(block)
-        parts = []
-        for _, (a, g) in parts_of(block, max(1, _AT_ONCE // (positions * self._queries * self._rank))):
-            left = tf.matmul(tf.reshape(a, [-1, a.shape[2]]), self._left)
-            right = tf.matmul(tf.reshape(g, [-1, g.shape[2]]), self._right)
-            parts.append(tf.reduce_sum(tf.reshape(left * right, [-1, positions, self._queries, self._rank]), axis=[1, 3]))
-        return tf.concat(parts, axis=0)
+        a, g = block
+        left = tf.matmul(tf.reshape(a, [-1, a.shape[2]]), self._left)
+        right = tf.matmul(tf.reshape(g, [-1, g.shape[2]]), self._right)
+        return tf.reduce_sum(tf.reshape(left * right, [-1, a.shape[1], self._queries, self._rank]), axis=[1, 3])
 
 
-class _Lookup:
+class _Lookup(_Way):
     def __init__(self, cost: Cost, matrices: np.ndarray, dtype: str):
         self.cost = cost
         self._rows = tf.constant(matrices.transpose(1, 0, 2), dtype)  # [I, T, O]
 
+    def at_once(self, block: Block) -> int:
+        _, queries, columns = self._rows.shape
+        return max(1, _AT_ONCE // (positions_of(block) * int(queries or 1) * int(columns or 1)))
+
     def scores(self, block: Block) -> tf.Tensor:
         assert isinstance(block, OneHot)
-        _, queries, columns = self._rows.shape
-        parts = []
-        for _, (ids, errors) in parts_of(block, max(1, _AT_ONCE // (positions_of(block) * int(queries or 1) * int(columns or 1)))):
-            rows = tf.gather(self._rows, ids)  # [b, S, T, O]
-            parts.append(tf.einsum("bsto,bso->bt", rows, errors))
-        return tf.concat(parts, axis=0)
+        rows = tf.gather(self._rows, block.ids)  # [b, S, T, O]
+        return tf.einsum("bsto,bso->bt", rows, block.errors)

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import tensorflow as tf
 
+from beam_influence.influence_ops.any_batch import CompiledForAnyBatch
+
 
 class Factored(NamedTuple):
     """Σ_s a_s ⊗ g_s.
@@ -171,7 +173,7 @@ class Gradients:
         """Which examples' gradients are finite: bool [B]. Where all are, one small transfer from the device tells."""
         if not len(self):
             return np.ones(0, dtype=bool)
-        fine = np.isfinite(_bounds(self.blocks).numpy())
+        fine = np.isfinite(_bounds(*self.blocks).numpy())
         return fine if fine.all() else _finite_exactly(self.blocks).numpy()
 
     def select(self, rows: np.ndarray) -> Gradients:
@@ -189,14 +191,14 @@ class Gradients:
         return flat if self.offset is None else flat + self.offset
 
 
-@tf.function(autograph=False, reduce_retracing=True)
-def _bounds(blocks: tuple[Block, ...]) -> tf.Tensor:
+@CompiledForAnyBatch
+def _bounds(*blocks: Block) -> tf.Tensor:
     """At least the largest number of each example's gradient: [B]; NaN or infinite wherever one of them is, and rarely elsewhere."""
     sums = [tf.ones([tf.shape(block[-1])[0]], block[-1].dtype) for block in blocks]
     for number, block in enumerate(blocks):
         for tensor in block:
             if tensor.dtype.is_floating:
-                sums[number] *= tf.reduce_sum(tf.abs(tensor), axis=list(range(1, len(tensor.shape))))
+                sums[number] *= tf.math.reduce_euclidean_norm(tensor, axis=list(range(1, len(tensor.shape))))
     return tf.add_n([tf.cast(one, tf.float64) for one in sums])
 
 

@@ -41,36 +41,27 @@ def window_of(layer: Any) -> Window:
 
 
 def patches(window: Window, x: tf.Tensor) -> tf.Tensor:
-    """What each output position of a convolution sees of x [B, ..., C]: [B, S, window, C]."""
+    """What each output position of a convolution sees of x [B, ..., C]: [B, S, window, C].
+
+    Gathered by one index for all examples, which takes a third of the time of `tf.image.extract_patches` and less.
+    """
     size, strides, rates, padding = window
-    if len(size) == 3:
-        return _volume_patches(window, x)
-    if len(size) == 1:
-        if padding == "CAUSAL":
-            x, padding = tf.pad(x, [[0, 0], [rates[0] * (size[0] - 1), 0], [0, 0]]), "VALID"
-        x, size, strides, rates = x[:, None], (1, *size), (1, *strides), (1, *rates)
-    found = tf.image.extract_patches(x, [1, *size, 1], [1, *strides, 1], [1, *rates, 1], padding)
-    return tf.reshape(found, [tf.shape(x)[0], -1, window.places, x.shape[-1]])
-
-
-def _volume_patches(window: Window, x: tf.Tensor) -> tf.Tensor:
-    """The same along three axes, a place of the window after another."""
-    lengths, outs, padding = tf.unstack(tf.shape(x)[1:4]), [], [[0, 0]]
-    for length, size, stride, rate in zip(lengths, *window[:3], strict=True):
-        reach = (size - 1) * rate + 1
-        outs.append((length - (1 if window.padding == "SAME" else reach)) // stride + 1)
-        more = tf.maximum((outs[-1] - 1) * stride + reach - length, 0) if window.padding == "SAME" else 0
-        padding.append([more // 2, more - more // 2])
-    x = tf.pad(x, [*padding, [0, 0]])
-    seen = []
-    for place in range(window.places):
-        at, slices = place, []
-        for size, stride, rate, out in reversed(list(zip(*window[:3], outs, strict=True))):
-            first = at % size * rate
-            slices.insert(0, slice(first, first + (out - 1) * stride + 1, stride))
-            at //= size
-        seen.append(positions(x[:, slices[0], slices[1], slices[2]]))
-    return tf.stack(seen, axis=2)
+    if padding == "CAUSAL":
+        x, padding = tf.pad(x, [[0, 0], [rates[0] * (size[0] - 1), 0], [0, 0]]), "VALID"
+    around, index, places = [], tf.zeros([1, 1], tf.int32), 1
+    for length, seen, stride, rate in zip(tf.unstack(tf.shape(x)[1:-1]), size, strides, rates, strict=True):
+        reach = (seen - 1) * rate + 1
+        out = (length - (1 if padding == "SAME" else reach)) // stride + 1
+        more = tf.maximum((out - 1) * stride + reach - length, 0) if padding == "SAME" else tf.constant(0)
+        around.append([more // 2, more - more // 2])
+        own = tf.range(out)[:, None] * stride + tf.range(seen) * rate
+        places *= seen
+        index = tf.reshape((index * (length + more))[:, None, :, None] + own[None, :, None], [-1, places])
+    if padding == "SAME":
+        x = tf.pad(x, [[0, 0], *around, [0, 0]])
+    count, channels = tf.shape(x)[0], x.shape[-1]
+    found = tf.gather(tf.reshape(x, [count, -1, channels]), tf.reshape(index, [-1]), axis=1)
+    return tf.reshape(found, [count, -1, places, channels])
 
 
 def flat_patches(window: Window, x: tf.Tensor) -> tf.Tensor:

@@ -14,7 +14,6 @@ from apache_beam.utils.windowed_value import WindowedValue
 from beam_influence.influence_ops.curvature import Curvature, Statistic
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
-from beam_influence.influence_ops.scoring.scores import evaluate
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import Shard, StatisticPart, at_end_of_bundle
 from beam_influence.transforms.finish_curvature import with_state
@@ -55,9 +54,7 @@ class _AccumulateDoFn(ShardDoFn):
 
     def use(self, batch: ExampleBatch) -> list[Rejected]:
         assert self._statistic is not None
-        kept, _, _, rejected = evaluate(self._pass.model, batch)
-        if len(kept):
-            self._statistic = self._pass.curvature.add(self._pass.model, self._statistic, kept)
+        self._statistic, rejected = self._pass.curvature.evaluate_and_add(self._pass.model, self._statistic, batch)
         return rejected
 
     def finish_bundle(self) -> Iterator[WindowedValue]:

@@ -12,13 +12,14 @@ import numpy as np
 from apache_beam import pvalue
 from apache_beam.utils.shared import Shared
 
+from beam_influence.influence_ops.model.evaluate import evaluate
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.results.result_files import ParquetFile, SourceFile
 from beam_influence.influence_ops.results.text_arrays import bytes_to_texts
 from beam_influence.influence_ops.scoring.index import INDEX
 from beam_influence.influence_ops.scoring.index_rows import IndexDtype, index_schema, index_table, stored_error
 from beam_influence.influence_ops.scoring.outputs.base import run_facts
-from beam_influence.influence_ops.scoring.scores import ScoreOptions, evaluate
+from beam_influence.influence_ops.scoring.scores import ScoreOptions
 from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import FILES, Shard, WrittenFile
 from beam_influence.transforms.embed_queries import Embedder

@@ -17,6 +17,7 @@ from apache_beam import pvalue
 from apache_beam.typehints.decorators import with_input_types, with_output_types
 from apache_beam.utils.shared import Shared
 
+from beam_influence.influence_ops.model.evaluate import evaluate
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.results import schemas
@@ -24,7 +25,6 @@ from beam_influence.influence_ops.results.result_files import write_table
 from beam_influence.influence_ops.results.tables import residuals_table
 from beam_influence.influence_ops.scoring.query_block import QUERY_ARRAYS, QueryBlock
 from beam_influence.influence_ops.scoring.query_solver import System, batch_products, begin, solutions, step, to_multiply
-from beam_influence.influence_ops.scoring.scores import evaluate
 from beam_influence.transforms.broadcast import INLINE_LIMIT, Broadcast
 from beam_influence.transforms.elements import FILES, QueryReference, Shard, SolverReport, StatisticPart, WrittenFile, at_end_of_bundle
 from beam_influence.transforms.embed_queries import open_queries, publish_queries

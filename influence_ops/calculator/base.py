@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from beam_influence.influence_ops.calculator.samples import RESHUFFLED
 from beam_influence.influence_ops.calculator.tf_datasets import count_points, example_batches, example_digests
+from beam_influence.influence_ops.model.evaluate import evaluate
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
-from beam_influence.influence_ops.scoring.scores import evaluate
 from beam_influence.influence_ops.types import Tensors
 
 

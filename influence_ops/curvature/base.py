@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 
 from beam_influence.influence_ops.curvature.solved_block import SolvedBlock
+from beam_influence.influence_ops.model.evaluate import evaluate
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Gradients
-from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.results.array_folder import FileStore, load_arrays, save_arrays
 from beam_influence.influence_ops.settings import CurvatureSettings
 
@@ -195,6 +196,11 @@ class Curvature(abc.ABC):
     def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
         """The statistic with a batch added; `statistic` may be changed in place, but what can raise `ResourceExhaustedError`, as a batch
         too large for the device does, comes before the first change."""
+
+    def evaluate_and_add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> tuple[Statistic, list[Rejected]]:
+        """`add` with those examples of a batch whose loss and gradient are finite, and the others."""
+        kept, _, _, rejected = evaluate(model, batch)
+        return self.add(model, statistic, kept) if len(kept) else statistic, rejected
 
     def merge_part(self, name: str, a: Any, b: Any) -> Any:
         """Two parts of one name as one; `a` may be changed in place. Parts are sums unless overridden."""

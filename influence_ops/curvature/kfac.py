@@ -6,7 +6,7 @@ Martens & Grosse 2015 (1503.05671); over positions as in KFAC-expand (Eschenhage
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,11 +15,12 @@ import tensorflow as tf
 from beam_influence.influence_ops.any_batch import CompiledForAnyBatch
 from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.kronecker import KroneckerPreconditioner, Side, decompose, kronecker
+from beam_influence.influence_ops.model.evaluate import evaluate_with_fisher
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.fisher import fisher_blocks
 from beam_influence.influence_ops.model.gradients import Block, BlockLayout, Factored, Materialised, OneHot
 from beam_influence.influence_ops.model.gradients.blocks import positions_of
-from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.settings import KroneckerSettings
 
 MAX_SIDE = 8192
@@ -55,10 +56,19 @@ class Kfac(Curvature):
         self._compiled = CompiledSums()
 
     def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
+        return self._add_draws(model, statistic, batch, fisher_blocks(model, batch, self.settings.fisher, self.settings.seed))
+
+    def evaluate_and_add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> tuple[Statistic, list[Rejected]]:
+        kept, draws, rejected = evaluate_with_fisher(model, batch, self.settings.fisher, self.settings.seed)
+        return self._add_draws(model, statistic, kept, draws) if len(kept) else statistic, rejected
+
+    def _add_draws(
+        self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch, draws: Iterable[tuple[Block, ...]]
+    ) -> Statistic:
         weights = () if batch.weights is None else (model.curvature_weights(batch),)
         layout = model.layout(batch.inputs).blocks
         of_batch: dict[str, tf.Tensor] = {}
-        for draw, blocks in enumerate(fisher_blocks(model, batch, self.settings.fisher, self.settings.seed)):
+        for draw, blocks in enumerate(draws):
             sums = self._compiled.of(draw == 0, lambda first: functools.partial(self._sums, layout, first))
             for name, value in sums(weights, *blocks).items():
                 accumulate(of_batch, name, value)

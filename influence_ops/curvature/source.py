@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
@@ -84,9 +85,11 @@ class Source(Ekfac):
         check_segments(model, self._segments)
         return super().create(model)
 
-    def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
+    def _add_draws(
+        self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch, draws: Iterable[tuple[Block, ...]]
+    ) -> Statistic:
         self._layers = len(model.layout(batch.inputs).blocks) // len(model.parts)
-        return super().add(model, statistic, batch)
+        return super()._add_draws(model, statistic, batch, draws)
 
     def _add_block(
         self, sums: dict[str, tf.Tensor], number: int | str, layout: BlockLayout, block: Block, weights: tf.Tensor | None, first: bool

@@ -14,9 +14,9 @@ import numpy as np
 
 from beam_influence.influence_ops.curvature import Preconditioner
 from beam_influence.influence_ops.evaluation.correlation import bootstrap_error, mean_over_columns
+from beam_influence.influence_ops.model.evaluate import evaluate
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
-from beam_influence.influence_ops.scoring.scores import evaluate
 
 Correlation = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(predicted [S, T], actual [S, T]) -> [T], such as `spearman`."""

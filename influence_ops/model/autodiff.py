@@ -7,9 +7,8 @@ flattened variable by variable in row-major order.
 from __future__ import annotations
 
 import contextlib
-import logging
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -24,11 +23,26 @@ from beam_influence.influence_ops.model.gradients.unrolled import unrolled
 from beam_influence.influence_ops.model.heads import Outputs
 from beam_influence.influence_ops.model.output_curvature import matrix_root, output_hessian
 from beam_influence.influence_ops.model.packed import pack, unpack
-from beam_influence.influence_ops.model.wrong_products import WrongProductError, refuse_wrong_products
+from beam_influence.influence_ops.model.vectorised_map import VectorisedMap
 from beam_influence.influence_ops.types import Tensors
 
-_LOG = logging.getLogger(__name__)
 _ROWS_AT_ONCE = 64  # Hessian rows in one vectorised pass: bounds memory to 64 copies of the activations
+
+
+class _Total(NamedTuple):
+    """A sum over examples whose gradient is wanted of each of them.
+
+    Attributes:
+      of_each: what is summed, or made it: [B, ...].
+      total: the sum.
+      one: the gradients of one example by the weights that no rule covers, of that example's part of `elements`.
+      elements: tensors with an axis of examples first.
+    """
+
+    of_each: tf.Tensor
+    total: tf.Tensor
+    one: Callable[[Tensors], Tensors]
+    elements: Tensors
 
 
 class AutodiffDerivatives:
@@ -41,8 +55,7 @@ class AutodiffDerivatives:
         self._keras_variables = variables
         self._variables = [variable.value for variable in variables]
         self._size = sum(int(tf.size(variable)) for variable in self._variables)
-        is_slow = getattr(model, "one_by_one", False)  # of a SavedModel alone
-        self._mapping: Literal["vectorised", "in part", "one by one"] = "one by one" if is_slow else "vectorised"
+        self._map = VectorisedMap(is_slow=getattr(model, "one_by_one", False))  # of a SavedModel alone
 
     def outputs(self, inputs: Tensors) -> Outputs:
         """The model's outputs before their activation, in inference mode."""
@@ -55,7 +68,7 @@ class AutodiffDerivatives:
 
     def _additional_of_each(self, inputs: Tensors) -> tf.Tensor:
         """What layers add to each example's loss (`add_loss`, activity regularisers): [B]; the examples' weights are not on it."""
-        return self._map_examples(lambda x: self._additional.alone(tf.nest.map_structure(lambda leaf: leaf[None], x)), inputs)
+        return self._map.examples(lambda x: self._additional.alone(tf.nest.map_structure(lambda leaf: leaf[None], x)), inputs)
 
     def discover(self, inputs: Tensors) -> Layout:
         """Finds the factored blocks of the watched weights; see `gradients.discover`. Once, before the methods with blocks."""
@@ -75,16 +88,36 @@ class AutodiffDerivatives:
 
     def losses_and_blocks(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> tuple[tf.Tensor, tuple[Block, ...]]:
         """w_i ℓ(z_i) [B] and its gradients as blocks."""
-        return self._losses_and_blocks(inputs, targets, weights, self._plan)
+        found, (blocks,) = self._blocks(inputs, [lambda outputs: self._of_losses(inputs, targets, weights, outputs)], self._plan)
+        return self._with_additional(found, inputs), blocks
 
-    def _losses_and_blocks(
-        self, inputs: Tensors, targets: Targets, weights: tf.Tensor, plan: GradientPlan
-    ) -> tuple[tf.Tensor, tuple[Block, ...]]:
+    def losses_and_signed_fisher(
+        self, inputs: Tensors, targets: Targets, weights: tf.Tensor, signs: tf.Tensor
+    ) -> tuple[tf.Tensor, tuple[Block, ...], tuple[Block, ...]]:
+        """`losses_and_blocks` and `signed_fisher_blocks` by one pass forward."""
+        return self._losses_and_fisher(inputs, targets, weights, signs, drawn=False)
 
-        def losses(outputs: Outputs) -> tuple[tf.Tensor, tf.Tensor]:
-            found = weights * self.loss(targets, outputs)
-            total = tf.reduce_sum(found)
-            return found, total + self._additional.total(tf.shape(weights)[0]) if self._additional.kinds else total
+    def losses_and_drawn_fisher(
+        self, inputs: Tensors, targets: Targets, weights: tf.Tensor, numbers: tf.Tensor
+    ) -> tuple[tf.Tensor, tuple[Block, ...], tuple[Block, ...]]:
+        """`losses_and_blocks` and `drawn_fisher_blocks` by one pass forward."""
+        return self._losses_and_fisher(inputs, targets, weights, numbers, drawn=True)
+
+    def _losses_and_fisher(
+        self, inputs: Tensors, targets: Targets, weights: tf.Tensor, numbers: tf.Tensor, drawn: bool
+    ) -> tuple[tf.Tensor, tuple[Block, ...], tuple[Block, ...]]:
+        def fisher(outputs: Outputs) -> _Total:
+            return self._along(inputs, self.loss.fisher_directions(targets, outputs, numbers, drawn), outputs)
+
+        totals = [lambda outputs: self._of_losses(inputs, targets, weights, outputs), fisher]
+        found, (blocks, of_fisher) = self._blocks(inputs, totals, self._plan)
+        return self._with_additional(found, inputs), blocks, of_fisher
+
+    def _of_losses(self, inputs: Tensors, targets: Targets, weights: tf.Tensor, outputs: Outputs) -> _Total:
+        found = weights * self.loss(targets, outputs)
+        total = tf.reduce_sum(found)
+        if self._additional.kinds:
+            total += self._additional.total(tf.shape(weights)[0])
 
         def one(example: Tensors) -> list[tf.Tensor]:
             x, y, weight = tf.nest.map_structure(lambda leaf: leaf[None], example)
@@ -94,13 +127,16 @@ class AutodiffDerivatives:
                     loss += self._additional.total(1)
             return self._rest_gradients(tape, loss)
 
-        found, blocks = self._blocks(inputs, losses, one, lambda _: (inputs, targets, weights), plan)
-        return found + self._additional_of_each(inputs) if self._additional.kinds else found, blocks
+        return _Total(found, total, one, (inputs, targets, weights))
+
+    def _with_additional(self, losses: tf.Tensor, inputs: Tensors) -> tf.Tensor:
+        return losses + self._additional_of_each(inputs) if self._additional.kinds else losses
 
     def placed_blocks(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> PlacedBlocks:
         """The gradients with every position by itself, the sequence's position of each, and the sequence's length; see `PlacedPlan`."""
         plan = PlacedPlan(self._plan, self._model, inputs)
-        return self._losses_and_blocks(inputs, targets, weights, plan)[1], tuple(plan.places), tf.constant(plan.length)
+        _, (blocks,) = self._blocks(inputs, [lambda outputs: self._of_losses(inputs, targets, weights, outputs)], plan)
+        return blocks, tuple(plan.places), tf.constant(plan.length)
 
     def output_blocks(self, inputs: Tensors, directions: tf.Tensor) -> tuple[Block, ...]:
         """J_iᵀ u_i as blocks, for u [B, C] along the packed outputs."""
@@ -115,9 +151,10 @@ class AutodiffDerivatives:
         return self._blocks_along(inputs, lambda outputs: self.loss.fisher_directions(targets, outputs, numbers, drawn=True))
 
     def _blocks_along(self, inputs: Tensors, directions: Callable[[Outputs], tf.Tensor]) -> tuple[Block, ...]:
-        def along(outputs: Outputs) -> tuple[tf.Tensor, tf.Tensor]:
-            found = tf.stop_gradient(directions(outputs))
-            return found, tf.reduce_sum(found * pack(outputs.values))
+        return self._blocks(inputs, [lambda outputs: self._along(inputs, directions(outputs), outputs)], self._plan)[1][0]
+
+    def _along(self, inputs: Tensors, directions: tf.Tensor, outputs: Outputs) -> _Total:
+        directions = tf.stop_gradient(directions)
 
         def one(example: Tensors) -> list[tf.Tensor]:
             x, direction = tf.nest.map_structure(lambda leaf: leaf[None], example)
@@ -125,7 +162,7 @@ class AutodiffDerivatives:
                 total = tf.reduce_sum(direction * pack(self.outputs(x).values))
             return self._rest_gradients(tape, total)
 
-        return self._blocks(inputs, along, one, lambda found: (inputs, found), self._plan)[1]
+        return _Total(directions, tf.reduce_sum(directions * pack(outputs.values)), one, (inputs, directions))
 
     def packed_outputs(self, inputs: Tensors) -> tf.Tensor:
         """All outputs, before their activation: [B, C]."""
@@ -146,23 +183,23 @@ class AutodiffDerivatives:
         return matrix_root(output_hessian(loss_of_packed, tf.stop_gradient(pack(outputs.values))))
 
     def _blocks(
-        self,
-        inputs: Tensors,
-        value: Callable[[Outputs], tuple[tf.Tensor, tf.Tensor]],
-        one: Callable[[Tensors], Tensors],
-        elements: Callable[[tf.Tensor], Tensors],
-        plan: GradientPlan,
-    ) -> tuple[tf.Tensor, tuple[Block, ...]]:
-        with tf.GradientTape(persistent=False, watch_accessed_variables=False) as tape:
+        self, inputs: Tensors, totals: Sequence[Callable[[Outputs], _Total]], plan: GradientPlan
+    ) -> tuple[tf.Tensor, list[tuple[Block, ...]]]:
+        """The first total's value of each example, and the blocks of each total's gradients."""
+        with tf.GradientTape(persistent=len(totals) > 1, watch_accessed_variables=False) as tape:
             with recorded(plan.layers, tape) as calls:
                 outputs = self.outputs(inputs)
-            found, total = value(outputs)
-        sources = [call.outputs for call in calls]
-        errors = tape.gradient(total, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO) if sources else []
-        rest = self._map_examples(one, elements(found)) if plan.rest else []
-        blocks = plan.blocks(calls, [tf.convert_to_tensor(error) for error in errors], rest)
+            found = [total(outputs) for total in totals]
+        sources, by_total = [call.outputs for call in calls], []
         wide = self._variables[0].dtype  # in mixed precision, activations and errors are narrower than weights
-        return found, tuple(block._make(tf.cast(part, wide) if part.dtype.is_floating else part for part in block) for block in blocks)
+        for value in found:
+            errors = tape.gradient(value.total, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO) if sources else []
+            rest = self._map.examples(value.one, value.elements) if plan.rest else []
+            blocks = plan.blocks(calls, [tf.convert_to_tensor(error) for error in errors], rest)
+            by_total.append(
+                tuple(block._make(tf.cast(part, wide) if part.dtype.is_floating else part for part in block) for block in blocks)
+            )
+        return found[0].of_each, by_total
 
     @contextlib.contextmanager
     def _rest_tape(self) -> Iterator[tf.GradientTape]:
@@ -191,7 +228,7 @@ class AutodiffDerivatives:
                 rows = [tf.reduce_sum(root[:, c] * z) for c in range(z.shape.num_elements() or 0)]
             return tf.stack([self._flatten(tape.gradient(row, self._variables)) for row in rows])
 
-        return self._map_examples(one, (inputs, roots))
+        return self._map.examples(one, (inputs, roots))
 
     def gauss_newton_sum(self, inputs: Tensors, targets: Targets, weights: tf.Tensor, span: tf.Tensor) -> tf.Tensor:
         """Σ_i w_i J_iᵀ H_out,i J_i, the rows from span[0] to span[1], from column span[0] on: [R, P − span[0]]."""
@@ -211,7 +248,7 @@ class AutodiffDerivatives:
         def one(vector: tf.Tensor) -> tf.Tensor:
             return self._flatten(outer.gradient([gradient], self._variables, output_gradients=[vector]))
 
-        return self._map(one, vectors)
+        return self._map.rows(one, vectors)
 
     def gauss_newton_products(self, inputs: Tensors, targets: Targets, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
         """(Σ_i w_i J_iᵀ H_out,i J_i) v for each row v of `vectors` [R, P]: [R, P].
@@ -238,7 +275,7 @@ class AutodiffDerivatives:
             curved = tf.reshape(tf.matmul(curvatures, flat), tf.shape(outputs))
             return self._flatten(inner.gradient([packed], self._variables, output_gradients=[curved]))
 
-        return self._map(one, vectors)
+        return self._map.rows(one, vectors)
 
     def hessian_sum(self, inputs: Tensors, targets: Targets, weights: tf.Tensor, span: tf.Tensor) -> tf.Tensor:
         """Σ_i w_i ∇²ℓ(z_i), as `gauss_newton_sum`, some rows at a time."""
@@ -261,34 +298,3 @@ class AutodiffDerivatives:
         pairs = zip(gradients, self._variables, strict=True)
         dense = [tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient) for gradient, variable in pairs]
         return tf.concat([tf.reshape(part, [-1]) for part in dense], axis=0)
-
-    def _map_examples(self, function: Callable[[Tensors], Tensors], elements: Tensors) -> Tensors:
-        # One example more: recurrent layers can't be vectorised over a batch of one.
-        padded = tf.nest.map_structure(lambda tensor: tf.concat([tensor, tensor[:1]], axis=0), elements)
-        return tf.nest.map_structure(lambda tensor: tensor[:-1], self._map(function, padded))
-
-    def _map(self, function: Callable[[Tensors], Tensors], elements: Tensors) -> Tensors:
-        if self._mapping == "vectorised":
-            try:
-                return _in_own_graph(lambda of: tf.vectorized_map(function, of, fallback_to_while_loop=False), elements)
-            except WrongProductError:
-                self._mapping = "one by one"
-            except (ValueError, NotImplementedError, TypeError) as error:
-                reason = str(error).splitlines()[0]
-                _LOG.warning("an op of this model can't be vectorised over examples (%s); using a loop, which is much slower", reason)
-                # Lists of tensors: a loop within (recurrent layers, one on another), whose derivative is wrong when vectorised in part.
-                self._mapping = "one by one" if "variant" in reason else "in part"
-        if self._mapping == "in part":
-            try:
-                return _in_own_graph(lambda of: tf.vectorized_map(function, of, fallback_to_while_loop=True), elements)
-            except (ValueError, TypeError, WrongProductError):
-                self._mapping = "one by one"
-        first = function(tf.nest.map_structure(lambda leaf: leaf[0], elements))
-        return tf.map_fn(function, elements, fn_output_signature=tf.nest.map_structure(tf.type_spec_from_value, first))
-
-
-def _in_own_graph(function: Callable[[Tensors], Tensors], elements: Tensors) -> Tensors:
-    """`function(elements)`, traced by itself: a failed attempt leaves operations behind, which would run with the others."""
-    traced = tf.function(function, autograph=False).get_concrete_function(elements)
-    refuse_wrong_products(traced.graph)
-    return traced(elements)

@@ -23,10 +23,11 @@ import numpy as np
 import tensorflow as tf
 
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
-from beam_influence.influence_ops.model.gradients import Block
+from beam_influence.influence_ops.model.gradients import Block, Gradients
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.settings import Fisher
+from beam_influence.influence_ops.types import Float64Vector
 
 MAX_OUTPUTS = 256
 """The largest output for which ∂²ℓ/∂z² of a loss without a known likelihood is decomposed, example by example."""
@@ -42,16 +43,37 @@ def fisher_blocks(model: ExplainedModel, batch: ExampleBatch, fisher: Fisher, se
         yield tuple(block for draw in draws for block in draw)
 
 
+def blocks_with_losses(
+    model: ExplainedModel, batch: ExampleBatch, fisher: Fisher, seed: int
+) -> tuple[Float64Vector, Gradients, tuple[Block, ...]] | None:
+    """`losses_and_gradients` and the only draw of `fisher_blocks` by one pass forward; None where that is not how they are found."""
+    if not isinstance(model, InfluenceModel):
+        return None
+    if fisher == "empirical":
+        losses, gradients = model.losses_and_gradients(batch)
+        return (losses, gradients, gradients.blocks) if batch.weights is None else None
+    if fisher == "expected" or model.likelihood is None:
+        return None
+    return model.losses_gradients_and_fisher(batch, *_numbers(model, batch, fisher, seed))
+
+
+def _numbers(model: InfluenceModel, batch: ExampleBatch, fisher: Fisher, seed: int) -> tuple[np.ndarray, bool]:
+    """What gives the directions of a loss with a likelihood (`ExampleLoss.fisher_directions`), and whether it draws labels."""
+    shape = model.output_shape(batch)
+    if fisher == "true":
+        return uniform(batch.ids, seed, math.prod(shape[:-1] if model.likelihood == "categorical" else shape)), True
+    return np.where(uniform(batch.ids, seed, math.prod(shape)) < 0.5, -1.0, 1.0), False
+
+
 def _blocks_of_one(model: InfluenceModel, batch: ExampleBatch, fisher: Fisher, seed: int) -> Iterator[tuple[Block, ...]]:
     if fisher == "empirical":
         yield model.loss_blocks(batch)
         return
+    if fisher != "expected" and model.likelihood is not None:
+        yield model.fisher_blocks(batch, *_numbers(model, batch, fisher, seed))
+        return
     shape = model.output_shape(batch)
     size = math.prod(shape)
-    if fisher == "true" and model.likelihood is not None:
-        labels = math.prod(shape[:-1] if model.likelihood == "categorical" else shape)
-        yield model.fisher_blocks(batch, uniform(batch.ids, seed, labels), drawn=True)
-        return
     if fisher == "expected":
         draws = (np.broadcast_to(column, (len(batch), size)) for column in np.eye(size))
     else:

@@ -157,10 +157,22 @@ class InfluenceModel(ExplainedModel):
         return self._compiled.layout(inputs)
 
     def losses_and_gradients(self, batch: ExampleBatch) -> tuple[Float64Vector, Gradients]:
-        losses, blocks, layout = self.plain_losses_and_blocks(batch)
+        return self._with_regularizer(*self.plain_losses_and_blocks(batch))
+
+    def _with_regularizer(self, losses: Float64Vector, blocks: tuple[Block, ...], layout: Layout) -> tuple[Float64Vector, Gradients]:
         if self.regularizer == "curvature":
             return losses, Gradients(layout, blocks)
         return losses + self.regularizer_value(), Gradients(layout, blocks, tf.constant(self.regularizer_gradient(), dtype=self.dtype))
+
+    def losses_gradients_and_fisher(
+        self, batch: ExampleBatch, numbers: np.ndarray, drawn: bool
+    ) -> tuple[Float64Vector, Gradients, tuple[Block, ...]]:
+        """`losses_and_gradients` and `fisher_blocks` by one pass forward, two back."""
+        layout = self.layout(batch.inputs)
+        name = "losses_and_drawn_fisher" if drawn else "losses_and_signed_fisher"
+        weights, directions = self.example_weights(batch), tf.constant(numbers, self.dtype)
+        losses, blocks, fisher = self._compiled.call(name, batch, weights, directions)
+        return *self._with_regularizer(to_numpy(losses), tuple(blocks), layout), tuple(fisher)
 
     def plain_losses_and_blocks(self, batch: ExampleBatch) -> tuple[Float64Vector, tuple[Block, ...], Layout]:
         """ℓ(z_i) [B] and ∇ℓ(z_i) as blocks, whatever `regularizer` says."""

@@ -102,6 +102,18 @@ class LinearHeadDerivatives:
         errors = tf.convert_to_tensor(tape.gradient(losses, outputs))  # sparse where the loss looks something up
         return losses, (Factored(features[:, None], errors[:, None]),)
 
+    def losses_and_signed_fisher(
+        self, inputs: Tensors, targets: Targets, weights: tf.Tensor, signs: tf.Tensor
+    ) -> tuple[tf.Tensor, tuple[Block, ...], tuple[Block, ...]]:
+        """`losses_and_blocks` and `signed_fisher_blocks`."""
+        return *self.losses_and_blocks(inputs, targets, weights), self.signed_fisher_blocks(inputs, targets, signs)
+
+    def losses_and_drawn_fisher(
+        self, inputs: Tensors, targets: Targets, weights: tf.Tensor, numbers: tf.Tensor
+    ) -> tuple[tf.Tensor, tuple[Block, ...], tuple[Block, ...]]:
+        """`losses_and_blocks` and `drawn_fisher_blocks`."""
+        return *self.losses_and_blocks(inputs, targets, weights), self.drawn_fisher_blocks(inputs, targets, numbers)
+
     def placed_blocks(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> PlacedBlocks:
         """Refused: a layer on one vector of each example has no positions."""
         raise NoPositions(f"the watched layer {self._head.name} sees one vector of each example; watch others too (--weights all)")

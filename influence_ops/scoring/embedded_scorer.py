@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from beam_influence.influence_ops.curvature import Preconditioner
+from beam_influence.influence_ops.model.evaluate import evaluate
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.scoring.query_block import QueryBlock
-from beam_influence.influence_ops.scoring.scores import BatchScores, evaluate
+from beam_influence.influence_ops.scoring.scores import BatchScores
 
 
 class EmbeddedScorer:

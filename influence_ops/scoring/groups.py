@@ -21,10 +21,10 @@ from collections.abc import Callable
 import numpy as np
 
 from beam_influence.influence_ops.curvature import Preconditioner
+from beam_influence.influence_ops.model.evaluate import evaluate
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.scoring.group_sums import GroupSums
-from beam_influence.influence_ops.scoring.scores import evaluate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 
 from beam_influence.influence_ops.curvature import Curvature, FinishOptions, Preconditioner, curvature_by_name, fit
+from beam_influence.influence_ops.model.evaluate import evaluate
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.results import tables
@@ -20,7 +21,7 @@ from beam_influence.influence_ops.scoring.outputs.table import OUTPUTS, complete
 from beam_influence.influence_ops.scoring.part import Part
 from beam_influence.influence_ops.scoring.query_block import QUERY_ARRAYS, QueryArray, QueryBlock, concatenate_queries
 from beam_influence.influence_ops.scoring.query_solver import System, solutions, solve
-from beam_influence.influence_ops.scoring.scores import ScoreOptions, embed_queries, evaluate
+from beam_influence.influence_ops.scoring.scores import ScoreOptions, embed_queries
 from beam_influence.influence_ops.scoring.token_scores import add_token_scores, pairs_by_example
 from beam_influence.influence_ops.scoring.top_k import Order, TopK
 

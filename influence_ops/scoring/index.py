@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from beam_influence.influence_ops.curvature import Preconditioner, load_preconditioner
+from beam_influence.influence_ops.model.evaluate import evaluate
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.results import schemas, tables
@@ -24,7 +25,7 @@ from beam_influence.influence_ops.scoring.index_rows import as_stored, stored_ve
 from beam_influence.influence_ops.scoring.nearest_neighbors import FaissSearch
 from beam_influence.influence_ops.scoring.outputs.base import run_facts
 from beam_influence.influence_ops.scoring.query_block import QueryBlock, concatenate_queries
-from beam_influence.influence_ops.scoring.scores import ScoreOptions, evaluate
+from beam_influence.influence_ops.scoring.scores import ScoreOptions
 from beam_influence.influence_ops.scoring.top_k import Order, TopK
 
 INDEX = "index"

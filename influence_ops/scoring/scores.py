@@ -16,9 +16,9 @@ from typing import Literal
 import numpy as np
 
 from beam_influence.influence_ops.curvature import Preconditioner
+from beam_influence.influence_ops.model.evaluate import evaluate
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Gradients
-from beam_influence.influence_ops.model.guard import check_later_batch
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.scoring.contraction import TOLERANCE, Contraction
 from beam_influence.influence_ops.scoring.query_block import QUERY_ARRAYS, QueryArray, QueryBlock
@@ -83,29 +83,6 @@ class BatchScores:
     vectors: np.ndarray | None = None
     gradients: np.ndarray | None = None
     rejected: list[Rejected] = dataclasses.field(default_factory=list)
-
-
-def evaluate(model: ExplainedModel, batch: ExampleBatch) -> tuple[ExampleBatch, np.ndarray, Gradients, list[Rejected]]:
-    """Losses [B] and gradients of the examples for which both are finite; the others as rejected.
-
-    Raises:
-      ValueError: this is the first batch that the model sees, and it disagrees with the user's own, or a later one in which examples are
-        mixed; see `guard`.
-    """
-    if model.agreement is None and len(batch):
-        model.check(batch)
-    losses, gradients = model.losses_and_gradients(batch)
-    finite_loss = np.isfinite(losses)
-    finite = finite_loss & gradients.finite()
-    rejected = []
-    for row in np.flatnonzero(~finite):
-        what = f"its loss is {losses[row]}" if not finite_loss[row] else "its gradient is not finite"
-        rejected.append(batch.reject(int(row), "not_finite", what))
-    if rejected:
-        keep = np.flatnonzero(finite)
-        batch, losses, gradients = batch.select(keep), losses[keep], gradients.select(keep)
-    check_later_batch(model, batch, losses, gradients)
-    return batch, losses, gradients, rejected
 
 
 def embed_queries(

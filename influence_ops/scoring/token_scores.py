@@ -16,11 +16,12 @@ from typing import NamedTuple
 import numpy as np
 
 from beam_influence.influence_ops.curvature import Preconditioner
+from beam_influence.influence_ops.model.evaluate import evaluate
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients.placed import PlacedGradients
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.scoring.query_block import QueryBlock
-from beam_influence.influence_ops.scoring.scores import Normalize, evaluate, relative_factor
+from beam_influence.influence_ops.scoring.scores import Normalize, relative_factor
 from beam_influence.influence_ops.scoring.top_k import TokenScores, TopK
 
 

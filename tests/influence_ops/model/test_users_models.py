@@ -621,7 +621,7 @@ class AddsSpreadOfLargeValues(layers.Layer):
 @pytest.mark.parametrize("precision", ["auto", "native"])
 @pytest.mark.parametrize("layer", [MixesLargeValues, AddsSpreadOfLargeValues])
 def test_mixing_that_the_first_batch_does_not_show_is_refused_in_a_later_one(layer: Any, precision: Any) -> None:
-    from beam_influence.influence_ops.scoring.scores import evaluate
+    from beam_influence.influence_ops.model.evaluate import evaluate
 
     network = model_of(layers.Dense(4, kernel_initializer="ones"), layer(), layers.Dense(3, "softmax"))
     model = InfluenceModel(network, weights="all", precision=precision)

@@ -1,0 +1,61 @@
+"""One pass forward for losses, gradients and the Fisher's draw gives the sums of one for each; so do weights of 1 and none."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from beam_influence.influence_ops.curvature import Curvature, Statistic
+from beam_influence.influence_ops.curvature.ekfac import Ekfac
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.settings import Fisher, KroneckerSettings
+from tests.influence_ops.curvature.test_kronecker import data, make
+
+
+def second_pass(curvature: Curvature, model: InfluenceModel, statistic: Statistic) -> Curvature:
+    parts = {name: curvature.finish_part(name, part) for name, part in statistic.items()}
+    return curvature.resume(curvature.advance(model, parts))
+
+
+def assert_same(found: Statistic, wanted: Statistic) -> None:
+    assert found.keys() == wanted.keys()
+    for name, part in wanted.items():
+        np.testing.assert_allclose(found[name], part, rtol=1e-9, atol=1e-12 * max(1.0, float(np.abs(part).max())), err_msg=name)
+
+
+def with_a_nan(batch: ExampleBatch) -> ExampleBatch:
+    inputs = batch.inputs.copy()
+    inputs[3] = np.nan
+    return dataclasses.replace(batch, inputs=inputs)
+
+
+CASES: list[tuple[str, Fisher]] = [("dense", fisher) for fisher in get_args(Fisher)]
+CASES += [("conv2d-strided-same", "signed"), ("einsum-odd-bias", "signed")]  # no rule knows that bias
+
+
+@pytest.mark.parametrize(("kind", "fisher"), CASES)
+def test_both_ways_give_the_same_sums(kind: str, fisher: Fisher) -> None:
+    model = make(kind)
+    plain = data(model, kind, 12, weighted=False)
+    curvature: Curvature = Ekfac(KroneckerSettings(fisher=fisher))
+    for _ in range(2):
+        statistic = curvature.add(model, curvature.create(model), plain)
+        ones = dataclasses.replace(plain, weights=np.ones(len(plain)))
+        for batch in (plain, ones):
+            found, rejected = curvature.evaluate_and_add(model, curvature.create(model), batch)
+            assert not rejected
+            assert_same(found, statistic)
+        curvature = second_pass(curvature, model, statistic) if curvature.passes == 2 else curvature
+
+
+@pytest.mark.parametrize("fisher", ["signed", "empirical"])
+def test_an_example_that_is_not_finite_is_left_out(fisher: Fisher) -> None:
+    model = make("dense")
+    curvature, batch = Ekfac(KroneckerSettings(fisher=fisher)), data(model, "dense", 12)
+    found, rejected = curvature.evaluate_and_add(model, curvature.create(model), with_a_nan(batch))
+    assert [each.error for each in rejected] == ["not_finite"]
+    assert_same(found, curvature.add(model, curvature.create(model), batch.select(np.delete(np.arange(12), 3))))

@@ -48,6 +48,7 @@ setup(
         "tensorflow>=2.21,<2.22",
         "tensorflow-metadata>=1.17",
         "tfx-bsl>=1.21,<1.22",
+        "threadpoolctl>=3",
         "tqdm>=4.66.3",
         "zstandard>=0.22",
     ],

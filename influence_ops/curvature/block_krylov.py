@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from beam_influence.influence_ops.blas_threads import eigh
+
 
 class KrylovState(NamedTuple):
     """A of size P × P, seen through m dimensions.
@@ -71,5 +73,5 @@ def _next_block(basis: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 def eigenpairs(state: KrylovState) -> tuple[np.ndarray, np.ndarray]:
     """Ritz values [m], largest first, and their vectors [m, P]: A's own where the space holds them."""
-    values, rotation = np.linalg.eigh(state.projected)
+    values, rotation = eigh(state.projected)
     return values[::-1], rotation.T[::-1] @ state.basis

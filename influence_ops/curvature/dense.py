@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from beam_influence.influence_ops.blas_threads import eigh
 from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.cholesky import AUTO_FRACTION, CholeskyPreconditioner, factorise_damped
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
@@ -114,7 +115,7 @@ class DenseCurvature(Curvature):
             if damping is not None:
                 known = {"damping": damping, "rank": model.size, "mean_eigenvalue": mean}
                 return CholeskyPreconditioner({"factor": matrix}, {**facts, **known})
-        eigenvalues, eigenvectors = np.linalg.eigh(matrix)
+        eigenvalues, eigenvectors = eigh(matrix)
         del matrix
         return self._invert(eigenvalues, eigenvectors, options, rcond, facts)
 

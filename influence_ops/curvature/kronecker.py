@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from beam_influence.influence_ops.blas_threads import eigh
 from beam_influence.influence_ops.curvature.base import FinishOptions, Preconditioner
 from beam_influence.influence_ops.curvature.solved_block import Quotients, SolvedBlock, turned
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
@@ -34,7 +35,7 @@ def decompose(moment: np.ndarray) -> Side:
     """The eigendecomposition of a second moment [d, d], or of a diagonal [d]."""
     if moment.ndim == 1:
         return Side(np.maximum(moment, 0), np.zeros((0, 0)))
-    values, vectors = np.linalg.eigh((moment + moment.T) / 2)
+    values, vectors = eigh((moment + moment.T) / 2)
     return Side(np.maximum(values, 0), vectors)
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow as tf
 
+from beam_influence.influence_ops.blas_threads import eigh
 from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.dense import upper_blocks
 from beam_influence.influence_ops.curvature.kfac import add_to
@@ -134,7 +135,7 @@ class RandomProjection(Curvature):
         else:
             matrix[np.diag_indices_from(matrix)] += penalty
         damping = _AUTO_FRACTION * max(mean, 0.0) if isinstance(options.damping, str) else float(options.damping)
-        eigenvalues, eigenvectors = np.linalg.eigh(matrix)
+        eigenvalues, eigenvectors = eigh(matrix)
         if eigenvalues[-1] + damping <= 0:
             raise ValueError(f"the {self.name} curvature has no positive eigenvalue; use a --damping above 0")
         return ProjectedPreconditioner(

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from beam_influence.influence_ops.blas_threads import threads_for
+
 NO_SIDE = np.zeros((0, 0))
 """Stands for the identity."""
 
@@ -95,6 +97,7 @@ class SolvedBlock(NamedTuple):
 
 def turned(matrices: np.ndarray, inputs: np.ndarray, errors: np.ndarray) -> np.ndarray:
     """U_Aᵀ M U_S of each matrix [B, I, O]."""
-    if errors.size:
-        matrices = matrices @ errors
-    return inputs.T @ matrices if inputs.size else matrices
+    with threads_for(max(matrices.shape[1:])):
+        if errors.size:
+            matrices = matrices @ errors
+        return inputs.T @ matrices if inputs.size else matrices

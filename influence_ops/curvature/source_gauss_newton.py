@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from beam_influence.influence_ops.blas_threads import eigh
 from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.dense import MAX_SIZE
 from beam_influence.influence_ops.curvature.gauss_newton import GaussNewton
@@ -95,7 +96,7 @@ class SourceGaussNewton(Curvature):
         arrays: dict[str, np.ndarray] = {}
         for segment, count in enumerate(segments.counts):
             matrix = GaussNewton().assemble(model.parts[0], self._of_segment(statistic, segment), examples * count)
-            arrays[f"eigenvalues-{segment}"], arrays[f"vectors-{segment}"] = np.linalg.eigh(matrix)
+            arrays[f"eigenvalues-{segment}"], arrays[f"vectors-{segment}"] = eigh(matrix)
         values = np.concatenate([array for name, array in arrays.items() if name.startswith("eigenvalues-")])
         meta = {
             "curvature": self.name,

@@ -25,7 +25,7 @@ from beam_influence.pipelines.find_features import find_features
 from beam_influence.pipelines.grow_index import index_to_grow
 from beam_influence.pipelines.options.method import CURVATURE_OF_INDEX
 from beam_influence.pipelines.query_plan import QueryPlan, plan_queries
-from beam_influence.pipelines.refuse_memory import refuse_memory
+from beam_influence.pipelines.refuse_memory import refuse_groups, refuse_memory
 from beam_influence.pipelines.resume import Resumed, find_finished
 from beam_influence.transforms.file_list import FileList, list_shards
 from beam_influence.transforms.files import BeamFiles, join
@@ -113,6 +113,7 @@ def prepare(config: InfluenceConfig) -> PreparedRun:
     if files.curvature_path is None:
         refuse_memory(config, model)
     plan = plan_queries(config, model, files.test, specs.get("test"))
+    refuse_groups(config, model, plan.points)
     if config.per_token:
         plan = plan_tokens(config, model, plan, of_examples)
     train, features = files.train or files.vectors, (specs.get("train"), specs.get("test"))

@@ -117,9 +117,9 @@ def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: Sequence[
     solved_in = _rounds(counts, block_size, model.size, solving) if solving else ONE_ROUND
     several = f"{rounds.count:,} round{'s' * (rounds.count > 1)} over the training set"
     take = "take"
-    if form.factors:
+    if form.is_factored and form.rank is None:
         take = "take at most"
-        several += " at most, fewer where layers are kept as products within --score_tolerance"
+        several += " at most, fewer where layers are kept as factors"
     text = (
         f"{points:,} test points × {model.size:,} weights, {numbers:,} numbers each, {take} {size_text(points * each)} in {dtype} while "
         f"they are used; {size_text(share)} for them in each worker: {several}"
@@ -140,8 +140,11 @@ def _form(config: InfluenceConfig, points: int, weights: int, most: int) -> Stor
     if config.query_rank is not None:
         return StoredForm("float32", config.query_rank, config.score_tolerance)
     may_round = config.score_tolerance >= FLOAT32_ROUNDING and not config.solver_passes and config.removal == "first_order"
-    form = StoredForm("float32" if may_round and 8 * points * weights > _SMALL else "float64")
-    if may_round and config.score_tolerance > FLOAT32_ROUNDING and points * weights > most:
+    is_large, is_short = 8 * points * weights > _SMALL, points * weights > most
+    form = StoredForm("float32" if may_round and is_large else "float64")
+    if may_round and (is_large or is_short) and config.query_arrays == ("solved",):
+        form = dataclasses.replace(form, tolerance=config.score_tolerance, points=points, is_short=is_short)
+    if may_round and config.score_tolerance > FLOAT32_ROUNDING and is_short:
         return dataclasses.replace(form, tolerance=config.score_tolerance, factors=True)
     return form
 

@@ -7,6 +7,7 @@ A solved query v = (H + λI)⁻¹ ∇ℓ(t) is a matrix V_t [I, O] in each block
     low_rank  Σ_s Σ_r (a_s · l_tr) (g_s · r_tr)      V_t ≈ Σ_r l_tr ⊗ r_tr: two small matrix products, nothing is built
     lookup    Σ_s V_t[id_s] · g_s                    an embedding: only the rows of its tokens are read
     rebuilt   as gemm                                V_t is kept as Σ_r l_tr ⊗ r_tr and built for each batch, some queries at a time
+    turned    Σ_io W_io a_t,i g_t,o G_io             V_t is not solved; all in the operator's basis: see `turned`
 
 A query of one position is of rank 1, and so is its K-FAC solution without damping. Damping breaks that, but
 1/(λ_A λ_S + λ) is close to a sum of few products: the singular value decomposition of V_t finds the shortest one for
@@ -25,14 +26,12 @@ import tensorflow as tf
 from beam_influence.influence_ops.model.gradients import Block, BlockLayout, Factored, Gradients, Layout, OneHot
 from beam_influence.influence_ops.model.gradients.blocks import materialise, parts_of, positions_of
 from beam_influence.influence_ops.scoring.low_rank import Factors, low_rank, search_flops
-from beam_influence.influence_ops.scoring.stored_form import FactoredSolutions
-
-TOLERANCE = 1e-7
-"""The default of the largest relative error ‖V − Σ_r l ⊗ r‖ / ‖V‖ in a block."""
+from beam_influence.influence_ops.scoring.stored_form import EXPECTED_EXAMPLES, TOLERANCE, FactoredSolutions
+from beam_influence.influence_ops.scoring.turned import TurnedBlocks, TurnedProducts, turned_flops
 
 _AT_ONCE = 1 << 25  # numbers in memory at once: 256 MB of float64
 
-Way = Literal["gemm", "low_rank", "lookup", "rebuilt"]
+Way = Literal["gemm", "low_rank", "lookup", "rebuilt", "turned"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +63,6 @@ class Cost:
         )
 
 
-_EXPECTED_EXAMPLES = 50_000
-
-
 class Contraction:
     """Scores of any batch against T solved queries.
 
@@ -90,22 +86,29 @@ class Contraction:
         self._solved: np.ndarray | FactoredSolutions | None = solved
         self._constant: np.ndarray | None = None
         self._dtype = dtype
-        self._examples = examples or _EXPECTED_EXAMPLES
+        self._examples = examples or EXPECTED_EXAMPLES
         self._tolerance = tolerance
-        self._ways: list[_Gemm | _LowRank | _Lookup | _Rebuilt] = []
+        self._ways: list[_Gemm | _LowRank | _Lookup | _Rebuilt | _Turned] = []
 
     @property
     def costs(self) -> list[Cost]:
         """The choices; empty before the first batch, whose positions they depend on."""
         return [way.cost for way in self._ways]
 
-    def scores(self, gradients: Gradients) -> np.ndarray:
-        """Σ_p V_tp G_ip: [T, B] float64."""
+    def scores(self, gradients: Gradients, turned: TurnedBlocks | None = None) -> np.ndarray:
+        """Σ_p V_tp G_ip: [T, B] float64. `turned`: the batch in the operator's basis, where solutions may be kept in it."""
         self.choose(gradients)
         if not len(gradients):  # each example of the batch was rejected
             return np.zeros((self.queries, 0))
         # Added up on the device, so that the host waits once.
-        found = [tf.cast(way.scores(block), tf.float64) for way, block in zip(self._ways, gradients.blocks, strict=True)]
+        found = []
+        for number, (way, block) in enumerate(zip(self._ways, gradients.blocks, strict=True)):
+            if isinstance(way, _Turned):
+                assert turned is not None
+                scores = way.products.scores(*turned.of(number))
+            else:
+                scores = way.scores(block)
+            found.append(tf.cast(scores, tf.float64))
         total = tf.transpose(found[0] if len(found) == 1 else tf.add_n(found)).numpy()
         return total if self._constant is None else total + self._constant[:, None]
 
@@ -117,6 +120,12 @@ class Contraction:
         for number, (layout, block) in enumerate(zip(self._layout.blocks, gradients.blocks, strict=True)):
             if isinstance(solved, np.ndarray):
                 self._ways.append(self._choose(layout, block, layout.matrices(solved)))
+            elif number in solved.turned:
+                left, right = solved.parts[number]
+                gemm = 2.0 * layout.size * (positions_of(block) + self.queries)
+                shape = (layout.rows, layout.columns, positions_of(block), self.queries)
+                cost = Cost(layout.name, shape, "turned", 1, turned_flops(layout, block, self.queries), gemm)
+                self._ways.append(_Turned(cost, TurnedProducts(layout, left, right, self._dtype)))
             elif len(part := solved.parts[number]) == 2:
                 self._ways.append(self._of_factors(layout, block, (part[0], part[1])))
             else:
@@ -219,6 +228,12 @@ class _LowRank:
             right = tf.matmul(tf.reshape(g, [-1, g.shape[2]]), self._right)
             parts.append(tf.reduce_sum(tf.reshape(left * right, [-1, positions, self._queries, self._rank]), axis=[1, 3]))
         return tf.concat(parts, axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Turned:
+    cost: Cost
+    products: TurnedProducts
 
 
 class _Lookup:

@@ -8,7 +8,7 @@ exactly. Training gradients are turned into that basis then, in place of solutio
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -114,10 +114,15 @@ class StoredForm:
         shorter = (block.size - 1) // (block.rows + block.columns)  # more products are no shorter than the matrix
         return shorter if self.rank is None else self.rank if self.rank <= shorter else 0
 
-    def numbers(self, layout: Layout) -> int:
-        """How many numbers a test point takes; without a rank, at most."""
+    def numbers(self, layout: Layout, at_one_position: Collection[int] = ()) -> int:
+        """How many numbers a test point takes; without a rank, at most.
+
+        Args:
+          at_one_position: blocks of which the operator gives `Quotients`.
+        """
         if self.rank is None:
-            return layout.size
+            turned = [block for number, block in enumerate(layout.blocks) if number in at_one_position and self._is_surely_turned(block)]
+            return layout.size - sum(block.size - block.rows - block.columns for block in turned)
         return sum(self.rank_of(block) * (block.rows + block.columns) or block.size for block in layout.blocks)
 
     def of(self, layout: Layout, solved: np.ndarray) -> np.ndarray | FactoredSolutions:
@@ -160,6 +165,9 @@ class StoredForm:
         lengths = np.sqrt(squares)
         errors = np.divide(np.sqrt(lost), lengths, out=np.zeros_like(lengths), where=lengths > 0)
         return FactoredSolutions(tuple(parts), float(errors.max(initial=0.0)), tuple(turned))
+
+    def _is_surely_turned(self, block: BlockLayout) -> bool:
+        return self.points > 0 and self.is_short and self.tolerance <= TOLERANCE and block.rows + block.columns < block.size
 
     def _keeps_turned(self, block: BlockLayout, examples: int) -> bool:
         """Whether a layer's quotients are kept as they are: shorter than its matrix, and quicker or without another way."""

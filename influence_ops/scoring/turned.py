@@ -18,7 +18,7 @@ from beam_influence.influence_ops.curvature.kronecker import KroneckerPreconditi
 from beam_influence.influence_ops.model.gradients import Block, BlockLayout, Factored, Gradients
 from beam_influence.influence_ops.model.gradients.blocks import materialise, parts_of, positions_of
 
-_AT_ONCE = 1 << 24  # numbers in memory at once
+_AT_ONCE = 1 << 22  # numbers in memory at once, some times over
 
 
 class TurnedBlocks:
@@ -71,7 +71,7 @@ class TurnedProducts:
         """One product with W of the a_t ∘ a_i of all pairs."""
         of_pairs = tf.matmul(tf.reshape(a[:, None] * self._left, [-1, self._layout.rows]), weights)
         of_pairs = tf.reshape(of_pairs, [-1, len(self._left), self._layout.columns])
-        return tf.einsum("bto,bo,to->bt", of_pairs, g, self._right)
+        return tf.reduce_sum(of_pairs * (g[:, None] * self._right), axis=2)
 
     def _of_matrices(self, matrices: tf.Tensor) -> tf.Tensor:
         """From G_i ∘ W [B, I, O]."""

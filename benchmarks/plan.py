@@ -31,9 +31,11 @@ class Workload:
       name: of the workload and its folder.
       train, points, files: training examples and test points, and the files that the first are in.
       shape: of an example.
-      network: `mlp:WIDTHxLAYERS`, or `cnn:FILTERS`.
+      network: `mlp:WIDTHxLAYERS`, `cnn:FILTERS`, or `lstm:UNITS`.
       format: `tfrecord`, `gzip`, `parquet` or `csv`.
       options: of `run`.
+      files: training files.
+      groups: the groups that training examples name in the feature `group`, in Parquet; 0: none.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Workload:
     format: str
     options: str
     files: int = 4
+    groups: int = 0
 
 
 TUNED = (
@@ -62,6 +65,10 @@ HELD_OUT = (
     Workload("fit", 2_500, 0, (150,), "mlp:150x1", "tfrecord", "--curvature gauss_newton --outputs curvature"),
     Workload("many-points", 500, 90, (48,), "mlp:400x4", "parquet", "--curvature ekfac --weights all --max_worker_memory 400MB"),
     Workload("many-files", 20_000, 64, (32,), "mlp:32x1", "tfrecord", "--curvature gauss_newton --outputs top_k,self_influence", 200),
+    Workload("lstm", 2_500, 40, (24, 12), "lstm:48", "tfrecord", "--curvature ekfac --weights all"),
+    Workload("per-token", 1_500, 20, (16, 10), "lstm:32", "parquet", "--curvature kfac --weights all --per_token", 2),
+    Workload("groups", 9_000, 30, (48,), "mlp:64x2", "parquet", "--curvature ekfac --weights all --group_feature group "
+             "--outputs group_influence,group_self_influence", 3, 3_000),
 )
 
 
@@ -135,7 +142,8 @@ def make(workload: Workload, folder: pathlib.Path) -> None:
         for number, rows in enumerate(np.array_split(np.arange(count), files)):
             if len(rows):
                 x = rng.standard_normal((len(rows), *workload.shape)).astype(np.float32)
-                write(folder / f"{split}-{number:05d}", workload.format, x, rng.integers(0, CLASSES, len(rows)))
+                groups = [f"group {row % workload.groups}" for row in rows] if workload.groups else None
+                write(folder / f"{split}-{number:05d}", workload.format, x, rng.integers(0, CLASSES, len(rows)), groups)
     kind, _, size = workload.network.partition(":")
     keras.utils.set_random_seed(1)
     inputs = keras.Input(workload.shape, name="x")
@@ -144,6 +152,8 @@ def make(workload: Workload, folder: pathlib.Path) -> None:
         for stride in (1, 2):
             x = keras.layers.Conv2D(int(size), 3, stride, activation="relu")(x)
         x = keras.layers.Flatten()(x)
+    elif kind == "lstm":
+        x = keras.layers.GlobalAveragePooling1D()(keras.layers.LSTM(int(size), return_sequences=True)(x))
     else:
         width, layers = map(int, size.split("x"))
         for _ in range(layers):
@@ -154,7 +164,7 @@ def make(workload: Workload, folder: pathlib.Path) -> None:
     done.write_text(repr(workload))
 
 
-def write(path: pathlib.Path, kind: str, x: Any, labels: Any) -> None:
+def write(path: pathlib.Path, kind: str, x: Any, labels: Any, groups: list[str] | None = None) -> None:
     """One file of a format."""
     import pyarrow as pa
     import pyarrow.csv
@@ -166,7 +176,8 @@ def write(path: pathlib.Path, kind: str, x: Any, labels: Any) -> None:
         pyarrow.csv.write_csv(pa.table({**columns, "label": labels}), path.with_suffix(".csv"))
     elif kind == "parquet":
         rows = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
-        pq.write_table(pa.table({"x": rows, "label": labels}), path.with_suffix(".parquet"), row_group_size=2_000)
+        columns = {"x": rows, "label": labels} | ({} if groups is None else {"group": groups})
+        pq.write_table(pa.table(columns), path.with_suffix(".parquet"), row_group_size=2_000)
     else:
         import gzip
 

@@ -3,7 +3,7 @@
 784 features, a 784-32-10 network whose last layer (P = 330) is watched, 100 test points, top-10. Every measurement
 is a process of its own.
 
-    python -m benchmarks.scale [--sizes 20000,100000] [--repeats 3] [--folder out/scale]
+    python -m benchmarks.scale [--sizes 20000,100000] [--repeats 3] [--job_alone] [--folder out/scale]
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="20000,100000", help=f"numbers of training examples, multiples of {SHARD:,}")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each size; the table shows medians")
+    parser.add_argument("--job_alone", action="store_true", help="without NumPy, which holds all gradients of the largest size")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("out/scale"), help="where the data goes")
     parser.add_argument("--child", choices=("make", "job", "numpy"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -39,7 +40,8 @@ def main() -> int:
         return 0
     in_child("make", options.folder, max(sizes))
     job = {size: [in_child("job", options.folder, size) for _ in range(options.repeats)] for size in sizes}
-    numpy = {size: [in_child("numpy", options.folder, size) for _ in range(options.repeats)] for size in sizes}
+    of_numpy = [] if options.job_alone else sizes
+    numpy = {size: [in_child("numpy", options.folder, size) for _ in range(options.repeats)] for size in of_numpy}
     print(f"{'':<7}{'examples':>9}{'wall s':>8}{'CPU s':>8}{'peak MiB':>10}   examples/s by stage")
     for name, measured in (("job", job), ("numpy", numpy)):
         for size, runs in measured.items():
@@ -47,11 +49,13 @@ def main() -> int:
             print(f"{name:<7}{size:>9,}{median(runs, 'wall'):>8.1f}{median(runs, 'cpu'):>8.1f}{median(runs, 'peak'):>10,.0f}   {rates}")
     small, large = min(sizes), max(sizes)
     growth = median(job[large], "peak") / median(job[small], "peak")
-    numpy_growth = median(numpy[large], "peak") / median(numpy[small], "peak")
-    print(f"\npeak at {large:,} / peak at {small:,}: job {growth:.3f}, NumPy {numpy_growth:.3f}")
-    for size in sizes:
+    numpy_growth = f", NumPy {median(numpy[large], 'peak') / median(numpy[small], 'peak'):.3f}" if numpy else ""
+    print(f"\npeak at {large:,} / peak at {small:,}: job {growth:.3f}{numpy_growth}")
+    for size in numpy:
         print(f"CPU seconds of the job / of NumPy at {size:,}: {median(job[size], 'cpu') / median(numpy[size], 'cpu'):.1f}")
     print(f"imports, not in the seconds above: {median(job[large], 'imports'):.1f} CPU s")
+    if not numpy:
+        return int(growth > TOLERANCE)
     differences = [compare(*runs) for size in sizes for runs in zip(job[size], numpy[size], strict=True)]
     print(f"answers: the same {TEST * TOP_K:,} training examples in the same order, influence within {max(differences):.1e} relative")
     return int(growth > TOLERANCE or max(differences) > 1e-6)

@@ -1,13 +1,13 @@
 """Test points × weights within a worker's memory: EK-FAC of a deep network of random weights, whole and as factors, in rounds.
 
 `--layers` residual Dense layers of `--width` units, of which the last `--watched` are watched. Each way is the same job in a process of
-its own, with the curvature of one `fit`: whole solutions with memory enough for one round; whole ones within `--memory`; within it with the
-fewest factors whose error is below `--tolerance`; and with factors of `--rank`. The peak is of the whole process, mapped files with it;
+its own, with the curvature of one `fit`: whole solutions with memory enough for one round; whole ones within `--memory`; within it as the
+plan has it for `--tolerance`; and with factors of `--rank`. The peak is of the whole process, mapped files with it;
 rounds are at most those. Last, the share of the first way's top-10, and the largest difference of influence, relative to the largest. With
 `--check`, that is of whole solutions of the first so many of the test points, where all of them would be too large.
 
     python -m benchmarks.test_points [--points 100] [--width 512] [--layers 38] [--memory 3GB] [--rank 8] [--folder out/test_points]
-    python -m benchmarks.test_points --points 1000 --width 1290 --layers 6 --memory 8GB --ways tolerance --tolerance 1e-3 --check 20
+    python -m benchmarks.test_points --points 1000 --width 1290 --layers 6 --memory 8GB --ways tolerance --train 1000 --check 20
 """
 
 from __future__ import annotations
@@ -24,29 +24,30 @@ from benchmarks.scale import Usage, write_examples
 if TYPE_CHECKING:  # the process that starts the others stays small
     from beam_influence.pipelines.config import InfluenceConfig
 
-TRAIN, SHARD, TOP_K, CLASSES, FEATURES = 500, 250, 10, 10, 64
+SHARD, TOP_K, CLASSES, FEATURES = 250, 10, 10, 64
 WAYS = ("one round", "rounds", "tolerance", "factors")
 CHECK = "check"
 ENOUGH = "1TB"
-WHOLE = 2.0**-24  # a tolerance that factors in float32 are not below
+WHOLE = (CHECK, "one round", "rounds")  # ways with --score_tolerance 0: every solution built, and every score one product with it
 
 
 def main() -> int:
     """Makes the data, runs each way, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", default="100", help="how many test points; several numbers are separated by commas")
+    parser.add_argument("--train", type=int, default=500, help=f"how many training examples, a multiple of {SHARD}")
     parser.add_argument("--width", type=int, default=512, help="units of a layer")
     parser.add_argument("--layers", type=int, default=38, help="layers")
     parser.add_argument("--memory", default="3GB", help="--max_worker_memory")
     parser.add_argument("--rank", type=int, default=8, help="--query_rank")
-    parser.add_argument("--tolerance", type=float, default=1e-3, help="--score_tolerance of the way `tolerance`")
+    parser.add_argument("--tolerance", type=float, default=1e-7, help="--score_tolerance of the way `tolerance`")
     parser.add_argument("--watched", type=int, default=0, help="how many of the layers are watched, from the last; 0: all")
     parser.add_argument("--check", type=int, default=0, help="whole solutions of how many test points are compared with; 0: none")
     parser.add_argument("--ways", default=",".join(WAYS), help="which, separated by commas")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("out/test_points"), help="where the data goes")
     parser.add_argument("--child", choices=("make", "fit", CHECK, *WAYS), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.folder /= f"{options.width}-{options.layers}-{options.watched}"
+    options.folder /= f"{options.width}-{options.layers}-{options.watched}-{options.train}"
     if options.child:
         print(json.dumps({"make": make, "fit": fit}.get(options.child, run_job)(options)))
         return 0
@@ -83,7 +84,7 @@ def make(options: argparse.Namespace) -> dict[str, Any]:
     options.folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(2)
     centres = rng.standard_normal((CLASSES, FEATURES))
-    for name, count in [*((f"train-{shard:05d}", SHARD) for shard in range(TRAIN // SHARD)), ("test", int(options.points))]:
+    for name, count in [*((f"train-{shard:05d}", SHARD) for shard in range(options.train // SHARD)), ("test", int(options.points))]:
         labels = rng.integers(0, CLASSES, count)
         features = (centres[labels] + rng.standard_normal((count, FEATURES))).astype(np.float32)
         write_examples(options.folder / f"{name}.tfrecord", features, labels)
@@ -135,7 +136,6 @@ def run_job(options: argparse.Namespace) -> dict[str, Any]:
     """The job as `beam-influence run` runs it with `--curvature_path`."""
     import pyarrow.parquet as pq
 
-    from beam_influence.pipelines.config import InfluenceConfig
     from beam_influence.pipelines.launch import run
     from beam_influence.pipelines.prepare import prepare
 
@@ -147,7 +147,7 @@ def run_job(options: argparse.Namespace) -> dict[str, Any]:
         top_k=TOP_K,
         max_worker_memory=ENOUGH if options.child in ("one round", CHECK) else options.memory,
         query_rank=options.rank if options.child == "factors" else None,
-        score_tolerance={"tolerance": options.tolerance, "rounds": WHOLE}.get(options.child, InfluenceConfig.score_tolerance),
+        score_tolerance=options.tolerance if options.child not in WHOLE else 0.0,
     )
     plan = prepare(config).queries
     print(plan.text, file=sys.stderr)

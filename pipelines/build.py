@@ -191,7 +191,8 @@ class _JobBuilder:
         read = ReadShards(prepared.test, prepared.test_features, config.shard_size, work=config.work_folder)
         test = self._pipeline | "ReadShards[test]" >> read
         plan = prepared.queries
-        inline = 0 if plan.rounds.count > 1 else INLINE_LIMIT // len(prepared.test)  # by value they would take many times their size
+        by_path = plan.rounds.count > 1 or plan.form.is_short  # by value they would take many times their size
+        inline = 0 if by_path else INLINE_LIMIT // len(prepared.test)
         form = (plan.block_size, config.work_folder, inline, config.index is not None, config.query_arrays, plan.form)
         embed = EmbedQueries(self._reader("embed"), prepared.model, preconditioner, *form, accelerator=self._accelerator)
         embedded = test | "EmbedQueries" >> embed

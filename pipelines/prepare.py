@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from beam_influence.influence_ops.arrow_compute import pc
-from beam_influence.influence_ops.curvature import load_preconditioner
+from beam_influence.influence_ops.curvature import Preconditioner, load_preconditioner
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.guard import Agreement
 from beam_influence.influence_ops.model.network import declared_outputs
@@ -25,7 +25,7 @@ from beam_influence.pipelines.find_features import find_features
 from beam_influence.pipelines.grow_index import index_to_grow
 from beam_influence.pipelines.options.method import CURVATURE_OF_INDEX
 from beam_influence.pipelines.query_plan import QueryPlan, plan_queries
-from beam_influence.pipelines.refuse_memory import refuse_memory
+from beam_influence.pipelines.refuse_memory import refuse_groups, refuse_memory
 from beam_influence.pipelines.resume import Resumed, find_finished
 from beam_influence.transforms.file_list import FileList, list_shards
 from beam_influence.transforms.files import BeamFiles, join
@@ -99,8 +99,9 @@ def prepare(config: InfluenceConfig) -> PreparedRun:
     model, spec = model_spec(config).open_first()
     if config.second_order_groups or (config.make_curvature().needs_hessian and not files.curvature_path):
         model.check_second_derivatives()
+    operators = config.make_curvature().operators
     if files.curvature_path:
-        _check_saved_curvature(config, model, files.curvature_path)
+        operators = (_check_saved_curvature(config, model, files.curvature_path),)
     schema = schema_of(config)
     specs: dict[str, FeatureSpec] = {}
     for shards in filter(None, (files.train, files.candidates, files.test)):
@@ -112,7 +113,9 @@ def prepare(config: InfluenceConfig) -> PreparedRun:
         _LOG.info("gradients of %s: [%d, %d], %s", block.name, block.rows, block.columns, block.kind)
     if files.curvature_path is None:
         refuse_memory(config, model)
-    plan = plan_queries(config, model, files.test, specs.get("test"))
+    solves_blocks = bool(operators) and all(each.solves_blocks for each in operators)
+    plan = plan_queries(config, model, files.test, specs.get("test"), solves_blocks)
+    refuse_groups(config, model, plan.points)
     if config.per_token:
         plan = plan_tokens(config, model, plan, of_examples)
     train, features = files.train or files.vectors, (specs.get("train"), specs.get("test"))
@@ -202,8 +205,8 @@ def model_spec(config: InfluenceConfig) -> ModelSpec:
     )
 
 
-def _check_saved_curvature(config: InfluenceConfig, model: ExplainedModel, path: str) -> None:
-    """Refuses a saved curvature that is of another model, or that this run can't use."""
+def _check_saved_curvature(config: InfluenceConfig, model: ExplainedModel, path: str) -> type[Preconditioner]:
+    """The kind of the saved curvature's operator; refuses one that is of another model, or that this run can't use."""
     preconditioner = load_preconditioner(path, BeamFiles())
     preconditioner.check(model)
     saved, named = preconditioner.meta["curvature"], config.make_curvature().name
@@ -221,6 +224,7 @@ def _check_saved_curvature(config: InfluenceConfig, model: ExplainedModel, path:
         )
     if config.only_index:
         preconditioner.bind(model).embed(np.zeros((1, model.size)))  # refuses a curvature without one
+    return type(preconditioner)
 
 
 def schema_of(config: InfluenceConfig) -> Schema | None:

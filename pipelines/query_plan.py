@@ -10,11 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
+from beam_influence.influence_ops.model.gradients import Factored
+from beam_influence.influence_ops.model.gradients.blocks import positions_of
 from beam_influence.influence_ops.reading import READERS
 from beam_influence.influence_ops.reading.features import FeatureSpec
 from beam_influence.influence_ops.scoring.outputs.table import tables_of_test_points
 from beam_influence.influence_ops.scoring.query_block import QueryArray
 from beam_influence.influence_ops.scoring.stored_form import FLOAT32_ROUNDING, WHOLE, StoredForm
+from beam_influence.pipelines.check_model import first_batch
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.machine_memory import size_text, worker_memory
 from beam_influence.transforms.elements import Shard
@@ -79,8 +82,13 @@ class QueryPlan:
         return repr((self.block_size, self.form))
 
 
-def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: Sequence[Shard], features: FeatureSpec | None) -> QueryPlan:
+def plan_queries(
+    config: InfluenceConfig, model: ExplainedModel, test: Sequence[Shard], features: FeatureSpec | None, solves_blocks: bool
+) -> QueryPlan:
     """The plan, from the number of test points. Saved vectors and an index need none: what they are multiplied with is mapped from files.
+
+    Args:
+      solves_blocks: whether the operator does: see `Preconditioner`.
 
     Raises:
       ValueError: one test point alone is too large, to be used or for passes that solve it.
@@ -96,8 +104,9 @@ def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: Sequence[
         raise ValueError(f"the test points can't be counted: {error}") from error
     points, memory = sum(counts.values()), worker_memory(config.max_worker_memory)
     dtype, share = np.dtype(model.dtype), memory // 2
-    form = _form(config, points, model.size, share // dtype.itemsize)
-    numbers = form.numbers(model.layout())
+    form = _form(config, points, model.size, share // dtype.itemsize, solves_blocks)
+    at_one_position = _at_one_position(form, model, test, features)
+    numbers = form.numbers(model.layout(), at_one_position)
     each = numbers * dtype.itemsize
     if each > share:
         raise ValueError(
@@ -117,9 +126,9 @@ def plan_queries(config: InfluenceConfig, model: ExplainedModel, test: Sequence[
     solved_in = _rounds(counts, block_size, model.size, solving) if solving else ONE_ROUND
     several = f"{rounds.count:,} round{'s' * (rounds.count > 1)} over the training set"
     take = "take"
-    if form.factors:
+    if form.factors and len(at_one_position) < len(model.layout().blocks):
         take = "take at most"
-        several += " at most, fewer where layers are kept as products within --score_tolerance"
+        several += " at most, fewer where layers are kept as factors"
     text = (
         f"{points:,} test points × {model.size:,} weights, {numbers:,} numbers each, {take} {size_text(points * each)} in {dtype} while "
         f"they are used; {size_text(share)} for them in each worker: {several}"
@@ -135,15 +144,28 @@ def sums_bytes(config: InfluenceConfig) -> int:
     return min(_GRADIENT_BYTES, worker_memory(config.max_worker_memory) // (2 * _SOLVER_ARRAYS))
 
 
-def _form(config: InfluenceConfig, points: int, weights: int, most: int) -> StoredForm:
+def _form(config: InfluenceConfig, points: int, weights: int, most: int, solves_blocks: bool) -> StoredForm:
     """How solutions are kept: whole where a round has room for all `most` numbers, or where factors are not precise enough."""
     if config.query_rank is not None:
         return StoredForm("float32", config.query_rank, config.score_tolerance)
     may_round = config.score_tolerance >= FLOAT32_ROUNDING and not config.solver_passes and config.removal == "first_order"
-    form = StoredForm("float32" if may_round and 8 * points * weights > _SMALL else "float64")
-    if may_round and config.score_tolerance > FLOAT32_ROUNDING and points * weights > most:
+    is_large, is_short = 8 * points * weights > _SMALL, points * weights > most
+    form = StoredForm("float32" if may_round and is_large else "float64")
+    if may_round and (is_large or is_short) and solves_blocks and config.query_arrays == ("solved",):
+        form = dataclasses.replace(form, tolerance=config.score_tolerance, points=points, is_short=is_short)
+    if may_round and config.score_tolerance > FLOAT32_ROUNDING and is_short:
         return dataclasses.replace(form, tolerance=config.score_tolerance, factors=True)
     return form
+
+
+def _at_one_position(form: StoredForm, model: ExplainedModel, test: Sequence[Shard], features: FeatureSpec) -> frozenset[int]:
+    """The blocks that are used at one position, whatever the example, where solutions are kept by that; found from a test point."""
+    is_fixed = all(None not in each.shape for each in model.inputs)
+    batch = first_batch(features, test) if form.points and form.is_short and is_fixed else None
+    if batch is None:
+        return frozenset()
+    blocks = model.losses_and_gradients(batch.select(np.arange(1)))[1].blocks
+    return frozenset(number for number, block in enumerate(blocks) if isinstance(block, Factored) and positions_of(block) == 1)
 
 
 def _rounds(counts: dict[str, int], block_size: int, each: int, most: int) -> Rounds:

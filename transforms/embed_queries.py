@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -30,6 +31,7 @@ QUERIES = "queries"
 QUERY_ERROR = "query_error"
 """The largest relative error of test points that are kept as factors, in the description of their block and in the facts of a table."""
 _LENGTH = "sequence_length"
+_TURNED = "turned_blocks"
 
 
 def block_key(shard: str, number: int) -> str:
@@ -107,7 +109,7 @@ def publish_queries(block: QueryBlock, folder: str, inline_limit: int = INLINE_L
         arrays |= {f"solved-{number}-{place}": array for place, array in enumerate(part)}
     if block.groups is not None:
         arrays["groups"] = texts_to_bytes(block.groups)
-    meta: dict[str, float] = {} if block.factored is None else {QUERY_ERROR: block.factored.error}
+    meta: dict[str, Any] = {} if block.factored is None else {QUERY_ERROR: block.factored.error, _TURNED: block.factored.turned}
     if block.placed is not None:
         arrays |= dict(block.placed.arrays())
         meta[_LENGTH] = block.placed.length
@@ -123,7 +125,8 @@ def open_block(reference: QueryReference, needs: Collection[QueryArray] = QUERY_
     parts: dict[int, list[np.ndarray]] = {}
     for _, number, place in sorted((*name.split("-"),) for name in arrays if name.startswith("solved-")):
         parts.setdefault(int(number), []).append(arrays[f"solved-{number}-{place}"])
-    factored = FactoredSolutions(tuple(tuple(parts[number]) for number in sorted(parts))) if parts else None
+    in_order = tuple(tuple(parts[number]) for number in sorted(parts))
+    factored = FactoredSolutions(in_order, turned=tuple(meta[_TURNED])) if parts else None
     placed = PlacedGradients.of_arrays(arrays, int(meta[_LENGTH])) if "placed" in needs and len(ids) else None
     return QueryBlock(ids, gradients, solved, bytes_to_texts(arrays["groups"]) if "groups" in arrays else None, factored, placed)
 

@@ -167,6 +167,11 @@ class KroneckerPreconditioner(Preconditioner):
                 matrices = turned(materialise(layout, wide).numpy(), inputs, errors)
             yield SolvedBlock(matrices / self.damped(number), inputs, errors)
 
+    def turned(self, number: int, block: Block) -> tuple[Block, tf.Tensor]:
+        """Block `number` of gradients in its basis, and 1/(Λ + s) [I, O] in its dtype."""
+        rotated = self._device.rotated(self.arrays, number, block)
+        return rotated, self._device.of(f"weights-{number}", lambda: 1 / self.damped(number), rotated[-1].dtype)
+
     def embed(self, gradients: np.ndarray | Gradients) -> np.ndarray:
         """g in the r directions of the eigenbasis that carry most of the influence, scaled: [B, r]. Of factors, no gradient is built."""
         if not isinstance(gradients, Gradients) or gradients.offset is not None:
@@ -190,8 +195,7 @@ class KroneckerPreconditioner(Preconditioner):
             return super().self_influence(gradients)
         total = tf.zeros([len(gradients)], tf.float64)
         for number, (layout, block) in enumerate(zip(self._bound().blocks, gradients.blocks, strict=True)):
-            rotated = self._device.rotated(self.arrays, number, block)
-            weights = self._device.of(f"weights-{number}", lambda number=number: 1 / self.damped(number), rotated[-1].dtype)
+            rotated, weights = self.turned(number, block)
             if isinstance(rotated, Factored) and rotated.inputs.shape[1] == 1:
                 a, g = tf.square(rotated.inputs[:, 0]), tf.square(rotated.errors[:, 0])
                 total += tf.cast(tf.reduce_sum(tf.matmul(a, weights) * g, axis=1), tf.float64)

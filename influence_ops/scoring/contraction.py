@@ -7,6 +7,7 @@ A solved query v = (H + λI)⁻¹ ∇ℓ(t) is a matrix V_t [I, O] in each block
     low_rank  Σ_s Σ_r (a_s · l_tr) (g_s · r_tr)      V_t ≈ Σ_r l_tr ⊗ r_tr: two small matrix products, nothing is built
     lookup    Σ_s V_t[id_s] · g_s                    an embedding: only the rows of its tokens are read
     rebuilt   as gemm                                V_t is kept as Σ_r l_tr ⊗ r_tr and built for each batch, some queries at a time
+    turned    Σ_io W_io a_t,i g_t,o G_io             V_t is not solved; all in the operator's basis: see `turned`
 
 A query of one position is of rank 1, and so is its K-FAC solution without damping. Damping breaks that, but
 1/(λ_A λ_S + λ) is close to a sum of few products: the singular value decomposition of V_t finds the shortest one for
@@ -18,7 +19,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -28,14 +29,12 @@ from beam_influence.influence_ops.any_batch import CompiledForAnyBatch
 from beam_influence.influence_ops.model.gradients import Block, BlockLayout, Factored, Gradients, Layout, OneHot
 from beam_influence.influence_ops.model.gradients.blocks import materialise, parts_of, positions_of
 from beam_influence.influence_ops.scoring.low_rank import Factors, low_rank, search_flops
-from beam_influence.influence_ops.scoring.stored_form import FactoredSolutions
-
-TOLERANCE = 1e-7
-"""The default of the largest relative error ‖V − Σ_r l ⊗ r‖ / ‖V‖ in a block."""
+from beam_influence.influence_ops.scoring.stored_form import EXPECTED_EXAMPLES, TOLERANCE, FactoredSolutions
+from beam_influence.influence_ops.scoring.turned import TurnedBlocks, TurnedProducts, turned_flops
 
 _AT_ONCE = 1 << 25  # numbers in memory at once: 256 MB of float64
 
-Way = Literal["gemm", "low_rank", "lookup", "rebuilt"]
+Way = Literal["gemm", "low_rank", "lookup", "rebuilt", "turned"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +66,6 @@ class Cost:
         )
 
 
-_EXPECTED_EXAMPLES = 50_000
-
-
 class Contraction:
     """Scores of any batch against T solved queries.
 
@@ -92,38 +88,36 @@ class Contraction:
         self.queries = len(solved)
         self._solved: np.ndarray | FactoredSolutions | None = solved
         self._constant = tf.zeros(self.queries, tf.float64)
-        self._compiled = CompiledForAnyBatch(self._at_once)
+        self._compiled = CompiledForAnyBatch(self._of_blocks)
         self._dtype = dtype
-        self._examples = examples or _EXPECTED_EXAMPLES
+        self._examples = examples or EXPECTED_EXAMPLES
         self._tolerance = tolerance
-        self._ways: list[_Way] = []
+        self._ways: list[_Way | _Turned] = []
 
     @property
     def costs(self) -> list[Cost]:
         """The choices; empty before the first batch, whose positions they depend on."""
         return [way.cost for way in self._ways]
 
-    def scores(self, gradients: Gradients) -> np.ndarray:
-        """Σ_p V_tp G_ip: [T, B] float64."""
-        return self.on_device(gradients).numpy()
-
-    def on_device(self, gradients: Gradients) -> tf.Tensor:
-        """The same, still on the device."""
+    def scores(self, gradients: Gradients, turned: TurnedBlocks | None = None) -> np.ndarray:
+        """Σ_p V_tp G_ip: [T, B] float64. `turned`: the batch in the operator's basis, where solutions may be kept in it."""
         self.choose(gradients)
         if not len(gradients):  # each example of the batch was rejected
-            return tf.zeros((self.queries, 0), tf.float64)
-        if all(len(gradients) <= way.at_once(block) for way, block in zip(self._ways, gradients.blocks, strict=True)):
-            return self._compiled(*gradients.blocks)
-        return self._total(_in_parts, gradients.blocks)
+            return np.zeros((self.queries, 0))
+        blocks = gradients.blocks
+        if all(isinstance(way, _Way) and len(gradients) <= way.at_once(block) for way, block in zip(self._ways, blocks, strict=True)):
+            return self._compiled(*blocks).numpy()
+        return self._total(lambda number: _in_parts(self._ways[number], blocks[number], number, turned)).numpy()
 
-    def _at_once(self, *blocks: Block) -> tf.Tensor:
-        return self._total(lambda way, block: way.scores(block), blocks)
+    def _of_blocks(self, *blocks: Block) -> tf.Tensor:
+        return self._total(lambda number: _at_once(self._ways[number], blocks[number]))
 
-    def _total(self, scores: Callable[[_Way, Block], tf.Tensor], blocks: Iterable[Block]) -> tf.Tensor:
+    def _total(self, scores: Callable[[int], tf.Tensor]) -> tf.Tensor:
+        """[T, B] from the [B, T] of each block. Added up on the device, so that the host waits once."""
         total = self._constant[None]
-        for way, block in zip(self._ways, blocks, strict=True):
+        for number in range(len(self._ways)):
             with tf.control_dependencies([total]):  # one after the other: else the gradients of all are built at once
-                total += tf.cast(scores(way, block), tf.float64)
+                total += tf.cast(scores(number), tf.float64)
         return tf.transpose(total)
 
     def choose(self, gradients: Gradients) -> None:
@@ -134,6 +128,12 @@ class Contraction:
         for number, (layout, block) in enumerate(zip(self._layout.blocks, gradients.blocks, strict=True)):
             if isinstance(solved, np.ndarray):
                 self._ways.append(self._choose(layout, block, layout.matrices(solved)))
+            elif number in solved.turned:
+                left, right = solved.parts[number]
+                gemm = 2.0 * layout.size * (positions_of(block) + self.queries)
+                shape = (layout.rows, layout.columns, positions_of(block), self.queries)
+                cost = Cost(layout.name, shape, "turned", 1, turned_flops(layout, block, self.queries), gemm)
+                self._ways.append(_Turned(cost, TurnedProducts(layout, left, right, self._dtype)))
             elif len(part := solved.parts[number]) == 2:
                 self._ways.append(self._of_factors(layout, block, (part[0], part[1])))
             else:
@@ -200,7 +200,15 @@ class _Way(abc.ABC):
         """[B, T] of so many examples."""
 
 
-def _in_parts(way: _Way, block: Block) -> tf.Tensor:
+def _at_once(way: _Way | _Turned, block: Block) -> tf.Tensor:
+    assert isinstance(way, _Way)
+    return way.scores(block)
+
+
+def _in_parts(way: _Way | _Turned, block: Block, number: int, turned: TurnedBlocks | None) -> tf.Tensor:
+    if isinstance(way, _Turned):
+        assert turned is not None
+        return way.products.scores(*turned.of(number))
     parts = [way.scores(part) for _, part in parts_of(block, way.at_once(block) or len(block[0]))]
     return parts[0] if len(parts) == 1 else tf.concat(parts, axis=0)
 
@@ -257,6 +265,12 @@ class _LowRank(_Way):
         left = tf.matmul(tf.reshape(a, [-1, a.shape[2]]), self._left)
         right = tf.matmul(tf.reshape(g, [-1, g.shape[2]]), self._right)
         return tf.reduce_sum(tf.reshape(left * right, [-1, a.shape[1], self._queries, self._rank]), axis=[1, 3])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Turned:
+    cost: Cost
+    products: TurnedProducts
 
 
 class _Lookup(_Way):

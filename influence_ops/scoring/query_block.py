@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Literal
 
 import numpy as np
@@ -41,7 +42,7 @@ class QueryBlock:
         return len(self.ids)
 
     def solution(self, layout: Layout, row: int) -> list[Float64Matrix]:
-        """(H + λI)⁻¹ ∇ℓ(t) of one of them, as a matrix [I, O] for each block of the layout."""
+        """(H + λI)⁻¹ ∇ℓ(t) of one of them, as a matrix [I, O] for each block of the layout; where none is kept in an operator's basis."""
         if self.factored is None:
             whole = np.asarray(self.solved[row : row + 1], dtype=np.float64)
             return [block.matrices(whole)[0] for block in layout.blocks]
@@ -50,9 +51,12 @@ class QueryBlock:
 
 
 def concatenate_queries(blocks: list[QueryBlock], size: int) -> list[QueryBlock]:
-    """The same queries, in order, in blocks of `size` (the last may be shorter)."""
+    """The same queries, in order, in blocks of `size` (the last may be shorter, and any before others that are kept in another form)."""
     if not blocks:
         return []
+    for number, (one, after) in enumerate(itertools.pairwise(blocks), start=1):
+        if one.factored is not None and after.factored is not None and one.factored.turned != after.factored.turned:
+            return concatenate_queries(blocks[:number], size) + concatenate_queries(blocks[number:], size)
     ids = np.concatenate([block.ids for block in blocks])
     gradients = np.concatenate([block.gradients for block in blocks])
     solved = np.concatenate([block.solved for block in blocks])

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from beam_influence.influence_ops.curvature import Preconditioner
+from beam_influence.influence_ops.curvature.kronecker import KroneckerPreconditioner
 from beam_influence.influence_ops.model.evaluate import evaluate
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Gradients
@@ -23,6 +24,7 @@ from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rej
 from beam_influence.influence_ops.scoring.contraction import TOLERANCE, Contraction
 from beam_influence.influence_ops.scoring.query_block import QUERY_ARRAYS, QueryArray, QueryBlock
 from beam_influence.influence_ops.scoring.stored_form import WHOLE, StoredForm
+from beam_influence.influence_ops.scoring.turned import TurnedBlocks
 
 Normalize = Literal["none", "theta", "loss"]
 Removal = Literal["first_order", "newton"]
@@ -96,10 +98,11 @@ def embed_queries(
     kept, _, gradients, rejected = evaluate(model, batch)
     raw = solved = nothing = np.zeros((len(kept), 0))  # no view, which would keep what it is of
     factored = form.of_gradients(gradients, preconditioner) if "solved" in needs and form.is_factored else None
-    if "gradients" in needs or ("solved" in needs and factored is None):
+    is_whole, by_block = "solved" in needs and factored is None, preconditioner.solves_blocks and gradients.offset is None
+    if "gradients" in needs or (is_whole and not by_block):
         raw = np.asarray(gradients, dtype=np.float64)
-    if "solved" in needs and factored is None:
-        solved = preconditioner.apply(raw).astype(form.dtype, copy=False)
+    if is_whole:
+        solved = form.whole_by_blocks(gradients, preconditioner) if by_block else preconditioner.apply(raw).astype(form.dtype, copy=False)
     placed = model.placed_gradients(kept) if "placed" in needs and len(kept) else None
     return QueryBlock(kept.ids, raw if "gradients" in needs else nothing, solved, kept.groups, factored, placed), rejected
 
@@ -143,7 +146,9 @@ class Scorer:
         batch, _, gradients, rejected = evaluate(self._model, batch)
         if options.removal == "newton":
             return self._score_newton(batch, gradients, rejected)
-        plain = [contraction.scores(gradients) for contraction in self._contract(gradients)]
+        operator = self._preconditioner
+        turned = TurnedBlocks(gradients, operator) if isinstance(operator, KroneckerPreconditioner) else None
+        plain = [contraction.scores(gradients, turned) for contraction in self._contract(gradients)]
         raw = np.asarray(gradients, dtype=np.float64) if self._needs_vectors or options.gradients else None
         vectors = self._preconditioner.apply(raw) if self._needs_vectors and raw is not None else None
         self_influence = None

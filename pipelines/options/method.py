@@ -130,7 +130,7 @@ class MethodOptions:
     score_tolerance: float = _option(
         1e-7,
         "Take test points' solutions as sums of few products where that is cheaper (or shorter, where memory is short) and the "
-        "relative error is at most this; 0: never.",
+        "relative error is at most this; 0: never, and every solution is built.",
         commands=("run",),
     )
     query_rank: int | None = _option(

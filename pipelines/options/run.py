@@ -33,9 +33,10 @@ class RunOptions:
     threads: int = _option(0, "CPU threads of TensorFlow in each worker process; 0: all cores.", least=0)
     max_worker_memory: str | None = _option(
         None,
-        "Memory of one worker process, such as 8GB. Half of it holds solved test points: where all of them need more, they are kept as "
-        "factors if --score_tolerance allows it, and scored in rounds over the training set; --passes solve them in rounds too. A "
-        "sixteenth, at most 256 MiB, is for sums over groups. Default: this machine's memory (its container's) divided by its cores.",
+        "Memory of one worker process, such as 8GB. Half of it holds solved test points: where all of them need more, they are kept "
+        "unsolved in the basis of kfac and ekfac, or as factors, if --score_tolerance allows it, and scored in rounds over the training "
+        "set; --passes solve them in rounds too. A sixteenth, at most 256 MiB, is for sums over groups. Default: this machine's memory "
+        "(its container's) divided by its cores.",
         commands=("run",),
     )
     work_dir: str | None = _option(None, "Temporary files; all workers must reach it. Default: OUTPUT/.work.")

@@ -111,6 +111,20 @@ def test_the_fewest_factors(job: DigitsJob, tmp_path: pathlib.Path) -> None:
     assert all(0 <= read_facts(str(path))["query_error"] < 1e-6 for path in (tmp_path / "out" / "top_k").glob("*.parquet"))
 
 
+def test_unsolved_test_points(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    """Of EK-FAC, whose dense layers are used at one position: two vectors a layer are kept, exactly, so that one round is enough for 20."""
+    size, kept = 65 * 8 + 9 * 10, 65 + 8 + 9 + 10
+    options: dict[str, Any] = {"weights": "all", "curvature": "ekfac", "outputs": "top_k,scores,group_influence", "normalize": "loss"}
+    config = job.config(tmp_path / "out", **options, max_worker_memory=str(2 * 5 * 8 * size))
+    plan = prepare(config).queries
+    assert plan.rounds == Rounds(1, 5 * size) and f"{size} weights, {kept} numbers each, take {20 * kept * 8 / 1024:.1f} KiB" in plan.text
+    less = prepare(dataclasses.replace(config, max_worker_memory=str(2 * 10 * 8 * kept))).queries
+    assert less.rounds == Rounds(2, 10 * kept)
+    run_quietly(config)
+    assert_same_tables(tmp_path / "out", job.oracle(config, job.shards("train", 3).ids(), job.shards("test", 1).ids()))
+    assert all(read_facts(str(path))["query_error"] < 1e-14 for path in (tmp_path / "out" / "top_k").glob("*.parquet"))
+
+
 def test_test_points_are_solved_in_rounds(job: DigitsJob, tmp_path: pathlib.Path) -> None:
     """Eight vectors in float64 for each of seven test points: three rounds of the solver, and one of the scores."""
     options: dict[str, Any] = {"curvature": "gauss_newton_cg", "passes": 2, "outputs": "top_k,scores", "group_feature": None}

@@ -6,15 +6,18 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from beam_influence.influence_ops.curvature import FinishOptions, curvature_by_name, fit
 from beam_influence.influence_ops.curvature.identity import Identity
 from beam_influence.influence_ops.curvature.solved_block import Quotients, SolvedBlock
+from beam_influence.influence_ops.model.gradients import BlockLayout, Factored
 from beam_influence.influence_ops.scoring.contraction import Contraction
 from beam_influence.influence_ops.scoring.low_rank import shortest, truncated
 from beam_influence.influence_ops.scoring.query_block import QueryBlock, concatenate_queries
-from beam_influence.influence_ops.scoring.scores import ScoreOptions, Scorer
+from beam_influence.influence_ops.scoring.scores import ScoreOptions, Scorer, embed_queries
 from beam_influence.influence_ops.scoring.stored_form import FactoredSolutions, StoredForm
+from beam_influence.influence_ops.scoring.turned import TurnedProducts
 from tests.influence_ops.curvature.test_kronecker import data, make
 
 
@@ -114,6 +117,47 @@ def test_solutions_by_blocks(kind: str) -> None:
     assert len(both) == 2 * len(other) and both.error == max(stored[1].error, other.error)
     first = rebuilt(both, gradients.layout.blocks, model.size)[: len(other)]
     np.testing.assert_allclose(first, near[1], rtol=0, atol=1e-6 * np.abs(near[1]).max())
+
+
+@pytest.mark.parametrize(("kind", "turned"), [("dense", {0, 1}), ("dense-over-sequence", {1})])
+@pytest.mark.parametrize("curvature", ["kfac", "ekfac"])
+def test_unsolved_in_the_basis(curvature: str, kind: str, turned: set[int]) -> None:
+    """Layers that are used at one position are not solved; scores are those of whole solutions, to rounding, also where a batch of
+    training examples has more positions."""
+    model = make(kind)
+    batch = data(model, kind)
+    operator = fit(model, curvature_by_name(curvature), lambda: [batch], FinishOptions("auto")).bind(model)
+    gradients = model.losses_and_gradients(batch)[1]
+    form = StoredForm("float64", points=100, is_short=True)
+    assert form.numbers(gradients.layout) == model.size
+    block = embed_queries(model, operator, batch, ("solved",), form)[0]
+    assert block.factored is not None and set(block.factored.turned) == turned and block.factored.error < 1e-15
+    assert all(part[0].shape[1] == 1 for number, part in enumerate(block.factored.parts) if number in turned)
+    wanted = operator.apply(np.asarray(gradients, np.float64)) @ np.asarray(gradients, np.float64).T
+    blocks = concatenate_queries([block, embed_queries(model, operator, batch, ("solved",), StoredForm("float64", 1, 1e-9))[0]], 3)
+    assert [len(each) for each in blocks] == [*[3] * (len(batch) // 3), *([len(batch) % 3] if len(batch) % 3 else [])] * 2
+    found = np.concatenate(Scorer(model, operator, blocks, ScoreOptions()).score(batch).scores)[: len(batch)]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
+    (number,) = turned - {0}
+    weights, layout = 1 / operator.damped(number), gradients.layout.blocks[number]  # type: ignore[attr-defined]
+    left, right = (each[:3] for each in block.factored.parts[number])
+    rng = np.random.default_rng(0)
+    inputs, errors = rng.standard_normal((4, 2, layout.rows)), rng.standard_normal((4, 2, layout.columns))
+    several = Factored(tf.constant(inputs), tf.constant(errors))
+    products = TurnedProducts(layout, left, right, "float64").scores(several, tf.constant(weights)).numpy()
+    wanted = np.einsum("bsi,bso,io,ti,to->bt", inputs, errors, weights, left[:, 0], right[:, 0])
+    np.testing.assert_allclose(products, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
+
+
+def test_what_is_kept_unsolved() -> None:
+    """By arithmetic: few training examples beside the test points, or a loose tolerance and many training examples."""
+    layout = BlockLayout("dense", "factored", 1000, 1000, ())
+    fits = StoredForm("float32", points=100)
+    short = dataclasses.replace(fits, is_short=True, factors=True, tolerance=1e-7)
+    loose = dataclasses.replace(short, tolerance=1e-3)
+    kept = [form._keeps_turned(layout, examples) for form in (fits, short, loose) for examples in (10**4, 10**6)]
+    assert kept == [True, False, True, True, True, False]
+    assert not short._keeps_turned(BlockLayout("dense", "factored", 1000, 1, ()), 10)
 
 
 def test_blocks_of_factors() -> None:

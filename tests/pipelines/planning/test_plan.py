@@ -15,7 +15,7 @@ from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.planning import calibrate
 from beam_influence.pipelines.planning.short_plan import short_plan
 from beam_influence.pipelines.prepare import prepare
-from beam_influence.pipelines.refuse_memory import refuse_memory
+from beam_influence.pipelines.refuse_memory import refuse_groups, refuse_memory
 from tests.pipelines.digits_job import SIZES, DigitsJob, run_quietly
 from tests.pipelines.planning.test_estimate import FOUND
 
@@ -65,6 +65,25 @@ def test_a_matrix_that_does_not_fit_is_refused_before_the_run() -> None:
     with pytest.raises(ValueError, match=r"takes 4\.3 GiB"):
         refuse_memory(config(max_worker_memory="4GB", spectrum=True), model)
     refuse_memory(config(max_worker_memory="4GB"), model)
+
+
+def test_a_group_that_does_not_fit_is_refused_before_the_run() -> None:
+    """30,000,000 weights and 100 test points in float64 are 229 MiB: five such arrays, or nine; the sums of influence alone are small."""
+
+    def config(**options: Any) -> InfluenceConfig:
+        asked = {"curvature": "ekfac", "group_feature": "g", "outputs": "group_influence", "max_worker_memory": "1GiB", **options}
+        return InfluenceConfig(model="m", train="a", test="b", output="o", **asked)
+
+    model = cast(Any, dataclasses.replace(FOUND))  # only its size is looked at
+    object.__setattr__(model, "size", 30_000_000)
+    refuse_groups(config(), model, 100)
+    message = r"of 100 test points and 30,000,000 weights, take 1\.1 GiB .* more than --max_worker_memory, 1\.0 GiB"
+    for options in ({"normalize": "loss"}, {"outputs": "group_vectors,group_influence"}):
+        with pytest.raises(ValueError, match=message):
+            refuse_groups(config(**options), model, 100)
+    refuse_groups(config(normalize="loss", max_worker_memory="2GB"), model, 100)
+    with pytest.raises(ValueError, match=r"take 2\.0 GiB"):
+        refuse_groups(config(curvature="gauss_newton", second_order_groups=True, max_worker_memory="2GB"), model, 100)
 
 
 def test_the_plan_of_an_index_that_grows(job: DigitsJob, tmp_path: pathlib.Path) -> None:

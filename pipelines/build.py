@@ -11,9 +11,10 @@ from apache_beam import pvalue
 from beam_influence.influence_ops.scoring.index import Search
 from beam_influence.influence_ops.scoring.index_rows import IndexDtype
 from beam_influence.influence_ops.scoring.outputs.table import combined_outputs, complete_options
+from beam_influence.pipelines.choosing.choose import choose_and_prepare
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.grow_index import BASE, NOTHING_KNOWN, known_contents, source_base
-from beam_influence.pipelines.prepare import PreparedRun, prepare
+from beam_influence.pipelines.prepare import PreparedRun
 from beam_influence.pipelines.query_plan import sums_bytes
 from beam_influence.pipelines.resume import EMBED, OPERATOR, stage_of_pass
 from beam_influence.transforms import (
@@ -88,7 +89,8 @@ def build(
     Raises:
       ValueError: the configuration does not fit the files or the model; see `prepare`.
     """
-    prepared = prepared or prepare(config)
+    if prepared is None:
+        config, prepared = choose_and_prepare(config)
     job = _JobBuilder(pipeline, config, prepared, Progress(progress), accelerator)
     preconditioner = job.preconditioner()
     queries = job.embedded(preconditioner)
@@ -159,8 +161,7 @@ class _JobBuilder:
             return self._take(OPERATOR)
         parts, state = self._curvature_passes()
         finish = FinishCurvature(prepared.model, self._curvature, config.finish_options(), folder, config.work_folder, state)
-        preconditioner = collection(parts | "FinishCurvature" >> finish)
-        return self._record(preconditioner, OPERATOR, self.counts[:1], self.rejected[:1])
+        return self._record(collection(parts | "FinishCurvature" >> finish), OPERATOR, self.counts[:1], self.rejected[:1])
 
     def _curvature_passes(self) -> tuple[pvalue.PCollection[tuple[str, StatisticPart]], Operator | None]:
         """The statistic of the last pass, and the state that this pass began with."""
@@ -178,8 +179,7 @@ class _JobBuilder:
                 self._count(stage, accumulated[COUNTS])
                 self.rejected.append(accumulated[REJECTED])
             if number < curvature.passes:
-                advance = AdvanceCurvature(prepared.model, curvature, state, work)
-                state = parts | f"AdvanceCurvature{label}" >> advance
+                state = parts | f"AdvanceCurvature{label}" >> AdvanceCurvature(prepared.model, curvature, state, work)
                 state = self._record(state, stage_of_pass(number), self.counts[:1], self.rejected[:1])
         return parts, state
 
@@ -278,7 +278,7 @@ class _JobBuilder:
         config, prepared = self._config, self._prepared
         facts = {BASE: (prepared.indexed or {}).get(BASE) or source_base(prepared.train)} if config.only_index else {}
         counts = self.counts | "FlattenCounts" >> beam.Flatten(pipeline=self._pipeline)
-        optional = (prepared.indexed, tuple(self._finished), facts, prepared.train.limit is not None)
+        optional = (prepared.indexed, tuple(self._finished), {**facts, **prepared.choice_facts}, prepared.train.limit is not None)
         write = WriteManifest(config.output, config.as_json(), prepared.model_facts, preconditioner, counts, reports, *optional)
         return self.written | "FlattenFiles" >> beam.Flatten() | "WriteManifest" >> write
 

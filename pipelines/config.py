@@ -11,6 +11,7 @@ from typing import Any
 from beam_influence.pipelines.check_candidates import check_candidates
 from beam_influence.pipelines.check_per_token import check_per_token
 from beam_influence.pipelines.check_segments import check_segments
+from beam_influence.pipelines.choosing.rules import AUTO, check_auto
 from beam_influence.pipelines.machine_memory import parse_bytes
 from beam_influence.pipelines.options.data import DataOptions
 from beam_influence.pipelines.options.method import MethodOptions, own_fields
@@ -39,6 +40,9 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.curvature == AUTO:  # what is chosen is checked then
+            check_auto(self)
+            return
         for group in _GROUPS:
             group.check(self)
         own_options(self.curvature_kind)

@@ -62,7 +62,7 @@ def _sweep(config: EvaluateConfig, run: ScoreTable, truth: GroundTruth) -> list[
         removed[np.arange(len(removed)), truth.loo_idx] = True
         gradients = train(data.batches("train"), removed)
         actual, correlation = truth.loo_test_loss - truth.base_test_loss, pearson
-    queries = _gradients(data, [str(name) for name in truth.test_ids])
+    queries = gradients_of(data, [str(name) for name in truth.test_ids])
     return sweep(preconditioner, queries, gradients, actual, correlation, _dampings(config, preconditioner), config.seed)
 
 
@@ -79,7 +79,8 @@ def _check(run: ScoreTable) -> None:
         )
 
 
-def _gradients(data: ScoredData, test_ids: list[str]) -> np.ndarray:
+def gradients_of(data: ScoredData, test_ids: list[str]) -> np.ndarray:
+    """∇ℓ(t) of the test points: [T, P] float64."""
     batch = data.examples("test", test_ids)
     return np.asarray(data.model.losses_and_gradients(batch)[1], dtype=np.float64)
 

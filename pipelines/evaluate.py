@@ -11,6 +11,7 @@ from beam_influence.influence_ops.evaluation.score_table import ScoreTable
 from beam_influence.pipelines.damping_sweep import check_sweep
 from beam_influence.pipelines.evaluate_config import EvaluateConfig
 from beam_influence.pipelines.evaluation_result import Evaluation, write_evaluation
+from beam_influence.pipelines.measures.choose import choose
 from beam_influence.pipelines.measures.class_detection import class_detection
 from beam_influence.pipelines.measures.measurement import Measured, Measurement
 from beam_influence.pipelines.measures.mislabelled import mislabelled
@@ -32,6 +33,7 @@ _MEASURES: dict[str, Callable[[Measurement], Measured]] = {
     "shortcut": retrieval,
     "cardinality": different_examples,
     "randomised": randomised,
+    "choose": choose,
 }
 
 

@@ -52,6 +52,12 @@ MEASURES = {
         "The number of different examples among the k most helpful of all test points, and its share of the rows: small where the same "
         "few, such as outliers, come up for everything. Beside it the nearest neighbours and what is expected by chance.",
     ),
+    "choose": (
+        "which curvature and damping predict retraining best? Within --budget seconds of retraining",
+        "Trains on random parts of the training set for about --budget seconds, and judges identity, kfac, ekfac and (up to 4,096 weights) "
+        "gauss_newton, each with its own damping and eleven around it, by the LDS: every second test point, from the first, chooses, the "
+        "others report. A cheaper curvature within one standard error of the best is taken. Prints the command that runs the choice.",
+    ),
     "randomised": (
         "do the scores depend on what the model has learned? No retraining",
         "How many of the first run's k most helpful examples the others name, too: runs of the same network with random weights. Scores "
@@ -63,7 +69,8 @@ _RETRAINED = ("lds", "leave_one_out")
 _READ_ALONE = ("class_detection", "retrieval", "shortcut", "cardinality", "randomised")
 _ON_TOP_K = ("brittleness", "tail_patch", *_READ_ALONE)
 _RELEVANT = ("retrieval", "shortcut")
-RETRAINING = (*_RETRAINED, "brittleness")
+_ON_PARTS = (*_RETRAINED, "choose")
+RETRAINING = (*_ON_PARTS, "brittleness")
 
 
 def _option(default: Any, help: str, measures: tuple[str, ...] = ALL) -> Any:
@@ -93,7 +100,7 @@ class EvaluateConfig:
         "Folder for the result: MEASURE.json, MEASURE.parquet, and finished retrainings, which are not done again.",
     )
     ground_truth: str | None = _option(
-        None, "Saved retrainings, an .npz file (docs/evaluation.md has its arrays), instead of --train_fn.", _RETRAINED
+        None, "Saved retrainings, an .npz file (docs/evaluation.md has its arrays), instead of --train_fn.", _ON_PARTS
     )
     train_fn: str | None = _option(
         None,
@@ -107,8 +114,13 @@ class EvaluateConfig:
     curvature: str | None = _option(
         None, "With --damping_sweep: the run's --curvature again, where that is your own, module:Class.", _RETRAINED
     )
-    retrainings: int = _option(50, "How many parts of the training set (lds), or single removals (leave_one_out).", _RETRAINED)
-    fraction: float = _option(0.5, "How much of the training set each part has.", ("lds",))
+    retrainings: int = _option(
+        50, "How many parts of the training set (lds; choose: at most), or single removals (leave_one_out).", _ON_PARTS
+    )
+    fraction: float = _option(0.5, "How much of the training set each part has.", ("lds", "choose"))
+    budget: float | None = _option(
+        None, "Seconds of retraining, about: as many parts as they allow, at least 4.", ("choose",)
+    )
     repeats: int = _option(1, "Train so often, each time with another seed, and take the mean loss.", RETRAINING)
     damping_sweep: str | None = _option(
         None,
@@ -152,7 +164,7 @@ class EvaluateConfig:
             raise ValueError("--output must name a folder")
         if len(set(self.runs)) < len(self.runs):
             raise ValueError(f"--scores {self.scores!r} names a folder twice")
-        if self.measure in _RETRAINED and (self.ground_truth is None) == (self.train_fn is None):
+        if self.measure in _ON_PARTS and (self.ground_truth is None) == (self.train_fn is None):
             given = "both were" if self.ground_truth else "neither was"
             raise ValueError(f"give either --ground_truth (saved retrainings) or --train_fn (to retrain now); {given} given")
         if self.measure == "brittleness" and self.train_fn is None:
@@ -163,7 +175,9 @@ class EvaluateConfig:
             raise ValueError(f"--curvature {self.curvature} goes with --damping_sweep; leave it out")
         if self.measure == "mislabelled" and self.mislabelled is None:
             raise ValueError("--mislabelled is needed: a file with the ids of the training examples whose labels are wrong")
-        if self.measure in _RETRAINED and self.retrainings < 3:
+        if self.measure == "choose":
+            self._check_choice()
+        if self.measure in _ON_PARTS and self.retrainings < 3:
             raise ValueError(f"--retrainings {self.retrainings} must be at least 3, for a correlation over them")
         if not 0 < self.fraction < 1:
             raise ValueError(f"--fraction {self.fraction} must be above 0 and below 1")
@@ -185,6 +199,14 @@ class EvaluateConfig:
             raise ValueError(f"--shares {self.shares!r} must be percentages above 0 and up to 100, separated by commas")
         if any(k < 1 for k in self.k_list):
             raise ValueError(f"--k {self.k!r} must be numbers of at least 1, separated by commas")
+
+    def _check_choice(self) -> None:
+        if len(self.runs) > 1:
+            raise ValueError(f"--scores {self.scores!r}: choose is of one run, whose model and data it takes; name one")
+        if (self.budget is None) == (self.train_fn is not None):
+            raise ValueError("--budget is needed beside --train_fn: the seconds of retraining; and with --ground_truth there is none")
+        if self.budget is not None and not self.budget > 0:
+            raise ValueError(f"--budget {self.budget:g} must be above 0")
 
     @property
     def code(self) -> dict[str, str | None]:

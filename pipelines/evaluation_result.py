@@ -72,8 +72,10 @@ def evaluation_text(evaluation: Evaluation) -> str:
     lines += [[row.method, *(_shown(row.figures, name) for name in names)] for row in evaluation.rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(names) + 1)]
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
-    facts = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in evaluation.facts.items())
-    return "\n".join([*text, "", f"{facts}; result in {join(evaluation.output, evaluation.measure + '.json')}"])
+    numbers = {key: value for key, value in evaluation.facts.items() if not isinstance(value, str)}
+    said = [f"{key}: {value}" for key, value in evaluation.facts.items() if isinstance(value, str)]
+    facts = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in numbers.items())
+    return "\n".join([*text, "", *said, f"{facts}; result in {join(evaluation.output, evaluation.measure + '.json')}"])
 
 
 def _shown(figures: Figures, name: str) -> str:

@@ -18,10 +18,11 @@ from beam_influence.influence_ops.results.result_files import MANIFEST, read_man
 from beam_influence.influence_ops.scoring.outputs.table import TABLES
 from beam_influence.pipelines import local_workers
 from beam_influence.pipelines.build import STAGES, build
+from beam_influence.pipelines.choosing.choose import choose_and_prepare
 from beam_influence.pipelines.clear_output import clear_at_the_end, clear_output, clear_unfinished
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.planning.short_plan import short_plan
-from beam_influence.pipelines.prepare import PreparedRun, prepare
+from beam_influence.pipelines.prepare import PreparedRun
 from beam_influence.pipelines.progress_bar import PolledProgress, ProgressBar
 from beam_influence.pipelines.resume import OPERATOR
 from beam_influence.pipelines.run_pipeline import RunFailedError, reason, run_pipeline
@@ -63,7 +64,9 @@ def _run(
 ) -> RunSummary:
     started = time.monotonic()
     engine, processes = open_engine(config, beam_arguments)
-    prepared = prepare(config)
+    config, prepared = choose_and_prepare(config, beam_arguments)
+    if prepared.choice is not None:
+        print(prepared.choice.text, file=stream)
     clear_output(config, tuple(TABLES), MANIFEST, prepared.resumed)
     print(short_plan(config, prepared), file=stream)
 
@@ -150,7 +153,7 @@ def submit(config: InfluenceConfig, beam_arguments: Iterable[str] = ()) -> Pipel
     beam_arguments = list(beam_arguments)
     open_file_systems(beam_arguments)
     engine = choose_engine(beam_arguments, config)
-    prepared = prepare(config)
+    config, prepared = choose_and_prepare(config, beam_arguments)
     clear_output(config, tuple(TABLES), MANIFEST, prepared.resumed)
     forget_models()
     pipeline = beam.Pipeline(options=engine.options())

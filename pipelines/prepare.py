@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,9 @@ from beam_influence.transforms.files import BeamFiles, join
 from beam_influence.transforms.folders import quoted
 from beam_influence.transforms.open_model import ModelSpec
 
+if TYPE_CHECKING:
+    from beam_influence.pipelines.choosing.choose import Choice
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -45,6 +48,7 @@ class PreparedRun:
       train_features, test_features, candidate_features: how their records are decoded; None where there are none.
       curvature_path: the saved curvature that is used, or None.
       indexed: the manifest of the index that is added to, or None.
+      choice: what `--curvature auto` chose.
       index_error: the largest relative error of the rows of the index that is read; None: there is none, or it is not told.
       model: the recipe for the model.
       weights: the names of the watched weights.
@@ -74,6 +78,12 @@ class PreparedRun:
     index_error: float | None = None
     candidates: FileList = dataclasses.field(default_factory=lambda: FileList.of([]))
     candidate_features: FeatureSpec | None = None
+    choice: Choice | None = None
+
+    @property
+    def choice_facts(self) -> dict[str, Any]:
+        """What was chosen and why, for the manifest; empty where nothing was."""
+        return {} if self.choice is None else {"chosen": self.choice.as_json()}
 
     @property
     def model_facts(self) -> dict[str, Any]:
@@ -88,8 +98,12 @@ class PreparedRun:
         }
 
 
-def prepare(config: InfluenceConfig) -> PreparedRun:
+def prepare(config: InfluenceConfig, choice: Choice | None = None) -> PreparedRun:
     """Checks a configuration against the world.
+
+    Args:
+      config: the options, with nothing left to `--curvature auto`; see `choose_method`.
+      choice: what that gave, for the manifest.
 
     Raises:
       ValueError: files are missing, the model can't be used, the data does not fit it, or the saved curvature
@@ -137,6 +151,7 @@ def prepare(config: InfluenceConfig) -> PreparedRun:
         None if config.index is None or config.candidates else _index_error(config.index),
         files.candidates,
         specs.get("candidates"),
+        choice,
     )
 
 

@@ -31,6 +31,8 @@ def curvature_facts(manifest: Mapping[str, Any], query_error: float | None) -> l
     facts = [Fact("Curvature", str(curvature["curvature"]))]
     rule = f" (rule: {curvature['damping_rule']})" if curvature.get("damping_rule") else ""
     facts.append(Fact("Damping λ", f"{curvature['damping']:.4g}{rule}"))
+    if "chosen" in manifest:
+        facts.append(Fact("Chosen by --curvature auto, because", "; ".join(manifest["chosen"]["why"])))
     if "smallest_eigenvalue" in curvature:
         ends = f"{curvature['smallest_eigenvalue']:.3g} to {curvature['largest_eigenvalue']:.3g}"
         facts.append(Fact("Spectrum", f"eigenvalues {ends}; rank {curvature['rank']:,} of {curvature['size']:,}"))

@@ -138,7 +138,7 @@ class WriteManifest(beam.PTransform):
     reports: pvalue.PCollection[SolverReport]
     base: Mapping[str, Any] | None = None
     resumed: tuple[str, ...] = ()
-    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    facts: Mapping[str, object] = dataclasses.field(default_factory=dict)
     in_part: bool = False
 
     def expand(self, files: pvalue.PCollection[WrittenFile]) -> pvalue.PCollection[str]:

@@ -19,7 +19,7 @@ GROUND_TRUTH = "ground_truth.npz"
 def lds(measurement: Measurement) -> Measured:
     """The linear datamodelling score: predicted beside retrained losses over random parts of the training set."""
     config, runs = measurement.config, measurement.runs
-    truth = _ground_truth(measurement, lambda r, tests: r.subsets(config.retrainings, config.fraction, config.seed, tests))
+    truth = ground_truth(measurement, lambda r, tests: r.subsets(config.retrainings, config.fraction, config.seed, tests))
     masks, losses, train_ids, test_ids = truth.subset_masks, truth.subset_test_loss, truth.train_ids, truth.test_ids
     if masks is None or losses is None:
         raise ValueError(f"the ground truth {config.ground_truth!r} has no subset_masks and subset_test_loss, which lds needs")
@@ -43,7 +43,7 @@ def lds(measurement: Measurement) -> Measured:
 def removals(measurement: Measurement) -> Measured:
     """Predicted beside retrained losses without one example."""
     config, runs = measurement.config, measurement.runs
-    truth = _ground_truth(measurement, lambda r, tests: r.removals(config.retrainings, config.seed, tests))
+    truth = ground_truth(measurement, lambda r, tests: r.removals(config.retrainings, config.seed, tests))
     removed, losses, base, train_ids, test_ids = (
         truth.loo_idx, truth.loo_test_loss, truth.base_test_loss, truth.train_ids, truth.test_ids,
     )  # fmt: skip
@@ -73,7 +73,7 @@ def removals(measurement: Measurement) -> Measured:
     return named, rows
 
 
-def _ground_truth(measurement: Measurement, retrain: Callable[[Retrainer, Sequence[str]], GroundTruth]) -> GroundTruth:
+def ground_truth(measurement: Measurement, retrain: Callable[[Retrainer, Sequence[str]], GroundTruth]) -> GroundTruth:
     """The saved one, or a new one, which is saved."""
     config = measurement.config
     if config.ground_truth is not None:
@@ -88,8 +88,8 @@ def _ground_truth(measurement: Measurement, retrain: Callable[[Retrainer, Sequen
 
 
 def _ids(measurement: Measurement) -> tuple[list[str], list[str]]:
-    """Training and test ids, of the scores; a damping sweep needs no scores."""
-    if measurement.config.damping_sweep is None:
+    """Training and test ids, of the scores; a damping sweep and a choice need no scores."""
+    if measurement.config.damping_sweep is None and measurement.config.measure != "choose":
         return measurement.runs[0].ids()
     data = measurement.data()
     return data.ids("train"), data.ids("test")

@@ -42,8 +42,16 @@ class MethodOptions:
         "gauss_newton",
         "The approximation of the Hessian: identity, exact, gauss_newton (P × P matrices), kfac, ekfac, gauss_newton_cg (whole networks), "
         "conjugate_gradient, lissa, arnoldi, random_projection, source, source_gauss_newton (a training run unrolled in segments, with "
-        "--checkpoints), or your own as module:Class.",
+        "--checkpoints), or your own as module:Class; or auto: chosen before the run from the model, some training examples and the other "
+        "options, with its reasons (docs/curvatures.md).",
         commands=FITTING,
+    )
+    budget_seconds: float | None = _option(
+        None,
+        "With --curvature auto: take the best that a run of at most this many seconds has time for, by a plan of each candidate (a minute "
+        "each, on this machine). Default: whatever it takes.",
+        commands=FITTING,
+        least=1,
     )
     n_samples: int | None = _option(
         None,
@@ -78,7 +86,8 @@ class MethodOptions:
         commands=("run", "index"),
     )
     damping: str = _option(
-        "auto", "λ added to the curvature's diagonal: a number, or auto (0.1 × the mean eigenvalue).", commands=FITTING, fits=True
+        "auto", "λ added to the curvature's diagonal: a number, or auto (0.1 × the mean eigenvalue; with --curvature auto "
+        "what it finds out, where that is more).", commands=FITTING, fits=True
     )
     rcond: float | None = _option(
         None,
@@ -149,6 +158,8 @@ class MethodOptions:
 
     def check(self) -> None:
         """Raises `ValueError` where one is wrong, or of another curvature."""
+        if self.budget_seconds is not None:
+            raise ValueError(f"--budget_seconds {self.budget_seconds:g} is of --curvature auto, not {self.curvature}; leave it out")
         kind = self.curvature_kind
         self._refuse_settings_of_others(kind)
         if self.finish_options().damping not in ("auto", 0.0) and kind.passes == 0:

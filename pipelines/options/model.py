@@ -41,7 +41,8 @@ class ModelOptions:
         "sigmoid_cross_entropy (from logits), squared_error, a Keras loss name, or your own as module:function.",
     )
     weights: str | None = _option(
-        "last", "The weights that are watched: 'last' (the last layer), 'all', or a regular expression on their names."
+        "last", "The weights that are watched: 'last' (the last layer), 'all', or a regular expression on their names; with --curvature "
+        "auto also 'auto': all of them if that can be, else the last layer.",
     )
     start_layer: str | None = _option(
         None,
@@ -63,6 +64,8 @@ class ModelOptions:
 
     def check(self) -> None:
         """Raises `ValueError` where one is wrong."""
+        if self.weights == "auto":
+            raise ValueError("--weights auto goes with --curvature auto; use last, all, or a regular expression, such as '.*auto.*'")
         rates, count = self.checkpoint_rates, len(self.checkpoint_paths)
         if rates is not None and len(rates) != count:
             raise ValueError(f"--checkpoint_weights {self.checkpoint_weights!r} must be {count} numbers, one for each of --checkpoints")

@@ -19,6 +19,7 @@ from apache_beam.runners.runner import PipelineResult
 
 from beam_influence.influence_ops.results.result_files import MANIFEST, read_manifest
 from beam_influence.pipelines.build import build
+from beam_influence.pipelines.choosing.choose import choose_and_prepare
 from beam_influence.pipelines.clear_output import refuse_output
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.machine_memory import machine_memory, parse_bytes
@@ -27,7 +28,7 @@ from beam_influence.pipelines.planning.network_flops import network_flops
 from beam_influence.pipelines.planning.sample import count_examples, count_points, look_up_seconds, sample_points, sample_run
 from beam_influence.pipelines.planning.stage_costs import Seconds, StageCost, Timeline, stage_costs, steady
 from beam_influence.pipelines.planning.undecomposed import decomposition_seconds, without_decomposition
-from beam_influence.pipelines.prepare import PreparedRun, prepare
+from beam_influence.pipelines.prepare import PreparedRun
 from beam_influence.pipelines.refuse_memory import matrix_bytes
 from beam_influence.pipelines.run_pipeline import RunFailedError, run_pipeline
 from beam_influence.pipelines.run_summary import stage_milliseconds
@@ -58,7 +59,7 @@ def calibrate(config: InfluenceConfig, beam_arguments: Sequence[str], started: f
     engine = choose_engine(beam_arguments, config)
     processes = count_processes(engine)
     refuse_more_than_gpus(processes)
-    prepared = prepare(config)
+    config, prepared = choose_and_prepare(config, beam_arguments)
     refuse_output(config, MANIFEST)
     start, start_bytes = Seconds(time.time() - started, time.process_time()), _peak()
     counted = None if prepared.train_features is None else count_examples(prepared.train, prepared.train_features)
@@ -99,6 +100,7 @@ def calibrate(config: InfluenceConfig, beam_arguments: Sequence[str], started: f
         memory_bytes=machine_memory() // processes if config.max_worker_memory is None else parse_bytes(config.max_worker_memory),
         look_up=look_up_seconds([*prepared.train, *prepared.candidates, *prepared.test], prepared.train_features, config.shard_size),
         stages_with_fewer={} if fewer is None else fewer.stages,
+        chosen="" if prepared.choice is None else prepared.choice.text,
         fewer_points=0 if fewer is None else fewer.counts.get("embed", 0),
         **_known(config, prepared),
     )

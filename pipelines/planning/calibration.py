@@ -38,6 +38,7 @@ class Calibration:
       processes: of this machine that the run would work in.
       is_local: whether that is Beam's in-memory runner.
       memory_bytes: what a worker may take.
+      chosen: by `--curvature auto`, in words.
     """
 
     examples: int
@@ -69,6 +70,7 @@ class Calibration:
     stages_with_fewer: dict[str, StageCost] = dataclasses.field(default_factory=dict)
     fewer_points: int = 0
     solving_rounds: int = 1
+    chosen: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """For `from_json`."""

@@ -51,6 +51,7 @@ def estimate(found: Calibration, workers: int | None = None) -> RunPlan:
         total=fixed + growing,
         workers=workers,
         worker_seconds=fixed.wall + growing.wall / min(workers, max(shards, 1)),
+        chosen=found.chosen,
         calibrated_on=max((cost.examples for name, cost in found.stages.items() if name != _EMBED), default=0),
     )
 

@@ -45,6 +45,7 @@ class RunPlan:
       calibrated_on: training examples of the sample, by stage the most.
       plan_seconds: what the plan took.
       change: what to do where it does not fit; empty where it does.
+      chosen: by `--curvature auto`, in words.
     """
 
     examples: int
@@ -68,6 +69,7 @@ class RunPlan:
     plan_seconds: float = 0.0
     change: str = ""
     candidates: int = 0
+    chosen: str = ""
 
     @property
     def fits(self) -> bool:
@@ -114,6 +116,8 @@ def _lines(plan: RunPlan) -> Iterator[str]:
         yield f"{stage.name:<14}{stage.examples:>13,}{stage.seconds.wall:>11,.1f}{stage.seconds.cpu:>11,.1f}"
     yield f"{'all else':<14}{'':>13}{plan.fixed.wall:>11,.1f}{plan.fixed.cpu:>11,.1f}"
     yield ""
+    if plan.chosen:
+        yield plan.chosen
     if plan.change:
         yield plan.change
     yield f"from a sample of {plan.calibrated_on:,} examples; this plan took {plan.plan_seconds:.0f} s"

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from beam_influence.pipelines.choosing.rules import AUTO
 from beam_influence.pipelines.config import InfluenceConfig, own_options
 from beam_influence.pipelines.runners.dataflow import Dataflow
 from beam_influence.pipelines.runners.flink import Flink
@@ -60,7 +61,7 @@ def choose_engine(arguments: Iterable[str], config: InfluenceConfig | None = Non
     _refuse_options_of_others(runner, own)
     beam = PipelineOptions(beam_arguments).get_all_options(drop_default=True)
     _refuse_beam_options_of_others(runner, beam)
-    settings = () if config is None else own_options(config.curvature_kind)
+    settings = () if config is None or config.curvature == AUTO else own_options(config.curvature_kind)
     refuse_unknown(beam_arguments, runner.knows_more_options or "job_endpoint" in beam, beam.get("job_endpoint"), settings)
     engine = runner.engine(Request(own, beam, config))
     return dataclasses.replace(engine, arguments=[*beam_arguments, *engine.arguments], time_limit=own.time_limit)

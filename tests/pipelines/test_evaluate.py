@@ -316,6 +316,31 @@ def test_inputs_that_do_not_fit(runs: dict[str, str], tmp_path: pathlib.Path) ->
     assert "--retrainings 121 is more than the 120 training examples" in refused(too_many)
 
 
+def test_a_choice_is_judged_by_lds_and_names_its_command(runs: dict[str, str], tmp_path: pathlib.Path) -> None:
+    config = EvaluateConfig("choose", runs["identity"], str(tmp_path), train_fn=TRAIN_FN, retrainings=8, budget=600)
+    found = evaluate(config, FN_API)
+    chosen = next(row for row in found.rows if "chosen" in row.figures["note"])
+    assert chosen.method != "identity" and found.facts["retrainings"] == 8
+    assert f"--curvature {chosen.method} --damping {chosen.figures['damping']:.4g}" in found.facts["run it"]
+    # The same retrainings and the scores of the finished run give the LDS that it has as a candidate.
+    truth = str(tmp_path / "choose-ground_truth.npz")
+    lds = evaluate(EvaluateConfig("lds", runs["identity"], str(tmp_path), ground_truth=truth)).rows[0].each
+    assert figures(found, "identity")["lds (odd)"] == pytest.approx(np.mean(list(lds.values())[1::2]), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scores": "a,b", "budget": 5}, "choose is of one run"),
+        ({}, "--budget is needed beside --train_fn"),
+        ({"budget": -1}, "--budget -1 must be above 0"),
+    ],
+)
+def test_a_choice_has_one_run_and_seconds(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EvaluateConfig(**{"measure": "choose", "scores": "a", "output": "o", "train_fn": TRAIN_FN, **options})
+
+
 @pytest.mark.parametrize("measure", list(MEASURES))
 def test_help_of_each_measure(measure: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -23,7 +23,7 @@ NEEDED = {
 }
 # A value of its own, where the type does not give one, and what the option goes with.
 VALUES: dict[str, str] = {
-    "default": "given=0",
+    "default": "given=0", "budget_seconds": "60",
     "model": "other", "output": "other", "damping": "0.5", "curvature": "ekfac", "rcond": "0.5", "tolerance": "0.5", "weights": "all",
     "outputs": "scores", "checkpoint_weights": "0.5", "preprocess": "module:function", "weight_decay": "0.5", "fisher": "true",
     "removal": "newton", "order": "ascending", "projection_dim": "8", "normalize": "theta", "index_dtype": "float16", "search": "faiss",
@@ -35,6 +35,7 @@ GOES_WITH: dict[str, dict[str, str]] = {
     "candidates": {"outputs": "scores", "test": "b"},
     "fisher": {"curvature": "ekfac"},
     "rcond": {"damping": "0"},
+    "budget_seconds": {"curvature": "auto"},
     "passes": {"curvature": "arnoldi"},
     "tolerance": {"curvature": "lissa"},
     "max_iterations": {"curvature": "lissa"},

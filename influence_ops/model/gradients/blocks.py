@@ -190,6 +190,12 @@ class Gradients:
         flat = self.layout.flatten([materialise(layout, block) for layout, block in zip(self.layout.blocks, self.blocks, strict=True)])
         return flat if self.offset is None else flat + self.offset
 
+    def total(self) -> tf.Tensor:
+        """Their sum: [P]. Of factors, no example's gradient is built."""
+        sums = [sum_of(layout, block)[None] for layout, block in zip(self.layout.blocks, self.blocks, strict=True)]
+        flat = self.layout.flatten(sums)[0]
+        return flat if self.offset is None else flat + len(self) * self.offset
+
 
 @CompiledForAnyBatch
 def _bounds(*blocks: Block) -> tf.Tensor:
@@ -255,3 +261,13 @@ def materialise(layout: BlockLayout, block: Block) -> tf.Tensor:
             fn_output_signature=block.errors.dtype,
         )
     return block.values
+
+
+def sum_of(layout: BlockLayout, block: Block) -> tf.Tensor:
+    """The sum of the block's gradients: [I, O]."""
+    if isinstance(block, Materialised):
+        return tf.reduce_sum(block.values, axis=0)
+    errors = tf.reshape(block.errors, [-1, layout.columns])
+    if isinstance(block, OneHot):
+        return tf.math.unsorted_segment_sum(errors, tf.reshape(block.ids, [-1]), layout.rows)
+    return tf.matmul(tf.reshape(block.inputs, [-1, layout.rows]), errors, transpose_a=True)

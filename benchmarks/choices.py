@@ -1,0 +1,139 @@
+"""`--curvature auto` beside the best choice by hand, on eight workloads.
+
+    digits      MLP 64-16-10 on 600 digits, stopped after 6 epochs of SGD
+    cancer      MLP 30-16-1 on 400 rows of breast cancer, Adam, with a penalty
+    pictures    a small convolutional network on 600 digits, Adam
+    diabetes    regression 10-16-1 on 340 rows, SGD with momentum
+    wine        MLP 13-12-3 on 120 wines, Adam
+    friedman    regression 10-24-1 on 400 rows of Friedman's first problem, Adam
+    parity      odd or even? tanh 64-16-8-1 on 600 digits, SGD with momentum
+    rows        a recurrent network, pixel row by pixel row, on 600 digits, Adam
+
+Each is trained on all and on `--retrainings` random halves, `--repeats` seeds each, whose mean loss is taken; LDS at the odd test points,
+all weights watched. By hand: every curvature with its own damping and with λ from 10⁻⁴ to 10, and the best of them at those same odd
+points, with all retrainings in sight: a bar that no choice made beforehand can be above. `--curvature auto` sees the model and its
+training examples alone. The first four had a part in its rules, the last four none.
+
+    python -m benchmarks.choices [--workloads digits,diabetes] [--retrainings 50] [--repeats 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from beam_influence.influence_ops.curvature import FinishOptions, Preconditioner, curvature_by_name, fit
+from beam_influence.influence_ops.curvature.stopped_early import TrainingEnd, training_end
+from beam_influence.influence_ops.evaluation.lds import linear_datamodelling_score
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.pipelines.choosing.choose import damped
+from beam_influence.pipelines.choosing.rules import Situation, candidates
+from beam_influence.pipelines.config import InfluenceConfig
+from benchmarks.choice_workloads import WORKLOADS, ground_truth
+from benchmarks.lds import batches, configuration
+
+GRID = [10 ** (step / 2) for step in range(-8, 3)]
+
+
+class Found(NamedTuple):
+    """A curvature with its λ, and its LDS at the odd test points."""
+
+    curvature: str
+    damping: float
+    lds: float
+
+
+@dataclasses.dataclass
+class Case:
+    """A trained model and its retrainings, for many λ."""
+
+    model: InfluenceModel
+    train: list[ExampleBatch]
+    gradients: np.ndarray
+    queries: np.ndarray
+    halves: np.ndarray
+    losses: np.ndarray
+
+    def operator(self, curvature: str, damping: float | str) -> Preconditioner:
+        """Fitted on all training examples, with its eigenvalues."""
+        options = FinishOptions(damping, spectrum=curvature in ("gauss_newton", "exact"))
+        return fit(self.model, curvature_by_name(curvature), lambda: self.train, options).bind(self.model)
+
+    def found(self, operator: Preconditioner) -> Found:
+        """Its LDS at the odd test points."""
+        sums = self.halves @ (self.gradients @ operator.apply(self.queries).T)
+        lds = linear_datamodelling_score(sums[:, 1::2], self.losses[:, 1::2])
+        return Found(str(operator.meta["curvature"]), float(operator.meta["damping"]), lds.mean)
+
+    def by_hand(self) -> Iterator[Found]:
+        """Every curvature with every λ of the grid that it takes."""
+        yield self.found(self.operator("identity", "auto"))
+        for curvature in ("kfac", "ekfac", "gauss_newton", "exact"):
+            try:
+                fitted = self.operator(curvature, 10.0 if curvature == "exact" else "auto")
+            except ValueError:
+                continue  # a Hessian with an eigenvalue below −10
+            yield self.found(fitted)
+            for damping in GRID:
+                try:
+                    other = fitted.with_damping(damping)
+                except ValueError:
+                    continue  # the Hessian has a smaller eigenvalue
+                yield self.found(other)
+
+    def by_rules(self) -> tuple[Found, TrainingEnd]:
+        """What `--curvature auto` takes."""
+        end = training_end(self.model, self.train, is_whole=True)
+        found = candidates(configuration("auto", "auto"), None, Situation(self.model.size, end.is_early))
+        chosen = damped(next(config for _, config in found if isinstance(config, InfluenceConfig)), end)[0]
+        value = chosen.finish_options().damping
+        return self.found(self.operator(chosen.curvature, value)), end
+
+
+def case_of(name: str, retrainings: int, repeats: int, folder: pathlib.Path) -> Case:
+    """A workload, trained and retrained."""
+    data = WORKLOADS[name].split()
+    halves, found, network = ground_truth(name, retrainings, repeats, folder)
+    model = InfluenceModel(network, loss_function=WORKLOADS[name].loss, weights="all")
+    arrays = {"X_train": data.x, "y_train": data.y, "X_test": data.test_x, "y_test": data.test_y}
+    train, test = ([batch for whole in batches(arrays, split) for batch in _parts(whole)] for split in ("train", "test"))
+    gradients, queries = (
+        np.concatenate([np.asarray(model.losses_and_gradients(batch)[1], np.float64) for batch in some]) for some in (train, test)
+    )
+    return Case(model, train, gradients, queries, halves, found)
+
+
+def _parts(batch: ExampleBatch) -> list[ExampleBatch]:
+    return [batch.select(np.arange(start, min(start + 32, len(batch)))) for start in range(0, len(batch), 32)]
+
+
+def main() -> int:
+    """Prints one row for each workload."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="names, separated by commas")
+    parser.add_argument("--retrainings", type=int, default=50, help="random halves")
+    parser.add_argument("--repeats", type=int, default=2, help="seeds of each")
+    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("out/choices"))
+    options = parser.parse_args()
+    print(f"{'':<10}{'P':>6}{'ratio':>7}   {'by the rules':<32}{'gauss_newton auto':>15}   {'best by hand':<28}{'short of it':>12}")
+    for name in options.workloads.split(","):
+        case = case_of(name, options.retrainings, options.repeats, options.folder)
+        hand, (rules, end) = list(case.by_hand()), case.by_rules()
+        best = max(hand, key=lambda found: found.lds)
+        own = case.found(case.operator("gauss_newton", "auto")).lds
+        texts = [f"{found.curvature} {found.damping:.2g}: {found.lds:.3f}" for found in (rules, best)]
+        ratio = end.damping / end.automatic
+        short = best.lds - rules.lds
+        print(f"{name:<10}{case.model.size:>6}{ratio:>7.1f}   {texts[0]:<32}{own:>17.3f}   {texts[1]:<28}{short:>12.3f}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

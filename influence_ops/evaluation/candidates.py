@@ -1,0 +1,76 @@
+"""The choice among curvatures and λ by their LDS, on test points that do not report it.
+
+The even test points choose, the odd ones report. The best is not taken where a cheaper curvature is within one standard error of the
+difference: with few retrainings that is no difference at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from beam_influence.influence_ops.evaluation.lds import Lds, lds_difference, linear_datamodelling_score
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A curvature with its λ.
+
+    Attributes:
+      curvature, damping: which.
+      is_auto: whether λ is that of its own rule.
+      predicted: [S, T], the sums of its scores over what each retraining kept.
+    """
+
+    curvature: str
+    damping: float
+    is_auto: bool
+    predicted: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """What retraining says of a candidate.
+
+    Attributes:
+      candidate: which.
+      choosing: its LDS at the even test points.
+      reporting: at the odd ones.
+      chosen: whether it is taken.
+    """
+
+    candidate: Candidate
+    choosing: float
+    reporting: Lds
+    chosen: bool
+
+
+def choose_candidate(candidates: Sequence[Candidate], losses: np.ndarray, seed: int = 0) -> list[Judged]:
+    """Judges all candidates, in their order.
+
+    Args:
+      candidates: those of a cheaper curvature first.
+      losses: [S, T] after the retrainings.
+      seed: of the bootstrap.
+
+    Raises:
+      ValueError: fewer than 2 test points, or 3 retrainings.
+    """
+    if losses.shape[1] < 2:
+        raise ValueError("a choice needs at least 2 test points: some choose, the others report")
+    even = losses[:, 0::2]
+    choosing = [linear_datamodelling_score(one.predicted[:, 0::2], even, seed).mean for one in candidates]
+    best = int(np.argmax(choosing))
+    taken = best
+    for curvature in dict.fromkeys(one.curvature for one in candidates[:best]):
+        own = max((place for place, one in enumerate(candidates) if one.curvature == curvature), key=lambda place: choosing[place])
+        short, error = lds_difference(candidates[best].predicted[:, 0::2], candidates[own].predicted[:, 0::2], even, seed)
+        if short <= error:
+            taken = own
+            break
+    return [
+        Judged(one, choosing[place], linear_datamodelling_score(one.predicted[:, 1::2], losses[:, 1::2], seed), place == taken)
+        for place, one in enumerate(candidates)
+    ]

@@ -1,0 +1,102 @@
+"""`beam-influence evaluate choose`: the curvature and λ that predict retraining best, found within some seconds of retraining."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from beam_influence.influence_ops.curvature import FinishOptions, curvature_by_name, fit
+from beam_influence.influence_ops.evaluation.candidates import Candidate, Judged, choose_candidate
+from beam_influence.influence_ops.evaluation.damping_sweep import summed_gradients
+from beam_influence.influence_ops.evaluation.ground_truth import GroundTruth
+from beam_influence.influence_ops.scoring.scores import evaluate
+from beam_influence.pipelines.damping_sweep import gradients_of
+from beam_influence.pipelines.evaluate_config import EvaluateConfig
+from beam_influence.pipelines.evaluation_result import Figures, Row
+from beam_influence.pipelines.machine_memory import machine_memory, size_text
+from beam_influence.pipelines.measures.measurement import Measured, Measurement
+from beam_influence.pipelines.measures.retrained import ground_truth
+from beam_influence.pipelines.retrainings import Retrainer
+from beam_influence.pipelines.scored_data import ScoredData
+
+_CURVATURES = ("identity", "kfac", "ekfac", "gauss_newton")  # the cheapest first
+_WHOLE = 4096  # weights, of a matrix whose eigenvalues are found
+_GRID = tuple(10.0 ** (step / 2) for step in range(-4, 7))  # times the λ of a curvature's own rule
+_FIRST = 4  # retrainings, from which the time of one is known
+
+
+def choose(measurement: Measurement) -> Measured:
+    """Judges curvatures and λ by the LDS over random parts; a row for each curvature's own λ and its best one."""
+    config, run = measurement.config, measurement.runs[0]
+    truth = ground_truth(measurement, lambda retrainer, tests: _within(config, retrainer, tests))
+    masks, losses, train_ids, test_ids = truth.subset_masks, truth.subset_test_loss, truth.train_ids, truth.test_ids
+    if masks is None or losses is None:
+        raise ValueError(f"the ground truth {config.ground_truth!r} has no subset_masks and subset_test_loss, which choose needs")
+    assert train_ids is not None and test_ids is not None
+    data = measurement.data()
+    _refuse_memory(data, len(masks) + len(test_ids))
+    positions = {str(name): place for place, name in enumerate(train_ids)}
+    sums = summed_gradients(data.model, data.batches("train"), masks, positions)
+    queries = gradients_of(data, [str(name) for name in test_ids])
+    judged = choose_candidate(list(_candidates(data, sums, queries)), losses, config.seed)
+    taken = next(one.candidate for one in judged if one.chosen)
+    damping = "" if taken.curvature == "identity" else f" --damping {taken.damping:.4g}"
+    command = f"beam-influence run --config {run.folder}/manifest.json --curvature {taken.curvature}{damping} --output {run.folder}-chosen"
+    facts = {"retrainings": len(masks), "training_examples": len(train_ids), "test_points": len(test_ids), "run it": command}
+    return facts, [_row(one) for one in _shown(judged)]
+
+
+def _within(config: EvaluateConfig, retrainer: Retrainer, test_ids: Sequence[str]) -> GroundTruth:
+    """As many random parts as there is time for."""
+    assert config.budget is not None
+    started = time.monotonic()
+    found = retrainer.subsets(min(_FIRST, config.retrainings), config.fraction, config.seed, test_ids)
+    spent = time.monotonic() - started
+    count = min(config.retrainings, _FIRST + int(_FIRST * max(config.budget - spent, 0.0) / spent))
+    return found if count <= _FIRST else retrainer.subsets(count, config.fraction, config.seed, test_ids)
+
+
+def _refuse_memory(data: ScoredData, rows: int) -> None:
+    size = data.model.size
+    needed, memory = 8 * size * rows * 2, machine_memory()
+    if needed > memory:
+        raise ValueError(
+            f"choose holds gradients of {rows:,} retrainings and test points × {size:,} weights, {size_text(needed)}, more than this "
+            f"machine's {size_text(memory)}; evaluate a run with fewer test points, or with fewer --weights"
+        )
+
+
+def _candidates(data: ScoredData, sums: np.ndarray, queries: np.ndarray) -> Iterator[Candidate]:
+    """Each curvature with its own λ and others around it."""
+    for name in _CURVATURES:
+        if name == "gauss_newton" and data.model.size > _WHOLE:
+            continue
+        options = FinishOptions(spectrum=name == "gauss_newton")
+        finite = lambda: (evaluate(data.model, batch)[0] for batch in data.batches("train"))  # noqa: E731
+        fitted = fit(data.model, curvature_by_name(name), finite, options).bind(data.model)
+        own = float(fitted.meta["damping"])
+        yield Candidate(name, own, True, sums @ fitted.apply(queries).T)
+        for factor in () if name == "identity" else _GRID:
+            yield Candidate(name, own * factor, False, sums @ fitted.with_damping(own * factor).apply(queries).T)
+
+
+def _shown(judged: Sequence[Judged]) -> Iterator[Judged]:
+    """Of each curvature its own λ, and the best one."""
+    for name in dict.fromkeys(one.candidate.curvature for one in judged):
+        of_name = [one for one in judged if one.candidate.curvature == name]
+        best = next((one for one in of_name if one.chosen), max(of_name, key=lambda one: one.choosing))
+        yield from (one for one in of_name if one.candidate.is_auto or one is best)
+
+
+def _row(one: Judged) -> Row:
+    candidate = one.candidate
+    figures: Figures = {
+        "damping": candidate.damping,
+        "lds (even, choosing)": one.choosing,
+        "lds (odd)": one.reporting.mean,
+        "lds (odd)_error": one.reporting.standard_error,
+        "note": ", ".join(["auto"] * candidate.is_auto + ["chosen"] * one.chosen),
+    }
+    return Row(candidate.curvature, figures)

@@ -30,7 +30,7 @@ from beam_influence.pipelines.resume import Resumed, find_finished
 from beam_influence.transforms.file_list import FileList, list_shards
 from beam_influence.transforms.files import BeamFiles, join
 from beam_influence.transforms.folders import quoted
-from beam_influence.transforms.open_model import ModelSpec
+from beam_influence.transforms.open_model import ModelSpec, refuse_another_model
 
 if TYPE_CHECKING:
     from beam_influence.pipelines.choosing.choose import Choice
@@ -113,6 +113,9 @@ def prepare(config: InfluenceConfig, choice: Choice | None = None) -> PreparedRu
     model, spec = model_spec(config).open_first()
     if config.second_order_groups or (config.make_curvature().needs_hessian and not files.curvature_path):
         model.check_second_derivatives()
+    if config.make_curvature().weighs_checkpoints:
+        refuse_another_model(model, spec)
+        config.make_curvature().create(model)  # refuses checkpoints that its segments are not of
     operators = config.make_curvature().operators
     if files.curvature_path:
         operators = (_check_saved_curvature(config, model, files.curvature_path),)

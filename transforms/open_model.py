@@ -8,6 +8,8 @@ import importlib
 import threading
 from typing import Any
 
+import numpy as np
+
 from beam_influence.influence_ops.device import configure_tensorflow
 from beam_influence.influence_ops.model.checkpoints import CheckpointSum
 from beam_influence.influence_ops.model.explained_model import ExplainedModel, Regularizer
@@ -132,4 +134,18 @@ class ModelSpec:
             weight_decay=self.weight_decay,
             regularizer=self.regularizer,
             precision=self.precision,
+        )
+
+
+def refuse_another_model(model: ExplainedModel, spec: ModelSpec) -> None:
+    """Refuses checkpoints whose last is not the model that is explained: their curvature says what each has done to the last one.
+
+    Raises:
+      ValueError: its weights are not those of the model at `path`.
+    """
+    explained = dataclasses.replace(spec, checkpoints=(), checkpoint_weights=None, checkpoint_digests=()).open_first()[0]
+    if not np.array_equal(explained.parameters(), model.parts[-1].parameters()):
+        raise ValueError(
+            f"the last checkpoint, {spec.checkpoints[-1]!r}, has other weights than --model {spec.path!r}: SOURCE explains the model at "
+            "the end of the last segment; name the checkpoints in the order of training and end with that model"
         )

@@ -55,16 +55,24 @@ def check_segments(model: ExplainedModel, segments: Segments) -> None:
     """Refuses a model that the segments are not of.
 
     Raises:
-      ValueError: it has another number of checkpoints, or was compiled with an optimizer other than SGD.
+      ValueError: it has another number of checkpoints, or was compiled with an optimizer other than SGD, or a checkpoint was saved after
+        fewer steps than the one before it.
     """
     checkpoints = len(model.parts)
     if sum(segments.counts) != checkpoints:
         told = ",".join(map(str, segments.counts))
         raise ValueError(f"segments {told} are of {sum(segments.counts)} checkpoints, and the model has {checkpoints}; name one for each")
-    for part in model.parts:
+    steps = 0
+    for number, part in enumerate(model.parts):
         optimizer = getattr(part.network.original, "optimizer", None)
         if optimizer is None:
             continue
+        if int(optimizer.iterations) < steps:  # of weights alone, all have those of the model that they were loaded into
+            raise ValueError(
+                f"checkpoint {number} was saved after {int(optimizer.iterations)} steps of training, one before it after {steps}; name "
+                "them in the order of training"
+            )
+        steps = int(optimizer.iterations)
         name = type(optimizer).__name__
         if name not in (_SGD, _DEFAULT) or (name == _DEFAULT and int(optimizer.iterations) > 0):
             raise ValueError(

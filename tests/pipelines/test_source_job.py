@@ -84,3 +84,16 @@ def test_wrong_options(job: DigitsJob, tmp_path: pathlib.Path, options: dict[str
     with pytest.raises(ValueError) as caught:
         job.config(tmp_path / "out", **{"outputs": "self_influence", "top_k": 10, **OPTIONS, **options})
     assert message in str(caught.value)
+
+
+def test_checkpoints_end_with_the_model_in_the_order_of_training(job: DigitsJob, checkpoints: list[str], tmp_path: pathlib.Path) -> None:
+    later: Any = keras.models.load_model(checkpoints[0])
+    later.optimizer.iterations.assign(7)
+    later.save(tmp_path / "later.keras")
+    for given, message in (
+        ([*checkpoints[1:], checkpoints[0]], "0.keras', has other weights than --model"),
+        ([str(tmp_path / "later.keras"), *checkpoints[1:]], "checkpoint 1 was saved after 0 steps of training, one before it after 7"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_quietly(job.config(tmp_path / "out", checkpoints=",".join(given), outputs="self_influence", **OPTIONS))
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
@@ -151,7 +152,7 @@ class ExplainedModel(abc.ABC):
     def example_weights(self, batch: ExampleBatch) -> tf.Tensor:
         """The weight of each example: [B], 1 where there are none."""
         if batch.weights is None or batch.weights.ndim > 1 or self.training_loss.takes_weights:
-            return tf.ones(len(batch), dtype=self.dtype)
+            return _ones(len(batch), self.dtype)
         return tf.constant(batch.weights, dtype=self.dtype)
 
     def curvature_weights(self, batch: ExampleBatch) -> tf.Tensor:
@@ -215,3 +216,9 @@ class ExplainedModel(abc.ABC):
     @abc.abstractmethod
     def add_regularizer_hessian(self, matrix: Float64Matrix) -> None:
         """Adds ∇²R(θ) to `matrix` [P, P] in place."""
+
+
+@functools.lru_cache(maxsize=16)  # batches have few sizes, and each operation waits for the thread that reads
+def _ones(count: int, dtype: str) -> tf.Tensor:
+    with tf.init_scope():
+        return tf.ones(count, dtype=dtype)

@@ -63,9 +63,14 @@ class Workload:
         return keras.Model(inputs, outputs)
 
 
+def _loaded(load: Callable[..., object]) -> tuple[np.ndarray, np.ndarray]:
+    """What scikit-learn gives: arrays, though it is typed as more."""
+    return cast(tuple[np.ndarray, np.ndarray], load(return_X_y=True))
+
+
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """8 × 8 pixels from 0 to 1."""
-    x, y = sklearn.datasets.load_digits(return_X_y=True)
+    x, y = _loaded(sklearn.datasets.load_digits)
     return (x / 16).astype(np.float32), y.astype(np.int64)
 
 
@@ -77,19 +82,19 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
 
 def cancer() -> tuple[np.ndarray, np.ndarray]:
     """30 standardised measurements; benign or not."""
-    x, y = sklearn.datasets.load_breast_cancer(return_X_y=True)
+    x, y = _loaded(sklearn.datasets.load_breast_cancer)
     return ((x - x.mean(axis=0)) / x.std(axis=0)).astype(np.float32), y.astype(np.float32)
 
 
 def diabetes() -> tuple[np.ndarray, np.ndarray]:
     """10 measurements; the disease a year later, standardised."""
-    x, y = sklearn.datasets.load_diabetes(return_X_y=True)
+    x, y = _loaded(sklearn.datasets.load_diabetes)
     return (x / x.std(axis=0)).astype(np.float32), ((y - y.mean()) / y.std()).astype(np.float32)
 
 
 def wine() -> tuple[np.ndarray, np.ndarray]:
     """13 standardised measurements; one of three vineyards."""
-    x, y = sklearn.datasets.load_wine(return_X_y=True)
+    x, y = _loaded(sklearn.datasets.load_wine)
     return ((x - x.mean(axis=0)) / x.std(axis=0)).astype(np.float32), y.astype(np.int64)
 
 

@@ -101,7 +101,7 @@ class _WithoutVariables(keras.optimizers.Optimizer.__bases__[0]):
 @contextlib.contextmanager
 def smooth_roots(of_integers: tf.DType = tf.float32) -> Iterator[None]:
     """A context in which `keras.ops.sqrt` has the derivative 0 at 0: a second moment is 0 where no example has had a gradient, such as at a
-    pixel that is never lit, and stays 0 whatever the examples' weights are. Roots of integers (Muon's of a shape) are in the dtype given."""
+    pixel that is never lit, and stays 0 whatever the examples' weights are. Roots of integers (Muon's of a shape) are in that dtype."""
     modules: list[Any] = [keras.src.ops, keras.ops]
     with _LOCK:
         originals = [module.sqrt for module in modules]

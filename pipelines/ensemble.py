@@ -137,7 +137,14 @@ def _tables(options: EnsembleOptions, manifests: list[Manifest]) -> tuple[str, .
             if wanted != found:
                 raise ValueError(f"the run in {folder!r} has --{name} {found!r}, that in {options.results[0]!r} {wanted!r}: {_MEND}")
         n, other = first["curvature"]["examples"], manifest["curvature"]["examples"]
-        if n and other and n != other or bool(n) != bool(other):
+        if bool(n) != bool(other):
+            kinds = [(each["curvature"]["curvature"], path) for each, path in ((first, options.results[0]), (manifest, folder))]
+            (without, its), (kind, of_kind) = kinds if not n else kinds[::-1]
+            raise ValueError(
+                f"the run in {its!r} has --curvature {without}, whose scores are inner products of gradients, that in {of_kind!r} {kind}, "
+                "whose scores are influence: they have no unit in common; give members with a curvature, or all without"
+            )
+        if n != other:
             raise ValueError(f"the run in {folder!r} is of {other:,} training examples, that in {options.results[0]!r} of {n:,}: {_MEND}")
     common = [table for table in AVERAGED if all(table in manifest["tables"] for manifest in manifests)]
     if not common:

@@ -92,8 +92,8 @@ class EvaluateConfig:
     scores: str = _option(
         dataclasses.MISSING,
         "The folder of a finished run (its --output); several, separated by commas, are compared side by side. lds and "
-        "leave_one_out read its table scores, mislabelled self_influence, brittleness and tail_patch top_k. The model and the data are "
-        "those of the first.",
+        "leave_one_out read its table scores, mislabelled self_influence, the other measures top_k. The model and the data are those of "
+        "the first; for randomised the others are of the same network with random weights.",
     )
     output: str = _option(
         dataclasses.MISSING,

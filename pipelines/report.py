@@ -6,8 +6,8 @@ import dataclasses
 import html
 import json
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.evaluate_config import MEASURES
@@ -18,15 +18,18 @@ from beam_influence.pipelines.report_sources import RunSources
 from beam_influence.pipelines.runners import open_file_systems
 from beam_influence.report.charts import PARTS, Curve, svg_of_concentration, svg_of_groups
 from beam_influence.report.missing import OF_TEST_POINTS, OF_TRAINING_EXAMPLES, asked, chosen_in_words, missing_parts, whose_loss
-from beam_influence.report.page import Page, Point, Share, Side, Spread, render
+from beam_influence.report.page import Card, Page, Point, Share, Side, Spread, render
 from beam_influence.report.strongest import Score
 from beam_influence.report.tables import PointScores, RunTables, SelfInfluence
+from beam_influence.report.token_scores import ByPosition, scored_tokens
 from beam_influence.report.words import count_facts, curvature_facts, option_facts, trust, weight_facts, worked_sentence
 from beam_influence.transforms.files import BeamFiles, join
 
 SHOWN = OF_TEST_POINTS | OF_TRAINING_EXAMPLES
 """The tables of which a page can be made."""
 _SUSPICIOUS = 24
+_ByPosition: TypeAlias = Mapping[tuple[str, str], tuple[ByPosition, ByPosition]]
+"""Of a test point's and a training example's id: their score by the training example's positions, and by the test point's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +117,8 @@ def _page(
     manifest = influence.manifest
     groups, rejected, query_error = tables.groups(), tables.rejected(), tables.query_error()
     given, rest = option_facts(manifest, {field.name: field.default for field in dataclasses.fields(InfluenceConfig)})
-    points = [_point(scores, examples) for scores in scored]
+    by_position = tables.by_position(scored)
+    points = [_point(scores, examples, by_position) for scores in scored]
     facts = [
         ("Weights", weight_facts(manifest, sources.other_weights)),
         ("Curvature", curvature_facts(manifest, query_error)),
@@ -142,11 +146,18 @@ def _page(
     )
 
 
-def _point(scores: PointScores, examples: ReportExamples) -> Point:
-    def side(name: str, found: list[Score] | None) -> Side:
-        return Side(name, None if found is None else [examples.card("train", score.id, score) for score in found])
+def _point(scores: PointScores, examples: ReportExamples, by_position: _ByPosition) -> Point:
+    itself = examples.card("test", scores.test_id)
 
-    return Point(examples.card("test", scores.test_id), (side("Most helpful", scores.helpful), side("Most harmful", scores.harmful)))
+    def card(score: Score) -> Card:
+        found = examples.card("train", score.id, score)
+        of_train, of_test = by_position.get((scores.test_id, score.id), (None, None))
+        return dataclasses.replace(found, tokens=scored_tokens(found.shown, of_train), test_tokens=scored_tokens(itself.shown, of_test))
+
+    def side(name: str, found: list[Score] | None) -> Side:
+        return Side(name, None if found is None else [card(score) for score in found])
+
+    return Point(itself, (side("Most helpful", scores.helpful), side("Most harmful", scores.harmful)))
 
 
 def _worked(points: list[Point], influence: Influence) -> str | None:

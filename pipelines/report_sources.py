@@ -142,4 +142,5 @@ def _show_options(config: InfluenceConfig, stored: Mapping[str, Any], spec: Feat
         shapes={feature.name: feature.shape for _, feature in inputs if not feature.parts},
         combined={feature.name: (tuple(part.name for part in feature.parts), feature.shape) for _, feature in inputs if feature.parts},
         function=function,
+        by_position=bool(stored.get("per_token")),
     )

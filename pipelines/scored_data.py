@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -83,7 +84,12 @@ class ScoredData:
         if not stored.get("train"):
             raise ValueError(f"the run in {run.folder!r} had no --train; evaluate one that read the training set itself")
         config = config_of(stored, run.folder, code.get("curvature"), class_feature)
-        self.prepared: PreparedRun = prepare(config)
+        try:
+            self.prepared: PreparedRun = prepare(config)
+        except ValueError as error:
+            if class_feature is None:
+                raise
+            raise ValueError(re.sub(r"--(test_)?group_feature", "--class_feature", str(error))) from error
         self._batch_size = config.batch_size
         self.model: ExplainedModel = self.prepared.model.session()
         if self.model.fingerprint() != run.manifest["curvature"]["fingerprint"]:

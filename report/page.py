@@ -14,6 +14,7 @@ from beam_influence.report.numbers import amount, change, plain
 from beam_influence.report.predictions import Prediction
 from beam_influence.report.showing import Shown
 from beam_influence.report.tables import Groups, RejectedRows
+from beam_influence.report.token_scores import ScoredTokens
 from beam_influence.report.words import Fact, Trust
 
 
@@ -28,6 +29,7 @@ class Card:
       label: in words.
       prediction: the model's, and its loss.
       influence, loss_change: its score, where it has one here.
+      tokens, test_tokens: its tokens and the test point's by what they add to the score, where the run has that.
     """
 
     id: str
@@ -37,6 +39,8 @@ class Card:
     prediction: Prediction | None = None
     influence: float | None = None
     loss_change: float | None = None
+    tokens: ScoredTokens | None = None
+    test_tokens: ScoredTokens | None = None
 
     @property
     def name(self) -> str:
@@ -121,6 +125,11 @@ class Page:
     rejected: RejectedRows
     trust: list[Trust]
     notes: dict[str, list[str]]
+
+    @property
+    def has_colours(self) -> bool:
+        """Whether tokens are coloured by what they add to a score."""
+        return any(card.tokens or card.test_tokens for point in self.points for side in point.sides for card in side.cards or ())
 
     @property
     def answers(self) -> list[Fact]:

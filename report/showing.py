@@ -16,7 +16,7 @@ from beam_influence.report.tokens import Tokenizer
 
 MOST_FIELDS = 30
 _MOST_CHARACTERS = 600
-_MOST_TOKENS = 60
+MOST_TOKENS = 60
 _LEAST_SIDE = 8
 
 ShowFunction: TypeAlias = Callable[[dict[str, Any]], Any]
@@ -24,13 +24,20 @@ ShowFunction: TypeAlias = Callable[[dict[str, Any]], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """An example as a page has it: any of a picture, text, tokens, and named values."""
+    """An example as a page has it: any of a picture, text, tokens, and named values.
+
+    Attributes:
+      token_count: how many tokens there are, also those that are not shown.
+      is_padded: whether the model makes them of its only text, and pads or cuts them to a length of its own.
+    """
 
     picture: Picture | None = None
     text: str = ""
     tokens: tuple[str, ...] = ()
     fields: tuple[tuple[str, str], ...] = ()
     left_out: int = 0
+    token_count: int = 0
+    is_padded: bool = False
 
     @property
     def words(self) -> str:
@@ -48,6 +55,7 @@ class ShowOptions:
       combined: the model's input → the features that it is put together from, and its shape.
       function: `module:function` of the user's, or None.
       tokenizers: feature → how the model makes tokens of its text.
+      by_position: whether the model reads a sequence whose positions have scores: whole numbers are tokens without a text beside them, too.
     """
 
     roles: frozenset[str] = frozenset()
@@ -55,6 +63,7 @@ class ShowOptions:
     combined: Mapping[str, tuple[tuple[str, ...], tuple[int, ...]]] = dataclasses.field(default_factory=dict)
     function: str | None = None
     tokenizers: Mapping[str, Tokenizer] = dataclasses.field(default_factory=dict)
+    by_position: bool = False
 
 
 def load_show(path: str) -> ShowFunction:
@@ -116,7 +125,7 @@ class View:
                 picture = of_array(value.reshape(shape), low, high, self._side)
                 used |= {name, *self._options.combined.get(name, ((), ()))[0]}
         values = {name: value for name, value in example.values.items() if name not in used}
-        return _of_values(values, picture, self._options.tokenizers)
+        return _of_values(values, picture, self._options.tokenizers, self._options.by_position)
 
     def _value(self, example: StoredExample, name: str) -> Value:
         if name not in self._options.combined:
@@ -180,7 +189,7 @@ def _range(values: Sequence[Value]) -> tuple[float, float]:
     return (-1.0, 1.0) if low >= -1 and high <= 1 else (low, high)
 
 
-def _of_values(values: Mapping[str, Value], picture: Picture | None, tokenizers: Mapping[str, Tokenizer]) -> Shown:
+def _of_values(values: Mapping[str, Value], picture: Picture | None, tokenizers: Mapping[str, Tokenizer], by_position: bool) -> Shown:
     """Text where there is some, with the model's own tokens, or lists of whole numbers or words beside it as those; the rest by name."""
     texts = {name: as_text(value) for name, value in values.items() if isinstance(value, (bytes, str)) and _is_text(value)}
     long = max(texts, key=lambda name: len(texts[name]), default=None)
@@ -188,25 +197,25 @@ def _of_values(values: Mapping[str, Value], picture: Picture | None, tokenizers:
         text = texts[long]
     else:
         text, long = "", None
-    tokens: tuple[str, ...] = ()
+    every: Sequence[str] = ()
+    listed: str | None = None
     if long is not None and long in tokenizers:
-        of_model = tokenizers[long](text)
-        tokens = (*of_model[:_MOST_TOKENS], *(["…"] if len(of_model) > _MOST_TOKENS else []))
-    fields = []
-    for name, value in values.items():
-        if name == long:
-            continue
-        if not tokens and picture is None and isinstance(value, np.ndarray) and value.ndim == 1 and _are_tokens(value, bool(text)):
-            kept = value[:_MOST_TOKENS].tolist()
-            tokens = (*(as_text(token) for token in kept), *(["…"] if len(value) > len(kept) else []))
-        else:
-            fields.append((name, in_words(value)))
-    return Shown(picture, _cut(text), tokens, tuple(fields[:MOST_FIELDS]), max(len(fields) - MOST_FIELDS, 0))
+        every = tokenizers[long](text)
+    elif picture is None:
+        lists = {name: value for name, value in values.items() if isinstance(value, np.ndarray) and value.ndim == 1}
+        found = [name for name, value in lists.items() if _are_tokens(value, bool(text) or by_position)]
+        # Beside a sequence there may be its mask, of two values.
+        listed = max(found, key=lambda name: len(set(lists[name].tolist())), default=None) if by_position else next(iter(found), None)
+        every = [] if listed is None else [as_text(token) for token in lists[listed].tolist()]
+    tokens = (*every[:MOST_TOKENS], *(["…"] if len(every) > MOST_TOKENS else []))
+    fields = [(name, in_words(value)) for name, value in values.items() if name not in (long, listed)]
+    left_out, is_padded = max(len(fields) - MOST_FIELDS, 0), listed is None and len(tokenizers) == 1
+    return Shown(picture, _cut(text), tokens, tuple(fields[:MOST_FIELDS]), left_out, len(every), is_padded)
 
 
 def _are_tokens(value: np.ndarray, beside_text: bool) -> bool:
     if value.dtype == object:
-        return all(isinstance(part, (bytes, str)) for part in value[:_MOST_TOKENS].tolist())
+        return all(isinstance(part, (bytes, str)) for part in value[:MOST_TOKENS].tolist())
     return value.dtype.kind in "iu" and beside_text
 
 

@@ -14,10 +14,12 @@ from beam_influence.influence_ops.arrow_compute import pc
 from beam_influence.influence_ops.results.result_files import iterate_table, naming_listed, read_facts, table_files
 from beam_influence.report.concentration import Concentration
 from beam_influence.report.strongest import Score, Strongest
+from beam_influence.report.token_scores import ByPosition
 from beam_influence.transforms.embed_queries import QUERY_ERROR
 from beam_influence.transforms.files import BeamFiles
 
 _ROWS = 1 << 16
+_ROWS_BY_POSITION = 1 << 10  # with a list for each position
 _MOST_KINDS = 50
 _MOST_REJECTED = 20
 MOST_GROUPS = 12
@@ -109,6 +111,7 @@ class RunTables:
         self.of_candidates = manifest["config"].get("candidates") is not None
         self._order = manifest["config"]["order"]
         self._n = manifest["curvature"].get("examples") or 0
+        self._per_token = bool(manifest["config"].get("per_token"))
 
     def choose_points(self, count: int) -> list[str]:
         """The test points on which one training example has the largest influence; without `top_k`, the first ones of `scores`."""
@@ -152,6 +155,19 @@ class RunTables:
             )
             for test_id in test_ids
         ]
+
+    def by_position(self, points: Sequence[PointScores]) -> dict[tuple[str, str], tuple[ByPosition, ByPosition]]:
+        """Of each of these pairs of a test point and a training example, the score over the positions of the training example's sequence,
+        and over those of the test point's; none where the run had no --per_token."""
+        wanted = {(point.test_id, score.id) for point in points for score in (*(point.helpful or ()), *(point.harmful or ()))}
+        test_ids = pa.array([point.test_id for point in points], pa.string())
+        found = {}
+        for batch in self._batches("top_k", rows=_ROWS_BY_POSITION) if self._per_token and wanted else ():
+            for row in batch.filter(pc.is_in(batch.column("test_id"), test_ids)).to_pylist():
+                if (row["test_id"], row["train_id"]) in wanted:
+                    sides = [ByPosition(row[f"{split}_token_scores"], row[f"{split}_unplaced_score"]) for split in ("train", "test")]
+                    found[row["test_id"], row["train_id"]] = (sides[0], sides[1])
+        return found
 
     def self_influence(self, count: int) -> SelfInfluence | None:
         """The `count` examples of the largest self-influence; None where the run wrote none, or kept only the smallest."""
@@ -205,8 +221,8 @@ class RunTables:
     def _paths(self, name: str) -> Iterator[str]:
         return table_files(self._folder, name, BeamFiles()) if name in self.names else iter(())
 
-    def _batches(self, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    def _batches(self, name: str, columns: list[str] | None = None, rows: int = _ROWS) -> Iterator[pa.RecordBatch]:
         for path in self._paths(name):
             with naming_listed(path):
-                yield from iterate_table(path, BeamFiles(), _ROWS, columns)
+                yield from iterate_table(path, BeamFiles(), rows, columns)
 

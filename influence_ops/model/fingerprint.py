@@ -47,7 +47,7 @@ def _layers(model: Any) -> list[list[Any]]:
     for layer in getattr(model, "layers", []):
         try:
             config = layer.get_config()
-        except NotImplementedError:  # a user's layer without a configuration: only its weights tell it from others
+        except Exception:  # a layer without a configuration, or whose own fails (keras_hub's LlamaTransformerDecoder): its weights tell it
             config = {}
         plain = {key: value for key, value in config.items() if key not in ("name", "dtype") and isinstance(value, (bool, int, float, str))}
         found.append([type(layer).__name__, plain, _layers(layer)])

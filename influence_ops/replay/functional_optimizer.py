@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -40,14 +41,17 @@ class FunctionalOptimizer:
         _refuse(optimizer)
         self._given: Any = optimizer
         config = {**optimizer.get_config(), "learning_rate": 0.0}  # a step is given its own
-        made: Any = type(f"Functional{type(optimizer).__name__}", (_WithoutVariables, type(optimizer)), {}).from_config(config)
+        own = {"_get_current_learning_rate": lambda self: self.rate}
+        made: Any = type(f"Functional{type(optimizer).__name__}", (type(optimizer), _WithoutVariables), own).from_config(config)
         made._exclude_from_weight_decay_pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
         made.build(list(variables))
         self._made = made
         self.name = type(optimizer).__name__
         self._variables = list(variables)
         counters = (id(made.iterations), id(made._learning_rate))
-        self.slots = [variable for variable in made.variables if id(variable) not in counters]
+        # Nadam's product of momenta is an attribute alone.
+        kept = {id(each): each for each in (*made.variables, *vars(made).values()) if isinstance(each, keras.Variable)}
+        self.slots = [variable for key, variable in kept.items() if key not in counters]
 
     def rates(self, steps: int) -> Float64Vector:
         """The learning rate of each of so many steps, as Keras computes it: in float32."""
@@ -70,7 +74,7 @@ class FunctionalOptimizer:
         made.rate = rate
         mapped = [*zip(self._variables, weights, strict=True), *zip(self.slots, slots, strict=True)]
         mapped.append((made.iterations, tf.cast(number, made.iterations.dtype)))
-        with smooth_roots(), keras.StatelessScope(state_mapping=mapped) as scope:
+        with smooth_roots(weights[0].dtype), keras.StatelessScope(state_mapping=mapped) as scope:
             made.apply(list(gradients), self._variables)
         return current_values(scope, self._variables), current_values(scope, self.slots)
 
@@ -81,8 +85,8 @@ def current_values(scope: keras.StatelessScope, variables: Sequence[keras.Variab
     return found
 
 
-class _WithoutVariables:
-    """What takes the place of TensorFlow's own ways in an optimizer's class."""
+class _WithoutVariables(keras.optimizers.Optimizer.__bases__[0]):
+    """What takes the place of TensorFlow's own ways between an optimizer's class, whose overrides stay (Nadam's), and TensorFlow's."""
 
     rate: Any = 0.0
 
@@ -93,30 +97,27 @@ class _WithoutVariables:
     _apply_weight_decay = BaseOptimizer._apply_weight_decay
     _backend_update_step = BaseOptimizer._backend_update_step
 
-    def _get_current_learning_rate(self) -> tf.Tensor:
-        return self.rate
-
 
 @contextlib.contextmanager
-def smooth_roots() -> Iterator[None]:
-    """A context in which `keras.ops.sqrt` has the derivative 0 at 0: a second moment is 0 where no example has had a gradient, such as at
-    a pixel that is never lit, and stays 0 whatever the examples' weights are."""
+def smooth_roots(of_integers: tf.DType = tf.float32) -> Iterator[None]:
+    """A context in which `keras.ops.sqrt` has the derivative 0 at 0: a second moment is 0 where no example has had a gradient, such as at a
+    pixel that is never lit, and stays 0 whatever the examples' weights are. Roots of integers (Muon's of a shape) are in that dtype."""
     modules: list[Any] = [keras.src.ops, keras.ops]
     with _LOCK:
         originals = [module.sqrt for module in modules]
         try:
             for module in modules:
-                module.sqrt = _root
+                module.sqrt = functools.partial(_root, of_integers)
             yield
         finally:
             for module, original in zip(modules, originals, strict=True):
                 module.sqrt = original
 
 
-def _root(x: Any) -> tf.Tensor:
+def _root(of_integers: tf.DType, x: Any) -> tf.Tensor:
     x = tf.convert_to_tensor(x)
     if not x.dtype.is_floating:
-        x = tf.cast(x, keras.backend.floatx())
+        x = tf.cast(x, of_integers)
     is_zero = x == 0
     return tf.where(is_zero, tf.zeros_like(x), tf.sqrt(tf.where(is_zero, tf.ones_like(x), x)))
 

@@ -122,6 +122,12 @@ def test_members_of_other_data_are_refused(finished: FinishedRun, tmp_path: path
     assert main(["ensemble", str(finished.output), str(other), "--output", str(tmp_path / "out")]) == 2
     assert "--test 'another.tfrecord'" in capsys.readouterr().err
     manifest["config"]["test"] = finished.config.test
+    known = manifest["curvature"]
+    manifest["curvature"] = {**known, "curvature": "identity", "examples": 0}
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["ensemble", str(finished.output), str(other), "--output", str(tmp_path / "out")]) == 2
+    assert f"the run in {str(other)!r} has --curvature identity" in capsys.readouterr().err
+    manifest["curvature"] = known
     (other / "manifest.json").write_text(json.dumps(manifest))
     path = sorted((other / "scores").iterdir())[0]
     table = pq.read_table(path)

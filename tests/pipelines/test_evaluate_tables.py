@@ -138,7 +138,7 @@ def test_wrong_files(runs: list[str], tmp_path: pathlib.Path, capsys: pytest.Cap
         assert message in capsys.readouterr().err
     words = ["--scores", runs[0], "--output", str(tmp_path / "x"), "--class_feature", "none", "--k", "2"]
     assert main(["evaluate", "class_detection", *words]) == 2
-    assert "none" in capsys.readouterr().err
+    assert "the data has no feature 'none' (--class_feature)" in capsys.readouterr().err
 
 
 def test_figures() -> None:

@@ -123,18 +123,38 @@ class Reversed(NamedTuple):
 
 
 def _reversible(layer: Any, watched: Watched, joined: Joined) -> list[Cover]:
-    """A table that is looked up in and multiplied with: both are Σ a ⊗ g with the table's rows as rows."""
-    if not layer.tie_weights or layer.logit_soft_cap is not None or not watched(layer.embeddings):
-        return []
+    """A table E that is looked up in, and multiplied with: by itself, so that both are Σ a ⊗ g with E's rows as rows, or by a kernel."""
     rows, columns = sizes(layer.embeddings)
 
-    def block(x: Any, g: tf.Tensor) -> Block:
-        if isinstance(x, Reversed):  # z = h Eᵀ, so its gradient is g ⊗ h
-            return Factored(positions(g), positions(x.states))
-        ids = tf.reshape(tf.cast(x, tf.int32), [tf.shape(x)[0], -1])
-        return Factored(tf.one_hot(ids, rows, dtype=g.dtype), positions(g))
+    def lookups(x: Any, g: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        if isinstance(x, Reversed):
+            return tf.zeros([tf.shape(g)[0], 0], tf.int32), tf.zeros([tf.shape(g)[0], 0, columns], g.dtype)
+        return tf.reshape(tf.cast(x, tf.int32), [tf.shape(x)[0], -1]), positions(g)
 
-    return [Cover(((layer.embeddings, (0, 1), 0, rows),), "factored", rows, columns, block)]
+    def products(x: Any, g: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        if not isinstance(x, Reversed):
+            return tf.zeros([tf.shape(g)[0], 0, columns], g.dtype), tf.zeros([tf.shape(g)[0], 0, rows], g.dtype)
+        cap = layer.logit_soft_cap
+        if cap is not None:  # z = cap · tanh(h K / cap), and g is by z
+            kernel = tf.transpose(layer.embeddings.value) if layer.tie_weights else layer.reverse_embeddings.value
+            g *= 1 - tf.square(tf.tanh(tf.cast(tf.tensordot(x.states, tf.cast(kernel, x.states.dtype), 1) / cap, g.dtype)))
+        return tf.cast(positions(x.states), g.dtype), positions(g)
+
+    def both(x: Any, g: tf.Tensor) -> Block:
+        if isinstance(x, Reversed):  # z = h Eᵀ, so its gradient is g ⊗ h
+            return Factored(*reversed(products(x, g)))
+        ids, errors = lookups(x, g)
+        return Factored(tf.one_hot(ids, rows, dtype=g.dtype), errors)
+
+    covers, of_table = [], (layer.embeddings, (0, 1), 0, rows)
+    if watched(layer.embeddings) and layer.tie_weights:
+        covers.append(Cover((of_table,), "factored", rows, columns, both))
+    elif watched(layer.embeddings):
+        covers.append(Cover((of_table,), "one_hot", rows, columns, lambda x, g: OneHot(*lookups(x, g))))
+    if not layer.tie_weights and watched(layer.reverse_embeddings):
+        of_kernel = (layer.reverse_embeddings, (0, 1), 0, columns)
+        covers.append(Cover((of_kernel,), "factored", columns, rows, lambda x, g: Factored(*products(x, g))))
+    return covers
 
 
 RULES: dict[type, Rule] = {

@@ -76,9 +76,9 @@ def _both_ways() -> keras.Model:
     return keras.Model(tokens.inputs, Layers.Dense(3)(Layers.GRU(4)(both)))
 
 
-def _reversible() -> keras.Model:
+def _reversible(**options: Any) -> keras.Model:
     x = keras.Input((4,), name="x", dtype="int32")
-    table = Layers.ReversibleEmbedding(7, 5)
+    table = Layers.ReversibleEmbedding(7, 5, **options)
     return keras.Model(x, Layers.Dense(3)(Layers.Flatten()(table(Layers.Dense(5, "tanh")(table(x)), reverse=True))))
 
 
@@ -134,6 +134,8 @@ NETWORKS: dict[str, Callable[[], keras.Model]] = {
     "group-norm": lambda: _images(Layers.Conv2D(4, 3), Layers.GroupNormalization(2), Layers.Activation("tanh")),
     "rms-norm-prelu": lambda: _sequences(Layers.Dense(5), Layers.RMSNormalization(), Layers.PReLU(shared_axes=[1])),
     "reversible": _reversible,
+    "reversible-capped": lambda: _reversible(logit_soft_cap=2.0),
+    "reversible-untied": lambda: _reversible(tie_weights=False, logit_soft_cap=2.0),
 }
 
 MATERIALISED = {"einsum-odd-bias": 1, "tied": 1, "own-cells": 6}

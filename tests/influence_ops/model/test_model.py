@@ -80,6 +80,17 @@ class TestFingerprint:
     def test_changes_with_each_option(self, options):
         assert wrapped(**options).fingerprint() != wrapped().fingerprint()
 
+    def test_of_a_layer_whose_own_configuration_fails(self):
+        class Unconfigured(keras.layers.Dense):
+            def get_config(self):
+                return {"size": self.size}  # which it does not have
+
+        found = set()
+        for seed in (0, 0, 1):
+            keras.utils.set_random_seed(seed)
+            found.add(wrapped(keras.Sequential([keras.Input((3,)), Unconfigured(2)]), loss_function="squared_error").fingerprint())
+        assert len(found) == 2
+
     def test_changes_with_the_models_own_regulariser(self):
         found = {wrapped(network(l2)).fingerprint() for l2 in (0.0, 0.1, 0.2)}
         assert len(found) == 3

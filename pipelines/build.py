@@ -192,7 +192,7 @@ class _JobBuilder:
         test = self._pipeline | "ReadShards[test]" >> read
         plan = prepared.queries
         by_path = plan.rounds.count > 1 or plan.form.is_short  # by value they would take many times their size
-        inline = 0 if by_path else INLINE_LIMIT // len(prepared.test)
+        inline = 0 if by_path else min(INLINE_LIMIT, sums_bytes(config)) // len(prepared.test)
         form = (plan.block_size, config.work_folder, inline, config.index is not None, config.query_arrays, plan.form)
         embed = EmbedQueries(self._reader("embed"), prepared.model, preconditioner, *form, accelerator=self._accelerator)
         embedded = test | "EmbedQueries" >> embed

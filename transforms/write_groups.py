@@ -18,6 +18,7 @@ from beam_influence.transforms.files import BeamFiles
 from beam_influence.transforms.group_blocks import MergeGroups, open_groups
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.rounds import in_turn
+from beam_influence.transforms.statistic_parts import FILE_BYTES
 from beam_influence.transforms.typed import collection, run_once
 
 _File = tuple[int, tuple[GroupBlock, ...]]
@@ -63,7 +64,7 @@ class WriteGroups(beam.PTransform):
       preconditioner, queries: the operator and the query blocks.
       model: the model.
       work: a folder for temporary files that all workers reach.
-      most: the bytes of sums that a worker may hold, which make a file.
+      most: the bytes of sums that a worker may hold; those of a file are 32 MB at most.
 
     In: (`Bucket`, `GroupBlock`), to be added up. Out: `WrittenFile`.
     """
@@ -79,7 +80,8 @@ class WriteGroups(beam.PTransform):
 
     def expand(self, sums: pvalue.PCollection[tuple[Bucket, GroupBlock]]) -> pvalue.PCollection[WrittenFile]:
         blocks = collection(sums | MergeGroups(self.work, self.most))
-        planned = run_once(sums.pipeline, "Plan", _PlanDoFn(self.most), _File, pvalue.AsIter(blocks))
+        plan = _PlanDoFn(min(self.most, FILE_BYTES))  # a table of influence takes eight times its sums
+        planned = run_once(sums.pipeline, "Plan", plan, _File, pvalue.AsIter(blocks))
         sides = (pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(self.queries))
         write = beam.ParDo(_WriteDoFn(self), *sides).with_output_types(WrittenFile)
         return collection(planned | "Spread" >> beam.Reshuffle() | "Write" >> write)  # several workers write large sums

@@ -135,8 +135,8 @@ CASES: dict[str, Case] = {
     "hub-gpt2-classes": Case("transformers", hub("GPT2", False, **_HEADS), draw_hub(False), needs="keras_hub"),
     "gpt2-small": Case(
         "transformers",
-        hub("GPT2", True, 4000, 64, num_layers=6, hidden_dim=256, intermediate_dim=1024, num_heads=4, max_sequence_length=64),
-        draw_hub(True, 4000, 64),
+        hub("GPT2", True, 2000, 64, num_layers=4, hidden_dim=128, intermediate_dim=512, num_heads=4, max_sequence_length=64),
+        draw_hub(True, 2000, 64),
         epoch_of=1000,
         exact=False,
         needs="keras_hub",

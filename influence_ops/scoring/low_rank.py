@@ -6,11 +6,13 @@ the cores spend a hundred times the work on waiting for each other.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
+from beam_influence.influence_ops.blas_threads import threads_for
 from beam_influence.influence_ops.curvature.solved_block import Quotients
 
 _TRIED = 4  # queries whose rank is looked for first
@@ -87,6 +89,12 @@ def _in_parts(matrices: Matrices, most: int, tolerance: float, cut: bool) -> Fac
 
 
 def _factors(matrices: Matrices, most: int, tolerance: float, cut: bool = False) -> Factors | None:
+    _, rows, columns = matrices.shape
+    with threads_for(max(rows, columns)) if min(rows, columns) <= LARGE else contextlib.nullcontext():  # many small products
+        return _found(matrices, most, tolerance, cut)
+
+
+def _found(matrices: Matrices, most: int, tolerance: float, cut: bool) -> Factors | None:
     _, rows, columns = matrices.shape
     if min(rows, columns) <= LARGE:
         # Right singular vectors of V, or of its transpose, from the smaller Gram matrix: squared errors to float64's rounding.

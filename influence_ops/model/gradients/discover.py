@@ -168,7 +168,7 @@ def _agrees(rule: Cover, block: Block, expected: dict[int, list[np.ndarray]], sc
     wanted = [expected[id(variable)] for variable, *_ in rule.variables]
     # Rounding is relative to the terms of a sum. Some gradients are zero but for it (a bias of attention's keys).
     own = max(float(np.abs(gradient).max()) for gradient, _ in wanted)
-    rounding = _BFLOAT16 if found[0].dtype == tf.bfloat16 else float(np.finfo(found[0].dtype.as_numpy_dtype).eps)
+    rounding = _BFLOAT16 if found[0].dtype == tf.bfloat16 else float(np.finfo(found[0].numpy().dtype).eps)
     tolerance = min(_ROUNDING * rounding, _NARROW) * max(own, _SMALL * scale)
     pairs = [(pair, (tf.reduce_sum(piece, axis=0).numpy(), piece[0].numpy())) for piece, pair in zip(found, wanted, strict=True)]
     return all(np.allclose(a, b, rtol=0, atol=tolerance) for pair, made in pairs for a, b in zip(made, pair, strict=True))

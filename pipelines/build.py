@@ -189,13 +189,12 @@ class _JobBuilder:
         if not prepared.test or EMBED in self._finished:
             return self._take(EMBED) if prepared.test else self._nothing("NoQueries", QueryReference)
         read = ReadShards(prepared.test, prepared.test_features, config.shard_size, work=config.work_folder)
-        test = self._pipeline | "ReadShards[test]" >> read
         plan = prepared.queries
         by_path = plan.rounds.count > 1 or plan.form.is_short  # by value they would take many times their size
         inline = 0 if by_path else min(INLINE_LIMIT, sums_bytes(config)) // len(prepared.test)
         form = (plan.block_size, config.work_folder, inline, config.index is not None, config.query_arrays, plan.form)
         embed = EmbedQueries(self._reader("embed"), prepared.model, preconditioner, *form, accelerator=self._accelerator)
-        embedded = test | "EmbedQueries" >> embed
+        embedded = self._pipeline | "ReadShards[test]" >> read | "EmbedQueries" >> embed
         self._count(EMBED, embedded[COUNTS])
         queries = self._record(embedded["queries"], EMBED, self.counts[-1:], [embedded[REJECTED]])
         self.rejected.append(embedded[REJECTED])

@@ -10,7 +10,7 @@ from apache_beam import pvalue
 from apache_beam.typehints.decorators import IOTypeHints
 
 from beam_influence.influence_ops.curvature import Curvature, FinishOptions, Preconditioner, Statistic, load_preconditioner
-from beam_influence.influence_ops.curvature.base import preconditioner_from
+from beam_influence.influence_ops.curvature.saved import preconditioner_from
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.transforms.broadcast import INLINE_PART_LIMIT, Broadcast
 from beam_influence.transforms.elements import StatisticPart

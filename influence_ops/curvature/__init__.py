@@ -16,7 +16,6 @@ from beam_influence.influence_ops.curvature.base import FinishOptions as FinishO
 from beam_influence.influence_ops.curvature.base import Preconditioner as Preconditioner
 from beam_influence.influence_ops.curvature.base import Statistic as Statistic
 from beam_influence.influence_ops.curvature.base import fit as fit
-from beam_influence.influence_ops.curvature.base import load_preconditioner as load_preconditioner
 from beam_influence.influence_ops.curvature.conjugate_gradient import ConjugateGradient
 from beam_influence.influence_ops.curvature.ekfac import Ekfac
 from beam_influence.influence_ops.curvature.exact import Exact
@@ -27,6 +26,7 @@ from beam_influence.influence_ops.curvature.kfac import Kfac
 from beam_influence.influence_ops.curvature.lissa import Lissa
 from beam_influence.influence_ops.curvature.random_projection import RandomProjection
 from beam_influence.influence_ops.curvature.sampled import FittedOnSample
+from beam_influence.influence_ops.curvature.saved import load_preconditioner as load_preconditioner
 from beam_influence.influence_ops.curvature.source import Source
 from beam_influence.influence_ops.curvature.source_gauss_newton import SourceGaussNewton
 from beam_influence.influence_ops.import_path import load_object

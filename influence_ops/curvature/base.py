@@ -14,7 +14,7 @@ from beam_influence.influence_ops.model.evaluate import evaluate
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Gradients
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
-from beam_influence.influence_ops.results.array_folder import FileStore, load_arrays, save_arrays
+from beam_influence.influence_ops.results.array_folder import FileStore, save_arrays
 from beam_influence.influence_ops.settings import CurvatureSettings
 
 _P = TypeVar("_P", bound="Preconditioner")
@@ -263,44 +263,3 @@ def fit(
         if curvature.passes <= 1:
             return curvature.finish(model, statistic, options)
         curvature = curvature.resume(curvature.advance(model, statistic))
-
-
-def _operators(of: type[Curvature] = Curvature) -> dict[str, type[Preconditioner]]:
-    """The operators of all curvatures, the user's own too, by kind."""
-    derived = [operators for kind in of.__subclasses__() for operators in _operators(kind).items()]
-    return {operator.kind: operator for operator in of.operators} | dict(derived)
-
-
-def load_preconditioner(folder: str, files: FileStore | None = None) -> Preconditioner:
-    """The operator that `Preconditioner.save` wrote.
-
-    Raises:
-      ValueError: the folder is incomplete, damaged, or of an unknown kind.
-    """
-    arrays, meta = load_arrays(folder, files)
-    try:
-        return preconditioner_from(arrays, meta)
-    except ValueError as error:
-        raise ValueError(f"{folder!r} is not a saved curvature: {error}") from error
-
-
-def preconditioner_from(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Preconditioner:
-    """An operator from its arrays and description.
-
-    Raises:
-      ValueError: the description is of no known kind, or lacks something.
-    """
-    kind, known = meta.get("kind"), _operators()
-    if not isinstance(kind, str) or kind not in known:
-        raise ValueError(f"its kind is {kind!r}, not one of {', '.join(sorted(known))}")
-    missing = {"curvature", "damping", "examples", "size", "fingerprint"} - set(meta)
-    if missing:
-        raise ValueError(f"its description lacks {', '.join(sorted(missing))}")
-    for name, types, least in (("damping", (int, float), 0.0), ("examples", (int,), 0), ("size", (int,), 1)):
-        value = meta[name]
-        if not isinstance(value, types) or isinstance(value, bool) or not least <= value < float("inf"):
-            raise ValueError(f"its {name} is {value!r}")
-    for name in ("curvature", "fingerprint"):
-        if not isinstance(meta[name], str):
-            raise ValueError(f"its {name} is {meta[name]!r}, which is no text")
-    return known[kind](arrays, {key: value for key, value in meta.items() if key not in ("kind", "arrays", "format_version")})

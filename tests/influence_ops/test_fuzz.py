@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from beam_influence.influence_ops.curvature import load_preconditioner
-from beam_influence.influence_ops.curvature.base import preconditioner_from
+from beam_influence.influence_ops.curvature.saved import preconditioner_from
 from beam_influence.influence_ops.reading import READERS, detect_format
 from beam_influence.influence_ops.reading.decode import RowDecoder
 from beam_influence.influence_ops.reading.features import Feature, FeatureSpec

@@ -56,7 +56,7 @@ def plan_tokens(
     try:
         placed = [model.placed_gradients(batch.select(np.arange(1))) for batch in batches]
     except ValueError as error:
-        raise ValueError(f"--per_token: {error}") from error
+        raise ValueError(f"--per_token needs positions; {error}") from error
     if not placed:
         return plan  # all examples are bad: the run will say so
     numbers = max(each.numbers for each in placed)

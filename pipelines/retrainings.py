@@ -106,13 +106,26 @@ class Retrainer:
 
     def subsets(self, count: int, fraction: float, seed: int, test_ids: Sequence[str]) -> GroundTruth:
         """Retrainings on `count` random parts, each with `fraction` of the examples (at least one)."""
-        total = len(self.train_ids)
-        size = max(1, round(fraction * total))
-        masks = np.zeros((count, total), dtype=bool)
-        for number, mask in enumerate(masks):  # a part depends on its number alone: more parts keep the first
-            mask[np.random.default_rng([seed, number]).choice(total, size, replace=False)] = True
+        masks = np.array([self._part(number, fraction, seed) for number in range(count)])
         losses, _ = self.outcomes(masks, test_ids)
         return GroundTruth(masks, losses.mean(axis=1), train_ids=_array(self.train_ids), test_ids=_array(test_ids))
+
+    def is_finished(self, count: int, fraction: float, seed: int) -> list[bool]:
+        """Of each of the first `count` parts of `subsets`, whether its retrainings are there already."""
+        folder, circumstances, files = join(self.output, FOLDER), self._circumstances(), BeamFiles()
+
+        def found(number: int) -> bool:
+            mask = self._part(number, fraction, seed)
+            return all(files.exists(outcome_path(folder, Retraining.of(mask, own), circumstances)) for own in self.seeds)
+
+        return [found(number) for number in range(count)]
+
+    def _part(self, number: int, fraction: float, seed: int) -> np.ndarray:
+        """A part's mask, which depends on its number alone: more parts keep the first."""
+        total = len(self.train_ids)
+        mask = np.zeros(total, dtype=bool)
+        mask[np.random.default_rng([seed, number]).choice(total, max(1, round(fraction * total)), replace=False)] = True
+        return mask
 
     def removals(self, count: int, seed: int, test_ids: Sequence[str]) -> GroundTruth:
         """Retrainings without one example, for `count` examples at random, and one with all of them."""

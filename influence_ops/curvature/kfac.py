@@ -31,6 +31,8 @@ LONG_VECTOR = 512
 of EK-FAC's time. kfac-jax keeps no more of scales and shifts of any length."""
 
 _POSITIONS = "positions"
+Sums = dict[str, tf.Tensor]
+"""A batch's sums by name, on the device."""
 
 
 class Kfac(Curvature):
@@ -67,9 +69,9 @@ class Kfac(Curvature):
     ) -> Statistic:
         weights = () if batch.weights is None else (model.curvature_weights(batch),)
         layout = model.layout(batch.inputs).blocks
-        of_batch: dict[str, tf.Tensor] = {}
+        of_batch: Sums = {}
         for draw, blocks in enumerate(draws):
-            sums = self._compiled.of(draw == 0, lambda first: functools.partial(self._sums, layout, first))
+            sums = self._compiled.of(layout, draw == 0, self._sums)
             for name, value in sums(weights, *blocks).items():
                 accumulate(of_batch, name, value)
         for name, total in of_batch.items():  # all at once: a batch that does not fit the device leaves no trace
@@ -77,9 +79,9 @@ class Kfac(Curvature):
         statistic[COUNT] += len(batch)
         return statistic
 
-    def _sums(self, layouts: Sequence[BlockLayout], first: bool, weights: tuple[tf.Tensor, ...], *blocks: Block) -> dict[str, tf.Tensor]:
+    def _sums(self, layouts: Sequence[BlockLayout], first: bool, weights: tuple[tf.Tensor, ...], *blocks: Block) -> Sums:
         """A batch's sums; `weights`: () where all are 1; `first`: at the first of the draws."""
-        sums: dict[str, tf.Tensor] = {}
+        sums: Sums = {}
         for number, (layout, block) in enumerate(zip(layouts, blocks, strict=True)):
             # One after the other: else what all blocks need besides is in memory at once.
             with tf.control_dependencies(list(sums.values())[-1:]):
@@ -150,16 +152,14 @@ def add_to(statistic: Statistic, name: str, value: np.ndarray) -> None:
 
 
 class CompiledSums:
-    """The sums over a batch as compiled functions: of the first draw, and of the others. Another process makes its own."""
+    """The sums over a batch as compiled functions, by layout: of the first draw, and of the others. Another process makes its own."""
 
     def __init__(self) -> None:
-        self._functions: dict[bool, CompiledForAnyBatch[..., dict[str, tf.Tensor]]] = {}
+        self._functions: dict[tuple[Sequence[BlockLayout], bool], CompiledForAnyBatch[..., Sums]] = {}
 
-    def of(
-        self, first: bool, make: Callable[[bool], Callable[..., dict[str, tf.Tensor]]]
-    ) -> CompiledForAnyBatch[..., dict[str, tf.Tensor]]:
-        """That of the first draw, or of the others, of what `make` gives."""
-        return self._functions.setdefault(first, CompiledForAnyBatch(make(first)))
+    def of(self, layouts: Sequence[BlockLayout], first: bool, sums: Callable[..., Sums]) -> CompiledForAnyBatch[..., Sums]:
+        """`sums`, of the layout and the draw, for any batch."""
+        return self._functions.setdefault((layouts, first), CompiledForAnyBatch(functools.partial(sums, layouts, first)))
 
     def __reduce__(self) -> tuple[type[CompiledSums], tuple[()]]:
         return CompiledSums, ()

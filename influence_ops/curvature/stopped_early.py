@@ -19,6 +19,7 @@ from beam_influence.influence_ops.curvature.kronecker import squared_sum
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.fisher import fisher_blocks
 from beam_influence.influence_ops.model.gradients import Block
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 MOVED = 1 / 3
@@ -56,10 +57,9 @@ def training_end(model: ExplainedModel, batches: Sequence[ExampleBatch], is_whol
       seed: of the signs that estimate the trace.
     """
     sizes = np.array([len(batch) for batch in batches])
-    penalty = 0.0 if model.regularizer == "loss" else model.regularizer_gradient()  # else each gradient has it already
     total, with_itself = np.zeros(model.size), 0.0
     for batch in batches:
-        summed = np.asarray(model.losses_and_gradients(batch)[1].total(), dtype=np.float64) + len(batch) * penalty
+        summed = np.concatenate([_summed_gradient(part, batch) for part in model.parts])
         total += summed
         with_itself += float(summed @ summed)
     # The inner product of different batches' mean gradients is ‖∇L‖² in expectation; that of one with itself has its noise besides.
@@ -69,6 +69,12 @@ def training_end(model: ExplainedModel, batches: Sequence[ExampleBatch], is_whol
     norm = float(np.linalg.norm(model.parameters()))
     damping = float(np.sqrt(max(squared, 0.0) / pairs)) / (MOVED * norm) if norm and pairs else 0.0
     return TrainingEnd(damping, AUTO_FRACTION * mean_eigenvalue(model, batches, seed), int(sizes.sum()))
+
+
+def _summed_gradient(part: InfluenceModel, batch: ExampleBatch) -> np.ndarray:
+    """Σ_i ∇(ℓ(z_i) + R) of one checkpoint, without its weight: [P]."""
+    summed = np.asarray(part.losses_and_gradients(batch)[1].total(), dtype=np.float64)
+    return summed if part.regularizer == "loss" else summed + len(batch) * part.regularizer_gradient()  # "loss": it is in each already
 
 
 def mean_eigenvalue(model: ExplainedModel, batches: Iterable[ExampleBatch], seed: int) -> float:

@@ -106,8 +106,8 @@ class CompiledDerivatives:
         return self._function(key, name, arguments)(*arguments)
 
     def _function(self, key: str, name: str, arguments: tuple[Any, ...]) -> Any:
-        # Of a model of open length, test points may be padded to another one than training examples.
-        known = (key, *(tuple(leaf.shape[1:]) for leaf in tf.nest.flatten(arguments)))
+        # Test points may be padded to another length than training examples, and their labels be of another type.
+        known = (key, *((leaf.dtype, tuple(leaf.shape[1:])) for leaf in tf.nest.flatten(arguments)))
         if known not in self._functions:
             with TRACING:
                 if known not in self._functions:

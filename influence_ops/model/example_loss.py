@@ -13,9 +13,10 @@ import keras
 import tensorflow as tf
 
 from beam_influence.influence_ops.model.heads import Heads, Outputs
-from beam_influence.influence_ops.model.losses import BUILT_IN, TrainingLoss
+from beam_influence.influence_ops.model.losses import TrainingLoss
 from beam_influence.influence_ops.model.output_curvature import Likelihood, drawn_errors, root_of_weights, root_times
 from beam_influence.influence_ops.model.position_losses import (
+    elementwise_likelihood,
     is_softmax_cross_entropy,
     keras_losses,
     mixes_examples,
@@ -74,12 +75,18 @@ class ExampleLoss:
     @property
     def likelihood(self) -> Likelihood | None:
         """The distribution of labels that the loss is the negative log-likelihood of, position by position, where it is a known one."""
-        loss = self.training.losses
-        if len(self.heads.activations) != 1 or self.training.weights is not None:
-            return None
-        if self.training.user_function is None and is_softmax_cross_entropy(loss, self.heads.activations[0]):
+        if self._is_one_term and is_softmax_cross_entropy(self.training.losses, self.heads.activations[0]):
             return "categorical"
-        return "bernoulli" if loss is BUILT_IN["sigmoid_cross_entropy"] else None
+        elementwise = self._elementwise
+        return None if elementwise is None else elementwise[0]
+
+    @property
+    def _is_one_term(self) -> bool:
+        return len(self.heads.activations) == 1 and self.training.weights is None and self.training.user_function is None
+
+    @property
+    def _elementwise(self) -> tuple[Likelihood, bool] | None:
+        return elementwise_likelihood(self.training.losses, self.heads.activations[0]) if self._is_one_term else None
 
     def position_weights(self, targets: Targets, outputs: Outputs) -> tf.Tensor:
         """What each position's loss is multiplied by in the example's: [B, ...]; of a loss with a likelihood."""
@@ -95,7 +102,10 @@ class ExampleLoss:
         """
         likelihood, (values,) = self.likelihood, tf.nest.flatten(outputs.values)
         assert likelihood is not None
-        root = root_of_weights(self.position_weights(targets, outputs), values)
+        weights = self.position_weights(targets, outputs)
+        if self._elementwise is not None and self._elementwise[1]:  # each position's loss is the mean over its elements
+            weights *= tf.cast(tf.size(weights) / tf.maximum(tf.size(values), 1), weights.dtype)
+        root = root_of_weights(weights, values)
         return root * (drawn_errors if drawn else root_times)(likelihood, values, numbers)
 
     def _all_at_once(self, targets: Targets, outputs: Outputs) -> tf.Tensor:

@@ -72,6 +72,11 @@ def _blocks_of_one(model: InfluenceModel, batch: ExampleBatch, fisher: Fisher, s
     if fisher != "expected" and model.likelihood is not None:
         yield model.fisher_blocks(batch, *_numbers(model, batch, fisher, seed))
         return
+    if fisher == "true" and model.likelihood is None:
+        raise ValueError(
+            "--fisher true draws labels from the model's prediction, and what distribution this loss is of is not known; use --fisher "
+            "signed, whose expectation is the same"
+        )
     shape = model.output_shape(batch)
     size = math.prod(shape)
     if fisher == "expected":
@@ -85,7 +90,7 @@ def _blocks_of_one(model: InfluenceModel, batch: ExampleBatch, fisher: Fisher, s
     if size > MAX_OUTPUTS:
         raise ValueError(
             f"the {fisher} Fisher of a loss without a known likelihood decomposes a matrix of {size} × {size} outputs for each "
-            f"example, more than {MAX_OUTPUTS}; use --fisher empirical, or --loss softmax_cross_entropy where that is the loss"
+            f"example, more than {MAX_OUTPUTS}; use --fisher empirical, or a loss with one: Keras's cross-entropies or its squared error"
         )
     roots = model.output_curvature_root(batch)
     for vectors in draws:

@@ -7,7 +7,8 @@ from typing import Literal
 
 import tensorflow as tf
 
-Likelihood = Literal["categorical", "bernoulli"]
+Likelihood = Literal["categorical", "bernoulli", "normal"]
+"""Of labels, position by position; `normal` has the variance of 1/2, whose negative log-likelihood is (y − z)² but for a constant."""
 
 
 def output_hessian(loss: Callable[[tf.Tensor], tf.Tensor], outputs: tf.Tensor) -> tf.Tensor:
@@ -46,16 +47,21 @@ def root_times(likelihood: Likelihood, outputs: tf.Tensor, vectors: tf.Tensor) -
     if likelihood == "bernoulli":
         p = tf.sigmoid(outputs)
         return vectors * tf.sqrt(p * (1 - p))
+    if likelihood == "normal":
+        return vectors * tf.sqrt(tf.constant(2.0, vectors.dtype))
     p = tf.nn.softmax(outputs)
     weighted = tf.sqrt(p) * vectors
     return weighted - p * tf.reduce_sum(weighted, axis=-1, keepdims=True)
 
 
 def drawn_errors(likelihood: Likelihood, outputs: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
-    """∂ℓ/∂z of each position at a label drawn from the prediction by a number in [0, 1): p − e_y, or p − y."""
+    """∂ℓ/∂z of each position at a label drawn from the prediction by a number in [0, 1): p − e_y, p − y, or 2 (z − y)."""
     if likelihood == "bernoulli":
         p = tf.sigmoid(outputs)
         return p - tf.cast(tf.reshape(drawn, tf.shape(p)) < p, p.dtype)
+    if likelihood == "normal":
+        inside = tf.clip_by_value(tf.cast(tf.reshape(drawn, tf.shape(outputs)), tf.float64), 1e-16, 1 - 1e-16)
+        return tf.cast(tf.math.ndtri(inside) * 2.0**0.5, outputs.dtype)
     p = tf.nn.softmax(outputs)
     below = tf.cumsum(p, axis=-1) <= tf.reshape(drawn, tf.concat([tf.shape(p)[:-1], [1]], axis=0))
     labels = tf.minimum(tf.reduce_sum(tf.cast(below, tf.int32), axis=-1), tf.shape(p)[-1] - 1)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
 
-from beam_influence.influence_ops.model.losses import BUILT_IN, softmax_cross_entropy, squared_error, weights_argument
+from beam_influence.influence_ops.model.losses import (
+    BUILT_IN,
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+    squared_error,
+    weights_argument,
+)
 from beam_influence.influence_ops.types import Loss, Tensors
 
 _MIXING = (keras.losses.hinge, keras.losses.squared_hinge)  # they look for labels 0 and 1 in the whole batch
@@ -44,6 +50,22 @@ def is_softmax_cross_entropy(loss: Loss, activation: str) -> bool:
     plain = not settings.get("label_smoothing") and settings.get("ignore_class") is None
     # Keras takes the logits that it finds behind a softmax, whatever `from_logits` says.
     return plain and (activation == "softmax" or (bool(settings.get("from_logits")) and activation == "linear"))
+
+
+def elementwise_likelihood(loss: Loss, activation: str) -> tuple[Literal["bernoulli", "normal"], bool] | None:
+    """The distribution of labels that the loss is the negative log-likelihood of, element by element of the outputs before `activation`,
+    and whether the loss of a position is the mean over its elements, not the sum; None: no known one."""
+    if loss is sigmoid_cross_entropy:
+        return "bernoulli", False
+    if loss is squared_error:
+        return ("normal", False) if activation == "linear" else None
+    settings, function = getattr(loss, "_fn_kwargs", {}), _function(loss)
+    if function is keras.losses.mean_squared_error and activation == "linear":
+        return "normal", True
+    if function is keras.losses.binary_crossentropy and settings.get("axis", -1) == -1 and not settings.get("label_smoothing"):
+        is_plain = activation == ("linear" if settings.get("from_logits") else "sigmoid")
+        return ("bernoulli", True) if is_plain else None
+    return None
 
 
 def keras_losses(loss: Loss, labels: tf.Tensor, values: tf.Tensor, predictions: tf.Tensor, activation: str) -> PositionLosses:

@@ -32,6 +32,8 @@ class VectorisedMap:
 
     def rows(self, function: Callable[[Tensors], Tensors], elements: Tensors) -> Tensors:
         """`function` of each row of `elements`."""
+        if any(leaf.dtype == tf.string for leaf in tf.nest.flatten(elements)):
+            self._way = "one by one"  # operations on strings run in loops, whose pieces differ in shape
         if self._way == "vectorised":
             try:
                 return _in_own_graph(lambda of: tf.vectorized_map(function, of, fallback_to_while_loop=False), elements)

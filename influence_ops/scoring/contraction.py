@@ -102,8 +102,8 @@ class Contraction:
     def scores(self, gradients: Gradients, turned: TurnedBlocks | None = None) -> np.ndarray:
         """Σ_p V_tp G_ip: [T, B] float64. `turned`: the batch in the operator's basis, where solutions may be kept in it."""
         self.choose(gradients)
-        if not len(gradients):  # each example of the batch was rejected
-            return np.zeros((self.queries, 0))
+        if not len(gradients) or not self.queries:  # each example of the batch, or each test point of the block, was rejected
+            return np.zeros((self.queries, len(gradients)))
         blocks = gradients.blocks
         if all(isinstance(way, _Way) and len(gradients) <= way.at_once(block) for way, block in zip(self._ways, blocks, strict=True)):
             return self._compiled(*blocks).numpy()
@@ -132,7 +132,7 @@ class Contraction:
                 left, right = solved.parts[number]
                 gemm = 2.0 * layout.size * (positions_of(block) + self.queries)
                 shape = (layout.rows, layout.columns, positions_of(block), self.queries)
-                cost = Cost(layout.name, shape, "turned", 1, turned_flops(layout, block, self.queries), gemm)
+                cost = Cost(layout.name, shape, "turned", 0, turned_flops(layout, block, self.queries), gemm)
                 self._ways.append(_Turned(cost, TurnedProducts(layout, left, right, self._dtype)))
             elif len(part := solved.parts[number]) == 2:
                 self._ways.append(self._of_factors(layout, block, (part[0], part[1])))
@@ -257,7 +257,7 @@ class _LowRank(_Way):
         self._right = tf.constant(right.reshape(-1, right.shape[2]).T, dtype)
 
     def at_once(self, block: Block) -> int:
-        return max(1, _AT_ONCE // (positions_of(block) * self._queries * self._rank))
+        return max(1, _AT_ONCE // max(1, positions_of(block) * self._queries * self._rank))
 
     def scores(self, block: Block) -> tf.Tensor:
         assert isinstance(block, Factored)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 
@@ -11,6 +13,7 @@ from beam_influence.influence_ops.curvature import FinishOptions, curvature_by_n
 from beam_influence.influence_ops.evaluation.candidates import Candidate, Judged, choose_candidate
 from beam_influence.influence_ops.evaluation.damping_sweep import summed_gradients
 from beam_influence.influence_ops.evaluation.ground_truth import GroundTruth
+from beam_influence.influence_ops.evaluation.score_table import ScoreTable
 from beam_influence.influence_ops.scoring.scores import evaluate
 from beam_influence.pipelines.damping_sweep import gradients_of
 from beam_influence.pipelines.evaluate_config import EvaluateConfig
@@ -18,18 +21,24 @@ from beam_influence.pipelines.evaluation_result import Figures, Row
 from beam_influence.pipelines.machine_memory import machine_memory, size_text
 from beam_influence.pipelines.measures.measurement import Measured, Measurement
 from beam_influence.pipelines.measures.retrained import ground_truth
+from beam_influence.pipelines.options.method import MethodOptions
 from beam_influence.pipelines.retrainings import Retrainer
 from beam_influence.pipelines.scored_data import ScoredData
 
 _CURVATURES = ("identity", "kfac", "ekfac", "gauss_newton")  # the cheapest first
 _WHOLE = 4096  # weights, of a matrix whose eigenvalues are found
 _GRID = tuple(10.0 ** (step / 2) for step in range(-4, 7))  # times the λ of a curvature's own rule
-_FIRST = 4  # retrainings, from which the time of one is known
+_OF_A_CURVATURE = (
+    "fisher", "n_samples", "passes", "tolerance", "max_iterations", "rcond", "rank", "spectrum", "matrix", "projection_dim", "projection",
+    "block_size", "curvature_settings", "removal",
+)  # fmt: skip
+_FIRST = 4  # new retrainings, from which the time of one is known
 
 
 def choose(measurement: Measurement) -> Measured:
     """Judges curvatures and λ by the LDS over random parts; a row for each curvature's own λ and its best one."""
     config, run = measurement.config, measurement.runs[0]
+    _refuse_other_options(run)
     truth = ground_truth(measurement, lambda retrainer, tests: _within(config, retrainer, tests))
     masks, losses, train_ids, test_ids = truth.subset_masks, truth.subset_test_loss, truth.train_ids, truth.test_ids
     if masks is None or losses is None:
@@ -42,8 +51,9 @@ def choose(measurement: Measurement) -> Measured:
     queries = gradients_of(data, [str(name) for name in test_ids])
     judged = choose_candidate(list(_candidates(data, sums, queries)), losses, config.seed)
     taken = next(one.candidate for one in judged if one.chosen)
-    damping = "" if taken.curvature == "identity" else f" --damping {taken.damping:.4g}"
-    command = f"beam-influence run --config {run.folder}/manifest.json --curvature {taken.curvature}{damping} --output {run.folder}-chosen"
+    damping = "auto" if taken.is_auto else f"{taken.damping:.6g}"
+    words = ["--curvature", taken.curvature, "--damping", damping, "--output", f"{run.folder}-chosen"]
+    command = shlex.join(["beam-influence", "run", "--config", f"{run.folder}/manifest.json", *words])
     facts = {"retrainings": len(masks), "training_examples": len(train_ids), "test_points": len(test_ids), "run it": command}
     return facts, [_row(one) for one in _shown(judged)]
 
@@ -51,11 +61,26 @@ def choose(measurement: Measurement) -> Measured:
 def _within(config: EvaluateConfig, retrainer: Retrainer, test_ids: Sequence[str]) -> GroundTruth:
     """As many random parts as there is time for."""
     assert config.budget is not None
+    parts = (config.fraction, config.seed)
+    new = np.cumsum(~np.array(retrainer.is_finished(config.retrainings, *parts)))  # of a part and those before it
+    first = min(int(np.searchsorted(new, _FIRST)) + 1, config.retrainings)
     started = time.monotonic()
-    found = retrainer.subsets(min(_FIRST, config.retrainings), config.fraction, config.seed, test_ids)
-    spent = time.monotonic() - started
-    count = min(config.retrainings, _FIRST + int(_FIRST * max(config.budget - spent, 0.0) / spent))
-    return found if count <= _FIRST else retrainer.subsets(count, config.fraction, config.seed, test_ids)
+    found = retrainer.subsets(first, *parts, test_ids)
+    spent, done = time.monotonic() - started, int(new[first - 1])
+    more = int(min(done * max(config.budget - spent, 0.0) / spent, config.retrainings))
+    count = int(np.searchsorted(new, done + more, side="right"))  # with what costs nothing after them
+    return found if count <= first else retrainer.subsets(count, *parts, test_ids)
+
+
+def _refuse_other_options(run: ScoreTable) -> None:
+    """Refuses a run whose curvature has options that are not judged here, but that a command from its manifest would repeat."""
+    stored = run.manifest["config"]
+    for field in dataclasses.fields(MethodOptions):
+        value = stored.get(field.name)
+        if field.name in _OF_A_CURVATURE and value not in (None, field.default):
+            raise ValueError(
+                f"the run in {run.folder!r} has --{field.name} {value}, and choose judges curvatures without it; evaluate a run without it"
+            )
 
 
 def _refuse_memory(data: ScoredData, rows: int) -> None:

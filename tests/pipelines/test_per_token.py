@@ -75,5 +75,5 @@ def test_refuses_other_scores(options: dict[str, Any], message: str) -> None:
 
 def test_refuses_a_model_without_a_sequence(job: DigitsJob, tmp_path: pathlib.Path) -> None:
     config = job.config(tmp_path / "out", group_feature=None, outputs="top_k", per_token=True)
-    with pytest.raises(ValueError, match="--per_token: the watched layer .* sees one vector of each example"):
+    with pytest.raises(ValueError, match="--per_token needs positions; the watched layer .* sees one vector of each example"):
         prepare(config)

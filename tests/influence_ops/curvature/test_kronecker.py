@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import keras
 import numpy as np
@@ -131,9 +132,12 @@ def test_expected_fisher_has_the_trace_of_gauss_newton(curvature: type[Kfac]) ->
         assert trace == pytest.approx(expected, rel=0.3)  # inputs and errors taken as independent
 
 
-@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error"])
+MEANS = [keras.losses.BinaryCrossentropy(from_logits=True), "mean_squared_error"]
+
+
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error", *MEANS])
 @pytest.mark.parametrize("fisher", ["signed", "true"])
-def test_draws_have_the_gauss_newton_matrix_as_their_mean(loss: str, fisher: Fisher) -> None:
+def test_draws_have_the_gauss_newton_matrix_as_their_mean(loss: Any, fisher: Fisher) -> None:
     """The mean over seeds is the expectation: its error falls as one over the square root of their number."""
     keras.utils.set_random_seed(3)
     model = InfluenceModel(NETWORKS["dense"](), loss_function=loss, weights="all")
@@ -150,6 +154,41 @@ def test_draws_have_the_gauss_newton_matrix_as_their_mean(loss: str, fisher: Fis
     assert np.linalg.norm(matrix - expected) < 1e-10 * np.linalg.norm(matrix)
     mean = np.mean([outer(next(fisher_blocks(model, train, fisher, seed))) for seed in range(200)], axis=0)
     assert np.linalg.norm(mean - expected) < 0.1 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1)])
+def test_every_pixel_of_many_has_its_likelihood(shape: tuple[int, ...]) -> None:
+    """Keras's mean over the last axis, whichever it is after ranks are lined up; more outputs than a matrix of them is decomposed for."""
+    image = keras.Sequential([keras.Input((4, 5, 2)), keras.layers.Conv2D(1, 3, padding="same", activation="sigmoid")])
+    model = InfluenceModel(image, loss_function="binary_crossentropy", weights="all")
+    rng = np.random.default_rng(0)
+    ids = np.array([str(i) for i in range(6)], dtype=object)
+    batch = ExampleBatch(ids, rng.standard_normal((6, 4, 5, 2)), rng.integers(0, 2, (6, *shape)).astype(float))
+    expected = 0.0
+    for draw in fisher_blocks(model, batch, "expected", 0):
+        rows = np.asarray(Gradients(model.layout(batch.inputs), draw))
+        expected = expected + rows.T @ rows
+    matrix = model.gauss_newton_sum(batch)
+    assert np.linalg.norm(matrix - expected) < 1e-10 * np.linalg.norm(matrix)
+
+
+def test_labels_of_an_unknown_loss_are_not_drawn() -> None:
+    model = InfluenceModel(NETWORKS["dense"](), loss_function=keras.losses.Huber(), weights="all")
+    train = dataclasses.replace(data(model, "dense"), labels=np.zeros((_N, 3)))
+    with pytest.raises(ValueError, match="--fisher true draws labels .* use --fisher signed"):
+        next(fisher_blocks(model, train, "true", 0))
+
+
+def test_one_curvature_of_two_models() -> None:
+    """What is compiled for one network is not used for another whose tensors have the same shapes."""
+    for curvature in (Kfac(), Ekfac()):
+        for tokens in (5, 11):
+            network = keras.Sequential([keras.Input((4,), dtype="int32"), keras.layers.Embedding(tokens, 3), keras.layers.Flatten()])
+            network.add(keras.layers.Dense(3))
+            model = InfluenceModel(network, loss_function="softmax_cross_entropy", weights="all")
+            rng = np.random.default_rng(0)
+            batch = ExampleBatch(np.arange(9).astype(str).astype(object), rng.integers(0, tokens, (9, 4)), rng.integers(0, 3, 9))
+            assert len(curvature.add(model, curvature.create(model), batch)["inputs-0"]) == tokens
 
 
 def test_draws_depend_on_id_and_seed_alone() -> None:

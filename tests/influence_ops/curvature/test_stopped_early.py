@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from beam_influence.influence_ops.curvature.stopped_early import MOVED, training_end
+from beam_influence.influence_ops.model.checkpoints import CheckpointSum
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
@@ -46,3 +47,12 @@ def test_of_a_sample_the_noise_of_batches_is_taken_out(regression: Case) -> None
     expected = np.sqrt(np.mean(pairs)) / (MOVED * np.linalg.norm(model.parameters()))
     assert training_end(model, batches, is_whole=False).damping == pytest.approx(expected)
     assert training_end(model, batches[:1], is_whole=False).damping == 0  # nothing tells what of it is noise
+
+
+def test_a_checkpoints_weight_changes_nothing(regression: Case) -> None:
+    """λ is added to the curvature, which no checkpoint's weight is in."""
+    model, batches, _ = regression
+    alone = training_end(model, batches, is_whole=True)
+    for parts, weights in (([model], [0.01]), ([model] * 3, None)):
+        found = training_end(CheckpointSum(parts, weights), batches, is_whole=True)
+        assert found.damping == pytest.approx(alone.damping)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -97,6 +98,27 @@ def test_blocks_of_mixed_precision_are_as_wide_as_the_weights() -> None:
     assert {part.dtype for block in blocks for part in block} == {tf.float32}
     fitted = fit(model, Ekfac(), lambda: [batch()], FinishOptions(damping=0.1))
     assert all(np.isfinite(array).all() for array in fitted.arrays.values())
+
+
+def test_labels_of_any_type() -> None:
+    """Training examples' as integers, test points' as doubles, as pandas has them where one was missing."""
+    model, one = InfluenceModel(network(), loss_function="softmax_cross_entropy", weights="all"), batch()
+    losses, _ = model.losses_and_gradients(one)
+    for dtype in (np.int32, np.uint8, np.float64):
+        again, _ = model.losses_and_gradients(dataclasses.replace(one, labels=np.asarray(one.labels).astype(dtype)))
+        np.testing.assert_array_equal(again, losses)
+
+
+def test_texts_of_different_lengths_with_a_mask() -> None:
+    """Strings that are split in the model, a layer whose gradients are built example by example; compared with Keras's tape by `check`."""
+    texts = np.array(["good film", "bad", "a good and long film", "so bad"], dtype=object)
+    words = keras.layers.TextVectorization(output_sequence_length=4)
+    words.adapt(tf.constant(list(texts)))
+    layers = [keras.Input((), dtype="string"), words, keras.layers.Embedding(12, 3, mask_zero=True), keras.layers.GlobalAveragePooling1D()]
+    text: Any = keras.Sequential([*layers, keras.layers.Dense(1, "sigmoid")])
+    text.compile(loss="binary_crossentropy")
+    found = InfluenceModel(text, weights="all").check(ExampleBatch(np.arange(4).astype(str).astype(object), texts, np.array([1, 0, 1, 0])))
+    assert found.examples == 4 and found.gradient < 1e-6
 
 
 def test_an_open_length_may_be_another_one_in_each_batch() -> None:

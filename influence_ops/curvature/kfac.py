@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow as tf
 
-from beam_influence.influence_ops.any_batch import CompiledForAnyBatch
+from beam_influence.influence_ops.any_batch import CompiledForAnyBatch, weakly
 from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.kronecker import KroneckerPreconditioner, Side, decompose, kronecker
 from beam_influence.influence_ops.model.evaluate import evaluate_with_fisher
@@ -159,7 +159,7 @@ class CompiledSums:
 
     def of(self, layouts: Sequence[BlockLayout], first: bool, sums: Callable[..., Sums]) -> CompiledForAnyBatch[..., Sums]:
         """`sums`, of the layout and the draw, for any batch."""
-        return self._functions.setdefault((layouts, first), CompiledForAnyBatch(functools.partial(sums, layouts, first)))
+        return self._functions.setdefault((layouts, first), CompiledForAnyBatch(functools.partial(weakly(sums), layouts, first)))
 
     def __reduce__(self) -> tuple[type[CompiledSums], tuple[()]]:
         return CompiledSums, ()

@@ -185,14 +185,15 @@ def test_the_launcher_gets_a_job_and_does_not_wait(job: DigitsJob, tmp_path: pat
 def _map_paths(monkeypatch: pytest.MonkeyPatch, local: dict[str, str]) -> None:
     """What is planned is read from this machine; the addresses stay in the job."""
     from beam_influence.pipelines import launch, prepare
+    from beam_influence.pipelines.choosing import choose
 
     real = prepare.prepare
 
-    def prepared(config: Any) -> Any:
+    def prepared(config: Any, choice: Any = None) -> Any:
         here = {name: local.get(getattr(config, name), getattr(config, name)) for name in ("model", "train", "test", "output")}
-        return real(type(config)(**{**config.as_json(), **here}))
+        return real(type(config)(**{**config.as_json(), **here}), choice)
 
-    monkeypatch.setattr(launch, "prepare", prepared)
+    monkeypatch.setattr(choose, "prepare", prepared)
     monkeypatch.setattr(launch, "clear_output", lambda *args: None)
     monkeypatch.setattr(BeamFiles, "exists", lambda self, path: os.path.exists(local[path] if path in local else path))
 

@@ -100,6 +100,7 @@ READERS_OF_OPTIONS = {
     "pipelines/exports/run_examples.py": "the files' names",
     "pipelines/grow_index.py": "compares two options",
     "pipelines/inspect_folder.py": "tells options",
+    "pipelines/measures/choose.py": "compares options",
     "pipelines/option_file.py": "names_code",
     "pipelines/load_influence.py": "tells two options",
     "pipelines/report_sources.py": "check_code",

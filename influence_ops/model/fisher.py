@@ -50,8 +50,10 @@ def blocks_with_losses(
     if not isinstance(model, InfluenceModel):
         return None
     if fisher == "empirical":
+        if batch.weights is not None:  # they are on the gradients, and not on the draw
+            return None
         losses, gradients = model.losses_and_gradients(batch)
-        return (losses, gradients, gradients.blocks) if batch.weights is None else None
+        return losses, gradients, gradients.blocks
     if fisher == "expected" or model.likelihood is None:
         return None
     return model.losses_gradients_and_fisher(batch, *_numbers(model, batch, fisher, seed))
@@ -72,7 +74,7 @@ def _blocks_of_one(model: InfluenceModel, batch: ExampleBatch, fisher: Fisher, s
     if fisher != "expected" and model.likelihood is not None:
         yield model.fisher_blocks(batch, *_numbers(model, batch, fisher, seed))
         return
-    if fisher == "true" and model.likelihood is None:
+    if fisher == "true":
         raise ValueError(
             "--fisher true draws labels from the model's prediction, and what distribution this loss is of is not known; use --fisher "
             "signed, whose expectation is the same"

@@ -159,7 +159,9 @@ class CompiledSums:
 
     def of(self, layouts: Sequence[BlockLayout], first: bool, sums: Callable[..., Sums]) -> CompiledForAnyBatch[..., Sums]:
         """`sums`, of the layout and the draw, for any batch."""
-        return self._functions.setdefault((layouts, first), CompiledForAnyBatch(functools.partial(weakly(sums), layouts, first)))
+        if (layouts, first) not in self._functions:
+            self._functions[layouts, first] = CompiledForAnyBatch(functools.partial(weakly(sums), layouts, first))
+        return self._functions[layouts, first]
 
     def __reduce__(self) -> tuple[type[CompiledSums], tuple[()]]:
         return CompiledSums, ()

@@ -94,7 +94,9 @@ class LinearHeadDerivatives:
 
     def losses_and_blocks(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> tuple[tf.Tensor, tuple[Block, ...]]:
         """w_i ℓ(z_i) [B] and its gradients a_i ⊗ w_i ∂ℓ/∂z_i as one block."""
-        features = self._features(inputs)
+        return self._losses_and_blocks(self._features(inputs), targets, weights)
+
+    def _losses_and_blocks(self, features: tf.Tensor, targets: Targets, weights: tf.Tensor) -> tuple[tf.Tensor, tuple[Block, ...]]:
         outputs = self._outputs(features)
         with tf.GradientTape() as tape:
             tape.watch(outputs)
@@ -105,14 +107,16 @@ class LinearHeadDerivatives:
     def losses_and_signed_fisher(
         self, inputs: Tensors, targets: Targets, weights: tf.Tensor, signs: tf.Tensor
     ) -> tuple[tf.Tensor, tuple[Block, ...], tuple[Block, ...]]:
-        """`losses_and_blocks` and `signed_fisher_blocks`."""
-        return *self.losses_and_blocks(inputs, targets, weights), self.signed_fisher_blocks(inputs, targets, signs)
+        """`losses_and_blocks` and `signed_fisher_blocks` by one pass forward."""
+        features = self._features(inputs)
+        return *self._losses_and_blocks(features, targets, weights), self._fisher_blocks(features, targets, signs, drawn=False)
 
     def losses_and_drawn_fisher(
         self, inputs: Tensors, targets: Targets, weights: tf.Tensor, numbers: tf.Tensor
     ) -> tuple[tf.Tensor, tuple[Block, ...], tuple[Block, ...]]:
-        """`losses_and_blocks` and `drawn_fisher_blocks`."""
-        return *self.losses_and_blocks(inputs, targets, weights), self.drawn_fisher_blocks(inputs, targets, numbers)
+        """`losses_and_blocks` and `drawn_fisher_blocks` by one pass forward."""
+        features = self._features(inputs)
+        return *self._losses_and_blocks(features, targets, weights), self._fisher_blocks(features, targets, numbers, drawn=True)
 
     def placed_blocks(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> PlacedBlocks:
         """Refused: a layer on one vector of each example has no positions."""
@@ -124,14 +128,13 @@ class LinearHeadDerivatives:
 
     def signed_fisher_blocks(self, inputs: Tensors, targets: Targets, signs: tf.Tensor) -> tuple[Block, ...]:
         """J_iᵀ u_i as one block, for the directions u that signs [B, C] give; see `ExampleLoss.fisher_directions`."""
-        return self._fisher_blocks(inputs, targets, signs, drawn=False)
+        return self._fisher_blocks(self._features(inputs), targets, signs, drawn=False)
 
     def drawn_fisher_blocks(self, inputs: Tensors, targets: Targets, numbers: tf.Tensor) -> tuple[Block, ...]:
         """The same for labels that numbers in [0, 1) draw."""
-        return self._fisher_blocks(inputs, targets, numbers, drawn=True)
+        return self._fisher_blocks(self._features(inputs), targets, numbers, drawn=True)
 
-    def _fisher_blocks(self, inputs: Tensors, targets: Targets, numbers: tf.Tensor, drawn: bool) -> tuple[Block, ...]:
-        features = self._features(inputs)
+    def _fisher_blocks(self, features: tf.Tensor, targets: Targets, numbers: tf.Tensor, drawn: bool) -> tuple[Block, ...]:
         directions = self.loss.fisher_directions(targets, Outputs(self._outputs(features), (None,)), numbers, drawn)
         return (Factored(features[:, None], directions[:, None]),)
 

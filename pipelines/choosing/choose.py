@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from beam_influence.influence_ops.curvature.sample import Sample
 from beam_influence.influence_ops.curvature.stopped_early import TrainingEnd, training_end
+from beam_influence.influence_ops.model.evaluate import evaluate
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.network import declared_outputs
 from beam_influence.influence_ops.reading.features import FeatureSpec
-from beam_influence.influence_ops.scoring.scores import evaluate
 from beam_influence.pipelines.check_model import check_model
 from beam_influence.pipelines.choosing.rules import AUTO, WEIGHTS, Rule, Situation, candidates
 from beam_influence.pipelines.config import InfluenceConfig

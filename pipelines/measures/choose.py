@@ -14,7 +14,7 @@ from beam_influence.influence_ops.evaluation.candidates import Candidate, Judged
 from beam_influence.influence_ops.evaluation.damping_sweep import summed_gradients
 from beam_influence.influence_ops.evaluation.ground_truth import GroundTruth
 from beam_influence.influence_ops.evaluation.score_table import ScoreTable
-from beam_influence.influence_ops.scoring.scores import evaluate
+from beam_influence.influence_ops.model.evaluate import evaluate
 from beam_influence.pipelines.damping_sweep import gradients_of
 from beam_influence.pipelines.evaluate_config import EvaluateConfig
 from beam_influence.pipelines.evaluation_result import Figures, Row

@@ -2,7 +2,9 @@
 
     last      the job over a last layer (P = 330) of 100,000 examples | NumPy in memory
     ekfac     EK-FAC of an MLP, all 50,890 weights, 20,000 examples | kronfluence, in a Python of its own (--torch_python)
-    cnn       EK-FAC of a CNN, all 121,930 weights, 5,000 examples: the job | itself with --score_tolerance 0
+    cnn       EK-FAC of a CNN, all 121,930 weights, 5,000 examples | kronfluence
+    transformer  EK-FAC of a transformer's dense layers and attention, 5,000 examples of 32 tokens | kronfluence
+    products  the job of `cnn` | itself with --score_tolerance 0
     stage     the scoring stage of `ekfac` | the bare loop: read, decode, forward, backward, one product, no Beam
     processes the job of `ekfac`, two processes of one thread | one process of one thread
     start     the command over 2,500 examples, imports and all | `--help`
@@ -48,7 +50,9 @@ class Case:
 CASES = {
     "last": Case(("last_job", "last_numpy"), target=1.5),
     "ekfac": Case(("ekfac_job", "ekfac_kronfluence"), target=1 / 8),
-    "cnn": Case(("cnn_job", "cnn_one_product")),
+    "cnn": Case(("cnn_job", "cnn_kronfluence"), target=1 / 4),
+    "transformer": Case(("transformer_job", "transformer_kronfluence"), target=1 / 4),
+    "products": Case(("cnn_job", "cnn_one_product")),
     "stage": Case(("stage_job", "stage_bare"), "wall", 1 / 0.8),
     "processes": Case(("two_processes", "one_process"), "wall", 1 / 1.7),
     "start": Case(("start_job", "start_help"), "wall"),

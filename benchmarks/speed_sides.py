@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks import networks, scale
 
 EXAMPLES, TEST, TOP_K, IMAGES = 100_000, networks.TEST, networks.TOP_K, 10_000
+FIRST_FILES = "train-0000[01].tfrecord"
 Measured = dict[str, Any]
 
 
@@ -43,37 +44,60 @@ def ekfac_job(folder: pathlib.Path) -> Measured:
 
 def ekfac_kronfluence(folder: pathlib.Path) -> Measured:
     """The same by kronfluence."""
-    arrays = folder / "mlp" / "arrays.npz"
+    return _kronfluence(folder, "mlp", networks.TRAIN["mlp"])
+
+
+def _kronfluence(folder: pathlib.Path, network: str, count: int) -> Measured:
+    """The network's answer by kronfluence, for its first `count` training examples."""
+    arrays = folder / network / f"arrays-{count}.npz"
     if not arrays.exists():
-        _write_arrays(folder / "mlp", arrays)
-    answer = folder / "mlp" / "kronfluence.json"
-    program = str(pathlib.Path(__file__).with_name("kronfluence_mlp.py"))
-    command = [sys.argv[3], "-P", program, str(arrays), str(TOP_K), str(answer)]  # -P: it must not find operator.py beside it
+        _write_arrays(network, folder / network, count, arrays)
+    answer = folder / network / "kronfluence.json"
+    program = str(pathlib.Path(__file__).with_name("kronfluence_side.py"))
+    command = [sys.argv[3], "-P", program, network, str(arrays), str(TOP_K), str(answer)]  # -P: it must not find operator.py beside it
     subprocess.run(command, check=True, stdout=sys.stderr, env={})
     return json.loads(answer.read_text())
 
 
-def _write_arrays(folder: pathlib.Path, path: pathlib.Path) -> None:
+def _write_arrays(network: str, folder: pathlib.Path, count: int, path: pathlib.Path) -> None:
     from beam_influence.influence_ops import device
 
     device.configure_tensorflow()
     import keras
     import numpy as np
 
-    x, y = networks.draw_images(np.random.default_rng(5), networks.TRAIN["mlp"] + TEST)  # as `networks.make` draws them
+    draw = networks.draw_sequences if network == "transformer" else networks.draw_images
+    x, y = draw(np.random.default_rng(5), networks.TRAIN[network] + TEST)  # as `networks.make` draws them
     model: Any = keras.models.load_model(folder / "model.keras")
-    weights = dict(zip(("kernel-1", "bias-1", "kernel-3", "bias-3"), map(np.asarray, model.get_weights()), strict=True))
-    np.savez(path, **{"train-x": x[:-TEST], "train-y": y[:-TEST], "test-x": x[-TEST:], "test-y": y[-TEST:]}, **weights)
+    weights = {f"weight-{number}": np.asarray(weight) for number, weight in enumerate(model.get_weights())}
+    tested = {"test-x": x[-TEST:], "test-y": y[-TEST:], "logits": np.asarray(model(x[-TEST:]))}
+    np.savez(path, **{"train-x": x[:count], "train-y": y[:count], **tested, **weights})
 
 
 def cnn_job(folder: pathlib.Path) -> Measured:
-    """EK-FAC of the CNN."""
-    return _network_job(folder, "cnn", train="train-0000[01].tfrecord", curvature="ekfac")
+    """EK-FAC of the CNN, 5,000 examples."""
+    return _network_job(folder, "cnn", train=FIRST_FILES, curvature="ekfac", fisher="empirical")
+
+
+def cnn_kronfluence(folder: pathlib.Path) -> Measured:
+    """The same by kronfluence."""
+    return _kronfluence(folder, "cnn", 2 * networks.SHARD)
 
 
 def cnn_one_product(folder: pathlib.Path) -> Measured:
-    """The same, scored by one product over built gradients."""
-    return _network_job(folder, "cnn", train="train-0000[01].tfrecord", curvature="ekfac", score_tolerance=0.0)
+    """The same as `cnn_job`, scored by one product over built gradients."""
+    return _network_job(folder, "cnn", train=FIRST_FILES, curvature="ekfac", fisher="empirical", score_tolerance=0.0)
+
+
+def transformer_job(folder: pathlib.Path) -> Measured:
+    """EK-FAC of the transformer's dense layers and attention, which kronfluence has factors of, 5,000 examples."""
+    weights = ".*(multi_head_attention|dense).*"
+    return _network_job(folder, "transformer", train=FIRST_FILES, curvature="ekfac", fisher="empirical", weights=weights)
+
+
+def transformer_kronfluence(folder: pathlib.Path) -> Measured:
+    """The same by kronfluence."""
+    return _kronfluence(folder, "transformer", 2 * networks.SHARD)
 
 
 def stage_job(folder: pathlib.Path) -> Measured:
@@ -253,7 +277,8 @@ def _job(data: pathlib.Path, engine: list[str] | None = None, train: str = "trai
     usage, start = scale.Usage(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     paths = {"model": "model.keras", "train": train, "test": "test.tfrecord", "output": "out"}
     options |= {name: str(data / path) for name, path in paths.items()}
-    summary = run(InfluenceConfig(weights="all", precision="native", top_k=TOP_K, overwrite=True, **options), engine or [])
+    settings = {"weights": "all", "precision": "native", "top_k": TOP_K, "overwrite": True, **options}
+    summary = run(InfluenceConfig(**settings), engine or [])
     used = usage.read()
     rows = pq.read_table(data / "out" / "top_k").sort_by([("rank", "ascending")]).to_pylist()
     top: list[list[int]] = [[] for _ in range(TEST)]
@@ -267,8 +292,8 @@ def _job(data: pathlib.Path, engine: list[str] | None = None, train: str = "trai
 SIDES: dict[str, Callable[[pathlib.Path], Measured]] = {
     each.__name__: each
     for each in (
-        last_job, last_numpy, ekfac_job, ekfac_kronfluence, cnn_job, cnn_one_product, stage_job, stage_bare, two_processes, one_process,
-        start_job, start_help, images_job, images_fit,
+        last_job, last_numpy, ekfac_job, ekfac_kronfluence, cnn_job, cnn_kronfluence, cnn_one_product, transformer_job,
+        transformer_kronfluence, stage_job, stage_bare, two_processes, one_process, start_job, start_help, images_job, images_fit,
     )
 }  # fmt: skip
 

@@ -6,9 +6,11 @@ import inspect
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import tensorflow as tf
+
+from beam_influence.influence_ops.types import Tensors
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,29 +21,34 @@ def any_batch(tensor: tf.Tensor) -> tf.TensorSpec:
     return tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)
 
 
-class CompiledForAnyBatch(Generic[P, R]):
+class CompiledForAnyBatch(Generic[R]):
     """A function of tensors whose first axis is the batch's, traced once for each dtype, and shape of what follows that axis.
 
+    A traced function is a cycle, which keeps what it captured until garbage is collected. Large tensors that last for many batches (an
+    operator, solutions) are given as `constants`, so that they go with whoever holds them.
+
     Args:
-      function: of tensors, or tuples of them; it may not ask how many examples there are but by `tf.shape`. A method's object, which
-        keeps this, is not kept by it: what it holds on the device is let go of with it.
+      function: of tensors, or tuples of them, constants first where there are any; it may not ask how many examples there are but by
+        `tf.shape`. A method's object, which keeps this, is not kept by it.
     """
 
-    def __init__(self, function: Callable[P, R]):
+    def __init__(self, function: Callable[..., R]):
         self._function = weakly(function) if inspect.ismethod(function) else function
-        self._traced: dict[tuple[tuple[tf.DType, tuple[int | None, ...]], ...], Callable[P, R]] = {}
+        self._traced: dict[tuple[tuple[tf.DType, tuple[int | None, ...]], ...], Callable[..., R]] = {}
         self._tracing = threading.Lock()
 
-    def __call__(self, *arguments: P.args, **named: P.kwargs) -> R:
-        """The function's value."""
-        key = tuple((leaf.dtype, tuple(leaf.shape[1:])) for leaf in tf.nest.flatten(arguments))
+    def __call__(self, *of_batch: Any, constants: Tensors = None) -> R:
+        """The function's value; `constants`: tensors, or a structure of them, of the same shapes in every call; None: it takes none."""
+        fixed = () if constants is None else (constants,)
+        shapes = [(leaf.dtype, tuple(leaf.shape)) for leaf in tf.nest.flatten(fixed)]
+        key = (*shapes, *((leaf.dtype, tuple(leaf.shape[1:])) for leaf in tf.nest.flatten(of_batch)))
         if key not in self._traced:
             with self._tracing:
                 if key not in self._traced:
-                    signature = tf.nest.map_structure(any_batch, arguments)
+                    specs = (*tf.nest.map_structure(tf.TensorSpec.from_tensor, fixed), *tf.nest.map_structure(any_batch, of_batch))
                     # The concrete function: a tf.function that is called with a wrong shape never releases its lock.
-                    self._traced[key] = tf.function(self._function, input_signature=signature, autograph=False).get_concrete_function()
-        return self._traced[key](*arguments, **named)
+                    self._traced[key] = tf.function(self._function, input_signature=specs, autograph=False).get_concrete_function()
+        return self._traced[key](*fixed, *of_batch)
 
 
 def weakly(method: Callable[P, R]) -> Callable[P, R]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import hashlib
 from collections.abc import Iterator
 
@@ -29,7 +28,6 @@ class _Pass:
     """What one process accumulates with: the model, and the curvature at its pass."""
 
     def __init__(self, model: ExplainedModel, curvature: Curvature, states: list[Broadcast]):
-        gc.collect()  # compiled functions are cycles, which hold an earlier pass's bases
         self.model = model
         self.curvature = with_state(curvature, states)
         self.layout = hashlib.sha256(repr((model.fingerprint(), curvature.name, [state.digest for state in states])).encode()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Collection, Iterable, Iterator
 
 from apache_beam import pvalue
@@ -32,7 +31,6 @@ class OpenedInTurn:
         self._array: QueryArray = array
 
     def __iter__(self) -> Iterator[QueryBlock]:
-        gc.collect()  # compiled functions are cycles, which hold an earlier round's solutions
         return (open_block(reference, (self._array,)) for reference in self._references)
 
 

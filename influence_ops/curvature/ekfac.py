@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
-import tensorflow as tf
 
 from beam_influence.influence_ops.curvature.base import Curvature, FinishOptions, Preconditioner, Statistic
-from beam_influence.influence_ops.curvature.kfac import CompiledSums, Kfac, accumulate
-from beam_influence.influence_ops.curvature.kronecker import DeviceCopies, kronecker, squared_sum
+from beam_influence.influence_ops.curvature.kfac import CompiledSums, Draw, Kfac, Sums, accumulate
+from beam_influence.influence_ops.curvature.kronecker import DeviceCopies, in_basis, kronecker, squared_sum
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Block, BlockLayout
 
@@ -29,14 +28,14 @@ class Ekfac(Kfac):
     _bases: Mapping[str, np.ndarray] | None = None
     _device: DeviceCopies
 
-    def _add_block(
-        self, sums: dict[str, tf.Tensor], number: int | str, layout: BlockLayout, block: Block, weights: tf.Tensor | None, first: bool
-    ) -> None:
+    def _bases_on_device(self, dtype: str) -> Sums:
+        return {} if self._bases is None else self._device.all(self._bases, dtype)
+
+    def _add_block(self, sums: Sums, number: int | str, layout: BlockLayout, block: Block, draw: Draw) -> None:
         if self._bases is None:
-            super()._add_block(sums, number, layout, block, weights, first)
+            super()._add_block(sums, number, layout, block, draw)
             return
-        rotated = self._device.rotated(self._bases, number, block)
-        accumulate(sums, f"eigenvalues-{number}", squared_sum(layout, rotated, weights))
+        accumulate(sums, f"eigenvalues-{number}", squared_sum(layout, in_basis(draw.bases, number, block), draw.weights))
 
     def advance(self, model: ExplainedModel, statistic: Statistic) -> dict[str, np.ndarray]:
         self._examples(statistic)

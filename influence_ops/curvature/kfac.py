@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -32,7 +32,21 @@ of EK-FAC's time. kfac-jax keeps no more of scales and shifts of any length."""
 
 _POSITIONS = "positions"
 Sums = dict[str, tf.Tensor]
-"""A batch's sums by name, on the device."""
+"""A batch's sums by name, on the device; or other tensors by name."""
+
+
+class Draw(NamedTuple):
+    """How the gradients of a batch are summed.
+
+    Attributes:
+      weights: of the examples; None: all are 1.
+      first: whether this is the first of the draws.
+      bases: what a later pass turns gradients by.
+    """
+
+    weights: tf.Tensor | None
+    first: bool
+    bases: Sums
 
 
 class Kfac(Curvature):
@@ -69,35 +83,38 @@ class Kfac(Curvature):
     ) -> Statistic:
         weights = () if batch.weights is None else (model.curvature_weights(batch),)
         layout = model.layout(batch.inputs).blocks
-        of_batch: Sums = {}
+        of_batch = Sums()
         for draw, blocks in enumerate(draws):
             sums = self._compiled.of(layout, draw == 0, self._sums)
-            for name, value in sums(weights, *blocks).items():
+            for name, value in sums(weights, *blocks, constants=self._bases_on_device(model.dtype)).items():
                 accumulate(of_batch, name, value)
         for name, total in of_batch.items():  # all at once: a batch that does not fit the device leaves no trace
             add_to(statistic, name, total.numpy())
         statistic[COUNT] += len(batch)
         return statistic
 
-    def _sums(self, layouts: Sequence[BlockLayout], first: bool, weights: tuple[tf.Tensor, ...], *blocks: Block) -> Sums:
+    def _bases_on_device(self, dtype: str) -> Sums:
+        """What the sums need beside the batch."""
+        return {}
+
+    def _sums(self, layouts: Sequence[BlockLayout], first: bool, bases: Sums, weights: tuple[tf.Tensor, ...], *blocks: Block) -> Sums:
         """A batch's sums; `weights`: () where all are 1; `first`: at the first of the draws."""
-        sums: Sums = {}
+        draw, sums = Draw(weights[0] if weights else None, first, bases), Sums()
         for number, (layout, block) in enumerate(zip(layouts, blocks, strict=True)):
             # One after the other: else what all blocks need besides is in memory at once.
             with tf.control_dependencies(list(sums.values())[-1:]):
-                self._add_block(sums, number, layout, block, weights[0] if weights else None, first)
+                self._add_block(sums, number, layout, block, draw)
         return sums
 
-    def _add_block(
-        self, sums: dict[str, tf.Tensor], number: int | str, layout: BlockLayout, block: Block, weights: tf.Tensor | None, first: bool
-    ) -> None:
+    def _add_block(self, sums: Sums, number: int | str, layout: BlockLayout, block: Block, draw: Draw) -> None:
         """Adds a batch's gradients in one block to its sums."""
+        weights = draw.weights
         if isinstance(block, Materialised) and layout.rows > 1:
             of_rows = _moment(tf.transpose(block.values, [0, 2, 1]), weights, layout.rows)
             squares = tf.cast(of_rows if of_rows.shape.rank == 1 else tf.linalg.diag_part(of_rows), tf.float64)
             accumulate(sums, f"inputs-{number}", of_rows)
             accumulate(sums, f"{_POSITIONS}-{number}", tf.reduce_sum(squares, keepdims=True))
-        elif first:  # the inputs are the same for every label
+        elif draw.first:  # the inputs are the same for every label
             of_each = tf.ones([tf.shape(block[-1])[0]], block[-1].dtype) if weights is None else weights
             accumulate(sums, f"inputs-{number}", _input_moment(layout, block, of_each, weights))
             accumulate(sums, f"{_POSITIONS}-{number}", tf.reduce_sum(tf.cast(of_each, tf.float64), keepdims=True) * positions_of(block))
@@ -138,7 +155,7 @@ class Kfac(Curvature):
             raise ValueError(f"rcond is of one matrix's eigenvalues; {self.name} takes only a damping")
 
 
-def accumulate(of_batch: dict[str, tf.Tensor], name: str, value: tf.Tensor) -> None:
+def accumulate(of_batch: Sums, name: str, value: tf.Tensor) -> None:
     """Adds to a sum of a batch, in float64 where it is of several draws, or makes it."""
     of_batch[name] = tf.cast(of_batch[name], tf.float64) + tf.cast(value, tf.float64) if name in of_batch else value
 
@@ -155,9 +172,9 @@ class CompiledSums:
     """The sums over a batch as compiled functions, by layout: of the first draw, and of the others. Another process makes its own."""
 
     def __init__(self) -> None:
-        self._functions: dict[tuple[Sequence[BlockLayout], bool], CompiledForAnyBatch[..., Sums]] = {}
+        self._functions: dict[tuple[Sequence[BlockLayout], bool], CompiledForAnyBatch[Sums]] = {}
 
-    def of(self, layouts: Sequence[BlockLayout], first: bool, sums: Callable[..., Sums]) -> CompiledForAnyBatch[..., Sums]:
+    def of(self, layouts: Sequence[BlockLayout], first: bool, sums: Callable[..., Sums]) -> CompiledForAnyBatch[Sums]:
         """`sums`, of the layout and the draw, for any batch."""
         if (layouts, first) not in self._functions:
             self._functions[layouts, first] = CompiledForAnyBatch(functools.partial(weakly(sums), layouts, first))

@@ -45,31 +45,36 @@ class DeviceCopies:
     def __init__(self) -> None:
         self._tensors: dict[tuple[str, tf.DType], tf.Tensor] = {}
 
-    def of(self, name: str, array: Callable[[], np.ndarray], dtype: tf.DType) -> tf.Tensor:
+    def of(self, name: str, array: Callable[[], np.ndarray], dtype: str | tf.DType) -> tf.Tensor:
         """The tensor `name`, of what `array` gives when it is asked for first."""
-        key = (name, dtype)
+        key = (name, tf.as_dtype(dtype))
         if key not in self._tensors:
-            with tf.init_scope():  # not within a graph that is being traced
-                self._tensors[key] = tf.constant(array(), dtype)
+            self._tensors[key] = tf.constant(array(), key[1])
         return self._tensors[key]
 
+    def all(self, arrays: Mapping[str, np.ndarray], dtype: str | tf.DType) -> dict[str, tf.Tensor]:
+        """All of them, by name."""
+        return {name: self.of(name, lambda array=array: array, dtype) for name, array in arrays.items()}
+
     def rotated(self, arrays: Mapping[str, np.ndarray], number: int | str, block: Block) -> Block:
-        """Block `number` in the basis of its sides' vectors, `inputs-number` and `errors-number` ([0, 0]: as it is)."""
-
-        def vectors(side: str) -> tf.Tensor:
-            name = f"{side}-{number}"
-            return self.of(name, lambda: arrays[name], block[-1].dtype)
-
-        if arrays[f"errors-{number}"].size:
-            block = block._make((*block[:-1], tf.matmul(block[-1], vectors("errors"))))
-        if isinstance(block, Factored) and arrays[f"inputs-{number}"].size:
-            block = Factored(tf.matmul(block.inputs, vectors("inputs")), block.errors)
-        if isinstance(block, Materialised) and arrays[f"inputs-{number}"].size:
-            block = Materialised(tf.einsum("ik,bio->bko", vectors("inputs"), block.values))
-        return block
+        """Block `number` in the basis of its sides' vectors."""
+        sides = {name: arrays[name] for name in (f"inputs-{number}", f"errors-{number}")}
+        return in_basis(self.all(sides, block[-1].dtype), number, block)
 
     def __reduce__(self) -> tuple[type[DeviceCopies], tuple[()]]:
         return DeviceCopies, ()  # another process makes its own
+
+
+def in_basis(bases: Mapping[str, tf.Tensor], number: int | str, block: Block) -> Block:
+    """Block `number` in the basis of its sides' vectors, `inputs-number` and `errors-number` ([0, 0]: as it is)."""
+    inputs, errors = bases[f"inputs-{number}"], bases[f"errors-{number}"]
+    if errors.shape[0]:
+        block = block._make((*block[:-1], tf.matmul(block[-1], errors)))
+    if isinstance(block, Factored) and inputs.shape[0]:
+        block = Factored(tf.matmul(block.inputs, inputs), block.errors)
+    if isinstance(block, Materialised) and inputs.shape[0]:
+        block = Materialised(tf.einsum("ik,bio->bko", inputs, block.values))
+    return block
 
 
 def squared_sum(layout: Any, block: Block, weights: tf.Tensor | None) -> tf.Tensor:

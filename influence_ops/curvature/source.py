@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
-import tensorflow as tf
 
 from beam_influence.influence_ops.curvature.base import FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.ekfac import Ekfac
+from beam_influence.influence_ops.curvature.kfac import Draw, Sums
 from beam_influence.influence_ops.curvature.segments import Segments, check_segments, facts_of, forgotten, from_facts, learned, segments_of
 from beam_influence.influence_ops.curvature.solved_block import turned
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
@@ -91,11 +91,9 @@ class Source(Ekfac):
         self._layers = len(model.layout(batch.inputs).blocks) // len(model.parts)
         return super()._add_draws(model, statistic, batch, draws)
 
-    def _add_block(
-        self, sums: dict[str, tf.Tensor], number: int | str, layout: BlockLayout, block: Block, weights: tf.Tensor | None, first: bool
-    ) -> None:
+    def _add_block(self, sums: Sums, number: int | str, layout: BlockLayout, block: Block, draw: Draw) -> None:
         segment = self._segments.of_checkpoint(int(number) // self._layers)
-        super()._add_block(sums, f"{segment}-{int(number) % self._layers}", layout, block, weights, first)
+        super()._add_block(sums, f"{segment}-{int(number) % self._layers}", layout, block, draw)
 
     def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         bases, examples = self._bases, self._examples(statistic)

@@ -106,11 +106,11 @@ class Contraction:
             return np.zeros((self.queries, len(gradients)))
         blocks = gradients.blocks
         if all(isinstance(way, _Way) and len(gradients) <= way.at_once(block) for way, block in zip(self._ways, blocks, strict=True)):
-            return self._compiled(*blocks).numpy()
+            return self._compiled(*blocks, constants=[way.tensors for way in self._ways if isinstance(way, _Way)]).numpy()
         return self._total(lambda number: _in_parts(self._ways[number], blocks[number], number, turned)).numpy()
 
-    def _of_blocks(self, *blocks: Block) -> tf.Tensor:
-        return self._total(lambda number: _at_once(self._ways[number], blocks[number]))
+    def _of_blocks(self, tensors: list[tuple[tf.Tensor, ...]], *blocks: Block) -> tf.Tensor:
+        return self._total(lambda number: _at_once(self._ways[number], blocks[number], tensors[number]))
 
     def _total(self, scores: Callable[[int], tf.Tensor]) -> tf.Tensor:
         """[T, B] from the [B, T] of each block. Added up on the device, so that the host waits once."""
@@ -187,29 +187,40 @@ def built_at_once(layout: BlockLayout) -> int:
 
 
 class _Way(abc.ABC):
-    """How the scores of one block are computed."""
+    """How the scores of one block are computed.
+
+    Attributes:
+      cost: why so.
+      tensors: of the solutions, on the device.
+    """
 
     cost: Cost
+    tensors: tuple[tf.Tensor, ...]
 
     @abc.abstractmethod
     def at_once(self, block: Block) -> int:
         """How many examples are scored at once, so that no more than `_AT_ONCE` numbers are in memory; 0: not in one compiled function."""
 
     @abc.abstractmethod
-    def scores(self, block: Block) -> tf.Tensor:
-        """[B, T] of so many examples."""
+    def scores(self, block: Block, *tensors: tf.Tensor) -> tf.Tensor:
+        """[B, T] of so many examples; `tensors`: the way's own, or what stands for them in a graph."""
 
 
-def _at_once(way: _Way | _Turned, block: Block) -> tf.Tensor:
+def _at_once(way: _Way | _Turned, block: Block, tensors: tuple[tf.Tensor, ...]) -> tf.Tensor:
     assert isinstance(way, _Way)
-    return way.scores(block)
+    return way.scores(block, *tensors)
+
+
+def _on_device(array: np.ndarray, dtype: str) -> tf.Tensor:
+    """The array as a tensor; NumPy converts and arranges it, which takes TensorFlow several times as long."""
+    return tf.constant(np.ascontiguousarray(array, dtype=tf.as_dtype(dtype).as_numpy_dtype))
 
 
 def _in_parts(way: _Way | _Turned, block: Block, number: int, turned: TurnedBlocks | None) -> tf.Tensor:
     if isinstance(way, _Turned):
         assert turned is not None
         return way.products.scores(*turned.of(number))
-    parts = [way.scores(part) for _, part in parts_of(block, way.at_once(block) or len(block[0]))]
+    parts = [way.scores(part, *way.tensors) for _, part in parts_of(block, way.at_once(block) or len(block[0]))]
     return parts[0] if len(parts) == 1 else tf.concat(parts, axis=0)
 
 
@@ -217,32 +228,33 @@ class _Gemm(_Way):
     def __init__(self, cost: Cost, layout: BlockLayout, matrices: np.ndarray, dtype: str):
         self.cost = cost
         self._layout = layout
-        self._queries = tf.constant(matrices.reshape(len(matrices), -1).T, dtype)
+        self.tensors = (_on_device(matrices.reshape(len(matrices), -1).T, dtype),)
 
     def at_once(self, block: Block) -> int:
         return built_at_once(self._layout)
 
-    def scores(self, block: Block) -> tf.Tensor:
-        return tf.matmul(tf.reshape(materialise(self._layout, block), [-1, self._layout.size]), self._queries)
+    def scores(self, block: Block, *tensors: tf.Tensor) -> tf.Tensor:
+        (queries,) = tensors
+        return tf.matmul(tf.reshape(materialise(self._layout, block), [-1, self._layout.size]), queries)
 
 
 class _Rebuilt(_Way):
     def __init__(self, cost: Cost, layout: BlockLayout, factors: Factors, dtype: str):
         self.cost = cost
         self._layout = layout
-        self._left, self._right = (tf.constant(each, dtype) for each in factors)
+        self.tensors = tuple(_on_device(each, dtype) for each in factors)
 
     def at_once(self, block: Block) -> int:
         return 0  # a graph might build the matrices of all queries at once
 
-    def scores(self, block: Block) -> tf.Tensor:
-        rows, size = built_at_once(self._layout), self._layout.size
+    def scores(self, block: Block, *tensors: tf.Tensor) -> tf.Tensor:
+        (lefts, rights), rows, size = tensors, built_at_once(self._layout), self._layout.size
         parts = []
         for _, part in parts_of(block, rows):
             gradients = tf.reshape(materialise(self._layout, part), [-1, size])
             columns = []
-            for first in range(0, len(self._left), rows):
-                left, right = self._left[first : first + rows], self._right[first : first + rows]
+            for first in range(0, len(lefts), rows):
+                left, right = lefts[first : first + rows], rights[first : first + rows]
                 columns.append(tf.matmul(gradients, tf.reshape(tf.matmul(left, right, transpose_a=True), [-1, size]), transpose_b=True))
             parts.append(tf.concat(columns, axis=1))
         return tf.concat(parts, axis=0)
@@ -251,19 +263,17 @@ class _Rebuilt(_Way):
 class _LowRank(_Way):
     def __init__(self, cost: Cost, factors: Factors, dtype: str):
         self.cost = cost
-        left, right = factors
-        self._queries, self._rank = left.shape[:2]
-        self._left = tf.constant(left.reshape(-1, left.shape[2]).T, dtype)
-        self._right = tf.constant(right.reshape(-1, right.shape[2]).T, dtype)
+        self._queries, self._rank = factors[0].shape[:2]
+        self.tensors = tuple(_on_device(each.reshape(-1, each.shape[2]).T, dtype) for each in factors)
 
     def at_once(self, block: Block) -> int:
         return max(1, _AT_ONCE // max(1, positions_of(block) * self._queries * self._rank))
 
-    def scores(self, block: Block) -> tf.Tensor:
+    def scores(self, block: Block, *tensors: tf.Tensor) -> tf.Tensor:
         assert isinstance(block, Factored)
         a, g = block
-        left = tf.matmul(tf.reshape(a, [-1, a.shape[2]]), self._left)
-        right = tf.matmul(tf.reshape(g, [-1, g.shape[2]]), self._right)
+        left = tf.matmul(tf.reshape(a, [-1, a.shape[2]]), tensors[0])
+        right = tf.matmul(tf.reshape(g, [-1, g.shape[2]]), tensors[1])
         return tf.reduce_sum(tf.reshape(left * right, [-1, a.shape[1], self._queries, self._rank]), axis=[1, 3])
 
 
@@ -276,13 +286,13 @@ class _Turned:
 class _Lookup(_Way):
     def __init__(self, cost: Cost, matrices: np.ndarray, dtype: str):
         self.cost = cost
-        self._rows = tf.constant(matrices.transpose(1, 0, 2), dtype)  # [I, T, O]
+        self.tensors = (_on_device(matrices.transpose(1, 0, 2), dtype),)  # [I, T, O]
 
     def at_once(self, block: Block) -> int:
-        _, queries, columns = self._rows.shape
+        _, queries, columns = self.tensors[0].shape
         return max(1, _AT_ONCE // (positions_of(block) * int(queries or 1) * int(columns or 1)))
 
-    def scores(self, block: Block) -> tf.Tensor:
+    def scores(self, block: Block, *tensors: tf.Tensor) -> tf.Tensor:
         assert isinstance(block, OneHot)
-        rows = tf.gather(self._rows, block.ids)  # [b, S, T, O]
+        rows = tf.gather(tensors[0], block.ids)  # [b, S, T, O]
         return tf.einsum("bsto,bso->bt", rows, block.errors)

@@ -1,0 +1,165 @@
+"""EK-FAC of a network of `benchmarks.networks` by kronfluence (1.0), from arrays, on the CPU: a program for an environment of its own,
+with torch alone.
+
+    python benchmarks/kronfluence_side.py NETWORK DATA.npz TOP_K OUTPUT
+"""
+
+# pyright: basic, reportMissingImports=false
+
+import json
+import pathlib
+import resource
+import sys
+import tempfile
+import time
+
+import numpy as np
+import torch
+from kronfluence.analyzer import Analyzer, prepare_model
+from kronfluence.arguments import FactorArguments, ScoreArguments
+from kronfluence.task import Task
+from torch import nn
+
+
+class Classification(Task):
+    """The softmax cross-entropy, with the labels of the data."""
+
+    def compute_train_loss(self, batch, model, sample=False):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="sum")
+
+    def compute_measurement(self, batch, model):
+        return self.compute_train_loss(batch, model)
+
+
+def dense(weights):
+    """A Keras layer's kernel and bias, of any number of heads, as a linear layer."""
+    kernel, bias = weights.pop(0), weights.pop(0)
+    layer = nn.Linear(kernel.size // bias.size, bias.size)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(kernel.reshape(-1, bias.size).T))
+        layer.bias.copy_(torch.tensor(bias.ravel()))
+    return layer
+
+
+def convolution(weights):
+    """A Keras kernel [h, w, I, O] and bias."""
+    kernel, bias = weights.pop(0), weights.pop(0)
+    layer = nn.Conv2d(kernel.shape[2], kernel.shape[3], kernel.shape[:2])
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(kernel.transpose(3, 2, 0, 1).copy()))
+        layer.bias.copy_(torch.tensor(bias))
+    return layer
+
+
+def norm(weights):
+    """Keras's LayerNormalization, which kronfluence has no factors of: it is not watched."""
+    scale, center = weights.pop(0), weights.pop(0)
+    layer = nn.LayerNorm(len(scale), eps=1e-3)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(scale))
+        layer.bias.copy_(torch.tensor(center))
+    return layer
+
+
+class ChannelsLast(nn.Module):
+    """The order in which Keras flattens."""
+
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+class ChannelsFirst(nn.Module):
+    """Torch's order of an image's axes."""
+
+    def forward(self, x):
+        return x.permute(0, 3, 1, 2)
+
+
+class Attention(nn.Module):
+    """Keras's MultiHeadAttention of four heads."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.query, self.key, self.value = dense(weights), dense(weights), dense(weights)
+        self.out = dense(weights)
+
+    def forward(self, x):
+        q, k, v = (each(x).unflatten(-1, (4, -1)).transpose(1, 2) for each in (self.query, self.key, self.value))
+        mixed = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, -1) @ v
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Attention and two dense layers, each with its norm."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.attention, self.first = Attention(weights), norm(weights)
+        self.wide, self.narrow, self.second = dense(weights), dense(weights), norm(weights)
+
+    def forward(self, x):
+        x = self.first(x + self.attention(x))
+        return self.second(x + self.narrow(nn.functional.gelu(self.wide(x))))
+
+
+class Transformer(nn.Module):
+    """`networks.make_transformer`."""
+
+    def __init__(self, weights):
+        super().__init__()
+        table = weights.pop(0)
+        self.embedding = nn.Embedding(*table.shape)
+        with torch.no_grad():
+            self.embedding.weight.copy_(torch.tensor(table))
+        self.blocks = nn.Sequential(Block(weights), Block(weights))
+        self.head = dense(weights)
+
+    def forward(self, tokens):
+        return self.head(self.blocks(self.embedding(tokens)).mean(1))
+
+
+def network(name, weights):
+    """The network with the weights of Keras's."""
+    if name == "mlp":
+        return nn.Sequential(nn.Flatten(), dense(weights), nn.ReLU(), dense(weights))
+    if name == "cnn":
+        convolutions = [part for _ in range(2) for part in (convolution(weights), nn.ReLU(), nn.MaxPool2d(2))]
+        return nn.Sequential(ChannelsFirst(), *convolutions, ChannelsLast(), dense(weights), nn.ReLU(), dense(weights))
+    return Transformer(weights)
+
+
+def main(name: str, path: str, top_k: int, output: str) -> None:
+    """Fits, scores, and writes what it took after the imports and which training examples come first."""
+    cpu, wall, start = time.process_time(), time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    arrays = np.load(path)
+    layers = network(name, [arrays[f"weight-{number}"] for number in range(sum(key.startswith("weight-") for key in arrays))])
+    tensors = [[torch.tensor(arrays[f"{split}-{part}"]) for part in "xy"] for split in ("train", "test")]
+    with torch.no_grad():
+        difference = float((layers(tensors[1][0]) - torch.tensor(arrays["logits"])).abs().max())
+    assert difference < 1e-4, difference
+    train, test = (torch.utils.data.TensorDataset(*pair) for pair in tensors)
+    task = Classification()
+    model = prepare_model(layers, task)
+    with tempfile.TemporaryDirectory() as folder:
+        analyzer = Analyzer(name, model, task, cpu=True, output_dir=folder, disable_tqdm=True)
+        factors = FactorArguments(strategy="ekfac", use_empirical_fisher=True)
+        analyzer.fit_all_factors("ekfac", train, per_device_batch_size=256, factor_args=factors)
+        # None: 0.1 × the mean eigenvalue of each layer, as ours by default.
+        analyzer.compute_pairwise_scores(
+            "scores",
+            "ekfac",
+            test,
+            train,
+            per_device_query_batch_size=100,
+            per_device_train_batch_size=256,
+            score_args=ScoreArguments(damping_factor=None),
+        )
+        scores = analyzer.load_pairwise_scores("scores")
+    top = torch.topk(scores["all_modules"], top_k, dim=1).indices.tolist()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = {"cpu": time.process_time() - cpu, "wall": time.monotonic() - wall, "peak": peak / 1024, "over": (peak - start) / 1024}
+    pathlib.Path(output).write_text(json.dumps({**found, "top": top}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])

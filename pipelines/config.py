@@ -24,8 +24,8 @@ if typing.TYPE_CHECKING:  # when it is needed, it is imported: --help need not w
     from beam_influence.influence_ops.curvature import Curvature
     from beam_influence.influence_ops.scoring.outputs.base import OutputOptions
     from beam_influence.influence_ops.scoring.query_block import QueryArray
+    from beam_influence.influence_ops.scoring.ranking import Order
     from beam_influence.influence_ops.scoring.scores import ScoreOptions
-    from beam_influence.influence_ops.scoring.top_k import Order
 
 _GROUPS = (DataOptions, ModelOptions, MethodOptions, ResultOptions)
 

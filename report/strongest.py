@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from beam_influence.influence_ops.arrow_compute import pc
-from beam_influence.influence_ops.scoring.top_k import Order, ranking_key
+from beam_influence.influence_ops.scoring.ranking import Order, ranking_key
 
 _RANKED = "ranked"
 

@@ -18,7 +18,8 @@ from beam_influence.influence_ops.replay.smoothness import changed_weights, pred
 from beam_influence.influence_ops.replay.training_run import TrainingRun
 from beam_influence.influence_ops.results import schemas, tables
 from beam_influence.influence_ops.results.result_files import ParquetFile, write_table
-from beam_influence.influence_ops.scoring.top_k import Order, TopK
+from beam_influence.influence_ops.scoring.ranking import Order
+from beam_influence.influence_ops.scoring.top_k import TopK
 from beam_influence.transforms.elements import FILES, RejectedExample, Shard, ShardCount, WrittenFile
 from beam_influence.transforms.files import BeamFiles
 from beam_influence.transforms.open_replay import Replay, TrainingRecipe, open_run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from beam_influence.influence_ops.scoring.top_k import Order
+from beam_influence.influence_ops.scoring.ranking import Order
 
 
 class ORDER(enum.Enum):

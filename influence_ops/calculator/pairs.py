@@ -212,7 +212,7 @@ class InfluenceCalculator(VectorCalculator):
         with table.writing() as write:
             for found in tests():
                 top = TopK(len(found.batch), k, ranking(order))
-                top.values, top.ids = found.values, found.positions.astype(str).astype(object)
+                top.replace(found.values, found.positions.astype(str).astype(object))
                 write(tables.top_k_table(found.batch.ids, top, self._example_count))
                 check_same_examples(blocks.digests(), digests, path)
                 given.append(example_digests(found.batch))

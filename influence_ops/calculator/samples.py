@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from beam_influence.influence_ops.scoring.top_k import Order, TopK
+from beam_influence.influence_ops.scoring.ranking import Order
+from beam_influence.influence_ops.scoring.top_k import TopK
 from beam_influence.influence_ops.types import Tensors, TensorSpecs
 
 RESHUFFLED = (

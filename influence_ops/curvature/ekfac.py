@@ -35,7 +35,8 @@ class Ekfac(Kfac):
         if self._bases is None:
             super()._add_block(sums, number, layout, block, draw)
             return
-        accumulate(sums, f"eigenvalues-{number}", squared_sum(layout, in_basis(draw.bases, number, block), draw.weights))
+        squares = squared_sum(layout, in_basis(draw.bases, number, block), draw.weights, draw.most)
+        accumulate(sums, f"eigenvalues-{number}", squares)
 
     def advance(self, model: ExplainedModel, statistic: Statistic) -> dict[str, np.ndarray]:
         self._examples(statistic)

@@ -41,11 +41,13 @@ class Draw(NamedTuple):
     Attributes:
       weights: of the examples; None: all are 1.
       first: whether this is the first of the draws.
+      most: at least as many as a batch has examples.
       bases: what a later pass turns gradients by.
     """
 
     weights: tf.Tensor | None
     first: bool
+    most: int
     bases: Sums
 
 
@@ -85,7 +87,7 @@ class Kfac(Curvature):
         layout = model.layout(batch.inputs).blocks
         of_batch = Sums()
         for draw, blocks in enumerate(draws):
-            sums = self._compiled.of(layout, draw == 0, self._sums)
+            sums = self._compiled.of(layout, draw == 0, len(batch), self._sums)
             for name, value in sums(weights, *blocks, constants=self._bases_on_device(model.dtype)).items():
                 accumulate(of_batch, name, value)
         for name, total in of_batch.items():  # all at once: a batch that does not fit the device leaves no trace
@@ -97,9 +99,11 @@ class Kfac(Curvature):
         """What the sums need beside the batch."""
         return {}
 
-    def _sums(self, layouts: Sequence[BlockLayout], first: bool, bases: Sums, weights: tuple[tf.Tensor, ...], *blocks: Block) -> Sums:
-        """A batch's sums; `weights`: () where all are 1; `first`: at the first of the draws."""
-        draw, sums = Draw(weights[0] if weights else None, first, bases), Sums()
+    def _sums(
+        self, layouts: Sequence[BlockLayout], first: bool, most: int, bases: Sums, weights: tuple[tf.Tensor, ...], *blocks: Block
+    ) -> Sums:
+        """A batch's sums; `weights`: () where all are 1."""
+        draw, sums = Draw(weights[0] if weights else None, first, most, bases), Sums()
         for number, (layout, block) in enumerate(zip(layouts, blocks, strict=True)):
             # One after the other: else what all blocks need besides is in memory at once.
             with tf.control_dependencies(list(sums.values())[-1:]):
@@ -172,13 +176,17 @@ class CompiledSums:
     """The sums over a batch as compiled functions, by layout: of the first draw, and of the others. Another process makes its own."""
 
     def __init__(self) -> None:
-        self._functions: dict[tuple[Sequence[BlockLayout], bool], CompiledForAnyBatch[Sums]] = {}
+        self._most = 64
+        self._functions: dict[tuple[Sequence[BlockLayout], bool, int], CompiledForAnyBatch[Sums]] = {}
 
-    def of(self, layouts: Sequence[BlockLayout], first: bool, sums: Callable[..., Sums]) -> CompiledForAnyBatch[Sums]:
-        """`sums`, of the layout and the draw, for any batch."""
-        if (layouts, first) not in self._functions:
-            self._functions[layouts, first] = CompiledForAnyBatch(functools.partial(weakly(sums), layouts, first))
-        return self._functions[layouts, first]
+    def of(self, layouts: Sequence[BlockLayout], first: bool, count: int, sums: Callable[..., Sums]) -> CompiledForAnyBatch[Sums]:
+        """`sums`, of the layout and the draw, for batches of `count` examples or fewer."""
+        while self._most < count:
+            self._most *= 2
+        key = layouts, first, self._most
+        if key not in self._functions:
+            self._functions[key] = CompiledForAnyBatch(functools.partial(weakly(sums), *key))
+        return self._functions[key]
 
     def __reduce__(self) -> tuple[type[CompiledSums], tuple[()]]:
         return CompiledSums, ()

@@ -77,8 +77,8 @@ def in_basis(bases: Mapping[str, tf.Tensor], number: int | str, block: Block) ->
     return block
 
 
-def squared_sum(layout: Any, block: Block, weights: tf.Tensor | None) -> tf.Tensor:
-    """Σ_i w_i G_i² elementwise, G_i [I, O] the gradient of example i in `block`; weights None: all are 1."""
+def squared_sum(layout: Any, block: Block, weights: tf.Tensor | None, most: int) -> tf.Tensor:
+    """Σ_i w_i G_i² elementwise, G_i [I, O] the gradient of example i of at most `most` in `block`; weights None: all are 1."""
     if isinstance(block, Factored) and block.inputs.shape[1] == 1:
         a, g = block.inputs[:, 0], tf.square(block.errors[:, 0])
         return tf.matmul(tf.square(a), g if weights is None else g * weights[:, None], transpose_a=True)
@@ -92,13 +92,18 @@ def squared_sum(layout: Any, block: Block, weights: tf.Tensor | None) -> tf.Tens
         if weights is not None:
             squares *= tf.gather(weights, unique // layout.rows)[:, None]
         return tf.math.unsorted_segment_sum(squares, unique % layout.rows, layout.rows)
-    step = max(1, _ROTATED_AT_ONCE // layout.size)
 
-    def add(start: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        rows = slice(start, start + step)
+    def of_rows(rows: slice) -> tf.Tensor:
         gradients = tf.reshape(materialise(layout, block._make(tensor[rows] for tensor in block)), [-1, layout.size])
         of_each = tf.ones_like(gradients[:, 0]) if weights is None else weights[rows]
-        return start + step, total + tf.linalg.matvec(tf.square(gradients), of_each, transpose_a=True)
+        return tf.linalg.matvec(tf.square(gradients), of_each, transpose_a=True)
+
+    step = max(1, _ROTATED_AT_ONCE // layout.size)
+    if step >= most:
+        return tf.reshape(of_rows(slice(None)), [layout.rows, layout.columns])
+
+    def add(start: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return start + step, total + of_rows(slice(start, start + step))
 
     zeros = tf.zeros([layout.size], block[-1].dtype)
     total = tf.while_loop(lambda start, _: start < tf.shape(block[0])[0], add, (tf.constant(0), zeros), parallel_iterations=1)[1]

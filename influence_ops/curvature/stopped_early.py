@@ -83,7 +83,7 @@ def mean_eigenvalue(model: ExplainedModel, batches: Iterable[ExampleBatch], seed
     for batch in batches:
         layouts, weights = model.layout(batch.inputs).blocks, model.curvature_weights(batch)
         for blocks in _fisher_blocks(model, batch, seed):
-            squares += sum(float(tf.reduce_sum(squared_sum(*pair, weights))) for pair in zip(layouts, blocks, strict=True))
+            squares += sum(float(tf.reduce_sum(squared_sum(*pair, weights, len(batch)))) for pair in zip(layouts, blocks, strict=True))
         count += len(batch)
     penalties = zip(model.block_penalties(), model.layout().blocks, strict=True)
     return (squares / count + sum(penalty * layout.size for penalty, layout in penalties)) / model.size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from beam_influence.influence_ops.any_batch import any_batch
 from beam_influence.influence_ops.model.autodiff import AutodiffDerivatives
 from beam_influence.influence_ops.model.exact_moments import exact_moments
 from beam_influence.influence_ops.model.example_loss import ExampleLoss, Targets
-from beam_influence.influence_ops.model.gradients.blocks import Layout
+from beam_influence.influence_ops.model.gradients.blocks import Layout, bounds_of
 from beam_influence.influence_ops.model.gradients.discover import declared_examples
 from beam_influence.influence_ops.model.heads import Heads
 from beam_influence.influence_ops.model.linear_head import LinearHeadDerivatives, is_linear_head
@@ -27,6 +28,7 @@ TRACING = threading.RLock()
 """Held while a network is traced, which puts recorders into layers that all threads share, and while one is called outside of this."""
 
 _SECOND_DERIVATIVES = ("hessian_sum", "hessian_vector_products")
+_WITH_LOSSES = ("losses_and_blocks", "losses_and_signed_fisher", "losses_and_drawn_fisher")
 _NO_EXAMPLE_YET = "the model declares no inputs and has seen no example yet; evaluate a batch first"
 
 
@@ -84,7 +86,8 @@ class CompiledDerivatives:
         return self._layout
 
     def call(self, name: str, batch: ExampleBatch, *extra: tf.Tensor) -> Any:
-        """The method `name` of the batch's inputs and targets, and `extra`."""
+        """The method `name` of the batch's inputs and targets, and `extra`. Losses come with their gradients' bounds: [2, B] float64, so
+        that the host waits for the device once."""
         targets: Targets = {"labels": tf.nest.map_structure(tf.convert_to_tensor, batch.labels)}
         key = name
         if batch.weights is not None and (batch.weights.ndim > 1 or self._training_loss.takes_weights):
@@ -115,7 +118,9 @@ class CompiledDerivatives:
         return self._functions[known]
 
     def _compile(self, name: str, signature: TensorSpecs) -> Callable[..., Any]:
-        method = getattr(self._derive(signature[0]), name)
+        method: Callable[..., Any] = getattr(self._derive(signature[0]), name)
+        if name in _WITH_LOSSES:
+            method = functools.partial(_with_bounds, method)
         with exact_moments() if name in _SECOND_DERIVATIVES else contextlib.nullcontext():
             # The concrete function: a tf.function that is called with a wrong shape never releases its lock.
             try:
@@ -142,3 +147,8 @@ class CompiledDerivatives:
             raise ValueError(_NO_EXAMPLE_YET)
         examples = feed(self._model, examples, self._dtype)
         return self._derive(tf.nest.map_structure(any_batch, examples)).discover(examples)
+
+
+def _with_bounds(method: Callable[..., Any], *arguments: Any) -> Any:
+    losses, blocks, *others = method(*arguments)
+    return tf.stack([tf.cast(losses, tf.float64), bounds_of(*blocks)]), blocks, *others

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from beam_influence.influence_ops.model.autodiff import AutodiffDerivatives
 from beam_influence.influence_ops.model.compiled import TRACING, CompiledDerivatives
 from beam_influence.influence_ops.model.example_loss import ExampleLoss
 from beam_influence.influence_ops.model.explained_model import ExplainedModel, Regularizer
@@ -17,6 +19,7 @@ from beam_influence.influence_ops.model.gradients.blocks import Block, Gradients
 from beam_influence.influence_ops.model.gradients.placed import PlacedGradients
 from beam_influence.influence_ops.model.gradients.places import NoPositions
 from beam_influence.influence_ops.model.guard import Agreement, check_agreement
+from beam_influence.influence_ops.model.linear_head import LinearHeadDerivatives
 from beam_influence.influence_ops.model.losses import resolve_loss
 from beam_influence.influence_ops.model.network import Network, Precision, open_network, to_numpy
 from beam_influence.influence_ops.model.output_curvature import Likelihood
@@ -102,9 +105,14 @@ class InfluenceModel(ExplainedModel):
         return (self,)
 
     @property
+    def derivatives(self) -> LinearHeadDerivatives | AutodiffDerivatives:
+        """What is compiled; known once the model declares its inputs or has seen an example."""
+        return self._compiled.derivatives
+
+    @property
     def loss(self) -> ExampleLoss:
         """What the loss of an example is; known once the model declares its inputs or has seen an example."""
-        return self._compiled.derivatives.loss
+        return self.derivatives.loss
 
     @property
     def likelihood(self) -> Likelihood | None:
@@ -144,7 +152,7 @@ class InfluenceModel(ExplainedModel):
     @property
     def weights_without_factors(self) -> list[str]:
         self.layout()
-        return self._compiled.derivatives.without_factors
+        return self.derivatives.without_factors
 
     def parameters(self) -> Float64Vector:
         return flat_values(self.variables)
@@ -157,12 +165,16 @@ class InfluenceModel(ExplainedModel):
         return self._compiled.layout(inputs)
 
     def losses_and_gradients(self, batch: ExampleBatch) -> tuple[Float64Vector, Gradients]:
-        return self._with_regularizer(*self.plain_losses_and_blocks(batch))
+        layout = self.layout(batch.inputs)
+        told, blocks = self._compiled.call("losses_and_blocks", batch, self.example_weights(batch))
+        return self._with_regularizer(told, blocks, layout)
 
-    def _with_regularizer(self, losses: Float64Vector, blocks: tuple[Block, ...], layout: Layout) -> tuple[Float64Vector, Gradients]:
+    def _with_regularizer(self, told: tf.Tensor, blocks: Sequence[Block], layout: Layout) -> tuple[Float64Vector, Gradients]:
+        losses, bounds = told.numpy()
         if self.regularizer == "curvature":
-            return losses, Gradients(layout, blocks)
-        return losses + self.regularizer_value(), Gradients(layout, blocks, tf.constant(self.regularizer_gradient(), dtype=self.dtype))
+            return losses, Gradients(layout, tuple(blocks), None, bounds)
+        offset = tf.constant(self.regularizer_gradient(), dtype=self.dtype)
+        return losses + self.regularizer_value(), Gradients(layout, tuple(blocks), offset, bounds)
 
     def losses_gradients_and_fisher(
         self, batch: ExampleBatch, numbers: np.ndarray, drawn: bool
@@ -171,14 +183,14 @@ class InfluenceModel(ExplainedModel):
         layout = self.layout(batch.inputs)
         name = "losses_and_drawn_fisher" if drawn else "losses_and_signed_fisher"
         weights, directions = self.example_weights(batch), tf.constant(numbers, self.dtype)
-        losses, blocks, fisher = self._compiled.call(name, batch, weights, directions)
-        return *self._with_regularizer(to_numpy(losses), tuple(blocks), layout), tuple(fisher)
+        told, blocks, fisher = self._compiled.call(name, batch, weights, directions)
+        return *self._with_regularizer(told, blocks, layout), tuple(fisher)
 
     def plain_losses_and_blocks(self, batch: ExampleBatch) -> tuple[Float64Vector, tuple[Block, ...], Layout]:
         """ℓ(z_i) [B] and ∇ℓ(z_i) as blocks, whatever `regularizer` says."""
         layout = self.layout(batch.inputs)
-        losses, blocks = self._compiled.call("losses_and_blocks", batch, self.example_weights(batch))
-        return to_numpy(losses), tuple(blocks), layout
+        told, blocks = self._compiled.call("losses_and_blocks", batch, self.example_weights(batch))
+        return told.numpy()[0], tuple(blocks), layout
 
     def placed_gradients(self, batch: ExampleBatch) -> PlacedGradients:
         self.layout(batch.inputs)

@@ -21,9 +21,10 @@ from beam_influence.influence_ops.scoring.outputs.table import OUTPUTS, complete
 from beam_influence.influence_ops.scoring.part import Part
 from beam_influence.influence_ops.scoring.query_block import QUERY_ARRAYS, QueryArray, QueryBlock, concatenate_queries
 from beam_influence.influence_ops.scoring.query_solver import System, solutions, solve
+from beam_influence.influence_ops.scoring.ranking import Order
 from beam_influence.influence_ops.scoring.scores import ScoreOptions, embed_queries
 from beam_influence.influence_ops.scoring.token_scores import add_token_scores, pairs_by_example
-from beam_influence.influence_ops.scoring.top_k import Order, TopK
+from beam_influence.influence_ops.scoring.top_k import TopK
 
 GROUPS_LIMIT = 1 << 30
 """The most bytes that sums over groups may take."""

@@ -25,8 +25,9 @@ from beam_influence.influence_ops.scoring.index_rows import as_stored, stored_ve
 from beam_influence.influence_ops.scoring.nearest_neighbors import FaissSearch
 from beam_influence.influence_ops.scoring.outputs.base import run_facts
 from beam_influence.influence_ops.scoring.query_block import QueryBlock, concatenate_queries
+from beam_influence.influence_ops.scoring.ranking import Order
 from beam_influence.influence_ops.scoring.scores import ScoreOptions
-from beam_influence.influence_ops.scoring.top_k import Order, TopK
+from beam_influence.influence_ops.scoring.top_k import TopK
 
 INDEX = "index"
 """The table's name, and its folder's."""
@@ -70,8 +71,8 @@ def best_of_file(rows: Iterable[pa.RecordBatch], blocks: list[QueryBlock], k: in
     tops = []
     for block in blocks:
         top = TopK(len(block), k, order)
-        top.values, positions = search.query(as_stored(block.gradients, schema))
-        top.ids = names[positions]
+        values, positions = search.query(as_stored(block.gradients, schema))
+        top.replace(values, names[positions])
         tops.append(top)
     return tops, len(names)
 

@@ -8,7 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from beam_influence.influence_ops.scoring.top_k import Order, TopK
+from beam_influence.influence_ops.scoring.ranking import Order
+from beam_influence.influence_ops.scoring.top_k import TopK
 
 Block = tuple[np.ndarray, np.ndarray]
 """Positions (B,) of examples in their data set, and their vectors [B, P]."""

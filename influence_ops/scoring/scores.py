@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
+import tensorflow as tf
 
 from beam_influence.influence_ops.curvature import Preconditioner
 from beam_influence.influence_ops.curvature.kronecker import KroneckerPreconditioner
@@ -23,8 +24,10 @@ from beam_influence.influence_ops.model.gradients import Gradients
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.scoring.contraction import TOLERANCE, Contraction
 from beam_influence.influence_ops.scoring.query_block import QUERY_ARRAYS, QueryArray, QueryBlock
+from beam_influence.influence_ops.scoring.score_blocks import ScoreBlocks
 from beam_influence.influence_ops.scoring.stored_form import WHOLE, StoredForm
 from beam_influence.influence_ops.scoring.turned import TurnedBlocks
+from beam_influence.influence_ops.scoring.ways import Cost
 
 Normalize = Literal["none", "theta", "loss"]
 Removal = Literal["first_order", "newton"]
@@ -78,13 +81,18 @@ class BatchScores:
     """
 
     ids: np.ndarray
-    scores: list[np.ndarray]
-    plain_scores: list[np.ndarray]
+    scores: Sequence[np.ndarray]
+    plain_scores: Sequence[np.ndarray]
     groups: np.ndarray | None = None
     self_influence: np.ndarray | None = None
     vectors: np.ndarray | None = None
     gradients: np.ndarray | None = None
     rejected: list[Rejected] = dataclasses.field(default_factory=list)
+
+    @property
+    def unfetched(self) -> Sequence[np.ndarray | tf.Tensor]:
+        """The scores, on the device where they are there still."""
+        return self.scores.on_device if isinstance(self.scores, ScoreBlocks) else self.scores
 
 
 def embed_queries(
@@ -148,7 +156,7 @@ class Scorer:
             return self._score_newton(batch, gradients, rejected)
         operator = self._preconditioner
         turned = TurnedBlocks(gradients, operator) if isinstance(operator, KroneckerPreconditioner) else None
-        plain = [contraction.scores(gradients, turned) for contraction in self._contract(gradients)]
+        plain = ScoreBlocks([contraction.on_device(gradients, turned) for contraction in self.contractions(gradients)])
         raw = np.asarray(gradients, dtype=np.float64) if self._needs_vectors or options.gradients else None
         vectors = self._preconditioner.apply(raw) if self._needs_vectors and raw is not None else None
         self_influence = None
@@ -156,7 +164,7 @@ class Scorer:
             products = raw * vectors if raw is not None and vectors is not None else None
             self_influence = self._preconditioner.self_influence(gradients) if products is None else products.sum(axis=1)
         factor = relative_factor(options.normalize, len(batch), vectors, self_influence)
-        scores = plain if options.normalize == "none" else [block * factor for block in plain]
+        scores = plain if options.normalize == "none" else ScoreBlocks([block * factor for block in plain.on_device])
         return BatchScores(
             batch.ids,
             scores,
@@ -168,7 +176,13 @@ class Scorer:
             rejected,
         )
 
-    def _contract(self, gradients: Gradients) -> list[Contraction]:
+    @property
+    def costs(self) -> list[Cost]:
+        """How each block of gradients is multiplied with each block of queries; empty before the first batch."""
+        return [cost for contraction in self._contractions or [] for cost in contraction.costs]
+
+    def contractions(self, gradients: Gradients) -> list[Contraction]:
+        """What multiplies gradients with each block of queries; made for a first batch."""
         with self._choosing:
             if self._contractions is None:
                 self._contractions = [self._chosen(block, gradients) for block in self._queries]

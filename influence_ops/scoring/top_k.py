@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from beam_influence.influence_ops.scoring.part import Part
+from beam_influence.influence_ops.scoring.ranking import Order, ranking_key
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 LIMIT = 1 << 30
 """The most bytes that scores by position may take in a table."""
 
-Order = Literal["descending", "ascending"]
-
-_DROPPED_BITS = 18  # of a double's 52: what is left is exact to 6e-11 relative
-
-
-def ranking_key(values: np.ndarray) -> np.ndarray:
-    """Values rounded to 34 bits, which decide the ranks.
-
-    A matrix product's last bits depend on the shape of the batch. Without rounding, equal examples in
-    different batches would be ranked by that noise; rounded, they tie and their ids decide.
-    """
-    bits = np.ascontiguousarray(values, dtype=np.float64).view(np.int64)
-    half, mask = np.int64(1 << (_DROPPED_BITS - 1)), np.int64(~((1 << _DROPPED_BITS) - 1))
-    return ((bits + half) & mask).view(np.float64) + 0.0  # + 0.0 makes -0.0 a 0.0
+_WAITING = 1 << 19  # scores that wait on the device to be looked at: 4 MiB
 
 
 class TokenScores(NamedTuple):
@@ -40,12 +31,10 @@ class TopK(Part):
     """For each of T queries the k examples that come first by (value, id); fewer when fewer were seen.
 
     Attributes:
-      values: [T, m] float64, m ≤ k, best first.
-      ids: [T, m] array of str.
       tokens: scores by position of pairs (row, id), of any table over the same test points; at most `LIMIT` bytes.
     """
 
-    __slots__ = ("descending", "ids", "k", "tokens", "values")
+    __slots__ = ("_ids", "_values", "_waiting", "descending", "k", "tokens")
 
     def __init__(self, queries: int, k: int, order: Order = "descending"):
         if k < 1:
@@ -54,33 +43,85 @@ class TopK(Part):
             raise ValueError(f"order={order!r} must be 'descending' or 'ascending'")
         self.k = k
         self.descending = order == "descending"
-        self.values = np.empty((queries, 0))
-        self.ids = np.empty((queries, 0), dtype=object)
+        self._values = np.empty((queries, 0))
+        self._ids = np.empty((queries, 0), dtype=object)
+        self._waiting: list[tuple[tf.Tensor, np.ndarray]] = []
         self.tokens: dict[tuple[int, str], TokenScores] = {}
 
-    def add(self, scores: np.ndarray, ids: np.ndarray) -> None:
-        """Takes in a block of scores [T, B] of the examples `ids` (B,).
+    @property
+    def values(self) -> np.ndarray:
+        """[T, m] float64, m ≤ k, best first."""
+        self._look()
+        return self._values
+
+    @property
+    def ids(self) -> np.ndarray:
+        """[T, m] array of str."""
+        self._look()
+        return self._ids
+
+    def replace(self, values: np.ndarray, ids: np.ndarray) -> None:
+        """Makes this the table of the examples that come first, as another search found them."""
+        self._values, self._ids, self._waiting = values, ids, []
+
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        self._look()  # another process reaches nothing on this one's device
+        return None, {name: getattr(self, name) for name in self.__slots__}
+
+    def add(self, scores: np.ndarray | tf.Tensor, ids: np.ndarray) -> None:
+        """Takes in a block of scores [T, B] of the examples `ids` (B,); tensors wait until they are many.
 
         Raises:
-          ValueError: a score is NaN, which has no rank.
+          ValueError: a score is NaN, which has no rank; of a tensor, when it is looked at.
         """
+        if not isinstance(scores, np.ndarray):
+            self._waiting.append((scores, ids))
+            if len(self._values) * sum(len(some) for _, some in self._waiting) >= _WAITING:
+                self._look()
+            return
         if scores.size and np.isnan(scores.min()):
-            example = ids[np.isnan(scores).any(axis=0)][0]
-            raise ValueError(
-                f"a score of the example {example} is NaN, so nothing can be ranked: numbers were too large; use --precision float64, or a "
-                "larger --damping"
-            )
-        if self.values.shape[1] == self.k:
+            raise _no_rank(scores, ids)
+        if self._values.shape[1] == self.k:
             # Most examples of a long stream beat no table: look for those that do before sorting.
-            worst = self._key(self.values[:, -1:])
+            worst = self._key(self._values[:, -1:])
             wanted = (self._key(scores) <= worst).any(axis=0)
             if not wanted.any():
                 return
             scores, ids = scores[:, wanted], ids[wanted]
         self._take(scores, np.broadcast_to(ids, scores.shape))
 
+    def _look(self) -> None:
+        """Takes in what waits on the device."""
+        if not self._waiting:
+            return
+        from beam_influence.influence_ops.scoring.top_k_on_device import first_of  # a table is also read where there is no TensorFlow
+
+        waiting, self._waiting = self._waiting, []
+        ids = np.concatenate([some for _, some in waiting])
+        if not len(ids) or not len(self._values):
+            return
+        first = first_of([scores for scores, _ in waiting], self.k, self.descending)
+        if first is None:  # no room for it there
+            for scores, some in waiting:
+                self.add(scores.numpy(), some)
+            return
+        if first.has_nan:
+            raise _no_rank(first.scores.numpy(), ids)
+        values, names = first.values, ids.astype(object)[first.columns]
+        tied = np.flatnonzero(first.is_tied)
+        for row, own in zip(tied, first.rows(tied), strict=True):
+            chosen = self._first_by_id(own, ids, self._key(values[row, -1:]))
+            values[row], names[row] = own[chosen], ids[chosen]
+        self._take(values, names)
+
+    def _first_by_id(self, values: np.ndarray, ids: np.ndarray, last: np.ndarray) -> list[np.intp]:
+        """Which of the values come first, those that are equal by id; `last`: the last one's key."""
+        keys = self._key(values)
+        return sorted(np.flatnonzero(keys <= last), key=lambda column: (keys[column], ids[column]))[: self.k]
+
     def merge(self, other: TopK) -> None:
         """Takes in the table of other examples."""
+        self._look()
         self._take(other.values, other.ids)
         if other.tokens:
             for (row, name), scores in other.tokens.items():
@@ -111,8 +152,8 @@ class TopK(Part):
         return -key if self.descending else key
 
     def _take(self, values: np.ndarray, ids: np.ndarray) -> None:
-        values = np.concatenate([self.values, values], axis=1)
-        ids = np.concatenate([self.ids, ids.astype(object)], axis=1)
+        values = np.concatenate([self._values, values], axis=1)
+        ids = np.concatenate([self._ids, ids.astype(object)], axis=1)
         kept = min(self.k, values.shape[1])
         if kept == 0:
             return
@@ -129,7 +170,14 @@ class TopK(Part):
         tied = (chosen_keys[:, 1:] == chosen_keys[:, :-1]).any(axis=1)
         tied |= (keys <= chosen_keys[:, -1:]).sum(axis=1) > kept
         for row in np.flatnonzero(tied):
-            candidates = np.flatnonzero(keys[row] <= chosen_keys[row, -1])
-            chosen[row] = sorted(candidates, key=lambda column, row=row: (keys[row, column], ids[row, column]))[:kept]
-        self.values = np.take_along_axis(values, chosen, axis=1)
-        self.ids = np.take_along_axis(ids, chosen, axis=1)
+            chosen[row] = self._first_by_id(values[row], ids[row], chosen_keys[row, -1])
+        self._values = np.take_along_axis(values, chosen, axis=1)
+        self._ids = np.take_along_axis(ids, chosen, axis=1)
+
+
+def _no_rank(scores: np.ndarray, ids: np.ndarray) -> ValueError:
+    example = ids[np.isnan(scores).any(axis=0)][0]
+    return ValueError(
+        f"a score of the example {example} is NaN, so nothing can be ranked: numbers were too large; use --precision float64, or a "
+        "larger --damping"
+    )

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from beam_influence.influence_ops.scoring.top_k import Order, TopK
+from beam_influence.influence_ops.scoring.ranking import Order
+from beam_influence.influence_ops.scoring.top_k import TopK
 from beam_influence.report.concentration import Concentration
 from beam_influence.report.strongest import Score, Strongest
 

@@ -17,8 +17,8 @@ from beam_influence.influence_ops.results.tables import candidates_table
 from beam_influence.influence_ops.scoring.embedded_scorer import EmbeddedScorer
 from beam_influence.influence_ops.scoring.part import Part
 from beam_influence.influence_ops.scoring.query_block import QueryBlock
+from beam_influence.influence_ops.scoring.ranking import Order
 from beam_influence.influence_ops.scoring.scores import BatchScores, ScoreOptions, Scorer
-from beam_influence.influence_ops.scoring.top_k import Order
 
 Quantity = Literal["self_influence", "vectors", "gradients"]
 """What is computed only for outputs that need it: a flag of `ScoreOptions`, and a field of `BatchScores`."""

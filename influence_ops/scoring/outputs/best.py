@@ -22,7 +22,7 @@ class BestByTestPoint(CombinedOutput[TopK]):
         return {key: TopK(len(block), options.top_k, options.order) for key, block in scoring.queries.items()}
 
     def add(self, parts: Mapping[str, TopK], scored: BatchScores, scoring: Scoring) -> None:
-        for top, scores in zip(parts.values(), scored.scores, strict=True):
+        for top, scores in zip(parts.values(), scored.unfetched, strict=True):
             top.add(scores, scored.ids)
 
     def finish(self, parts: Mapping[str, TopK], scoring: Scoring) -> Iterator[FinishedTable]:

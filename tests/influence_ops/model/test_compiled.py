@@ -10,14 +10,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.python.autograph.impl import api
-from tensorflow.python.framework import ops
 
 from beam_influence.influence_ops.curvature import FinishOptions, fit
 from beam_influence.influence_ops.curvature.ekfac import Ekfac
-from beam_influence.influence_ops.model import influence_model
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
-from beam_influence.influence_ops.scoring.scores import ScoreOptions, Scorer, embed_queries
 
 COUNT, FEATURES, CLASSES = 12, 5, 3
 
@@ -55,37 +52,6 @@ def test_a_loss_with_an_if_on_a_tensor() -> None:
     found, wanted = (InfluenceModel(network(), loss_function=loss).losses_and_gradients(batch()) for loss in (squared_if, squared))
     np.testing.assert_array_equal(found[0], wanted[0])
     np.testing.assert_array_equal(np.asarray(found[1]), np.asarray(wanted[1]))
-
-
-def test_the_kernel_compiles_whole_under_xla() -> None:
-    model = InfluenceModel(network(), loss_function="softmax_cross_entropy", weights="all")
-    losses, gradients = model.losses_and_gradients(batch())
-    compiled = tf.function(model._compiled.derivatives.losses_and_blocks, autograph=False, jit_compile=True)
-    inputs, targets = (tf.constant(np.asarray(part)) for part in (batch().inputs, batch().labels))
-    same_losses, blocks = compiled(tf.cast(inputs, tf.float64), {"labels": targets}, tf.ones(COUNT, tf.float64))
-    np.testing.assert_allclose(same_losses.numpy(), losses, rtol=1e-12)
-    for block, same in zip(gradients.blocks, blocks, strict=True):
-        for tensor, found in zip(block, same, strict=True):
-            np.testing.assert_allclose(found.numpy(), tensor.numpy(), rtol=1e-10, atol=1e-14)
-
-
-def test_a_scoring_batch_is_waited_for_three_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For its losses [B], which gradients are finite [B], and the scores [T, B]; however many layers there are. A fourth: I(z, z)."""
-    model = InfluenceModel(network(), loss_function="softmax_cross_entropy", weights="all")
-    preconditioner = fit(model, Ekfac(), lambda: [batch()], FinishOptions())
-    queries, _ = embed_queries(model, preconditioner.bind(model), batch())
-    waits = []
-    to_numpy, numpy = influence_model.to_numpy, ops._EagerTensorBase.numpy
-    for self_influence in (False, True):
-        scorer = Scorer(model, preconditioner, [queries], ScoreOptions(self_influence=self_influence))
-        model.batches_evaluated = 3  # one to look at again is not the next
-        scorer.score(batch())
-        with monkeypatch.context() as patch:
-            patch.setattr(influence_model, "to_numpy", lambda tensor: waits.append("losses") or to_numpy(tensor))
-            patch.setattr(ops._EagerTensorBase, "numpy", lambda tensor: waits.append(tuple(tensor.shape)) or numpy(tensor))
-            scorer.score(batch())
-        assert waits == ["losses", (COUNT,), (COUNT, COUNT), *([(COUNT,)] if self_influence else [])]
-        waits.clear()
 
 
 def test_blocks_of_mixed_precision_are_as_wide_as_the_weights() -> None:

@@ -78,7 +78,7 @@ def test_low_rank_where_the_number_of_examples_is_not_known() -> None:
     queries, _ = embed_queries(model, operator, batch.select(np.arange(5)))
     scorer = Scorer(model, operator, [queries], ScoreOptions())
     gradients = model.losses_and_gradients(batch)[1]
-    (contraction,) = scorer._contract(gradients)
+    (contraction,) = scorer.contractions(gradients)
     wanted = queries.solved @ np.asarray(gradients).T
     np.testing.assert_allclose(contraction.scores(gradients), wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
     assert contraction.costs[0].way == "low_rank", str(contraction.costs[0])

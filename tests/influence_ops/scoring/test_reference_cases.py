@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from beam_influence import InfluenceModel, compute_in_memory
+from beam_influence.influence_ops.scoring.ranking import Order
 from beam_influence.influence_ops.scoring.scores import ScoreOptions
-from beam_influence.influence_ops.scoring.top_k import Order
 from tests.arrays import relative
 from tests.influence_ops import reference
 

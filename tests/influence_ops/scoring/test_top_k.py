@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from beam_influence.influence_ops.scoring.top_k import Order, TopK, ranking_key
+from beam_influence.influence_ops.scoring import top_k, top_k_on_device
+from beam_influence.influence_ops.scoring.ranking import Order, ranking_key
+from beam_influence.influence_ops.scoring.top_k import TopK
 
 ORDERS: tuple[Order, ...] = ("descending", "ascending")
 
@@ -131,3 +136,37 @@ def test_a_nan_has_no_rank(order: Order, seen: int) -> None:
         top.add(scores, np.array(["good", "bad"], dtype=object))
     top.add(np.array([[np.inf], [-np.inf]]), np.array(["large"], dtype=object))
     assert "large" in top.ids
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("seed", range(20))
+def test_scores_that_wait_on_the_device_are_ranked_as_arrays(seed, order, monkeypatch):
+    random = np.random.default_rng(seed)
+    queries, count, k = int(random.integers(1, 5)), int(random.integers(1, 60)), int(random.choice([1, 2, 7, 69]))
+    monkeypatch.setattr(top_k, "_WAITING", queries * int(random.choice([1, 20, 1000])))
+    few = random.choice([-np.inf, -2.0, -1.0, -0.0, 0.0, 1.0, 2.0, np.inf], (queries, count))
+    scores = few if seed % 2 else random.standard_normal((queries, count))
+    ids = names(count, random)
+    parts = np.split(np.arange(count), np.sort(random.integers(0, count + 1, 5)))
+    tops = [TopK(queries, k, order), TopK(queries, k, order)]
+    for part in parts:
+        tops[random.integers(2)].add(tf.constant(scores[:, part]), ids[part])
+    found = pickle.loads(pickle.dumps(tops[0]))
+    found.merge(tops[1])
+    values, chosen = brute_force(scores, ids, k, order)
+    assert found.ids.tolist() == chosen and found.values.tolist() == values
+
+
+def test_a_score_on_the_device_that_is_nan_is_refused():
+    top = TopK(2, 3)
+    top.add(tf.constant([[1.0, 2.0], [np.nan, 4.0]], tf.float64), np.array(["a", "b"], object))
+    with pytest.raises(ValueError, match="a score of the example a is NaN"):
+        top.merge(TopK(2, 3))
+
+
+def test_what_does_not_fit_the_device_is_ranked_on_the_host(monkeypatch):
+    monkeypatch.setattr(top_k_on_device, "first_of", lambda *_: None)
+    top = TopK(1, 2)
+    for value, name in ((2.0, "b"), (3.0, "c"), (2.0, "a")):
+        top.add(tf.constant([[value]], tf.float64), np.array([name], object))
+    assert top.ids.tolist() == [["c", "a"]]

@@ -1,8 +1,7 @@
 """The scoring kernel on a GPU: are its numbers the CPU's, how often does the host wait for it, and what share of the card's peak is it?
 
-The MLP and the CNN of `benchmarks.networks`, EK-FAC of all weights in float32, 1,000 test points, synthetic examples that are in memory,
-so that reading is no part of it. Without a GPU the same runs on the CPU alone, and says so.
-
+The networks of `benchmarks.networks`, EK-FAC of all weights (of the transformer: attention and dense layers) in float32, 1,000 test
+points, synthetic examples that are in memory, so that reading is no part of it. Without a GPU the same runs on the CPU alone, and says so.
 `--hlo` writes the whole kernel, from examples to the first 10, as XLA has it, with its inputs and the CPU's outputs: for a machine with
 a GPU and JAX, and without TensorFlow.
 
@@ -51,7 +50,9 @@ def main() -> int:
             share = f" ({rate / options.peak_tflops:.1%} of the peak)" if options.peak_tflops else ""
             print(
                 f"{network:<4} {name}  {1e3 * one['seconds'] * of_batch:8.2f} ms a batch, {rate:.3f} TFLOP/s in the products{share}; "
-                f"the host waited {one['transfers'] * of_batch:.2f} times a batch, for {one['bytes'] * of_batch / 1024:,.1f} KiB"
+                f"the host waited {one['transfers'] * of_batch:.2f} times a batch, for {one['bytes'] * of_batch / 1024:,.1f} KiB; "
+                f"CPU {1e3 * one['cpu'] * of_batch:.0f} ms; by one function of XLA's {1e3 * one['xla']:.1f} ms, "
+                f"CPU {1e3 * one['xla_cpu']:.0f} ms"
             )
         if cards:
             cpu, gpu = (found[name] for name in names)
@@ -76,33 +77,43 @@ def measure(network: str, name: str, options: argparse.Namespace) -> dict[str, A
     from beam_influence.influence_ops.scoring.top_k import TopK
 
     rng = np.random.default_rng(1)
-    images, labels = networks.draw_images(rng, 4 * options.batch_size + options.test)
+    draw = networks.draw_sequences if network == "transformer" else networks.draw_images
+    inputs, labels = draw(rng, 4 * options.batch_size + options.test)
 
     def batch(rows: np.ndarray, number: int) -> ExampleBatch:
-        return ExampleBatch(np.array([f"{number}:{row}" for row in rows], object), images[rows], labels[rows])
+        return ExampleBatch(np.array([f"{number}:{row}" for row in rows], object), inputs[rows], labels[rows])
 
     size = options.batch_size
     batches = [batch(np.arange(first, first + size), first // size) for first in range(0, 4 * size, size)]
     with tf.device(name):
         keras.utils.set_random_seed(1)
-        own = {"mlp": networks.make_mlp, "cnn": networks.make_cnn}[network]()
-        model = InfluenceModel(own, weights="all", loss_function="softmax_cross_entropy", precision="native")
+        own = {"mlp": networks.make_mlp, "cnn": networks.make_cnn, "transformer": networks.make_transformer}[network]()
+        watched = r".*(multi_head_attention|dense).*" if network == "transformer" else "all"
+        model = InfluenceModel(own, weights=watched, loss_function="softmax_cross_entropy", precision="native")
         operator = fit_curvature(model, Ekfac(), batches, FinishOptions())
-        tests, _ = embed_queries(model, operator, batch(np.arange(4 * size, len(images)), -1), ("solved",))
+        tests, _ = embed_queries(model, operator, batch(np.arange(4 * size, len(inputs)), -1), ("solved",))
         scorer, top = Scorer(model, operator, [tests], ScoreOptions()), TopK(len(tests), TOP_K)
         scored = scorer.score(batches[0])  # traced
         TopK(len(tests), TOP_K).add(scored.scores[0], scored.ids)
         with transfers() as counted:
-            began = time.monotonic()
+            began, used = time.monotonic(), time.process_time()
             for number in range(options.batches):
                 scored = scorer.score(batches[number % len(batches)])
                 top.add(scored.unfetched[0], np.array([f"{number}:{row}" for row in range(size)], object))
             values, ids = top.values, top.ids
-            seconds = time.monotonic() - began
+            seconds, cpu = time.monotonic() - began, time.process_time() - used
+        whole, given = kernel(model, scorer, batches[0])
+        whole(*given)  # compiled
+        began, used = time.monotonic(), time.process_time()
+        for _ in range(5):
+            for tensor in whole(*given):
+                tensor.numpy()
+        xla = {"xla": (time.monotonic() - began) / 5, "xla_cpu": (time.process_time() - used) / 5}
         if options.hlo:
-            write_kernel(options.hlo / network, *kernel(model, scorer, batches[0]))
+            write_kernel(options.hlo / network, whole, given)
     flops = size * options.batches * sum(cost.flops for cost in scorer.costs)
-    return {"seconds": seconds, "flops": flops, "transfers": counted[0], "bytes": counted[1], "values": values, "ids": ids}
+    spent = {"cpu": cpu, "seconds": seconds, "flops": flops, "transfers": counted[0], "bytes": counted[1]}
+    return {**xla, **spent, "values": values, "ids": ids}
 
 
 def kernel(model: Any, scorer: Any, batch: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -124,18 +135,21 @@ def kernel(model: Any, scorer: Any, batch: Any) -> tuple[Callable[..., Any], tup
         found = first_columns(contraction.of_blocks(solutions, *blocks), TOP_K, 1.0)
         return tf.stack([tf.cast(losses, tf.float64), bounds_of(*blocks, for_xla=True)]), *found
 
-    examples = tf.constant(batch.inputs, model.dtype)
+    examples = tf.constant(batch.inputs, model.inputs[0].dtype)
     return whole, (examples, tf.constant(batch.labels), tf.ones(len(batch), model.dtype), contraction.tensors)
 
 
 def write_kernel(path: pathlib.Path, function: Callable[..., Any], inputs: tuple[Any, ...]) -> None:
-    """The function as HLO, and its inputs and outputs."""
+    """The function as HLO; its inputs and what it captured, the model's weights; and its outputs."""
     import tensorflow as tf
 
     path.parent.mkdir(parents=True, exist_ok=True)
     whole: Any = function
     path.with_suffix(".hlo").write_bytes(whole.experimental_get_compiler_ir(*inputs)(stage="hlo_serialized"))
-    given, found = (tf.nest.flatten(some) for some in (inputs, whole(*inputs)))
+    traced = whole.get_concrete_function(*inputs)
+    values = {id(variable.handle): variable.value() for variable in traced.graph.variables}
+    given = [*tf.nest.flatten(inputs), *(values.get(id(each), each) for each in traced.captured_inputs)]
+    found = tf.nest.flatten(whole(*inputs))
     arrays = {f"in{number}": each.numpy() for number, each in enumerate(given)}
     np.savez(path.with_suffix(".npz"), **arrays, **{f"out{number}": each.numpy() for number, each in enumerate(found)})
 

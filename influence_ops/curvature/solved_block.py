@@ -76,9 +76,10 @@ class SolvedBlock(NamedTuple):
     inputs: np.ndarray = NO_SIDE
     errors: np.ndarray = NO_SIDE
 
-    def turned_back(self) -> np.ndarray:
-        """[B, I, O], as the weights have them."""
-        matrices = self.matrices.built() if isinstance(self.matrices, Quotients) else self.matrices
+    def turned_back(self, rows: slice = slice(None)) -> np.ndarray:
+        """Some of the B, [b, I, O], as the weights have them."""
+        some = self.matrices[rows]
+        matrices = some.built() if isinstance(some, Quotients) else some
         return turned(matrices, self.inputs.T, self.errors.T)
 
     def squares(self) -> np.ndarray:

@@ -20,7 +20,7 @@ LARGE = 256
 """Up to this many rows or columns a full decomposition is cheap."""
 _FIRST = 8  # products that are tried first
 _OVERSAMPLED = 8  # columns of the range finder beyond the rank (Halko, Martinsson & Tropp 2011)
-_AT_ONCE = 1 << 25  # numbers in float64 at once
+_AT_ONCE = 1 << 21  # numbers in float64 at once, some times over
 
 Matrices = np.ndarray | Quotients
 """[T, I, O], built or not."""
@@ -83,9 +83,13 @@ def _in_parts(matrices: Matrices, most: int, tolerance: float, cut: bool) -> Fac
     if len(parts) == 1:
         return parts[0]
     rank = max((left.shape[1] for left, _ in parts), default=1)
-    none = (np.zeros((0, rank, matrices.shape[1])), np.zeros((0, rank, matrices.shape[2])))
-    lefts, rights = zip(none, *(with_rank(part, rank) for part in parts), strict=True)
-    return np.concatenate(lefts), np.concatenate(rights)
+    whole = np.zeros((len(matrices), rank, matrices.shape[1])), np.zeros((len(matrices), rank, matrices.shape[2]))
+    first = 0
+    for part in parts:
+        for side, own in zip(whole, part, strict=True):
+            side[first : first + len(own), : own.shape[1]] = own
+        first += len(part[0])
+    return whole
 
 
 def _factors(matrices: Matrices, most: int, tolerance: float, cut: bool = False) -> Factors | None:

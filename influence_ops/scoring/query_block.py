@@ -57,6 +57,8 @@ def concatenate_queries(blocks: list[QueryBlock], size: int) -> list[QueryBlock]
     for number, (one, after) in enumerate(itertools.pairwise(blocks), start=1):
         if one.factored is not None and after.factored is not None and one.factored.turned != after.factored.turned:
             return concatenate_queries(blocks[:number], size) + concatenate_queries(blocks[number:], size)
+    if len(blocks) == 1 and len(blocks[0]) <= size:
+        return blocks  # large ones are not copied
     ids = np.concatenate([block.ids for block in blocks])
     gradients = np.concatenate([block.gradients for block in blocks])
     solved = np.concatenate([block.solved for block in blocks])

@@ -24,6 +24,7 @@ TOLERANCE = 1e-7
 EXPECTED_EXAMPLES = 50_000
 """How many training examples are scored where it is not known, as of `identity`, which is fitted to none."""
 _AT_ONCE = 1 << 25  # numbers in float64: 256 MiB
+_TURNED_AT_ONCE = 1 << 20  # numbers in float64, some times over
 FLOAT32_ROUNDING = 2.0**-24
 """The largest relative error of a number that is rounded to float32."""
 
@@ -135,7 +136,10 @@ class StoredForm:
         """Test points' solutions [T, P] of an operator that `solves_blocks`: of factors, which takes half of what `apply` does."""
         solved = np.empty((len(gradients), gradients.layout.size), dtype=self.dtype)
         for block, found in zip(gradients.layout.blocks, preconditioner.solve_blocks(gradients), strict=True):
-            block.write(found.turned_back(), solved)
+            step = max(1, _TURNED_AT_ONCE // block.size)
+            for first in range(0, len(solved), step):
+                rows = slice(first, first + step)
+                block.write(found.turned_back(rows), solved[rows])
         return solved
 
     def of_gradients(self, gradients: Gradients, preconditioner: Preconditioner) -> FactoredSolutions:

@@ -27,7 +27,7 @@ if typing.TYPE_CHECKING:  # when it is needed, it is imported: --help need not w
     from beam_influence.influence_ops.scoring.scores import ScoreOptions
     from beam_influence.influence_ops.scoring.top_k import Order
 
-_GROUPS = (DataOptions, ModelOptions, MethodOptions, ResultOptions)
+_GROUPS = (DataOptions, ModelOptions, MethodOptions, ResultOptions, RunOptions)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

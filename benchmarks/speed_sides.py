@@ -161,6 +161,23 @@ def images_job(folder: pathlib.Path) -> Measured:
     return _job(data, train="train.tfrecord", curvature="kfac", preprocess="benchmarks.speed_sides:decoded", batch_size=256)
 
 
+def passes_job(folder: pathlib.Path) -> Measured:
+    """Five passes over PNG images: two of EK-FAC, three rounds of scores."""
+    return _five_passes(folder, "auto")
+
+
+def passes_anew(folder: pathlib.Path) -> Measured:
+    """The same, each pass decoding them."""
+    return _five_passes(folder, "off")
+
+
+def _five_passes(folder: pathlib.Path, decoded_cache: str) -> Measured:
+    data = _make_images(folder / "images")
+    rounds = {"max_worker_memory": "4MB", "score_tolerance": 0.0}
+    reading = {"train": "train.tfrecord", "preprocess": "examples.decode_images:decode_images", "decoded_cache": decoded_cache}
+    return _job(data, curvature="ekfac", batch_size=256, **rounds, **reading)
+
+
 def images_fit(folder: pathlib.Path) -> Measured:
     """Two epochs of `model.fit` on the same files."""
     from beam_influence.influence_ops import device
@@ -268,7 +285,7 @@ SIDES: dict[str, Callable[[pathlib.Path], Measured]] = {
     each.__name__: each
     for each in (
         last_job, last_numpy, ekfac_job, ekfac_kronfluence, cnn_job, cnn_one_product, stage_job, stage_bare, two_processes, one_process,
-        start_job, start_help, images_job, images_fit,
+        start_job, start_help, images_job, images_fit, passes_job, passes_anew,
     )
 }  # fmt: skip
 

@@ -116,8 +116,10 @@ def read_decoded(source: pa.NativeFile | BinaryIO) -> Iterator[ReadBatch]:
         while True:
             try:
                 rows, said = stream.read_next_batch_with_custom_metadata()
-            except StopIteration:
-                raise ValueError("a file of decoded examples ends before its end; start the run again") from None
+            except (StopIteration, pa.ArrowException, OSError) as error:
+                if getattr(error, "errno", None) is not None:
+                    raise  # the storage failed, not the file's content
+                raise ValueError("a file of decoded examples is cut off; start the run again with --resume=false") from error
             told = dict(said or {})
             rejected = [Rejected(*one) for one in json.loads(told.get(_REJECTED, b"[]"))]
             is_end = _END in told

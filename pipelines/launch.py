@@ -68,6 +68,8 @@ def _run(
     if prepared.choice is not None:
         print(prepared.choice.text, file=stream)
     clear_output(config, tuple(TABLES), MANIFEST, prepared.kept(config))
+    if prepared.precision is not None and (prepared.precision.error or config.verbose):
+        print(prepared.precision.text, file=stream)
     print(short_plan(config, prepared), file=stream)
     if prepared.decoded is not None and (prepared.decoded.cache or config.verbose):
         print(prepared.decoded.text, file=stream)

@@ -104,8 +104,14 @@ def choose_and_prepare(config: InfluenceConfig, beam_arguments: Sequence[str] = 
       ValueError: as of `choose_method`, `prepare` and `plan_decoded`.
     """
     chosen, choice = choose_method(config, beam_arguments)
+    from beam_influence.pipelines.choosing.precision import NATIVE, choose_precision  # it needs the graph's module, which needs this one
+
     prepared = prepare(chosen, choice)
-    return chosen, dataclasses.replace(prepared, decoded=plan_decoded(chosen, prepared))
+    precision = choose_precision(chosen, prepared)
+    if precision is not None and precision.precision == NATIVE:
+        chosen = dataclasses.replace(chosen, precision=NATIVE)
+        prepared = prepare(chosen, choice)
+    return chosen, dataclasses.replace(prepared, decoded=plan_decoded(chosen, prepared), precision=precision)
 
 
 def _options(asked: InfluenceConfig, chosen: InfluenceConfig, rule: Rule) -> dict[str, Any]:

@@ -11,14 +11,15 @@ import pytest
 import tensorflow as tf
 
 from beam_influence.influence_ops.reading.decode import RowDecoder
+from beam_influence.influence_ops.results.array_folder import LocalFiles
 from beam_influence.pipelines import plan_decoded
 from beam_influence.pipelines.choosing.choose import choose_and_prepare
+from beam_influence.pipelines.clear_output import clear_output
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.transforms.decoded_cache import DecodedCache
 from beam_influence.transforms.progress import Progress
 from beam_influence.transforms.read_shards import ShardReader
 from tests.pipelines.digits_job import SIZES, DigitsJob, files_below, framed, read, run_quietly
-from tests.pipelines.test_resume import stopped_run
 
 ROOM = "1GB"
 
@@ -78,14 +79,21 @@ def test_tables_are_the_same_bit_for_bit(
     assert not any("decoded" in path for path in files_below(tmp_path / ROOM))
 
 
-def test_a_resumed_run_takes_up_what_was_decoded(job: DigitsJob, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"curvature": "ekfac", "weights": "all", "damping": "0.1", "outputs": "self_influence", "test": None}
-    config = job.config(tmp_path / "out", decoded_cache=ROOM, **options)
-    stopped_run(config, monkeypatch, "curvature_2")
-    kept = {path for path in files_below(tmp_path / "out") if "decoded" in path}
-    assert len(kept) == 3
-    stopped_run(dataclasses.replace(config, batch_size=50), monkeypatch, "score")  # other batches: nothing of it is read
-    assert not kept & files_below(tmp_path / "out")
+def test_a_resumed_run_takes_up_what_was_decoded(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    config = job.config(tmp_path / "out", decoded_cache=ROOM, outputs="self_influence", test=None)
+    prepared = choose_and_prepare(config)[1]
+    assert prepared.decoded is not None and prepared.decoded.cache is not None
+    folder = pathlib.Path(prepared.decoded.cache.folder)
+    LocalFiles().write(f"{folder}/00000.arrow", b"")
+    LocalFiles().write(f"{folder}x/00000.arrow", b"")  # of other files, options or versions
+    clear_output(config, ("self_influence",), "manifest.json", prepared.kept(config))
+    assert files_below(tmp_path / "out") == {f".work/decoded/{folder.name}/00000.arrow"}
+    for changed in ({"batch_size": 50}, {"id_feature": "name"}, {"resume": False}):
+        other = dataclasses.replace(config, **changed)
+        prepared = choose_and_prepare(other)[1]
+        assert str(folder) not in prepared.kept(other)
+    clear_output(other, ("self_influence",), "manifest.json", prepared.kept(other))
+    assert not files_below(tmp_path / "out")
 
 
 def test_a_shard_that_takes_more_than_its_share_is_decoded_anew(job: DigitsJob, tmp_path: pathlib.Path) -> None:

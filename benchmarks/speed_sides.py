@@ -173,9 +173,9 @@ def passes_anew(folder: pathlib.Path) -> Measured:
 
 def _five_passes(folder: pathlib.Path, decoded_cache: str) -> Measured:
     data = _make_images(folder / "images")
-    rounds = {"max_worker_memory": "4MB", "score_tolerance": 0.0}
-    reading = {"train": "train.tfrecord", "preprocess": "examples.decode_images:decode_images", "decoded_cache": decoded_cache}
-    return _job(data, curvature="ekfac", batch_size=256, **rounds, **reading)
+    rounds: dict[str, Any] = {"max_worker_memory": "4MB", "score_tolerance": 0.0}
+    reading: dict[str, Any] = {"preprocess": "examples.decode_images:decode_images", "decoded_cache": decoded_cache}
+    return _job(data, train="train.tfrecord", curvature="ekfac", batch_size=256, **rounds, **reading)
 
 
 def images_fit(folder: pathlib.Path) -> Measured:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import pyarrow as pa
+import tensorflow as tf
 
 from beam_influence.influence_ops.curvature.dense import DenseCurvature
 from beam_influence.influence_ops.curvature.sample import Sample
@@ -16,6 +17,7 @@ from beam_influence.influence_ops.curvature.sampled import SampleCurvature
 from beam_influence.influence_ops.curvature.source_gauss_newton import SourceGaussNewton
 from beam_influence.influence_ops.evaluation.score_error import ScoreError, score_error
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
+from beam_influence.influence_ops.model.network import Precision
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.reading.features import FeatureSpec
 from beam_influence.influence_ops.scoring.in_memory import compute_in_memory
@@ -30,10 +32,13 @@ from beam_influence.transforms.file_list import FileList
 from beam_influence.transforms.progress import Progress
 from beam_influence.transforms.read_shards import ShardReader
 
-AUTO, FLOAT64, NATIVE = "auto", "float64", "native"
+AUTO: Precision = "auto"
+FLOAT64: Precision = "float64"
+NATIVE: Precision = "native"
 LEAST_RANK = 1 - 1e-4
 """The least rank correlation with float64 at which scores count as the same."""
 _SOLVED_AS_THEY_ARE = (DenseCurvature, SampleCurvature, SourceGaussNewton)
+_IN_16_BITS = ("bfloat16", "float16")
 _EXAMPLES, _POINTS = 256, 16
 _BATCH = 32
 _FILES = 8
@@ -45,14 +50,16 @@ _OF_A_GRADIENT = 3  # evaluations that it is worth
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionChoice:
-    """What `--precision auto` chose.
+    """What `--precision auto` chose, or what the one that was asked for costs.
 
     Attributes:
+      asked: the option.
       precision: `float64`, or `native`, the model's own.
       why: in words.
       error: of the model's own precision on a sample; None: it was not measured.
     """
 
+    asked: str
     precision: str
     why: str
     error: ScoreError | None = None
@@ -65,55 +72,84 @@ class PrecisionChoice:
     def as_json(self) -> dict[str, Any]:
         """For the manifest."""
         measured = {} if self.error is None else {"error": self.error._asdict()}
-        return {"asked": AUTO, "precision": self.precision, "why": self.why, **measured}
+        return {"asked": self.asked, "precision": self.precision, "why": self.why, **measured}
 
 
 def choose_precision(config: InfluenceConfig, prepared: PreparedRun) -> PrecisionChoice | None:
-    """What a run that leaves it open computes in; None where nothing is open: it is said, or the model has no float64 copy.
+    """What a run that leaves it open computes in; and, where a model that computes in 16 bits is taken as it is, the error of that. None
+    where there is nothing to say: float64 is asked for, or the model has no float64 copy.
 
     Args:
       config: the options.
-      prepared: the run in float64.
+      prepared: the run in float64 where there is a copy and it is left open, else in what was asked for.
     """
-    features = prepared.train_features
-    if config.precision != AUTO or prepared.dtype != FLOAT64 or features is None or prepared.curvature_path or prepared.indexed:
+    if prepared.train_features is None or prepared.curvature_path or prepared.indexed:
         return None
-    native = _dtype(prepared.model.session())
-    if native == FLOAT64:
+    native = _compute_dtype(prepared.model.session())
+    if config.precision == NATIVE and native in _IN_16_BITS:
+        return _asked_for(config, prepared, native)
+    if config.precision != AUTO or prepared.dtype != FLOAT64 or native == FLOAT64:
         return None
-    curvature = config.make_curvature()
-    if isinstance(curvature, _SOLVED_AS_THEY_ARE):
-        return PrecisionChoice(FLOAT64, f"float64: the system of {config.curvature} is solved as it is, however ill-conditioned")
-    if config.removal != "first_order" or config.second_order_groups:
-        return PrecisionChoice(FLOAT64, "float64: second derivatives are used")
-    if _operations(config, prepared, features) < _WORTH_IT:
-        return PrecisionChoice(FLOAT64, "float64: the run is too short for measuring another to be worth it")
+    why = _float64_by_rule(config, prepared, prepared.train_features)
+    if why:
+        return PrecisionChoice(AUTO, FLOAT64, f"float64: {why}")
     try:
-        error = measure(config, prepared, dataclasses.replace(prepared.model, precision=NATIVE, agreement=None).open())
+        error = measure(config, prepared, FLOAT64, NATIVE)
     except ValueError as reason:
-        return PrecisionChoice(FLOAT64, f"float64: a sample can't tell what {native} would do ({str(reason).splitlines()[0]})")
+        return PrecisionChoice(AUTO, FLOAT64, f"float64: a sample can't tell what {native} would do ({_first_line(reason)})")
     return decide(native, error)
+
+
+def _float64_by_rule(config: InfluenceConfig, prepared: PreparedRun, features: FeatureSpec) -> str:
+    """Why nothing is measured; empty: it is."""
+    if isinstance(config.make_curvature(), _SOLVED_AS_THEY_ARE):
+        return f"the system of {config.curvature} is solved as it is, however ill-conditioned"
+    if config.removal != "first_order" or config.second_order_groups:
+        return "second derivatives are used"
+    if _operations(config, prepared, features) < _WORTH_IT:
+        return "the run is too short for measuring another to be worth it"
+    return ""
+
+
+def _asked_for(config: InfluenceConfig, prepared: PreparedRun, native: str) -> PrecisionChoice:
+    try:
+        error = measure(config, prepared, FLOAT64, NATIVE)
+    except ValueError as reason:
+        return PrecisionChoice(NATIVE, NATIVE, f"{native}, as it is asked for; its error can't be measured ({_first_line(reason)})")
+    return PrecisionChoice(NATIVE, NATIVE, f"{native}, as it is asked for ({error.text})", error)
+
+
+def _first_line(reason: ValueError) -> str:
+    return str(reason).partition("\n")[0]
 
 
 def decide(native: str, error: ScoreError) -> PrecisionChoice:
     """The model's own precision where its ranks are those of float64."""
     if error.rank >= LEAST_RANK:
-        return PrecisionChoice(NATIVE, f"{native}: as good as float64 ({error.text})", error)
-    return PrecisionChoice(FLOAT64, f"float64: {native} gives other ranks ({error.text})", error)
+        return PrecisionChoice(AUTO, NATIVE, f"{native}: as good as float64 ({error.text})", error)
+    return PrecisionChoice(AUTO, FLOAT64, f"float64: {native} gives other ranks ({error.text})", error)
 
 
-def measure(config: InfluenceConfig, prepared: PreparedRun, other: ExplainedModel) -> ScoreError:
-    """How far the scores of another precision are from those of the prepared run, by the curvature of a sample of its training examples.
+def measure(config: InfluenceConfig, prepared: PreparedRun, exact: Precision, other: Precision) -> ScoreError:
+    """How far the scores in one precision are from those in another, by the curvature of a sample of the run's training examples.
 
     Raises:
       ValueError: the sample has too few examples, one of both can't evaluate all of it, or the curvature can't be inverted.
     """
     train = _some(config, prepared.train_features, prepared.train, _EXAMPLES)
     test = _some(config, prepared.test_features, prepared.test, _POINTS) if prepared.test else train[:1]
-    exact, found = (_scores(config, model, train, test) for model in (prepared.model.session(), other))
-    if exact.shape != found.shape or not exact.size:
-        raise ValueError(f"it has {exact.shape} finite scores in float64, {found.shape} in the other precision")
-    return score_error(exact, found, min(config.top_k, max(1, exact.shape[1] // 4)))
+    wanted, found = (_scores(config, _opened(prepared, precision), train, test) for precision in (exact, other))
+    if wanted.shape != found.shape or not wanted.size:
+        raise ValueError(f"it has {list(wanted.shape)} finite scores in {exact}, {list(found.shape)} in the other precision")
+    return score_error(wanted, found, min(config.top_k, max(1, wanted.shape[1] // 4)))
+
+
+def _opened(prepared: PreparedRun, precision: Precision) -> ExplainedModel:
+    """The run's model in a precision."""
+    session = prepared.model.session()
+    if (session.dtype == FLOAT64) == (precision == FLOAT64):
+        return session
+    return dataclasses.replace(prepared.model, precision=precision, agreement=None).open()
 
 
 def _scores(config: InfluenceConfig, model: ExplainedModel, train: Sequence[ExampleBatch], test: Sequence[ExampleBatch]) -> np.ndarray:
@@ -157,8 +193,12 @@ def _operations(config: InfluenceConfig, prepared: PreparedRun, features: Featur
     return bound if bound < _WORTH_IT else _OF_A_GRADIENT * network_flops(prepared) * examples
 
 
-def _dtype(model: ExplainedModel) -> str:
-    """What the user's own model computes in: its weights' dtype."""
-    dtypes = {str(variable.dtype) for part in model.parts for variable in part.network.original.trainable_variables}
-    logging.getLogger(__name__).info("the model's own weights are in %s", ", ".join(sorted(dtypes)))
-    return dtypes.pop() if len(dtypes) == 1 else "its own precision"
+def _compute_dtype(model: ExplainedModel) -> str:
+    """What the user's own model computes in: the narrowest of its layers with weights."""
+    layers = [layer for part in model.parts for layer in _layers(part.network.original) if layer.weights]
+    dtypes = {layer.compute_dtype for layer in layers} or {model.dtype}
+    return min(dtypes, key=lambda dtype: tf.as_dtype(dtype).size)
+
+
+def _layers(model: Any) -> Sequence[keras.layers.Layer]:
+    return [layer for layer in model._flatten_layers() if not isinstance(layer, keras.Model)] if isinstance(model, keras.Model) else []

@@ -7,6 +7,7 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -102,7 +103,7 @@ def test_a_shard_that_takes_more_than_its_share_is_decoded_anew(job: DigitsJob, 
     for share, files in ((0.01, 0), (10.0, 1)):
         folder = tmp_path / str(share)
         reader = ShardReader("score", prepared.train_features, 64, Progress(None), DecodedCache(str(folder), "train", share))
-        first, second = ([batch.inputs for batch, _ in reader.read(prepared.train[0])] for _ in range(2))
+        first, second = ([np.asarray(batch.inputs) for batch, _ in reader.read(prepared.train[0])] for _ in range(2))
         assert [images.tobytes() for images in first] == [images.tobytes() for images in second] and len(first) == 5
         assert len(files_below(folder)) == files
 

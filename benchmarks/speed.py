@@ -9,6 +9,7 @@
     processes the job of `ekfac`, two processes of one thread | one process of one thread
     start     the command over 2,500 examples, imports and all | `--help`
     images    K-FAC of a small CNN over PNG images, two passes | two epochs of `model.fit` on the same files
+    passes    five passes over these images, decoded once | decoded in each pass
 
 A ratio is the first side's seconds over the second's in one repeat; `--against FOLDER` adds the job as another checkout has it.
 
@@ -57,6 +58,7 @@ CASES = {
     "processes": Case(("two_processes", "one_process"), "wall", 1 / 1.7),
     "start": Case(("start_job", "start_help"), "wall"),
     "images": Case(("images_job", "images_fit"), target=1.5),
+    "passes": Case(("passes_job", "passes_anew")),
 }
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import pathlib
 import resource
@@ -15,9 +14,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import networks, scale
+from benchmarks import networks, png_images, scale
 
-EXAMPLES, TEST, TOP_K, IMAGES = 100_000, networks.TEST, networks.TOP_K, 10_000
+EXAMPLES, TEST, TOP_K = 100_000, networks.TEST, networks.TOP_K
 FIRST_FILES = "train-0000[01].tfrecord"
 Measured = dict[str, Any]
 
@@ -181,8 +180,25 @@ def _command(*arguments: str) -> Measured:
 
 def images_job(folder: pathlib.Path) -> Measured:
     """K-FAC over PNG images: a pass for the curvature, one for the scores."""
-    data = _make_images(folder / "images")
-    return _job(data, train="train.tfrecord", curvature="kfac", preprocess="benchmarks.speed_sides:decoded", batch_size=256)
+    data = png_images.make_images(folder / "images")
+    return _job(data, train="train.tfrecord", curvature="kfac", preprocess="benchmarks.png_images:decoded", batch_size=256)
+
+
+def passes_job(folder: pathlib.Path) -> Measured:
+    """Five passes over PNG images: two of EK-FAC, three rounds of scores."""
+    return _five_passes(folder, "auto")
+
+
+def passes_anew(folder: pathlib.Path) -> Measured:
+    """The same, each pass decoding them."""
+    return _five_passes(folder, "off")
+
+
+def _five_passes(folder: pathlib.Path, decoded_cache: str) -> Measured:
+    data = png_images.make_images(folder / "images")
+    rounds: dict[str, Any] = {"max_worker_memory": "4MB", "score_tolerance": 0.0}
+    reading: dict[str, Any] = {"preprocess": "examples.decode_images:decode_images", "decoded_cache": decoded_cache}
+    return _job(data, train="train.tfrecord", curvature="ekfac", batch_size=256, **rounds, **reading)
 
 
 def images_fit(folder: pathlib.Path) -> Measured:
@@ -193,73 +209,19 @@ def images_fit(folder: pathlib.Path) -> Measured:
     import keras
     import tensorflow as tf
 
-    data = _make_images(folder / "images")
+    data = png_images.make_images(folder / "images")
     model: Any = keras.models.load_model(data / "model.keras")
     features = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
 
     def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         found = tf.io.parse_single_example(record, features)
-        return _decode_one(found["image"]), found["label"]
+        return png_images.decode_one(found["image"]), found["label"]
 
     examples = tf.data.TFRecordDataset(str(data / "train.tfrecord")).map(parse).batch(256).prefetch(2)
     cpu, wall = time.process_time(), time.monotonic()
     keras.utils.disable_interactive_logging()
     model.fit(examples, epochs=2)
     return {"cpu": time.process_time() - cpu, "wall": time.monotonic() - wall}
-
-
-def _decode_one(image: Any) -> Any:
-    import tensorflow as tf
-
-    return tf.cast(tf.ensure_shape(tf.io.decode_png(image, channels=1), [28, 28, 1]), tf.float32) / 255
-
-
-def decoded(features: Measured) -> Any:
-    """`--preprocess`: [B, 28, 28, 1] from PNG bytes."""
-    import tensorflow as tf
-
-    return _decode_all()(tf.constant(features["image"].reshape(-1))).numpy()
-
-
-@functools.cache
-def _decode_all() -> Any:
-    import tensorflow as tf
-
-    one = tf.TensorSpec([28, 28, 1], tf.float32)
-    every = [tf.TensorSpec([None], tf.string)]
-    return tf.function(lambda images: tf.map_fn(_decode_one, images, fn_output_signature=one), input_signature=every, autograph=False)
-
-
-def _make_images(folder: pathlib.Path) -> pathlib.Path:
-    """`networks.draw_images` as PNG, and a CNN of 10,954 weights, trained for an epoch; kept when they are there."""
-    if (folder / "model.keras").exists():
-        return folder
-    from beam_influence.influence_ops import device
-
-    device.configure_tensorflow()
-    import keras
-    import numpy as np
-    import tensorflow as tf
-
-    folder.mkdir(parents=True, exist_ok=True)
-    x, y = networks.draw_images(np.random.default_rng(5), IMAGES + TEST)
-    pixels = np.clip(255 * x, 0, 255).astype(np.uint8)
-    for name, rows in (("train", slice(0, IMAGES)), ("test", slice(IMAGES, None))):
-        with tf.io.TFRecordWriter(str(folder / f"{name}.tfrecord")) as writer:
-            for image, label in zip(pixels[rows], y[rows], strict=True):
-                png = tf.train.Feature(bytes_list=tf.train.BytesList(value=[tf.io.encode_png(image).numpy()]))
-                number = tf.train.Feature(int64_list=tf.train.Int64List(value=[label]))
-                writer.write(tf.train.Example(features=tf.train.Features(feature={"image": png, "label": number})).SerializeToString())
-    keras.utils.set_random_seed(1)
-    layers = keras.layers
-    convolutions = [layers.Conv2D(16, 3, strides=2, activation="relu"), layers.Conv2D(16, 3, strides=2, activation="relu")]
-    dense = [layers.Flatten(), layers.Dense(16, "relu"), layers.Dense(10)]
-    model = keras.Sequential([keras.Input((28, 28, 1), name="x"), *convolutions, *dense])
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    keras.utils.disable_interactive_logging()
-    model.fit(x, y, epochs=1, batch_size=128)
-    model.save(folder / "model.keras")
-    return folder
 
 
 def _network_job(folder: pathlib.Path, network: str, engine: list[str] | None = None, **options: Any) -> Measured:
@@ -294,6 +256,7 @@ SIDES: dict[str, Callable[[pathlib.Path], Measured]] = {
     for each in (
         last_job, last_numpy, ekfac_job, ekfac_kronfluence, cnn_job, cnn_kronfluence, cnn_one_product, transformer_job,
         transformer_kronfluence, stage_job, stage_bare, two_processes, one_process, start_job, start_help, images_job, images_fit,
+        passes_job, passes_anew,
     )
 }  # fmt: skip
 

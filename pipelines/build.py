@@ -143,7 +143,7 @@ class _JobBuilder:
         assert features is not None
         rows = self._config.batch_size
         most = prepared.queries.embedded_at_once(prepared.watched, self._config.query_arrays) if stage == "embed" else rows
-        return ShardReader(stage, features, min(rows, most), self._progress)
+        return ShardReader(stage, features, min(rows, most), self._progress, prepared.decoded.cache if prepared.decoded else None)
 
     def _count(self, stage: str, counts: pvalue.PCollection[ShardCount]) -> None:
         self.counts.append(collection(counts | f"SumCounts[{stage}]" >> SumCounts()))

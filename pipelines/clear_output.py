@@ -12,15 +12,14 @@ from beam_influence.influence_ops.results.listed_files import LIST_BEGINNING, is
 from beam_influence.influence_ops.results.result_files import read_manifest, written_files
 from beam_influence.influence_ops.scoring.index import INDEX
 from beam_influence.pipelines.config import InfluenceConfig
-from beam_influence.pipelines.resume import Resumed
 from beam_influence.transforms.clear_work import ClearWork, clear_work
 from beam_influence.transforms.files import BeamFiles, iterate_matches, join
 from beam_influence.transforms.folders import delete_files, list_folder, list_temporary, quoted
 
 
-def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str, resumed: Resumed | None = None) -> None:
-    """Makes the output folder ready: a finished run is kept unless `overwrite`; what a killed run left is removed, but for what
-    `resumed` uses.
+def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str, kept: tuple[str, ...] = ()) -> None:
+    """Makes the output folder ready: a finished run is kept unless `overwrite`; what a killed run left is removed, but for the files
+    and folders that are `kept`.
 
     An index that is added to stays as it is, but for files that its manifest does not list.
 
@@ -43,7 +42,6 @@ def clear_output(config: InfluenceConfig, tables: tuple[str, ...], manifest: str
     curvature = join(config.output, "curvature")
     if (config.curvature_path or "").rstrip("/") == curvature:
         folders.remove(curvature)  # this run reads it
-    kept = () if resumed is None else resumed.kept(config)
     inside = tuple(f"{folder}/" for folder in kept)
     found = itertools.chain(_files_in(folders), unfinished, _lists(config.output))
     delete_files(file for file in found if file not in kept and not file.startswith(inside))

@@ -27,7 +27,7 @@ if typing.TYPE_CHECKING:  # when it is needed, it is imported: --help need not w
     from beam_influence.influence_ops.scoring.ranking import Order
     from beam_influence.influence_ops.scoring.scores import ScoreOptions
 
-_GROUPS = (DataOptions, ModelOptions, MethodOptions, ResultOptions)
+_GROUPS = (DataOptions, ModelOptions, MethodOptions, ResultOptions, RunOptions)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -67,8 +67,12 @@ def _run(
     config, prepared = choose_and_prepare(config, beam_arguments)
     if prepared.choice is not None:
         print(prepared.choice.text, file=stream)
-    clear_output(config, tuple(TABLES), MANIFEST, prepared.resumed)
+    clear_output(config, tuple(TABLES), MANIFEST, prepared.kept(config))
+    if prepared.precision is not None and (prepared.precision.error or config.verbose):
+        print(prepared.precision.text, file=stream)
     print(short_plan(config, prepared), file=stream)
+    if prepared.decoded is not None and (prepared.decoded.cache or config.verbose):
+        print(prepared.decoded.text, file=stream)
 
     def add(pipeline: beam.Pipeline, progress: tuple[str, int] | None) -> object:
         return build(pipeline, config, prepared, progress, engine.accelerator)
@@ -154,7 +158,7 @@ def submit(config: InfluenceConfig, beam_arguments: Iterable[str] = ()) -> Pipel
     open_file_systems(beam_arguments)
     engine = choose_engine(beam_arguments, config)
     config, prepared = choose_and_prepare(config, beam_arguments)
-    clear_output(config, tuple(TABLES), MANIFEST, prepared.resumed)
+    clear_output(config, tuple(TABLES), MANIFEST, prepared.kept(config))
     forget_models()
     pipeline = beam.Pipeline(options=engine.options())
     job = build(pipeline, config, prepared, accelerator=engine.accelerator)

@@ -34,6 +34,8 @@ from beam_influence.transforms.open_model import ModelSpec, refuse_another_model
 
 if TYPE_CHECKING:
     from beam_influence.pipelines.choosing.choose import Choice
+    from beam_influence.pipelines.choosing.precision import PrecisionChoice
+    from beam_influence.pipelines.plan_decoded import DecodedPlan
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,6 +51,8 @@ class PreparedRun:
       curvature_path: the saved curvature that is used, or None.
       indexed: the manifest of the index that is added to, or None.
       choice: what `--curvature auto` chose.
+      precision: what `--precision auto` chose.
+      decoded: whether passes leave decoded examples to the next; None: that was not asked.
       index_error: the largest relative error of the rows of the index that is read; None: there is none, or it is not told.
       model: the recipe for the model.
       weights: the names of the watched weights.
@@ -79,11 +83,21 @@ class PreparedRun:
     candidates: FileList = dataclasses.field(default_factory=lambda: FileList.of([]))
     candidate_features: FeatureSpec | None = None
     choice: Choice | None = None
+    decoded: DecodedPlan | None = None
+    precision: PrecisionChoice | None = None
 
     @property
     def choice_facts(self) -> dict[str, Any]:
         """What was chosen and why, for the manifest; empty where nothing was."""
-        return {} if self.choice is None else {"chosen": self.choice.as_json()}
+        chosen = {"chosen": self.choice, "precision": self.precision, "decoded_cache": self.decoded}
+        return {name: found.as_json() for name, found in chosen.items() if found is not None}
+
+    def kept(self, config: InfluenceConfig) -> tuple[str, ...]:
+        """The files and folders of an earlier run that this one uses."""
+        if self.resumed is None:
+            return ()
+        cache = None if self.decoded is None else self.decoded.cache
+        return (*self.resumed.kept(config), *([] if cache is None else [cache.folder]))
 
     @property
     def model_facts(self) -> dict[str, Any]:

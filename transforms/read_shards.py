@@ -17,8 +17,10 @@ from apache_beam.typehints.decorators import IOTypeHints
 from beam_influence.influence_ops.model.halving import Halving
 from beam_influence.influence_ops.reading import READERS, Reader
 from beam_influence.influence_ops.reading.decode import RowDecoder
+from beam_influence.influence_ops.reading.decoded_file import ReadBatch
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.reading.features import FeatureSpec
+from beam_influence.transforms.decoded_cache import DecodedCache, read_kept
 from beam_influence.transforms.elements import FileBlock, RejectedExample, Shard, ShardCount
 from beam_influence.transforms.file_list import FileList, part_bytes, read_block
 from beam_influence.transforms.files import BeamFiles, join
@@ -27,6 +29,8 @@ from beam_influence.transforms.read_ahead import read_ahead
 from beam_influence.transforms.typed import collection
 
 NAMESPACE = "beam_influence"
+FROM_DECODED = "_shards_from_decoded"
+"""After the stage, the name of the counter of shards that it read decoded."""
 INLINE_FILES = 1000
 """So many files are in the job's graph themselves, some 300 KB; the names of more are read from a file in the work folder."""
 _AHEAD = 2
@@ -121,19 +125,26 @@ class ReadShards(beam.PTransform):
 
 
 class ShardReader:
-    """Reads one shard in batches, and keeps the stage's counts: progress, metrics, examples used and rejected."""
+    """Reads one shard in batches, and keeps the stage's counts: progress, metrics, examples used and rejected.
 
-    def __init__(self, stage: str, spec: FeatureSpec, batch_size: int, progress: Progress):
+    Args:
+      stage, spec, batch_size, progress: of what is counted, what is decoded, how many rows at once, and where to it is told.
+      decoded: where decoded examples are kept from one pass to the next; None: nowhere.
+    """
+
+    def __init__(self, stage: str, spec: FeatureSpec, batch_size: int, progress: Progress, decoded: DecodedCache | None = None):
         self.stage = stage
         self._spec = spec
         self._batch_size = batch_size
         self._progress = progress
+        self._decoded = decoded
         self._format: Reader | None = None
         self._decoder: RowDecoder | None = None
         self._examples = Metrics.counter(NAMESPACE, f"{stage}_examples")
         self._rejected = Metrics.counter(NAMESPACE, f"{stage}_rejected")
         self._halved = Metrics.counter(NAMESPACE, f"{stage}_halved_batches")
         self._milliseconds = Metrics.counter(NAMESPACE, f"{stage}_milliseconds")
+        self._from_decoded = Metrics.counter(NAMESPACE, f"{stage}{FROM_DECODED}")
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_format": None, "_decoder": None}
@@ -143,17 +154,24 @@ class ShardReader:
         """Whether an example's id is `<file>:<position>`."""
         return self._spec.id is None
 
-    def read(self, shard: Shard) -> Iterator[tuple[ExampleBatch, list[Rejected]]]:
+    def read(self, shard: Shard) -> Iterator[ReadBatch]:
         """Batches of at most `batch_size` examples, each with the records that were rejected on the way to it. A thread reads the next
         ones while one is used.
 
         Raises:
           OSError: the file can't be opened or read; the message names it.
         """
-        batches = read_ahead(self._read(shard), _AHEAD)
+        kept = None if self._decoded is None else self._decoded.find(shard)
+        if kept is not None:
+            self._from_decoded.inc()
+        batches = read_ahead(self._read(shard) if kept is None else read_kept(kept), _AHEAD)
         return batches if shard.limit is None else shard.limit.cut(batches)
 
-    def _read(self, shard: Shard) -> Iterator[tuple[ExampleBatch, list[Rejected]]]:
+    def _read(self, shard: Shard) -> Iterator[ReadBatch]:
+        batches = self._read_source(shard)
+        return batches if self._decoded is None else self._decoded.keep(shard, batches, not self.ids_are_places)
+
+    def _read_source(self, shard: Shard) -> Iterator[ReadBatch]:
         if self._format is None or self._decoder is None:
             self._format, self._decoder = READERS[self._spec.format](self._spec.features()), RowDecoder(self._spec)
         with open_shard(shard) as file:

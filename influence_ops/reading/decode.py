@@ -8,7 +8,7 @@ import numpy as np
 
 from beam_influence.influence_ops.reading import Rows
 from beam_influence.influence_ops.reading.columns import Reasons, dense_column, dtype_of
-from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected, place_ids
 from beam_influence.influence_ops.reading.features import Feature, FeatureSpec
 from beam_influence.influence_ops.reading.preprocess import Preprocess
 
@@ -62,7 +62,7 @@ class RowDecoder:
         inputs = {name: column(feature) for name, feature in spec.inputs}
         labels = {name: column(feature) for name, feature in zip(spec.label_names, spec.labels, strict=True)}
         if spec.id is None:
-            ids = np.array([f"{file}:{position}" for position in positions.tolist()], dtype=object)
+            ids = place_ids(file, positions)
         else:
             ids = _text(column(spec.id))
         return ExampleBatch(

@@ -55,6 +55,11 @@ class ExampleBatch:
         return Rejected(self.file, index, "evaluate", error, f"example {self.ids[row]}: {message}")
 
 
+def place_ids(file: str, positions: np.ndarray) -> np.ndarray:
+    """The ids `<file>:<position>` of examples that have none of their own."""
+    return np.array([f"{file}:{position}" for position in positions.tolist()], dtype=object)
+
+
 def _select(arrays: Any, keep: np.ndarray) -> Any:
     if isinstance(arrays, Mapping):
         return {name: array[keep] for name, array in arrays.items()}

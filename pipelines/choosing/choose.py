@@ -16,6 +16,7 @@ from beam_influence.pipelines.check_model import check_model
 from beam_influence.pipelines.choosing.rules import AUTO, WEIGHTS, Rule, Situation, candidates
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.find_features import find_features
+from beam_influence.pipelines.plan_decoded import plan_decoded
 from beam_influence.pipelines.planning.sample import spread
 from beam_influence.pipelines.prepare import PreparedRun, model_spec, patterns_of, prepare, schema_of
 from beam_influence.pipelines.refuse_memory import refuse_memory
@@ -100,10 +101,17 @@ def choose_and_prepare(config: InfluenceConfig, beam_arguments: Sequence[str] = 
     """What `prepare` gives, and the options with nothing left open.
 
     Raises:
-      ValueError: as of `choose_method` and `prepare`.
+      ValueError: as of `choose_method`, `prepare` and `plan_decoded`.
     """
     chosen, choice = choose_method(config, beam_arguments)
-    return chosen, prepare(chosen, choice)
+    from beam_influence.pipelines.choosing.precision import NATIVE, choose_precision  # it needs the graph's module, which needs this one
+
+    prepared = prepare(chosen, choice)
+    precision = choose_precision(chosen, prepared)
+    if precision is not None and precision.precision == NATIVE:
+        chosen = dataclasses.replace(chosen, precision=NATIVE)
+        prepared = prepare(chosen, choice)
+    return chosen, dataclasses.replace(prepared, decoded=plan_decoded(chosen, prepared), precision=precision)
 
 
 def _options(asked: InfluenceConfig, chosen: InfluenceConfig, rule: Rule) -> dict[str, Any]:

@@ -58,7 +58,8 @@ class ModelOptions:
     )
     precision: str = _option(
         "auto",
-        "float64, the model's own dtype (native), or auto: float64 where the model can be rebuilt so.",
+        "float64; the model's own dtype (native); or auto: float64 where the model can be rebuilt so, but for a long run over a network "
+        "whose own precision gives the same ranks on a sample of its examples, which is measured and told.",
         choices=("auto", "float64", "native"),
     )
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from beam_influence.pipelines.options.option import option
+from beam_influence.pipelines.machine_memory import parse_bytes
+from beam_influence.pipelines.options.option import FITTING, option
 
+AUTO, OFF = "auto", "off"
 _option = functools.partial(option, group="execution", changes_result=False)
 
 
@@ -39,4 +41,19 @@ class RunOptions:
         "(its container's) divided by its cores.",
         commands=("run",),
     )
+    decoded_cache: str = _option(
+        "auto",
+        "Whether the first pass over the training set leaves its decoded examples in the work folder, where later passes read them: auto, "
+        "where that is quicker by what the first examples took, and fits half of the free disk; off; or the most bytes, such as 20GB: "
+        "always, where they fit. Does not change the result.",
+        commands=FITTING,
+    )
     work_dir: str | None = _option(None, "Temporary files; all workers must reach it. Default: OUTPUT/.work.")
+
+    def check(self) -> None:
+        """Raises `ValueError` where one is wrong."""
+        if self.decoded_cache not in (AUTO, OFF):
+            try:
+                parse_bytes(self.decoded_cache)
+            except ValueError as error:
+                raise ValueError(f"--decoded_cache {error}, or auto, or off") from error

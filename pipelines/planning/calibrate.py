@@ -100,7 +100,7 @@ def calibrate(config: InfluenceConfig, beam_arguments: Sequence[str], started: f
         memory_bytes=machine_memory() // processes if config.max_worker_memory is None else parse_bytes(config.max_worker_memory),
         look_up=look_up_seconds([*prepared.train, *prepared.candidates, *prepared.test], prepared.train_features, config.shard_size),
         stages_with_fewer={} if fewer is None else fewer.stages,
-        chosen="" if prepared.choice is None else prepared.choice.text,
+        chosen=_chosen(prepared),
         fewer_points=0 if fewer is None else fewer.counts.get("embed", 0),
         **_known(config, prepared),
     )
@@ -120,7 +120,15 @@ def _known(config: InfluenceConfig, prepared: PreparedRun) -> dict[str, int]:
         "rounds": prepared.queries.rounds.count,
         "solving_rounds": prepared.queries.solving.count,
         "point_bytes": prepared.queries.point_bytes,
+        "decoded_bytes": prepared.decoded.size if prepared.decoded is not None and prepared.decoded.cache else 0,
     }
+
+
+def _chosen(prepared: PreparedRun) -> str:
+    """What was left to the run itself and is decided by now, in words."""
+    found = [prepared.choice, *([prepared.precision] if prepared.precision and prepared.precision.error else [])]
+    found += [prepared.decoded] if prepared.decoded and prepared.decoded.cache else []
+    return "\n".join(choice.text for choice in found if choice is not None)
 
 
 def _count_shards(files: FileList, config: InfluenceConfig) -> int:

@@ -38,7 +38,8 @@ class Calibration:
       processes: of this machine that the run would work in.
       is_local: whether that is Beam's in-memory runner.
       memory_bytes: what a worker may take.
-      chosen: by `--curvature auto`, in words.
+      chosen: by the run itself where it was left to it, such as by `--curvature auto`, in words.
+      decoded_bytes: what the first pass leaves decoded for the others; 0: nothing.
     """
 
     examples: int
@@ -71,6 +72,7 @@ class Calibration:
     fewer_points: int = 0
     solving_rounds: int = 1
     chosen: str = ""
+    decoded_bytes: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """For `from_json`."""

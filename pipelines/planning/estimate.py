@@ -32,6 +32,7 @@ def estimate(found: Calibration, workers: int | None = None) -> RunPlan:
     fixed = found.start + found.fixed + Seconds(found.look_up, found.look_up)
     passes = sum(_rounds(found, stage) for stage in found.stages if stage not in (_EMBED, _CANDIDATES))
     round_points = -(-found.points // found.rounds)
+    of_train = found.train_bytes + found.decoded_bytes * (passes - 1) if found.decoded_bytes else found.train_bytes * passes
     return RunPlan(
         examples=found.examples,
         is_exact=found.is_exact,
@@ -41,7 +42,7 @@ def estimate(found: Calibration, workers: int | None = None) -> RunPlan:
         rounds=found.rounds,
         passes=passes,
         flops=_flops(found, passes),
-        bytes_read=found.train_bytes * passes + found.candidate_bytes * found.rounds + found.test_bytes * found.test_readings,
+        bytes_read=of_train + found.candidate_bytes * found.rounds + found.test_bytes * found.test_readings,
         bytes_shuffled=sum(size * (found.rounds if stage == _SCORE else 1) for stage, size in found.sent_bytes.items()) * bundles,
         bundles=bundles,
         peak_bytes=found.peak_bytes + max(0, round_points - found.sampled_points) * found.point_bytes,
@@ -52,6 +53,7 @@ def estimate(found: Calibration, workers: int | None = None) -> RunPlan:
         workers=workers,
         worker_seconds=fixed.wall + growing.wall / min(workers, max(shards, 1)),
         chosen=found.chosen,
+        decoded_bytes=found.decoded_bytes,
         calibrated_on=max((cost.examples for name, cost in found.stages.items() if name != _EMBED), default=0),
     )
 

@@ -45,7 +45,8 @@ class RunPlan:
       calibrated_on: training examples of the sample, by stage the most.
       plan_seconds: what the plan took.
       change: what to do where it does not fit; empty where it does.
-      chosen: by `--curvature auto`, in words.
+      chosen: by the run itself where it was left to it, such as by `--curvature auto`, in words.
+      decoded_bytes: what the first pass leaves decoded in the work folder for the others; 0: nothing.
     """
 
     examples: int
@@ -70,6 +71,7 @@ class RunPlan:
     change: str = ""
     candidates: int = 0
     chosen: str = ""
+    decoded_bytes: int = 0
 
     @property
     def fits(self) -> bool:
@@ -102,6 +104,8 @@ def _lines(plan: RunPlan) -> Iterator[str]:
     yield f"passes           {plan.passes:,}{among}"
     yield f"FLOPs            {plan.flops:.2g} of the network and the scores"
     yield f"bytes read       {size_text(plan.bytes_read)}"
+    if plan.decoded_bytes:
+        yield f"decoded once     {size_text(plan.decoded_bytes)} in the work folder, which passes after the first read in place of files"
     yield f"bytes shuffled   {size_text(plan.bytes_shuffled)} in {plan.bundles:,} bundle{'s' * (plan.bundles != 1)} a pass"
     fit = "fits" if plan.fits else "DOES NOT FIT"
     yield f"peak memory      {size_text(plan.peak_bytes)} a worker; it may take {size_text(plan.memory_bytes)}: {fit}"

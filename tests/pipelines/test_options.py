@@ -245,4 +245,5 @@ def test_the_execution_options_are_said_to_change_nothing() -> None:
     of_execution = {field.name for field in dataclasses.fields(InfluenceConfig) if field.metadata["group"] == "execution"}
     assert of_execution == {
         "verbose", "resume", "batch_size", "query_block_size", "shard_size", "max_worker_memory", "threads", "work_dir",
+        "decoded_cache",
     }  # fmt: skip

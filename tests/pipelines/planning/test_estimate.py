@@ -45,6 +45,8 @@ def test_the_numbers_of_a_plan() -> None:
     assert plan.total.wall == pytest.approx(8 + 2 + 2 * (100 + 5))
     assert plan.total.cpu == pytest.approx(8 + 2 + 2 * (150 + 2.5))
     assert plan.passes == 2 and plan.bytes_read == 2 * 7_000_000 + 2 * 30_000 and plan.bytes_shuffled == 8_050_000
+    decoded = estimate(dataclasses.replace(FOUND, decoded_bytes=9_000_000))
+    assert decoded.bytes_read == 7_000_000 + 9_000_000 + 2 * 30_000 and "decoded once     8.6 MiB" in plan_text(decoded)
     assert plan.flops == 3 * 2000 * (2 * 50_000 + 200) + 2 * 50_000 * 200 * 1000
     assert plan.peak_bytes == FOUND.peak_bytes and plan.fits
     assert "220.0 s" not in plan_text(plan) and "3.7 min with one process" in plan_text(plan)

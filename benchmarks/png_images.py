@@ -1,0 +1,66 @@
+"""PNG images and a small CNN for them, which `benchmarks.speed` reads and trains on."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from typing import Any
+
+from benchmarks import networks
+from benchmarks.networks import TEST
+
+IMAGES = 10_000
+
+
+def decode_one(image: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.cast(tf.ensure_shape(tf.io.decode_png(image, channels=1), [28, 28, 1]), tf.float32) / 255
+
+
+def decoded(features: dict[str, Any]) -> Any:
+    """`--preprocess`: [B, 28, 28, 1] from PNG bytes."""
+    import tensorflow as tf
+
+    return _decode_all()(tf.constant(features["image"].reshape(-1))).numpy()
+
+
+@functools.cache
+def _decode_all() -> Any:
+    import tensorflow as tf
+
+    one = tf.TensorSpec([28, 28, 1], tf.float32)
+    every = [tf.TensorSpec([None], tf.string)]
+    return tf.function(lambda images: tf.map_fn(decode_one, images, fn_output_signature=one), input_signature=every, autograph=False)
+
+
+def make_images(folder: pathlib.Path) -> pathlib.Path:
+    """`networks.draw_images` as PNG, and a CNN of 10,954 weights, trained for an epoch; kept when they are there."""
+    if (folder / "model.keras").exists():
+        return folder
+    from beam_influence.influence_ops import device
+
+    device.configure_tensorflow()
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    folder.mkdir(parents=True, exist_ok=True)
+    x, y = networks.draw_images(np.random.default_rng(5), IMAGES + TEST)
+    pixels = np.clip(255 * x, 0, 255).astype(np.uint8)
+    for name, rows in (("train", slice(0, IMAGES)), ("test", slice(IMAGES, None))):
+        with tf.io.TFRecordWriter(str(folder / f"{name}.tfrecord")) as writer:
+            for image, label in zip(pixels[rows], y[rows], strict=True):
+                png = tf.train.Feature(bytes_list=tf.train.BytesList(value=[tf.io.encode_png(image).numpy()]))
+                number = tf.train.Feature(int64_list=tf.train.Int64List(value=[label]))
+                writer.write(tf.train.Example(features=tf.train.Features(feature={"image": png, "label": number})).SerializeToString())
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    convolutions = [layers.Conv2D(16, 3, strides=2, activation="relu"), layers.Conv2D(16, 3, strides=2, activation="relu")]
+    dense = [layers.Flatten(), layers.Dense(16, "relu"), layers.Dense(10)]
+    model = keras.Sequential([keras.Input((28, 28, 1), name="x"), *convolutions, *dense])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    keras.utils.disable_interactive_logging()
+    model.fit(x, y, epochs=1, batch_size=128)
+    model.save(folder / "model.keras")
+    return folder

@@ -1,0 +1,204 @@
+"""What `--precision auto` computes in: float64, or the model's own precision where the ranks of a sample are the same in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+
+from beam_influence.influence_ops.curvature.dense import DenseCurvature
+from beam_influence.influence_ops.curvature.sample import Sample
+from beam_influence.influence_ops.curvature.sampled import SampleCurvature
+from beam_influence.influence_ops.curvature.source_gauss_newton import SourceGaussNewton
+from beam_influence.influence_ops.evaluation.score_error import ScoreError, score_error
+from beam_influence.influence_ops.model.explained_model import ExplainedModel
+from beam_influence.influence_ops.model.network import Precision
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.reading.features import FeatureSpec
+from beam_influence.influence_ops.scoring.in_memory import compute_in_memory
+from beam_influence.pipelines.build import PASS_TOLERANCE
+from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.planning.network_flops import network_flops
+from beam_influence.pipelines.planning.sample import count_examples, spread
+from beam_influence.pipelines.planning.short_plan import count_passes
+from beam_influence.pipelines.prepare import PreparedRun
+from beam_influence.transforms.elements import ReadLimit
+from beam_influence.transforms.file_list import FileList
+from beam_influence.transforms.progress import Progress
+from beam_influence.transforms.read_shards import ShardReader
+
+AUTO: Precision = "auto"
+FLOAT64: Precision = "float64"
+NATIVE: Precision = "native"
+LEAST_RANK = 1 - 1e-4
+"""The least rank correlation with float64 at which scores count as the same."""
+_SOLVED_AS_THEY_ARE = (DenseCurvature, SampleCurvature, SourceGaussNewton)
+_IN_16_BITS = ("bfloat16", "float16")
+_EXAMPLES, _POINTS = 256, 16
+_BATCH = 32
+_FILES = 8
+_COUNTED_FILES = 2
+_WORTH_IT = 3e11  # operations of the run's gradients: about a minute of a processor in float64, of which measuring may take a third
+_MOST_POSITIONS = 1000  # how often a weight is used for an example, at most, before operations are counted
+_OF_A_GRADIENT = 3  # evaluations that it is worth
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionChoice:
+    """What `--precision auto` chose, or what the one that was asked for costs.
+
+    Attributes:
+      asked: the option.
+      precision: `float64`, or `native`, the model's own.
+      why: in words.
+      error: of the model's own precision on a sample; None: it was not measured.
+    """
+
+    asked: str
+    precision: str
+    why: str
+    error: ScoreError | None = None
+
+    @property
+    def text(self) -> str:
+        """A line for the terminal."""
+        return f"precision: {self.why}"
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        measured = {} if self.error is None else {"error": self.error._asdict()}
+        return {"asked": self.asked, "precision": self.precision, "why": self.why, **measured}
+
+
+def choose_precision(config: InfluenceConfig, prepared: PreparedRun) -> PrecisionChoice | None:
+    """What a run that leaves it open computes in; and, where a model that computes in 16 bits is taken as it is, the error of that. None
+    where there is nothing to say: float64 is asked for, or the model has no float64 copy.
+
+    Args:
+      config: the options.
+      prepared: the run in float64 where there is a copy and it is left open, else in what was asked for.
+    """
+    if prepared.train_features is None or prepared.curvature_path or prepared.indexed:
+        return None
+    native = _compute_dtype(prepared.model.session())
+    if config.precision == NATIVE and native in _IN_16_BITS:
+        return _asked_for(config, prepared, native)
+    if config.precision != AUTO or prepared.dtype != FLOAT64 or native == FLOAT64:
+        return None
+    why = _float64_by_rule(config, prepared, prepared.train_features)
+    if why:
+        return PrecisionChoice(AUTO, FLOAT64, f"float64: {why}")
+    try:
+        error = measure(config, prepared, FLOAT64, NATIVE)
+    except ValueError as reason:
+        return PrecisionChoice(AUTO, FLOAT64, f"float64: a sample can't tell what {native} would do ({_first_line(reason)})")
+    return decide(native, error)
+
+
+def _float64_by_rule(config: InfluenceConfig, prepared: PreparedRun, features: FeatureSpec) -> str:
+    """Why nothing is measured; empty: it is."""
+    if isinstance(config.make_curvature(), _SOLVED_AS_THEY_ARE):
+        return f"the system of {config.curvature} is solved as it is, however ill-conditioned"
+    if config.removal != "first_order" or config.second_order_groups:
+        return "second derivatives are used"
+    if _operations(config, prepared, features) < _WORTH_IT:
+        return "the run is too short for measuring another to be worth it"
+    return ""
+
+
+def _asked_for(config: InfluenceConfig, prepared: PreparedRun, native: str) -> PrecisionChoice:
+    try:
+        error = measure(config, prepared, FLOAT64, NATIVE)
+    except ValueError as reason:
+        return PrecisionChoice(NATIVE, NATIVE, f"{native}, as it is asked for; its error can't be measured ({_first_line(reason)})")
+    return PrecisionChoice(NATIVE, NATIVE, f"{native}, as it is asked for ({error.text})", error)
+
+
+def _first_line(reason: ValueError) -> str:
+    return str(reason).partition("\n")[0]
+
+
+def decide(native: str, error: ScoreError) -> PrecisionChoice:
+    """The model's own precision where its ranks are those of float64."""
+    if error.rank >= LEAST_RANK:
+        return PrecisionChoice(AUTO, NATIVE, f"{native}: as good as float64 ({error.text})", error)
+    return PrecisionChoice(AUTO, FLOAT64, f"float64: {native} gives other ranks ({error.text})", error)
+
+
+def measure(config: InfluenceConfig, prepared: PreparedRun, exact: Precision, other: Precision) -> ScoreError:
+    """How far the scores in one precision are from those in another, by the curvature of a sample of the run's training examples.
+
+    Raises:
+      ValueError: the sample has too few examples, one of both can't evaluate all of it, or the curvature can't be inverted.
+    """
+    train = _some(config, prepared.train_features, prepared.train, _EXAMPLES)
+    test = _some(config, prepared.test_features, prepared.test, _POINTS) if prepared.test else train[:1]
+    wanted, found = (_scores(config, _opened(prepared, precision), train, test) for precision in (exact, other))
+    if wanted.shape != found.shape or not wanted.size:
+        raise ValueError(f"it has {list(wanted.shape)} finite scores in {exact}, {list(found.shape)} in the other precision")
+    return score_error(wanted, found, min(config.top_k, max(1, wanted.shape[1] // 4)))
+
+
+def _opened(prepared: PreparedRun, precision: Precision) -> ExplainedModel:
+    """The run's model in a precision."""
+    session = prepared.model.session()
+    if (session.dtype == FLOAT64) == (precision == FLOAT64):
+        return session
+    return dataclasses.replace(prepared.model, precision=precision, agreement=None).open()
+
+
+def _scores(config: InfluenceConfig, model: ExplainedModel, train: Sequence[ExampleBatch], test: Sequence[ExampleBatch]) -> np.ndarray:
+    """[T, N], both by id."""
+    finish = config.finish_options()
+    result = compute_in_memory(
+        model,
+        config.make_curvature(),
+        train,
+        test,
+        damping=finish.damping,
+        rcond=finish.rcond,
+        rank=finish.rank,
+        options=config.score_options(),
+        outputs=("scores",),
+        passes=config.solver_passes,
+        tolerance=config.tolerance or PASS_TOLERANCE,
+    )
+    rows: pa.Table = result.tables["scores"].sort_by([("test_id", "ascending"), ("train_id", "ascending")])
+    points = len(set(rows["test_id"].to_pylist()))
+    return rows["influence"].to_numpy().astype(np.float64).reshape(points, -1) if points else np.zeros((0, 0))
+
+
+def _some(config: InfluenceConfig, features: FeatureSpec | None, files: FileList, most: int) -> list[ExampleBatch]:
+    """So many examples at most, drawn by their ids from twice as many of the first of some files."""
+    assert features is not None
+    reader, sample = ShardReader("choose", features, _BATCH, Progress(None)), Sample(most, config.seed)
+    chosen = spread(files, _FILES)
+    limit = ReadLimit(-(-2 * most // len(chosen)), 1 << 62, 0.0)
+    for shard in chosen:
+        for batch, _ in reader.read(dataclasses.replace(shard, limit=limit)):
+            if len(batch):
+                sample.add(batch)
+    return list(sample.batches(_BATCH))
+
+
+def _operations(config: InfluenceConfig, prepared: PreparedRun, features: FeatureSpec) -> float:
+    """Of the gradients of all passes, about; a bound from the weights where that is little enough."""
+    examples = count_examples(prepared.train, features, _COUNTED_FILES).count * count_passes(config, prepared)
+    bound = _OF_A_GRADIENT * 2.0 * prepared.total * _MOST_POSITIONS * examples
+    return bound if bound < _WORTH_IT else _OF_A_GRADIENT * network_flops(prepared) * examples
+
+
+def _compute_dtype(model: ExplainedModel) -> str:
+    """What the user's own model computes in: the narrowest of its layers with weights."""
+    layers = [layer for part in model.parts for layer in _layers(part.network.original) if layer.weights]
+    dtypes = {layer.compute_dtype for layer in layers} or {model.dtype}
+    return min(dtypes, key=lambda dtype: tf.as_dtype(dtype).size)
+
+
+def _layers(model: Any) -> Sequence[keras.layers.Layer]:
+    return [layer for layer in model._flatten_layers() if not isinstance(layer, keras.Model)] if isinstance(model, keras.Model) else []

@@ -82,7 +82,7 @@ def make_network(features: int, options: argparse.Namespace) -> keras.Model:
     for units in map(int, options.hidden.split(",")):
         outputs = keras.layers.Dense(units, activation=options.activation)(outputs)
         if options.dropout:
-            outputs = keras.layers.Dropout(options.dropout)(outputs)
+            outputs = keras.layers.Dropout(options.dropout, seed=options.seed)(outputs)
     model = keras.Model(inputs, keras.layers.Dense(10)(outputs))
     rate: Any = keras.optimizers.schedules.CosineDecay(options.learning_rate, options.steps) if options.cosine else options.learning_rate
     made = {"sgd": lambda: keras.optimizers.SGD(rate, momentum=0.9), "adam": lambda: keras.optimizers.Adam(rate)}[options.optimizer]()

@@ -98,9 +98,8 @@ class Case:
 
     def by_retraining(self, hand: Sequence[Found], retrainings: int) -> Found:
         """What `evaluate choose` takes by the even test points of some of the retrainings."""
-        some = [found for found in hand if found.curvature != "exact"]
-        judged = choose_candidate([Candidate(*found[:2], False, found.sums[:retrainings]) for found in some], self.losses[:retrainings])
-        return next(found for found, one in zip(some, judged, strict=True) if one.chosen)
+        judged = choose_candidate([Candidate(*found[:2], False, found.sums[:retrainings]) for found in hand], self.losses[:retrainings])
+        return next(found for found, one in zip(hand, judged, strict=True) if one.chosen)
 
     def by_rules(self) -> tuple[Found, TrainingEnd]:
         """What `--curvature auto` takes."""

@@ -104,17 +104,19 @@ def test_lds_retrains_once_and_goes_on_where_it_stopped(
 
 def check_baselines(convex: ConvexJob, rows: dict[str, dict[str, float]], truth: GroundTruth) -> None:
     """The one layer sees the inputs: cosines, and losses by the weights, in NumPy."""
+    masks, retrained, train_ids, test_ids = truth.subset_masks, truth.subset_test_loss, truth.train_ids, truth.test_ids
+    assert masks is not None and retrained is not None and train_ids is not None and test_ids is not None
     x = convex.x.astype(np.float64)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     kernel, bias = keras.models.load_model(convex.model).get_weights()
     logits = x @ kernel + bias
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(x)), convex.y]
-    tests = unit[[TRAIN + int(str(name).split(":")[1]) for name in truth.test_ids]]
+    tests = unit[[TRAIN + int(str(name).split(":")[1]) for name in test_ids]]
     order = {name: row for row, name in enumerate(convex.train_ids())}
-    places = [order[str(name)] for name in truth.train_ids]
+    places = [order[str(name)] for name in train_ids]
     wanted = {"nearest in features": unit[places] @ tests.T, "plain loss": np.repeat(losses[places, None], len(tests), axis=1)}
     for name, scores in wanted.items():
-        assert rows[name]["lds"] == pytest.approx(linear_datamodelling_score(truth.subset_masks @ scores, truth.subset_test_loss).mean)
+        assert rows[name]["lds"] == pytest.approx(linear_datamodelling_score(masks @ scores, retrained).mean)
     assert abs(rows["random"]["lds"]) < 4 * rows["random"]["lds_error"]
 
 

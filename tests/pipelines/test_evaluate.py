@@ -108,7 +108,8 @@ def check_baselines(convex: ConvexJob, rows: dict[str, dict[str, float]], truth:
     assert masks is not None and retrained is not None and train_ids is not None and test_ids is not None
     x = convex.x.astype(np.float64)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-    kernel, bias = keras.models.load_model(convex.model).get_weights()
+    model: Any = keras.models.load_model(convex.model)
+    kernel, bias = model.get_weights()
     logits = x @ kernel + bias
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(x)), convex.y]
     tests = unit[[TRAIN + int(str(name).split(":")[1]) for name in test_ids]]

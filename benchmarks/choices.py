@@ -38,6 +38,7 @@ import numpy as np
 from beam_influence.influence_ops.curvature import FinishOptions, Preconditioner, curvature_by_name, fit
 from beam_influence.influence_ops.curvature.stopped_early import TrainingEnd, training_end
 from beam_influence.influence_ops.evaluation.candidates import Candidate, choose_candidate
+from beam_influence.influence_ops.evaluation.correlation import mean_over_columns, spearman
 from beam_influence.influence_ops.evaluation.lds import linear_datamodelling_score
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
@@ -51,12 +52,11 @@ GRID = [10 ** (step / 2) for step in range(-8, 3)]
 
 
 class Found(NamedTuple):
-    """A curvature with its λ, its LDS at the odd test points with its standard error, and the sums of its scores over each half [S, T]."""
+    """A curvature with its λ, its LDS at the odd test points, and the sums of its scores over each half [S, T]."""
 
     curvature: str
     damping: float
     lds: float
-    error: float
     sums: np.ndarray
 
     @property
@@ -84,8 +84,11 @@ class Case:
     def found(self, operator: Preconditioner) -> Found:
         """Its LDS at the odd test points."""
         sums = self.halves @ (self.gradients @ operator.apply(self.queries).T)
-        lds = linear_datamodelling_score(sums[:, 1::2], self.losses[:, 1::2])
-        return Found(str(operator.meta["curvature"]), float(operator.meta["damping"]), lds.mean, lds.standard_error, sums)
+        return Found(str(operator.meta["curvature"]), float(operator.meta["damping"]), self.lds(sums, 1), sums)
+
+    def lds(self, sums: np.ndarray, part: int) -> float:
+        """The LDS at the even (0) or the odd (1) test points."""
+        return mean_over_columns(spearman(sums[:, part::2], -self.losses[:, part::2]))
 
     def by_hand(self) -> Iterator[Found]:
         """Every curvature with every λ of the grid that it takes."""
@@ -134,9 +137,11 @@ def print_each(case: Case, hand: Sequence[Found]) -> None:
     """A row for each curvature: by its own λ, and by the best at the even test points."""
     for name in dict.fromkeys(found.curvature for found in hand):
         of_name = [found for found in hand if found.curvature == name]
-        best = max(of_name, key=lambda found: linear_datamodelling_score(found.sums[:, 0::2], case.losses[:, 0::2]).mean)
-        own = f"{of_name[0].damping:>10.3g}{of_name[0].lds:>8.3f} ± {of_name[0].error:.3f}" if name != "exact" else " " * 26
-        print(f"    {name:<14}own λ {own}   best λ {best.damping:>10.3g}{best.lds:>8.3f} ± {best.error:.3f}", flush=True)
+        best = max(of_name, key=lambda found: case.lds(found.sums, 0))
+        told = [linear_datamodelling_score(found.sums[:, 1::2], case.losses[:, 1::2]) for found in (of_name[0], best)]
+        dampings = (of_name[0].damping, best.damping)
+        own, chosen = (f"{value:>10.3g}{lds.mean:>8.3f} ± {lds.standard_error:.3f}" for value, lds in zip(dampings, told, strict=True))
+        print(f"    {name:<14}own λ {own if name != 'exact' else '':<26}   best λ {chosen}", flush=True)
 
 
 def _parts(batch: ExampleBatch) -> list[ExampleBatch]:

@@ -30,8 +30,8 @@ MOVED = 1 / 3
 """‖θ − θ₀‖ / ‖θ‖, as it is taken."""
 FLAT_MOVED = 1 / 12
 """The same of the flat directions, where θ is θ₀ for the most part."""
-MOST_OF_ALL = 2.0
-"""λ of the flat directions is at most so many times that of all."""
+WITHIN = 2.0
+"""λ of the flat directions is taken within this factor of that of all: it may be of directions in which nothing can move."""
 DECOMPOSED = 2048
 """Weights, at most, of a matrix that is decomposed to find the flat directions."""
 EARLY = 38.0
@@ -45,7 +45,7 @@ class TrainingEnd(NamedTuple):
       damping: λ = ‖∇L(θ)‖ / ‖θ − θ₀‖; 0 where training has ended at a minimum, or some examples can't tell.
       automatic: 0.1 × the mean eigenvalue of the Gauss–Newton matrix, as estimated: λ of `--damping auto`.
       examples: how many were looked at.
-      flat: λ of the flat directions of the Gauss–Newton matrix; None where that is not decomposed.
+      flat: λ of the flat directions of the Gauss–Newton matrix, within a factor of 2 of `damping`; None where that is not decomposed.
     """
 
     damping: float
@@ -85,7 +85,7 @@ def training_end(model: ExplainedModel, batches: Sequence[ExampleBatch], is_whol
     flat = None
     if spectrum is not None and pairs:
         found = flat_damping(spectrum[0], _ratio(np.cumsum(squared) / pairs, np.cumsum(weights)) / FLAT_MOVED)
-        flat = min(found, MOST_OF_ALL * damping)
+        flat = min(max(found, damping / WITHIN), damping * WITHIN)
     return TrainingEnd(damping, AUTO_FRACTION * mean_eigenvalue(model, batches, seed), int(sizes.sum()), flat)
 
 

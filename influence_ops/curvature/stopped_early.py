@@ -4,9 +4,6 @@ Training that ends before the loss is at its minimum leaves a mean gradient ∇L
 way from the first weights θ₀ (Bishop 1995, Neural Networks for Pattern Recognition, section 9.2.4): at the end ∇L(θ) + λ (θ − θ₀) = 0,
 so λ = ‖∇L(θ)‖ / ‖θ − θ₀‖. θ₀ is not known; ‖θ − θ₀‖ is taken as a third of ‖θ‖. Retraining has that penalty too, so H + λI is what it
 answers with: a smaller λ counts on directions in which training has hardly moved.
-
-What is left of ∇L along the sharp directions is not of stopping early, but of the jitter of the last steps, and large. Where the matrix
-H is small enough to be decomposed, λ is that of the flat directions alone, those whose eigenvalue is below λ itself.
 """
 
 from __future__ import annotations
@@ -17,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from beam_influence.influence_ops.curvature import FinishOptions, curvature_by_name, fit
 from beam_influence.influence_ops.curvature.cholesky import AUTO_FRACTION
 from beam_influence.influence_ops.curvature.kronecker import squared_sum
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
@@ -28,12 +24,6 @@ from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 MOVED = 1 / 3
 """‖θ − θ₀‖ / ‖θ‖, as it is taken."""
-FLAT_MOVED = 1 / 12
-"""The same of the flat directions, where θ is θ₀ for the most part."""
-WITHIN = 2.0
-"""λ of the flat directions is taken within this factor of that of all: it may be of directions in which nothing can move."""
-DECOMPOSED = 2048
-"""Weights, at most, of a matrix that is decomposed to find the flat directions."""
 EARLY = 38.0
 """Where λ of stopping early is so many times the λ of `auto`, training counts as stopped early, far from a minimum."""
 
@@ -45,13 +35,11 @@ class TrainingEnd(NamedTuple):
       damping: λ = ‖∇L(θ)‖ / ‖θ − θ₀‖; 0 where training has ended at a minimum, or some examples can't tell.
       automatic: 0.1 × the mean eigenvalue of the Gauss–Newton matrix, as estimated: λ of `--damping auto`.
       examples: how many were looked at.
-      flat: λ of the flat directions of the Gauss–Newton matrix, within a factor of 2 of `damping`; None where that is not decomposed.
     """
 
     damping: float
     automatic: float
     examples: int
-    flat: float | None = None
 
     @property
     def is_early(self) -> bool:
@@ -68,55 +56,19 @@ def training_end(model: ExplainedModel, batches: Sequence[ExampleBatch], is_whol
       is_whole: whether they are the whole training set, whose mean gradient has no noise.
       seed: of the signs that estimate the trace.
     """
-    spectrum = _spectrum(model, batches)
-    turned = (lambda vector: vector) if spectrum is None else lambda vector: vector @ spectrum[1]
     sizes = np.array([len(batch) for batch in batches])
-    total, with_itself = np.zeros(model.size), np.zeros(model.size)
+    total, with_itself = np.zeros(model.size), 0.0
     for batch in batches:
-        summed = turned(np.concatenate([_summed_gradient(part, batch) for part in model.parts]))
+        summed = np.concatenate([_summed_gradient(part, batch) for part in model.parts])
         total += summed
-        with_itself += summed**2
-    # The product of different batches' mean gradients is (∇L)² in expectation; that of one with itself has its noise besides.
-    pairs, squared = sizes.sum() ** 2, total**2
+        with_itself += float(summed @ summed)
+    # The inner product of different batches' mean gradients is ‖∇L‖² in expectation; that of one with itself has its noise besides.
+    pairs, squared = sizes.sum() ** 2, float(total @ total)
     if not is_whole:
         pairs, squared = pairs - (sizes**2).sum(), squared - with_itself
-    weights = turned(model.parameters()) ** 2
-    damping = float(_ratio(squared.sum() / pairs, weights.sum())) / MOVED if pairs else 0.0
-    flat = None
-    if spectrum is not None and pairs:
-        found = flat_damping(spectrum[0], _ratio(np.cumsum(squared) / pairs, np.cumsum(weights)) / FLAT_MOVED)
-        flat = min(max(found, damping / WITHIN), damping * WITHIN)
-    return TrainingEnd(damping, AUTO_FRACTION * mean_eigenvalue(model, batches, seed), int(sizes.sum()), flat)
-
-
-def flat_damping(eigenvalues: np.ndarray, ratios: np.ndarray) -> float:
-    """The largest λ that is at most ‖∇L‖ / ‖θ − θ₀‖ of the directions with eigenvalues below it; 0 where there is none.
-
-    Args:
-      eigenvalues: [P], the smallest first.
-      ratios: [P], of the first j + 1 directions.
-    """
-    above = np.append(eigenvalues[1:], np.inf)
-    meets = np.flatnonzero(ratios > eigenvalues)
-    return float(min(ratios[meets[-1]], above[meets[-1]])) if len(meets) else 0.0
-
-
-def _ratio(squared: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """√(squared / weights), 0 where there are no weights or only noise."""
-    return np.sqrt(np.maximum(np.divide(squared, weights, out=np.zeros_like(weights), where=weights > 0), 0.0))
-
-
-def _spectrum(model: ExplainedModel, batches: Sequence[ExampleBatch]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Eigenvalues [P] of the Gauss–Newton matrix, the smallest first, and eigenvectors, its columns; None where there is none, or many
-    weights."""
-    if model.size > DECOMPOSED:
-        return None
-    try:
-        fitted = fit(model, curvature_by_name("gauss_newton"), lambda: batches, FinishOptions(spectrum=True))
-    except ValueError:  # a loss that has none
-        return None
-    order = np.argsort(fitted.arrays["eigenvalues"])
-    return fitted.arrays["eigenvalues"][order], fitted.arrays["vectors"][:, order]
+    norm = float(np.linalg.norm(model.parameters()))
+    damping = float(np.sqrt(max(squared, 0.0) / pairs)) / (MOVED * norm) if norm and pairs else 0.0
+    return TrainingEnd(damping, AUTO_FRACTION * mean_eigenvalue(model, batches, seed), int(sizes.sum()))
 
 
 def _summed_gradient(part: InfluenceModel, batch: ExampleBatch) -> np.ndarray:

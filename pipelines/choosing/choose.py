@@ -132,16 +132,13 @@ def damped(candidate: InfluenceConfig, end: TrainingEnd) -> tuple[InfluenceConfi
     """The options with their damping, and the reason for it."""
     if candidate.damping != AUTO:
         return candidate, f"damping {candidate.damping}: as it was given"
-    is_flat = candidate.curvature == "gauss_newton" and end.flat is not None
-    value, of = (end.flat, " in the flat directions") if is_flat else (end.damping, "")
-    assert value is not None
-    told = f"‖∇L‖ / ‖θ − θ₀‖{of} of {end.examples:,} training examples is {value:.2g}, the rule auto gives about {end.automatic:.2g}"
+    told = f"‖∇L‖ / ‖θ − θ₀‖ of {end.examples:,} training examples is {end.damping:.2g}, the rule auto gives about {end.automatic:.2g}"
     if candidate.segment_rates is not None:
         return candidate, "damping auto: the segments say how far training went"
-    if value <= end.automatic:
+    if end.damping <= end.automatic:
         return candidate, f"damping auto: {told}"
     # Two digits are more than is known, and the same on a machine that adds up in another order.
-    return dataclasses.replace(candidate, damping=f"{value:.2g}"), f"damping {value:.2g}: {told} (docs/truth.md, Auto)"
+    return dataclasses.replace(candidate, damping=f"{end.damping:.2g}"), f"damping {end.damping:.2g}: {told} (docs/truth.md, Auto)"
 
 
 def _look(config: InfluenceConfig) -> tuple[ExplainedModel, TrainingEnd]:

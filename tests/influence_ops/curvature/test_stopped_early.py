@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from beam_influence.influence_ops.curvature.stopped_early import FLAT_MOVED, MOVED, WITHIN, flat_damping, training_end
+from beam_influence.influence_ops.curvature.stopped_early import MOVED, training_end
 from beam_influence.influence_ops.model.checkpoints import CheckpointSum
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
@@ -47,24 +47,6 @@ def test_of_a_sample_the_noise_of_batches_is_taken_out(regression: Case) -> None
     expected = np.sqrt(np.mean(pairs)) / (MOVED * np.linalg.norm(model.parameters()))
     assert training_end(model, batches, is_whole=False).damping == pytest.approx(expected)
     assert training_end(model, batches[:1], is_whole=False).damping == 0  # nothing tells what of it is noise
-
-
-def test_the_flat_directions_are_those_below_their_own_damping(regression: Case) -> None:
-    """In NumPy: λ from a fine grid, the largest that the directions below it give."""
-    model, batches, gradients = regression
-    design = np.concatenate([np.concatenate([np.asarray(batch.inputs), np.ones((4, 1))], axis=1) for batch in batches])
-    theta = model.parameters()
-    values, vectors = np.linalg.eigh(2 * design.T @ design / 20 + _DECAY * np.eye(4))
-    along, weights = vectors.T @ (gradients.mean(axis=0) + _DECAY * theta), vectors.T @ theta
-    grid = np.linspace(1e-3, 200, 400_000)
-    flat = values[None] < grid[:, None]
-    ratios = np.sqrt((flat * along**2).sum(axis=1) / np.maximum((flat * weights**2).sum(axis=1), 1e-300)) / FLAT_MOVED
-    found = training_end(model, batches, is_whole=True)
-    wanted = np.clip(grid[ratios >= grid].max(), found.damping / WITHIN, found.damping * WITHIN)
-    assert found.flat == pytest.approx(wanted, rel=1e-3)  # steps of the grid
-    assert flat_damping(np.array([0.1, 1.0, 5.0]), np.array([0.05, 2.0, 3.0])) == 2.0
-    assert flat_damping(np.array([0.1, 1.0, 5.0]), np.array([3.0, 0.5, 0.2])) == 1.0
-    assert flat_damping(np.array([0.1, 1.0]), np.array([0.05, 0.5])) == 0.0
 
 
 def test_a_checkpoints_weight_changes_nothing(regression: Case) -> None:

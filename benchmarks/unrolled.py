@@ -128,6 +128,7 @@ def measure(options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]
         ["--runner=FnApiRunner"],
     )
     seconds = {"unrolled": cpu() - started}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     started = cpu()
     trained = unrolled.manifest["config"]["model"]
     run(InfluenceConfig(model=trained, **files, output=str(folder / "ekfac"), weights="all", curvature="ekfac"), ["--runner=FnApiRunner"])
@@ -144,7 +145,8 @@ def measure(options: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]
     found = {name: linear_datamodelling_score(table.subset_sums(masks, train_ids, test_ids), losses) for name, table in tables.items()}
     smoothness = unrolled.manifest["curvature"]["smoothness"]
     figures = {name: {"lds": one.mean, "standard_error": one.standard_error} for name, one in found.items()}
-    return {**vars(options), "folder": str(options.folder), "figures": figures, "cpu_seconds": seconds, "smoothness": smoothness}
+    measured = {"figures": figures, "cpu_seconds": seconds, "smoothness": smoothness, "unrolled_peak_mebibytes": round(peak)}
+    return {**vars(options), "folder": str(options.folder), **measured}
 
 
 def main() -> None:

@@ -46,20 +46,20 @@ def baseline_sums(
     return {name: found[:, [columns[test] for test in test_ids]] for name, found in sums.items()}, {}
 
 
-def other_classes(data: ScoredData, seed: int) -> tuple[str, np.ndarray] | None:
-    """The baseline's name and, for each training example in the order of the files, how many of the 10 nearest of up to 2,000 examples
-    have another class; None where inputs or labels have no neighbours or classes."""
-    first = next(data.batches("train"), None)
-    near = None if first is None else neighbours_of(data.model, first)
-    if first is None or near is None:
-        return None
+def other_classes(data: ScoredData, seed: int) -> tuple[dict[str, np.ndarray], Figures]:
+    """By the baseline's name: for each training example in the order of the files, how many of the 10 nearest of up to 2,000 examples
+    have another class; none, and a fact that says why, where inputs have no neighbours or labels are no classes."""
     try:
+        first = next(data.batches("train"))
+        near = neighbours_of(data.model, first)
+        if near is None:
+            raise ValueError("the inputs are no numbers")
         classes_of(first)
         (vectors,) = near.vectors([first])
         sample = Sample(max(2, min(_SAMPLE, MOST_BYTES // (8 * flat_inputs(vectors.inputs).shape[1]))), seed)
         for batch in data.batches("train"):
             sample.add(batch)
         found = other_class_near(near.vectors(data.batches("train")), near.vectors(sample.batches(_BATCH)), classes_of)
-        return near.name, np.concatenate(list(found))
-    except ValueError:
-        return None
+        return {near.name: np.concatenate(list(found))}, {}
+    except ValueError as error:
+        return {}, {"without neighbours": str(error)}

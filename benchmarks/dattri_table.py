@@ -5,9 +5,10 @@ of 7,840 weights, SGD 0.01, batches of 64, 20 epochs. `mlp`: 784-128-64-10, drop
 `--retrainings` random halves, and as many removals of one example, whose weight is 0 in batches that are else the same.
 
 λ is chosen for each curvature by the LDS at the even test points; printed is what it gives at the odd ones, with bootstrap errors
-over the retrainings.
+over the retrainings. `--members M`: the mean of the scores of M models of the seeds 0 to M − 1, each with its own curvature, as
+`beam-influence ensemble` makes it; λ is chosen on the first three of them.
 
-    python -m benchmarks.dattri_table lr|mlp [--retrainings 100] [--curvatures identity,ekfac] [--dampings auto,0.001]
+    python -m benchmarks.dattri_table lr|mlp [--retrainings 100] [--curvatures identity,ekfac] [--dampings auto,0.001] [--members 10]
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import resource
 import subprocess
 import sys
 import tarfile
@@ -36,6 +38,7 @@ from beam_influence.influence_ops.model.influence_model import InfluenceModel  #
 from benchmarks.lds import configuration, scores_of  # noqa: E402
 
 TRAIN, TEST, BATCH = 5_000, 500, 64
+CHOOSERS = 3  # models of an ensemble by which λ is chosen
 CURVATURES = {
     "lr": "identity,gauss_newton,ekfac,kfac,gauss_newton_cg,arnoldi",
     "mlp": "identity,ekfac,kfac,gauss_newton_cg",
@@ -120,26 +123,40 @@ def ground_truth(name: str, data: dict[str, np.ndarray], retrainings: int, folde
     return dict(np.load(saved))
 
 
-def measure(name: str, described: str, dampings: list[str], truth: dict[str, np.ndarray], folder: pathlib.Path) -> dict[str, Any]:
-    """A curvature's figures at the odd test points, by the λ that is best at the even ones."""
-    data = mnist(folder)
+def trained(name: str, seed: int, data: dict[str, np.ndarray], folder: pathlib.Path) -> InfluenceModel:
+    """The model of a seed, trained on everything once and kept."""
+    saved = folder / (f"{name}-seed-{seed}.weights.h5" if seed else f"{name}.weights.h5")
+    if not saved.exists():
+        RECIPES[name].train(data, np.arange(TRAIN), np.ones(TRAIN), seed).save_weights(saved)
     network = RECIPES[name].network(0)
-    network.load_weights(folder / f"{name}.weights.h5")
-    model = InfluenceModel(network, loss_function="softmax_cross_entropy", weights="all", precision="native")
-    best: tuple[float, dict[str, Any]] | None = None
-    for damping in ["0.0"] if described == "identity" else dampings:
+    network.load_weights(saved)
+    return InfluenceModel(network, loss_function="softmax_cross_entropy", weights="all", precision="native")
+
+
+def measure(options: argparse.Namespace, truth: dict[str, np.ndarray]) -> dict[str, float | str]:
+    """A curvature's figures at the odd test points, by the λ that is best at the even ones."""
+    data, described = mnist(options.folder), options.child
+    models = [trained(options.network, seed, data, options.folder) for seed in range(options.members)]
+
+    def summed(some: list[InfluenceModel], damping: str) -> tuple[np.ndarray, float, float]:
+        """Scores [T, N] added up over models, λ of the last, and CPU seconds."""
         started = time.process_time()
-        scores, value = scores_of(model, data, configuration(described, damping))
-        cpu = time.process_time() - started
-        sums = truth["halves"] @ scores.T
-        chosen, told = (lds_of(sums, truth["half_losses"], part) for part in (0, 1))
-        loo = leave_one_out(scores[1::2, truth["removed"]].T, truth["removed_losses"][:, 1::2])
-        figures = {"damping": value, "cpu": cpu, "lds": told.mean, "error": told.standard_error}
-        figures |= {"loo": loo.pearson, "loo_error": loo.pearson_error}
-        if best is None or chosen.mean > best[0]:
-            best = (chosen.mean, figures)
-    assert best is not None
-    return {"curvature": described, **best[1]}
+        found = [scores_of(model, data, configuration(described, damping)) for model in some]
+        return np.sum([scores for scores, _ in found], axis=0), found[-1][1], time.process_time() - started
+
+    tried = {}
+    for damping in ["0.0"] if described == "identity" else options.dampings.split(","):
+        tried[damping] = summed(models[:CHOOSERS], damping)
+    damping = max(tried, key=lambda one: lds_of(truth["halves"] @ tried[one][0].T, truth["half_losses"], 0).mean)
+    scores, value, cpu = tried[damping]
+    if len(models) > CHOOSERS:
+        others, _, more = summed(models[CHOOSERS:], damping)
+        scores, cpu = scores + others, cpu + more
+    told = lds_of(truth["halves"] @ scores.T, truth["half_losses"], 1)
+    loo = leave_one_out(scores[1::2, truth["removed"]].T, truth["removed_losses"][:, 1::2])
+    found = {"curvature": described, "damping": value, "cpu": cpu, "lds": told.mean, "error": told.standard_error}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {**found, "loo": loo.pearson, "loo_error": loo.pearson_error, "mebibytes": peak}
 
 
 def lds_of(sums: np.ndarray, found: np.ndarray, part: int) -> Lds:
@@ -154,28 +171,30 @@ def main() -> int:
     parser.add_argument("--retrainings", type=int, default=100, help="random halves, and removals of one example")
     parser.add_argument("--curvatures", help=f"names with options, as benchmarks.lds takes them (default: {CURVATURES})")
     parser.add_argument("--dampings", default="auto,1e-3,1e-2,1e-1", help="the values of λ among which the even test points choose")
+    parser.add_argument("--members", type=int, default=1, help="models of other seeds whose scores are averaged")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("out/dattri"))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     truth = ground_truth(options.network, mnist(options.folder), options.retrainings, options.folder)
     if options.child:
         try:
-            print(json.dumps(measure(options.network, options.child, options.dampings.split(","), truth, options.folder)))
+            print(json.dumps(measure(options, truth)))
         except ValueError as error:
             print(json.dumps({"curvature": options.child, "refused": str(error)}))
         return 0
-    counts = f"{options.retrainings} random halves, {options.retrainings} removals, one model, seed 0"
+    counts = f"{options.retrainings} random halves, {options.retrainings} removals, seed 0; scores of {options.members} model(s)"
     print(f"{options.network}: {counts}; dattri's own: {PUBLISHED[options.network]}")
-    print(f"{'curvature':<28}{'damping':>10}{'CPU s':>8}{'LDS':>8} ± s.e.{'LOO r':>9} ± s.e.")
+    print(f"{'curvature':<28}{'damping':>10}{'CPU s':>8}{'MiB':>7}{'LDS':>8} ± s.e.{'LOO r':>9} ± s.e.")
     for described in (options.curvatures or CURVATURES[options.network]).split(","):
         command = [sys.executable, "-m", "benchmarks.dattri_table", options.network, "--child", described]
-        command += ["--retrainings", str(options.retrainings), "--dampings", options.dampings, "--folder", str(options.folder)]
+        command += ["--retrainings", str(options.retrainings), "--dampings", options.dampings]
+        command += ["--members", str(options.members), "--folder", str(options.folder)]
         found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
         if "refused" in found:
             print(f"{described:<28}refused: {found['refused']}", flush=True)
             continue
         of_lds, of_loo = f"{found['lds']:>8.3f} ± {found['error']:.3f}", f"{found['loo']:>8.3f} ± {found['loo_error']:.3f}"
-        print(f"{described:<28}{found['damping']:>10.3g}{found['cpu']:>8.1f}{of_lds}{of_loo}", flush=True)
+        print(f"{described:<28}{found['damping']:>10.3g}{found['cpu']:>8.1f}{found['mebibytes']:>7.0f}{of_lds}{of_loo}", flush=True)
     return 0
 
 

@@ -9,27 +9,28 @@ MEASURES = {
     "lds": (
         "the linear datamodelling score: do sums of scores rank models trained on parts of the data?",
         "Trains on random parts of the training set (or reads such retrainings), and correlates, for each test point, the negative "
-        "loss with the sum of the scores over the part (Spearman). 1 is perfect, 0 is chance.",
+        "loss with the sum of the scores over the part (Spearman). 1 is perfect, 0 is chance. Beside it what "
+        "costs no curvature: likeness in what the last layer sees, the plain loss, and random numbers.",
     ),
     "leave_one_out": (
         "does loss_change predict the removal of one example and retraining?",
         "Trains without single examples (or reads such retrainings), and compares the change of each test loss with I / n.\n"
-        "On networks that are not convex, the change by one example is mostly the noise of training.",
+        "On networks that are not convex, the change by one example is mostly the noise of training. Beside it the baselines of lds.",
     ),
     "mislabelled": (
         "does self-influence find wrong labels, beside the plain loss?",
-        "Ranks the training examples by self-influence, by their plain loss and at random, and tells how well each ranking finds "
-        "those that are known to be mislabelled.",
+        "Ranks the training examples by self-influence, by their plain loss, by how many of their neighbours have another class, and at "
+        "random, and tells how well each ranking finds those that are known to be mislabelled.",
     ),
     "brittleness": (
         "how far does a test loss rise when its most helpful examples are taken out and the model retrained?",
-        "For some test points, takes the k most helpful training examples out and retrains; beside it as many at random, and the "
-        "nearest neighbours.",
+        "For some test points, takes the k most helpful training examples out and retrains; beside it as many by the baselines "
+        "of class_detection.",
     ),
     "tail_patch": (
         "does one more training step on the most helpful examples lower the test loss? No retraining",
-        "For some test points, takes one gradient step on the k most helpful training examples; beside it as many at random, and "
-        "the nearest neighbours.",
+        "For some test points, takes one gradient step on the k most helpful training examples; beside it as many by the "
+        "baselines of class_detection.",
     ),
     "class_detection": (
         "are the most helpful examples of the test point's own class, or subclass? No retraining",
@@ -50,18 +51,19 @@ MEASURES = {
     "cardinality": (
         "how many different training examples explain all test points? No retraining",
         "The number of different examples among the k most helpful of all test points, and its share of the rows: small where the same "
-        "few, such as outliers, come up for everything. Beside it the nearest neighbours and what is expected by chance.",
+        "few, such as outliers, come up for everything. Beside it the baselines of class_detection.",
     ),
     "choose": (
         "which curvature and damping predict retraining best? Within --budget seconds of retraining",
         "Trains on random parts of the training set for about --budget seconds, and judges identity, kfac, ekfac and (up to 4,096 weights) "
-        "gauss_newton, each with its own damping and eleven around it, by the LDS: every second test point, from the first, chooses, the "
-        "others report. A cheaper curvature within one standard error of the best is taken. Prints the command that runs the choice.",
+        "gauss_newton and exact, each with its own damping and eleven around it, or (of more weights) gauss_newton_cg with four, by the "
+        "LDS: every second test point, from the first, chooses, the others report. A cheaper curvature within one standard error of the "
+        "best is taken. Prints the command that runs the choice.",
     ),
     "randomised": (
         "do the scores depend on what the model has learned? No retraining",
         "How many of the first run's k most helpful examples the others name, too: runs of the same network with random weights. Scores "
-        "that stay the same are about the data or the architecture, not about the model. Beside it chance, and the nearest neighbours.",
+        "that stay the same are about the data or the architecture, not about the model. Beside it the baselines of class_detection.",
     ),
 }
 ALL = tuple(MEASURES)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from beam_influence.influence_ops.import_path import load_object
@@ -16,6 +17,7 @@ from beam_influence.influence_ops.replay.training_run import TrainingRun
 from beam_influence.pipelines.machine_memory import size_text, worker_memory
 from beam_influence.pipelines.prepare import PreparedRun, prepare
 from beam_influence.pipelines.unrolled_config import UnrolledConfig
+from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.open_replay import TrainingRecipe, first_examples
 from beam_influence.transforms.progress import Progress
 from beam_influence.transforms.read_shards import ShardReader
@@ -81,11 +83,34 @@ def _prepared_in_a_precision(config: UnrolledConfig) -> PreparedRun:
     original = model.network.original
     if not isinstance(original, keras.Model) or not isinstance(model, InfluenceModel):
         raise ValueError(f"--model {config.model!r} is a SavedModel, which can't be trained; give the .keras file, or module:function")
-    if not model.network.is_copy or not any(not tf.as_dtype(one.dtype).is_floating for one in original.non_trainable_variables):
+    if not _states_of_random_numbers(original):
         return run
-    if config.precision == "float64":
+    if model.network.is_copy and config.precision == "float64":
         raise ValueError("--precision float64: the training draws random numbers (Dropout), which are others in float64; use native")
-    return prepare(config.as_run(precision="native"))
+    _refuse_unkept_seeds(config.model, original, run.model)
+    return prepare(config.as_run(precision="native")) if model.network.is_copy else run
+
+
+def _states_of_random_numbers(model: keras.Model) -> list[keras.Variable]:
+    return [one for one in model.non_trainable_variables if not tf.as_dtype(one.dtype).is_floating]
+
+
+def _refuse_unkept_seeds(path: str, model: keras.Model, spec: ModelSpec) -> None:
+    """Refuses a model that draws other random numbers each time it is opened: they are none of its training's.
+
+    Raises:
+      ValueError: one of its seeds is not kept.
+    """
+    again = spec.open()
+    assert isinstance(again, InfluenceModel) and isinstance(again.network.original, keras.Model)
+    pairs = zip(_states_of_random_numbers(model), _states_of_random_numbers(again.network.original), strict=True)
+    if any(not np.array_equal(np.asarray(one.value), np.asarray(other.value)) for one, other in pairs):
+        unkept = (layer.name for layer in model.layers if hasattr(layer, "seed_generator") and getattr(layer, "seed", None) is None)
+        named = next((f" (layer {name!r})" for name in unkept), "")
+        raise ValueError(
+            f"--model {path!r} draws other random numbers each time it is opened{named}, so that its training can't be repeated: give "
+            "every layer that draws some a seed, as in Dropout(0.1, seed=1), and train it again"
+        )
 
 
 def activation_bytes(model: InfluenceModel) -> int:

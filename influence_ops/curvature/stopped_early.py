@@ -24,7 +24,7 @@ from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 MOVED = 1 / 3
 """‖θ − θ₀‖ / ‖θ‖, as it is taken."""
-EARLY = 32.0
+EARLY = 38.0
 """Where λ of stopping early is so many times the λ of `auto`, training counts as stopped early, far from a minimum."""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from beam_influence.influence_ops.evaluation.correlation import mean_over_columns, spearman
 from beam_influence.influence_ops.evaluation.lds import Lds, lds_difference, linear_datamodelling_score
 
 
@@ -61,7 +62,7 @@ def choose_candidate(candidates: Sequence[Candidate], losses: np.ndarray, seed: 
     if losses.shape[1] < 2:
         raise ValueError("a choice needs at least 2 test points: some choose, the others report")
     even = losses[:, 0::2]
-    choosing = [linear_datamodelling_score(one.predicted[:, 0::2], even, seed).mean for one in candidates]
+    choosing = [mean_over_columns(spearman(one.predicted[:, 0::2], -even)) for one in candidates]
     best = int(np.argmax(choosing))
     taken = best
     for curvature in dict.fromkeys(one.curvature for one in candidates[:best]):

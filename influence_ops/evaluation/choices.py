@@ -22,10 +22,10 @@ def nearest_examples(train: Iterable[ExampleBatch], queries: ExampleBatch, k: in
     Raises:
       ValueError: inputs are no numbers.
     """
-    points = _flat(queries.inputs)
+    points = flat_inputs(queries.inputs)
     top = TopK(len(points), k, "ascending")
     for batch in train:
-        other = _flat(batch.inputs)
+        other = flat_inputs(batch.inputs)
         products = points @ other.T
         top.add((points**2).sum(axis=1)[:, None] + (other**2).sum(axis=1)[None] - 2 * products, batch.ids)
     return [[str(name) for name in row] for row in top.ids]
@@ -37,7 +37,12 @@ def are_numbers(inputs: Inputs) -> bool:
     return all(np.issubdtype(array.dtype, np.number) for array in arrays)
 
 
-def _flat(inputs: Inputs) -> np.ndarray:
+def flat_inputs(inputs: Inputs) -> np.ndarray:
+    """All numbers of each example: [B, F] float64.
+
+    Raises:
+      ValueError: inputs are no numbers.
+    """
     if not are_numbers(inputs):
         raise ValueError("nearest neighbours need inputs that are numbers")
     arrays = [inputs[name] for name in sorted(inputs)] if isinstance(inputs, Mapping) else [inputs]

@@ -9,25 +9,23 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from beam_influence.influence_ops.curvature import FinishOptions, curvature_by_name, fit
-from beam_influence.influence_ops.evaluation.candidates import Candidate, Judged, choose_candidate
+from beam_influence.influence_ops.evaluation.candidates import Judged, choose_candidate
 from beam_influence.influence_ops.evaluation.damping_sweep import summed_gradients
 from beam_influence.influence_ops.evaluation.ground_truth import GroundTruth
+from beam_influence.influence_ops.evaluation.lds import Lds, linear_datamodelling_score
 from beam_influence.influence_ops.evaluation.score_table import ScoreTable
-from beam_influence.influence_ops.model.evaluate import evaluate
 from beam_influence.pipelines.damping_sweep import gradients_of
 from beam_influence.pipelines.evaluate_config import EvaluateConfig
-from beam_influence.pipelines.evaluation_result import Figures, Row
+from beam_influence.pipelines.evaluation_result import Row
 from beam_influence.pipelines.machine_memory import machine_memory, size_text
+from beam_influence.pipelines.measures.baselines import baseline_sums
+from beam_influence.pipelines.measures.candidate_maker import CandidateMaker
 from beam_influence.pipelines.measures.measurement import Measured, Measurement
 from beam_influence.pipelines.measures.retrained import ground_truth
 from beam_influence.pipelines.options.method import MethodOptions
 from beam_influence.pipelines.retrainings import Retrainer
 from beam_influence.pipelines.scored_data import ScoredData
 
-_CURVATURES = ("identity", "kfac", "ekfac", "gauss_newton")  # the cheapest first
-_WHOLE = 4096  # weights, of a matrix whose eigenvalues are found
-_GRID = tuple(10.0 ** (step / 2) for step in range(-4, 7))  # times the λ of a curvature's own rule
 _OF_A_CURVATURE = (
     "fisher", "n_samples", "passes", "tolerance", "max_iterations", "rcond", "rank", "spectrum", "matrix", "projection_dim", "projection",
     "block_size", "curvature_settings", "removal",
@@ -49,13 +47,19 @@ def choose(measurement: Measurement) -> Measured:
     positions = {str(name): place for place, name in enumerate(train_ids)}
     sums = summed_gradients(data.model, data.batches("train"), masks, positions)
     queries = gradients_of(data, [str(name) for name in test_ids])
-    judged = choose_candidate(list(_candidates(data, sums, queries)), losses, config.seed)
+    found, refused = CandidateMaker(data, sums, queries).all()
+    judged = choose_candidate(found, losses, config.seed)
     taken = next(one.candidate for one in judged if one.chosen)
     damping = "auto" if taken.is_auto else f"{taken.damping:.6g}"
     words = ["--curvature", taken.curvature, "--damping", damping, "--output", f"{run.folder}-chosen"]
     command = shlex.join(["beam-influence", "run", "--config", f"{run.folder}/manifest.json", *words])
     facts = {"retrainings": len(masks), "training_examples": len(train_ids), "test_points": len(test_ids), "run it": command}
-    return facts, [_row(one) for one in _shown(judged)]
+    baselines, why = baseline_sums(measurement, masks, list(train_ids), list(test_ids))
+    rows = [_row(one) for one in _shown(judged)]
+    for name, of_baseline in baselines.items():
+        choosing, reporting = (linear_datamodelling_score(of_baseline[:, part::2], losses[:, part::2], config.seed) for part in (0, 1))
+        rows.append(Row(name, _figures(choosing.mean, reporting)))
+    return {**facts, **refused, **why}, rows
 
 
 def _within(config: EvaluateConfig, retrainer: Retrainer, test_ids: Sequence[str]) -> GroundTruth:
@@ -93,20 +97,6 @@ def _refuse_memory(data: ScoredData, rows: int) -> None:
         )
 
 
-def _candidates(data: ScoredData, sums: np.ndarray, queries: np.ndarray) -> Iterator[Candidate]:
-    """Each curvature with its own λ and others around it."""
-    for name in _CURVATURES:
-        if name == "gauss_newton" and data.model.size > _WHOLE:
-            continue
-        options = FinishOptions(spectrum=name == "gauss_newton")
-        finite = lambda: (evaluate(data.model, batch)[0] for batch in data.batches("train"))  # noqa: E731
-        fitted = fit(data.model, curvature_by_name(name), finite, options).bind(data.model)
-        own = float(fitted.meta["damping"])
-        yield Candidate(name, own, True, sums @ fitted.apply(queries).T)
-        for factor in () if name == "identity" else _GRID:
-            yield Candidate(name, own * factor, False, sums @ fitted.with_damping(own * factor).apply(queries).T)
-
-
 def _shown(judged: Sequence[Judged]) -> Iterator[Judged]:
     """Of each curvature its own λ, and the best one."""
     for name in dict.fromkeys(one.candidate.curvature for one in judged):
@@ -117,11 +107,9 @@ def _shown(judged: Sequence[Judged]) -> Iterator[Judged]:
 
 def _row(one: Judged) -> Row:
     candidate = one.candidate
-    figures: Figures = {
-        "damping": candidate.damping,
-        "lds (even, choosing)": one.choosing,
-        "lds (odd)": one.reporting.mean,
-        "lds (odd)_error": one.reporting.standard_error,
-        "note": ", ".join(["auto"] * candidate.is_auto + ["chosen"] * one.chosen),
-    }
-    return Row(candidate.curvature, figures)
+    note = ", ".join(["auto"] * candidate.is_auto + ["chosen"] * one.chosen)
+    return Row(candidate.curvature, {"damping": candidate.damping, **_figures(one.choosing, one.reporting), "note": note})
+
+
+def _figures(choosing: float, reporting: Lds) -> dict[str, float]:
+    return {"lds (even, choosing)": choosing, "lds (odd)": reporting.mean, "lds (odd)_error": reporting.standard_error}

@@ -23,12 +23,9 @@ class ChosenSets:
     of: dict[tuple[str, int], list[list[list[str]]]]
 
 
-def choose_sets(measurement: Measurement, data: ScoredData, train_ids: list[str], all_baselines: bool = False) -> ChosenSets:
-    """The most helpful examples by each run, the nearest, and random ones: for every k, of every chosen test point.
-
-    Args:
-      all_baselines: also those nearest in what the last layer sees, and those of the largest loss.
-    """
+def choose_sets(measurement: Measurement, data: ScoredData, train_ids: list[str]) -> ChosenSets:
+    """For every k, of every chosen test point: the most helpful examples by each run, and the baselines: the nearest in the inputs and in
+    what the last layer sees, those of the largest loss, and random ones."""
     config, every = measurement.config, data.ids("test")
     if not every:
         raise ValueError("the run had no test points")
@@ -47,11 +44,10 @@ def choose_sets(measurement: Measurement, data: ScoredData, train_ids: list[str]
     queries = data.examples("test", test_ids)
     if are_numbers(queries.inputs):
         best["nearest"] = [nearest_examples(data.batches("train"), queries, largest)]
-    if all_baselines:
-        featured = features_of(data.model)
-        if featured is not None:
-            best["nearest in features"] = [nearest_examples(featured(data.batches("train")), next(featured([queries])), largest)]
-        best["plain loss"] = [[_of_largest_loss(data, largest)] * len(test_ids)]
+    featured = features_of(data.model)
+    if featured is not None:
+        best["nearest in features"] = [nearest_examples(featured(data.batches("train")), next(featured([queries])), largest)]
+    best["plain loss"] = [[_of_largest_loss(data, largest)] * len(test_ids)]
     best["random"] = [
         [random_examples(train_ids, largest, seed)] * len(test_ids) for seed in range(config.seed, config.seed + _RANDOM_DRAWS)
     ]

@@ -18,7 +18,7 @@ def class_detection(measurement: Measurement) -> Measured:
     """The share of the first k that have the test point's class, and the reciprocal rank of the first that has it."""
     data = measurement.data()
     train_ids = data.ids("train")
-    sets = choose_sets(measurement, data, train_ids, all_baselines=True)
+    sets = choose_sets(measurement, data, train_ids)
     named = {name for draws in sets.of.values() for draw in draws for names in draw for name in names}
     of_train, counts = _classes(data.batches("train"), named)
     of_test, _ = _classes(data.batches("test"), set(sets.test_ids))
@@ -46,13 +46,18 @@ def _classes(batches: Iterable[ExampleBatch], named: set[str]) -> tuple[dict[str
     found: dict[str, str] = {}
     counts: Counter[str] = Counter()
     for batch in batches:
-        classes = _of_batch(batch)
+        classes = classes_of(batch)
         counts.update(classes)
         found.update({str(name): own for name, own in zip(batch.ids, classes, strict=True) if name in named})
     return found, counts
 
 
-def _of_batch(batch: ExampleBatch) -> list[str]:
+def classes_of(batch: ExampleBatch) -> list[str]:
+    """The class of each example: its group where it has one, else its label.
+
+    Raises:
+      ValueError: the labels are no classes.
+    """
     if batch.groups is not None:
         return [str(name) for name in batch.groups]
     labels = np.asarray(batch.labels)

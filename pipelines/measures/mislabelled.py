@@ -10,11 +10,12 @@ from beam_influence.influence_ops.evaluation.mislabelled import by_chance, detec
 from beam_influence.pipelines.evaluate_config import EvaluateConfig
 from beam_influence.pipelines.evaluation_result import Figures, Row
 from beam_influence.pipelines.id_list import read_ids
+from beam_influence.pipelines.measures.baselines import other_classes
 from beam_influence.pipelines.measures.measurement import Measured, Measurement, curvature_of
 
 
 def mislabelled(measurement: Measurement) -> Measured:
-    """How early examples with a wrong label come when all are sorted by self-influence; beside the plain loss, and chance."""
+    """How early examples with a wrong label come when all are sorted by self-influence; beside the baselines."""
     config = measurement.config
     assert config.mislabelled is not None
     wrong = read_ids(config.mislabelled)
@@ -30,9 +31,11 @@ def mislabelled(measurement: Measurement) -> Measured:
     ids = np.array([name for name in losses if np.isfinite(losses[name])], dtype=object)
     plain = np.array([losses[name] for name in ids])
     rows.append(Row("plain loss", _detected(plain, ids, wrong, config)))
+    near, why = other_classes(data, config.seed)
+    rows += [Row(name, _detected(found, np.array(list(losses), dtype=object), wrong, config)) for name, found in near.items()]
     chance = by_chance(np.isin(ids, list(wrong)), config.share_list)
     rows.append(Row("random", {"auc": chance.auc, **_found(chance.found, config)}))
-    return {"training_examples": len(ids), "mislabelled": len(wrong)}, rows
+    return {"training_examples": len(ids), "mislabelled": len(wrong), **why}, rows
 
 
 def _detected(values: np.ndarray, ids: np.ndarray, wrong: set[str], config: EvaluateConfig) -> Figures:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from beam_influence.influence_ops.evaluation.ground_truth import GroundTruth, load_ground_truth
 from beam_influence.influence_ops.evaluation.lds import lds_difference, linear_datamodelling_score
-from beam_influence.influence_ops.evaluation.leave_one_out import leave_one_out
+from beam_influence.influence_ops.evaluation.leave_one_out import LeaveOneOut, leave_one_out
 from beam_influence.pipelines.damping_sweep import sweep_runs
-from beam_influence.pipelines.evaluation_result import Row
+from beam_influence.pipelines.evaluation_result import Figures, Row
+from beam_influence.pipelines.measures.baselines import baseline_sums
 from beam_influence.pipelines.measures.measurement import Measured, Measurement, curvature_of
 from beam_influence.pipelines.retrainings import Retrainer
 from beam_influence.transforms.files import BeamFiles, join
@@ -37,7 +41,14 @@ def lds(measurement: Measurement) -> Measured:
             figures["above the first"], figures["above the first_error"] = lds_difference(sums, first, losses, config.seed)
         first = sums if first is None else first
         rows.append(Row(run.folder, figures, dict(zip(test_ids, found.per_test, strict=True))))
-    return facts, rows
+    baselines, why = baseline_sums(measurement, masks, list(train_ids), list(test_ids))
+    for name, sums in baselines.items():
+        found = linear_datamodelling_score(sums, losses, config.seed)
+        figures = {"lds": found.mean, "lds_error": found.standard_error}
+        if first is not None:
+            figures["above the first"], figures["above the first_error"] = lds_difference(sums, first, losses, config.seed)
+        rows.append(Row(name, figures, dict(zip(test_ids, found.per_test, strict=True))))
+    return {**facts, **why}, rows
 
 
 def removals(measurement: Measurement) -> Measured:
@@ -59,18 +70,21 @@ def removals(measurement: Measurement) -> Measured:
         facts = run.facts()
         has_unit = facts.get("n") and facts.get("normalize") == "none"
         found = leave_one_out(scores / facts["n"] if has_unit else scores, losses - base, config.seed)
-        figures = {
-            **curvature_of(run),
-            "pearson": found.pearson,
-            "pearson_error": found.pearson_error,
-            "spearman": found.spearman,
-            "spearman_error": found.spearman_error,
-            "pooled_pearson": found.pooled_pearson,
-            "pooled_spearman": found.pooled_spearman,
-            "slope": found.slope if has_unit else None,
-        }
+        figures = {**curvature_of(run), **_agreement(found), "slope": found.slope if has_unit else None}
         rows.append(Row(run.folder, figures, dict(zip(test_ids, found.per_test, strict=True))))
-    return named, rows
+    single = np.zeros((len(removed), len(train_ids)), dtype=bool)
+    single[np.arange(len(removed)), removed] = True
+    baselines, why = baseline_sums(measurement, single, list(train_ids), list(test_ids))
+    for name, of_removed in baselines.items():
+        found = leave_one_out(of_removed, losses - base, config.seed)
+        rows.append(Row(name, _agreement(found), dict(zip(test_ids, found.per_test, strict=True))))
+    return {**named, **why}, rows
+
+
+def _agreement(found: LeaveOneOut) -> Figures:
+    """All but the slope, which only influence in its unit has."""
+    values = dataclasses.asdict(found)
+    return {name: value for name, value in values.items() if name not in ("slope", "per_test")}
 
 
 def ground_truth(measurement: Measurement, retrain: Callable[[Retrainer, Sequence[str]], GroundTruth]) -> GroundTruth:

@@ -22,7 +22,7 @@ def retrieval(measurement: Measurement) -> Measured:
     config, data = measurement.config, measurement.data()
     assert config.relevant is not None
     train_ids = data.ids("train")
-    sets = choose_sets(measurement, data, train_ids, all_baselines=True)
+    sets = choose_sets(measurement, data, train_ids)
     relevant = _relevant(config.relevant, sets.test_ids)
     known = set(train_ids)
     unknown = next((name for names in relevant for name in sorted(names) if name not in known), None)

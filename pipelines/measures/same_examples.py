@@ -41,8 +41,9 @@ def randomised(measurement: Measurement) -> Measured:
             mean, error = mean_and_error(values)
             figures = {"k": k, "overlap": mean, "overlap_error": error, **curvature_of(run)}
             rows.append(Row(run.folder, figures, dict(zip(sets.test_ids, values.tolist(), strict=True))))
-        if ("nearest", k) in sets.of:
-            mean, error = mean_and_error(overlaps(sets.of[first.folder, k][0], sets.of["nearest", k][0]))
-            rows.append(Row("nearest", {"k": k, "overlap": mean, "overlap_error": error}))
+        for method in ("nearest", "nearest in features", "plain loss"):
+            if (method, k) in sets.of:
+                mean, error = mean_and_error(overlaps(sets.of[first.folder, k][0], sets.of[method, k][0]))
+                rows.append(Row(method, {"k": k, "overlap": mean, "overlap_error": error}))
         rows.append(Row("random", {"k": k, "overlap": float(np.float64(k) / len(train_ids))}))
     return {"training_examples": len(train_ids), "test_points": len(sets.test_ids)}, rows

@@ -7,12 +7,13 @@ import json
 import pathlib
 from typing import Any
 
+import keras
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_influence.influence_ops.evaluation.ground_truth import load_ground_truth
+from beam_influence.influence_ops.evaluation.ground_truth import GroundTruth, load_ground_truth
 from beam_influence.influence_ops.evaluation.lds import linear_datamodelling_score
 from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.results.result_files import ParquetFile, write_manifest
@@ -22,6 +23,7 @@ from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.evaluate import evaluate
 from beam_influence.pipelines.evaluate_config import MEASURES, EvaluateConfig
 from beam_influence.pipelines.evaluation_result import Evaluation, Figures
+from beam_influence.pipelines.measures import candidate_maker
 from tests.influence_ops.reference import DATA
 from tests.pipelines.convex_job import CALLS, TRAIN, ConvexJob
 from tests.pipelines.digits_job import FN_API, run_quietly
@@ -71,7 +73,7 @@ def test_leave_one_out_by_exact_retraining(runs: dict[str, str], tmp_path: pathl
 
 
 def test_lds_retrains_once_and_goes_on_where_it_stopped(
-    runs: dict[str, str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: dict[str, str], convex: ConvexJob, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = tmp_path / "calls"
     monkeypatch.setenv(CALLS, str(calls))
@@ -97,6 +99,26 @@ def test_lds_retrains_once_and_goes_on_where_it_stopped(
     truth = load_ground_truth(str(tmp_path / "out" / "lds-ground_truth.npz"))
     assert truth.subset_masks is not None and (truth.subset_masks.sum(axis=1) == TRAIN // 2).all()
     assert len(np.unique(truth.subset_masks, axis=0)) == 20
+    check_baselines(convex, rows, truth)
+
+
+def check_baselines(convex: ConvexJob, rows: dict[str, dict[str, float]], truth: GroundTruth) -> None:
+    """The one layer sees the inputs: cosines, and losses by the weights, in NumPy."""
+    masks, retrained, train_ids, test_ids = truth.subset_masks, truth.subset_test_loss, truth.train_ids, truth.test_ids
+    assert masks is not None and retrained is not None and train_ids is not None and test_ids is not None
+    x = convex.x.astype(np.float64)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    model: Any = keras.models.load_model(convex.model)
+    kernel, bias = model.get_weights()
+    logits = x @ kernel + bias
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(x)), convex.y]
+    tests = unit[[TRAIN + int(str(name).split(":")[1]) for name in test_ids]]
+    order = {name: row for row, name in enumerate(convex.train_ids())}
+    places = [order[str(name)] for name in train_ids]
+    wanted = {"nearest in features": unit[places] @ tests.T, "plain loss": np.repeat(losses[places, None], len(tests), axis=1)}
+    for name, scores in wanted.items():
+        assert rows[name]["lds"] == pytest.approx(linear_datamodelling_score(masks @ scores, retrained).mean)
+    assert abs(rows["random"]["lds"]) < 4 * rows["random"]["lds_error"]
 
 
 @pytest.mark.slow
@@ -128,6 +150,11 @@ def test_mislabelled_beside_the_plain_loss(
     assert rows[runs["exact"]]["auc"] > 0.9 and rows["plain loss"]["auc"] > 0.9
     assert rows["random"]["auc"] == 0.5 and rows["random"]["found in 10 %"] == pytest.approx(0.1)
     assert rows["plain loss"]["found in 50 %"] == 1
+    x, y, bad = convex.x[:TRAIN].astype(np.float64), convex.y[:TRAIN], np.isin(np.arange(TRAIN), convex.flipped)
+    distances = np.linalg.norm(x[:, None] - x[None], axis=2) + np.diag(np.full(TRAIN, np.inf))
+    other = np.array([(y[np.argsort(row)[:10]] != own).mean() for row, own in zip(distances, y, strict=True)])
+    above = other[bad][:, None] - other[~bad][None]
+    assert rows["nearest in features"]["auc"] == pytest.approx(((above > 0) + 0.5 * (above == 0)).mean())
     (tmp_path / "wrong.txt").write_text("nobody\n")
     words = ["--scores", runs["exact"], "--output", str(tmp_path / "x"), "--mislabelled", str(tmp_path / "wrong.txt")]
     assert main(["evaluate", "mislabelled", *words]) == 2
@@ -137,7 +164,8 @@ def test_mislabelled_beside_the_plain_loss(
 def test_brittleness(runs: dict[str, str], tmp_path: pathlib.Path) -> None:
     found = evaluate(EvaluateConfig("brittleness", runs["exact"], str(tmp_path), train_fn=TRAIN_FN, test_points=5, k="2,8"), FN_API)
     rise = {(row.method, row.figures["k"]): row.figures["loss_rise"] for row in found.rows}
-    assert set(rise) == {(method, k) for method in (runs["exact"], "nearest", "random") for k in (2, 8)}
+    methods = (runs["exact"], "nearest", "nearest in features", "plain loss", "random")
+    assert set(rise) == {(method, k) for method in methods for k in (2, 8)}
     # The most helpful eight hurt more than two of them, than eight at random, and than the eight nearest.
     exact = rise[runs["exact"], 8]
     assert exact > rise[runs["exact"], 2] > 0
@@ -245,7 +273,7 @@ def test_sweeps_that_can_not_be(runs: dict[str, str], arnoldi: str, convex: Conv
 def test_runs_beside_each_other_have_an_error_of_their_difference(runs: dict[str, str], arnoldi: str, tmp_path: pathlib.Path) -> None:
     scores = f"{runs['identity']},{arnoldi},{runs['exact']}"
     rows = evaluate(EvaluateConfig("lds", scores, str(tmp_path), train_fn=TRAIN_FN, retrainings=12), FN_API).rows
-    identity, low_rank, exact = (row.figures for row in rows)
+    identity, low_rank, exact, *_ = (row.figures for row in rows)
     assert "above the first" not in identity
     for other in (low_rank, exact):
         assert other["above the first"] == pytest.approx(other["lds"] - identity["lds"])
@@ -316,7 +344,9 @@ def test_inputs_that_do_not_fit(runs: dict[str, str], tmp_path: pathlib.Path) ->
     assert "--retrainings 121 is more than the 120 training examples" in refused(too_many)
 
 
-def test_a_choice_is_judged_by_lds_and_names_its_command(runs: dict[str, str], tmp_path: pathlib.Path) -> None:
+def test_a_choice_is_judged_by_lds_and_names_its_command(
+    runs: dict[str, str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = EvaluateConfig("choose", runs["identity"], str(tmp_path), train_fn=TRAIN_FN, retrainings=8, budget=600)
     found = evaluate(config, FN_API)
     chosen = next(row for row in found.rows if "chosen" in row.figures["note"])
@@ -326,6 +356,15 @@ def test_a_choice_is_judged_by_lds_and_names_its_command(runs: dict[str, str], t
     truth = str(tmp_path / "choose-ground_truth.npz")
     lds = evaluate(EvaluateConfig("lds", runs["identity"], str(tmp_path), ground_truth=truth)).rows[0].each
     assert figures(found, "identity")["lds (odd)"] == pytest.approx(np.mean(list(lds.values())[1::2]), abs=1e-9)
+    assert {"exact", "nearest in features", "plain loss", "random"} < {row.method for row in found.rows}
+    # As if it had more weights: the same matrix as that of gauss_newton, solved in five passes.
+    whole = figures(found, "gauss_newton")
+    monkeypatch.setattr(candidate_maker, "WHOLE", 10)
+    again = evaluate(dataclasses.replace(config, train_fn=None, budget=None, ground_truth=truth, output=str(tmp_path / "again")), FN_API)
+    solved = figures(again, "gauss_newton_cg")
+    assert not {"gauss_newton", "exact"} & {row.method for row in again.rows}
+    assert solved["damping"] == pytest.approx(whole["damping"], rel=1e-3)
+    assert solved["lds (even, choosing)"] == pytest.approx(whole["lds (even, choosing)"], abs=0.05)  # ranks of eight sums
 
 
 @pytest.mark.parametrize(

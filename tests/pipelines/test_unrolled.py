@@ -123,6 +123,28 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
         UnrolledConfig(model="m", train="a", test="b", output="o", **options)
 
 
+def with_dropout(seed: int | None) -> keras.Model:
+    model = network(keras.optimizers.SGD(0.1))
+    dropped = keras.layers.Dropout(0.5, seed=seed, name="drops")(model.layers[1].output)
+    other = keras.Model(model.inputs, model.layers[-1](dropped))
+    other.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy())
+    return other
+
+
+def test_dropout_with_a_seed_draws_what_fit_drew(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    model, path = with_dropout(3), str(tmp_path / "before.keras")
+    model.save(path)
+    start = model.get_weights()
+    train = in_file_order(job, "train", 3)
+    model.fit(train.inputs, train.labels, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose="0")
+    prepared = prepare_unrolled(make_config(job, path, tmp_path / "out", **MADE))
+    run = TrainingRun.of(prepared.recipe.step(), train, BatchOrder.of_fit(len(train), BATCH, EPOCHS, None), 1 << 20)
+    *_, (_, last) = run.forward()
+    for wanted, found, before in zip(model.get_weights(), last, start, strict=False):
+        # Both in float32, added up in another order; other draws of dropout are off by some tenths.
+        assert np.linalg.norm(wanted - np.asarray(found)) < 1e-3 * np.linalg.norm(wanted - before)
+
+
 def test_models_that_can_t_be_repeated_are_refused(job: DigitsJob, before: str, tmp_path: pathlib.Path) -> None:
     config = make_config(job, before, tmp_path / "out", **MADE)
     with pytest.raises(ValueError, match="has made 120 steps already"):
@@ -134,6 +156,10 @@ def test_models_that_can_t_be_repeated_are_refused(job: DigitsJob, before: str, 
         unrolled.unroll(dataclasses.replace(config, model=str(uncompiled), loss="sparse_categorical_crossentropy"), FN_API, io.StringIO())
     with pytest.raises(ValueError, match="the trained model has weights of the shapes"):
         unrolled.unroll(dataclasses.replace(config, trained=str(job.model)), FN_API, io.StringIO())
+    keras.utils.set_random_seed(0)
+    with_dropout(None).save(tmp_path / "unkept.keras")
+    with pytest.raises(ValueError, match=r"each time it is opened \(layer 'drops'\), so that its training can't be repeated"):
+        unrolled.unroll(dataclasses.replace(config, model=str(tmp_path / "unkept.keras")), FN_API, io.StringIO())
     with pytest.raises(ValueError, match="can't import 'no_such_module'"):
         unrolled.unroll(make_config(job, before, tmp_path / "out", batches="no_such_module:f"), FN_API, io.StringIO())
     assert not (tmp_path / "out").exists()

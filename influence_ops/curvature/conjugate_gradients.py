@@ -15,6 +15,10 @@ Products = Callable[[np.ndarray], np.ndarray]
 """[R, P] -> [R, P], a symmetric operator applied to each row."""
 
 
+SOLVER_ERRORS = 2
+"""How many vectors the error of a solution is told by; see `solution_errors`."""
+
+
 class CgState(NamedTuple):
     """All arrays have R rows.
 
@@ -89,6 +93,17 @@ def advance(state: CgState, image: np.ndarray, tolerance: float, precondition: P
     state.best[rows[improved]], state.best_norm[rows[improved]] = state.solution[rows[improved]], norms[improved]
     state.active[rows] = norms > tolerance * state.scale[rows]
     return state
+
+
+def solution_errors(state: CgState, precondition: Products) -> np.ndarray:
+    """What is not known of each solution, A⁻¹ r with r the residual: [R, 2, P]. Inner products of a gradient with them have the standard
+    error of its score as their length.
+
+    The preconditioner's own M r, and what the next step would go besides, β times the last step's direction (the two make up the next
+    direction, to which all that is left to do is nearest). That two draws know little of a spread is for Student's t to say.
+    """
+    ahead = precondition(state.residual)
+    return np.stack([ahead, state.direction - ahead], axis=1)
 
 
 def conjugate_gradients(

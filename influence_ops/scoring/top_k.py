@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -42,10 +43,11 @@ class TopK(Part):
     Attributes:
       values: [T, m] float64, m ≤ k, best first.
       ids: [T, m] array of str.
+      errors: the standard error of each value [T, m]; None where they are not known.
       tokens: scores by position of pairs (row, id), of any table over the same test points; at most `LIMIT` bytes.
     """
 
-    __slots__ = ("descending", "ids", "k", "tokens", "values")
+    __slots__ = ("descending", "errors", "ids", "k", "tokens", "values")
 
     def __init__(self, queries: int, k: int, order: Order = "descending"):
         if k < 1:
@@ -56,10 +58,11 @@ class TopK(Part):
         self.descending = order == "descending"
         self.values = np.empty((queries, 0))
         self.ids = np.empty((queries, 0), dtype=object)
+        self.errors: np.ndarray | None = None
         self.tokens: dict[tuple[int, str], TokenScores] = {}
 
-    def add(self, scores: np.ndarray, ids: np.ndarray) -> None:
-        """Takes in a block of scores [T, B] of the examples `ids` (B,).
+    def add(self, scores: np.ndarray, ids: np.ndarray, errors: np.ndarray | None = None) -> None:
+        """Takes in a block of scores [T, B] of the examples `ids` (B,), with their standard errors [T, B] or always without.
 
         Raises:
           ValueError: a score is NaN, which has no rank.
@@ -76,12 +79,13 @@ class TopK(Part):
             wanted = (self._key(scores) <= worst).any(axis=0)
             if not wanted.any():
                 return
-            scores, ids = scores[:, wanted], ids[wanted]
-        self._take(scores, np.broadcast_to(ids, scores.shape))
+            scores, ids, errors = scores[:, wanted], ids[wanted], None if errors is None else errors[:, wanted]
+        self._take(scores, np.broadcast_to(ids, scores.shape), errors)
 
     def merge(self, other: TopK) -> None:
         """Takes in the table of other examples."""
-        self._take(other.values, other.ids)
+        if other.values.shape[1]:
+            self._take(other.values, other.ids, other.errors)
         if other.tokens:
             for (row, name), scores in other.tokens.items():
                 self._add_once(row, name, scores)
@@ -110,7 +114,20 @@ class TopK(Part):
         key = ranking_key(values)
         return -key if self.descending else key
 
-    def _take(self, values: np.ndarray, ids: np.ndarray) -> None:
+    def without_last(self, factor: float) -> tuple[TopK, np.ndarray]:
+        """The table of the first k − 1, and which of its rows [T, m] would stay with other draws: those whose interval, value ± factor ·
+        error, ends before the value of the k-th; all where there is no k-th."""
+        assert self.errors is not None
+        first = copy.copy(self)
+        first.k = self.k - 1
+        first.values, first.ids, first.errors = (array[:, : first.k] for array in (self.values, self.ids, self.errors))
+        sign = 1 if self.descending else -1
+        worst_case, others = sign * first.values - factor * first.errors, sign * self.values[:, first.k :]
+        return first, (worst_case > others) if others.shape[1] else np.ones(worst_case.shape, dtype=bool)
+
+    def _take(self, values: np.ndarray, ids: np.ndarray, errors: np.ndarray | None = None) -> None:
+        if errors is not None:
+            errors = errors if self.errors is None else np.concatenate([self.errors, errors], axis=1)
         values = np.concatenate([self.values, values], axis=1)
         ids = np.concatenate([self.ids, ids.astype(object)], axis=1)
         kept = min(self.k, values.shape[1])
@@ -133,3 +150,4 @@ class TopK(Part):
             chosen[row] = sorted(candidates, key=lambda column, row=row: (keys[row, column], ids[row, column]))[:kept]
         self.values = np.take_along_axis(values, chosen, axis=1)
         self.ids = np.take_along_axis(ids, chosen, axis=1)
+        self.errors = None if errors is None else np.take_along_axis(errors, chosen, axis=1)

@@ -26,7 +26,7 @@ from beam_influence.influence_ops.curvature import curvature_by_name, fit  # noq
 from beam_influence.influence_ops.curvature.base import FinishOptions  # noqa: E402
 from beam_influence.influence_ops.ensemble.intervals import interval_factor  # noqa: E402
 from beam_influence.influence_ops.evaluation.correlation import bootstrap_error, mean_over_columns, spearman  # noqa: E402
-from beam_influence.influence_ops.evaluation.coverage import Coverage, coverage
+from beam_influence.influence_ops.evaluation.coverage import Coverage, coverage  # noqa: E402
 from beam_influence.influence_ops.model.checkpoints import CheckpointSum  # noqa: E402
 from beam_influence.influence_ops.model.explained_model import ExplainedModel  # noqa: E402
 from beam_influence.influence_ops.model.influence_model import InfluenceModel  # noqa: E402

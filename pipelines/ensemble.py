@@ -176,6 +176,7 @@ def _member(folder: str, manifest: Manifest) -> dict[str, Any]:
     return {
         "folder": folder,
         "model": config.get("checkpoints") or config["model"],
+        **({"dropout_seed": seed} if (seed := config.get("dropout_seed")) is not None else {}),
         "curvature": curvature["curvature"],
         "damping": curvature["damping"],
         "fingerprint": curvature["fingerprint"],

@@ -160,10 +160,12 @@ class _SolvedDoFn(beam.DoFn):
         if "active" not in arrays:
             return
         solved, residuals, unsolved = solutions(arrays)
+        keys, blocks = open_queries(references, () if self._model is None else ("gradients",))
         unknown = None
         if self._model is not None:
-            unknown = errors(arrays, open_preconditioner(preconditioner).bind(self._model.session()).apply)
-        keys, blocks = open_queries(references, ())
+            right = np.concatenate([block.gradients for block in blocks])
+            operator = open_preconditioner(preconditioner).bind(self._model.session())
+            unknown = errors(arrays, right, operator.meta, operator.apply)
         first, left = 0, self._inline_limit
         for key, block in zip(keys, blocks, strict=True):
             rows = slice(first, first + len(block))
@@ -171,7 +173,8 @@ class _SolvedDoFn(beam.DoFn):
             facts = schemas.facts(preconditioner.description, "none", "first_order")
             written = write_table(self._output, "residuals", f"block-{key}", schemas.RESIDUALS, table, facts, BeamFiles())
             yield pvalue.TaggedOutput(FILES, written)
-            better = QueryBlock(block.ids, block.gradients, solved[rows], block.groups, errors=None if unknown is None else unknown[rows])
+            nothing, of_rows = np.zeros((len(block), 0)), None if unknown is None else unknown[rows]
+            better = QueryBlock(block.ids, nothing, solved[rows], block.groups, errors=of_rows)
             broadcast = publish_queries(better, join(self._work, "solved", key), left)
             left -= broadcast.inline_bytes
             yield QueryReference(key, broadcast)

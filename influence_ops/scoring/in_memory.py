@@ -216,5 +216,5 @@ def solve_over(
 
     meta = preconditioner.meta
     state = solve(system, model, finite, queries.gradients, queries.solved, meta, passes, tolerance, precondition)
-    unknown = errors(state, precondition) if uncertainty and precondition is not None else None
+    unknown = errors(state, queries.gradients, meta, precondition) if uncertainty and precondition is not None else None
     return dataclasses.replace(queries, solved=solutions(state)[0], errors=unknown)

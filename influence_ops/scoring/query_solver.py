@@ -105,9 +105,11 @@ def solutions(state: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, 
     return cg.best, cg.relative_residual, int(cg.active.sum())
 
 
-def errors(state: Mapping[str, np.ndarray], precondition: Products) -> np.ndarray:
-    """What is not known of the solutions: [T, e, P]; see `solution_errors`."""
-    return solution_errors(_cg(state), precondition)
+def errors(
+    state: Mapping[str, np.ndarray], right: np.ndarray, curvature: Mapping[str, Any], precondition: Products
+) -> np.ndarray:
+    """What is not known of the solutions for ∇ℓ(t), `right` [T, P]: [T, e, P]; see `solution_errors`, and `step` for the others."""
+    return solution_errors(_cg(state), right, precondition, float(curvature["damping"]))
 
 
 def _cg(state: Mapping[str, np.ndarray]) -> CgState:

@@ -18,7 +18,7 @@ from tests.pipelines.digits_job import DigitsJob, read, run_quietly
     ("options", "draws"),
     [
         ({"curvature": "random_projection", "projection_dim": 40, "order": "ascending"}, 8),
-        ({"curvature": "gauss_newton_cg", "passes": 2, "max_worker_memory": "60000"}, 3),  # two rounds of solving
+        ({"curvature": "gauss_newton_cg", "passes": 2, "max_worker_memory": "60000"}, 4),  # two rounds of solving
     ],
     ids=["projection", "solver"],
 )

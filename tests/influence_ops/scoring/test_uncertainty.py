@@ -67,17 +67,18 @@ def tables(name: str, passes: int = 0, **settings: object) -> dict[str, pa.Table
         ("random_projection", 0, {"projection_dim": 100}),
         ("random_projection", 0, {"projection_dim": 100, "projection": "sjlt"}),
         ("gauss_newton_cg", 2, {}),
+        ("gauss_newton_cg", 6, {}),
     ],
-    ids=["hadamard", "sjlt", "cg"],
+    ids=["hadamard", "sjlt", "cg", "cg-6"],
 )
 def test_intervals_hold_the_exact_answer(name: str, passes: int, settings: dict[str, object]) -> None:
-    """At least 85 % of 90 % intervals do, and at most 60 % would if they were a quarter as wide: they are no empty promise."""
+    """At least 85 % of 90 % intervals do, and fewer would if they were an eighth as wide: they are no empty promise."""
     found = tables(name, passes, **settings)
     scores, best = found["scores"], found["top_k"]
     factor = interval_factor(curvature_by_name(name, settings=settings).error_draws)
     away = np.abs(scores["influence"].to_numpy().reshape(TRAIN, TEST) - exact())
     error = scores["standard_error"].to_numpy().reshape(TRAIN, TEST)
-    assert np.corrcoef(scores["influence"].to_numpy(), exact().ravel())[0, 1] < 0.999  # there is an error to be told
+    assert np.corrcoef(scores["influence"].to_numpy(), exact().ravel())[0, 1] < 0.9999  # there is an error to be told
     assert (away <= factor * error).mean() > 0.85
     assert (away <= factor / 8 * error).mean() < 0.85
     trains, tests = (best[name].to_numpy().astype(int) - first for name, first in (("train_id", 0), ("test_id", TRAIN)))

@@ -26,6 +26,7 @@ from beam_influence.influence_ops.curvature import curvature_by_name, fit  # noq
 from beam_influence.influence_ops.curvature.base import FinishOptions  # noqa: E402
 from beam_influence.influence_ops.ensemble.intervals import interval_factor  # noqa: E402
 from beam_influence.influence_ops.evaluation.correlation import bootstrap_error, mean_over_columns, spearman  # noqa: E402
+from beam_influence.influence_ops.evaluation.coverage import Coverage, coverage  # noqa: E402
 from beam_influence.influence_ops.model.checkpoints import CheckpointSum  # noqa: E402
 from beam_influence.influence_ops.model.explained_model import ExplainedModel  # noqa: E402
 from beam_influence.influence_ops.model.influence_model import InfluenceModel  # noqa: E402
@@ -120,14 +121,16 @@ def lds_of(truth: Truth, methods: list[list[np.ndarray]]) -> tuple[list[float], 
     return each(np.arange(len(truth.masks))), lambda of: bootstrap_error(lambda rows: of(each(rows)), len(truth.masks), samples=200)
 
 
-def coverage(truth: Truth, members: list[np.ndarray]) -> tuple[float, float]:
+def coverage_of(truth: Truth, members: list[np.ndarray]) -> tuple[float, float, Coverage]:
     """The share of (group, test point) whose actual change, the mean over seeds, is in the ensemble's 90 % interval: of its own standard
-    error alone, and with that of the actual change."""
+    error alone, with that of the actual change, and with a factor learned from every second test point, at the others."""
     predicted = np.stack([truth.groups @ member for member in members]) / TRAIN
     actual, factor = truth.changes.mean(axis=0), interval_factor(len(members))
     error, of_actual = (values.std(axis=0, ddof=1) / len(values) ** 0.5 for values in (predicted, truth.changes))
     away = np.abs(predicted.mean(axis=0) - actual)
-    return float((away <= factor * error).mean()), float((away <= factor * np.hypot(error, of_actual)).mean())
+    kept = ~truth.groups
+    calibrated = coverage(np.stack([kept @ member for member in members]), kept.sum(axis=1), actual)[1]
+    return float((away <= factor * error).mean()), float((away <= factor * np.hypot(error, of_actual)).mean()), calibrated
 
 
 def measure(regime: str, curvatures: list[str], members: int, retrainings: int, repeats: int) -> None:
@@ -149,7 +152,8 @@ def measure(regime: str, curvatures: list[str], members: int, retrainings: int, 
     names = list(found)
     ensembles = [[np.mean(of_members, axis=0)] for of_members in found.values()]
     values, error_of = lds_of(truth, [*found.values(), *ensembles])
-    print(f"{'':<22}{'LDS, one model':>20}{'ensemble':>20}{'ensemble above one':>22}{'above one checkpoint':>24}{'coverage':>20}")
+    heads = f"{'LDS, one model':>20}{'ensemble':>20}{'ensemble above one':>22}{'above one checkpoint':>24}"
+    print(f"{'':<22}{heads}{'coverage':>20}{'calibrated':>26}")
     for place, name in enumerate(names):
         other = names.index(ONE_OF.get(name, name))
         pairs: list[Callable[[list[float]], float]] = [
@@ -159,9 +163,10 @@ def measure(regime: str, curvatures: list[str], members: int, retrainings: int, 
             lambda lds, a=place, b=other: lds[a] - lds[b],
         ]
         shown = [f"{of(values):.3f} ± {error_of(of):.3f}" for of in (pairs if name in ONE_OF else pairs[:3])]
-        own, both = coverage(truth, found[name])
+        own, both, learned = coverage_of(truth, found[name])
         cells = f"{shown[0]:>20}{shown[1]:>20}{shown[2]:>22}{shown[3] if len(shown) > 3 else '':>24}"
-        print(f"{name:<22}{cells}{own:>10.3f}{both:>10.3f}", flush=True)
+        calibrated = f"{learned.share:.3f} ± {learned.standard_error:.3f} by {learned.factor:.1f}"
+        print(f"{name:<22}{cells}{own:>10.3f}{both:>10.3f}{calibrated:>26}", flush=True)
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from apache_beam import pvalue
 from beam_influence.influence_ops.scoring.index import Search
 from beam_influence.influence_ops.scoring.index_rows import IndexDtype
 from beam_influence.influence_ops.scoring.outputs.table import combined_outputs, complete_options
+from beam_influence.pipelines.check_uncertainty import uncertainty_facts
 from beam_influence.pipelines.choosing.choose import choose_and_prepare
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.grow_index import BASE, NOTHING_KNOWN, known_contents, source_base
@@ -196,9 +197,8 @@ class _JobBuilder:
         embed = EmbedQueries(self._reader("embed"), prepared.model, preconditioner, *form, accelerator=self._accelerator)
         embedded = self._pipeline | "ReadShards[test]" >> read | "EmbedQueries" >> embed
         self._count(EMBED, embedded[COUNTS])
-        queries = self._record(embedded["queries"], EMBED, self.counts[-1:], [embedded[REJECTED]])
         self.rejected.append(embedded[REJECTED])
-        return queries
+        return self._record(embedded["queries"], EMBED, self.counts[-1:], [embedded[REJECTED]])
 
     def solved(self, preconditioner: Operator, queries: Queries) -> tuple[Queries, Reports]:
         """The test points solved over all training data where that is asked for, and how well."""
@@ -207,7 +207,7 @@ class _JobBuilder:
             return queries, self._nothing("NoReports", SolverReport)
         readers = [self._reader(f"solve_{number:03d}") for number in range(1, config.solver_passes + 1)]
         how = (queries, config.tolerance or PASS_TOLERANCE, config.output, config.work_folder, self._prepared.queries.solving)
-        solve = SolveQueries(readers, self._prepared.model, system, preconditioner, *how)
+        solve = SolveQueries(readers, self._prepared.model, system, preconditioner, *how, config.uncertainty)
         solved = self._train | "SolveQueries" >> solve
         self.written.append(solved[FILES])
         return solved["queries"], solved["reports"]
@@ -275,9 +275,9 @@ class _JobBuilder:
     def manifest(self, preconditioner: Operator, reports: Reports) -> pvalue.PCollection[str]:
         """The path of the manifest."""
         config, prepared = self._config, self._prepared
-        facts = {BASE: (prepared.indexed or {}).get(BASE) or source_base(prepared.train)} if config.only_index else {}
+        base = {BASE: (prepared.indexed or {}).get(BASE) or source_base(prepared.train)} if config.only_index else uncertainty_facts(config)
         counts = self.counts | "FlattenCounts" >> beam.Flatten(pipeline=self._pipeline)
-        optional = (prepared.indexed, tuple(self._finished), {**facts, **prepared.choice_facts}, prepared.train.limit is not None)
+        optional = (prepared.indexed, tuple(self._finished), {**base, **prepared.choice_facts}, prepared.train.limit is not None)
         write = WriteManifest(config.output, config.as_json(), prepared.model_facts, preconditioner, counts, reports, *optional)
         return self.written | "FlattenFiles" >> beam.Flatten() | "WriteManifest" >> write
 

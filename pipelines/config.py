@@ -11,6 +11,7 @@ from typing import Any
 from beam_influence.pipelines.check_candidates import check_candidates
 from beam_influence.pipelines.check_per_token import check_per_token
 from beam_influence.pipelines.check_segments import check_segments
+from beam_influence.pipelines.check_uncertainty import check_uncertainty
 from beam_influence.pipelines.choosing.rules import AUTO, check_auto
 from beam_influence.pipelines.machine_memory import parse_bytes
 from beam_influence.pipelines.options.data import DataOptions
@@ -57,6 +58,7 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
         if self.per_token:
             check_per_token(self)
         self.make_curvature()
+        check_uncertainty(self)
         check_segments(self)
         self.score_options()
         takes_rank = self.curvature_kind.takes_rank
@@ -235,6 +237,8 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
             return ("gradients",)
         if self.per_token:
             return ("gradients", "solved", "placed") if self.second_order_groups else ("solved", "placed")
+        if self.uncertainty and not self.solver_passes:
+            return ("solved", "errors")
         return ("gradients", "solved") if self.solver_passes or self.second_order_groups else ("solved",)
 
     @property
@@ -273,7 +277,8 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
         of_candidates = self.candidates is not None
         by_embedding = of_candidates and self.index is not None
         what = (self.output_tables, self.score_options(), self.top_k, order, self.second_order_groups)
-        return OutputOptions(*what, of_candidates, by_embedding, index_error, self.per_token)
+        draws = self.curvature_kind.error_draws if self.uncertainty else 0
+        return OutputOptions(*what, of_candidates, by_embedding, index_error, self.per_token, draws)
 
     def as_json(self) -> dict[str, Any]:
         """All options, for the manifest; without passwords and tokens in addresses."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from beam_influence.influence_ops.ensemble.intervals import CONFIDENCE, interval_factor
+from beam_influence.influence_ops.ensemble.intervals import CONFIDENCE
 from beam_influence.influence_ops.ensemble.mean_rows import AVERAGED
 from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.results.result_files import MANIFEST, list_batches, read_manifest
@@ -79,7 +79,7 @@ def ensemble(options: EnsembleOptions, beam_arguments: Iterable[str] = ()) -> En
     totals = read_manifest(options.output, BeamFiles())["tables"]
     rows = {table: total["rows"] for table, total in totals.items()}
     left_out = tuple(sorted(set(manifests[0]["tables"]) - set(written)))
-    return EnsembleSummary(options.output, options.results, rows, left_out, interval_factor(len(manifests)))
+    return EnsembleSummary(options.output, options.results, rows, left_out, options.factor)
 
 
 def build_ensemble(
@@ -92,7 +92,7 @@ def build_ensemble(
       tables: those that are written, `top_k` left out.
       lists: how many batches the first member's list of files has.
     """
-    factor = interval_factor(len(manifests))
+    factor = options.factor
     facts = {"members": list(options.results), "interval_factor": factor, "confidence": CONFIDENCE}
     config = manifests[0]["config"]
     ranking = None
@@ -176,6 +176,7 @@ def _member(folder: str, manifest: Manifest) -> dict[str, Any]:
     return {
         "folder": folder,
         "model": config.get("checkpoints") or config["model"],
+        **({"dropout_seed": seed} if (seed := config.get("dropout_seed")) is not None else {}),
         "curvature": curvature["curvature"],
         "damping": curvature["damping"],
         "fingerprint": curvature["fingerprint"],

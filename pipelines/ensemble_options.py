@@ -28,6 +28,11 @@ class EnsembleOptions:
     top_k: int | None = _option(
         None, "How many training examples to keep for each test point, of the members' table scores. Default: the members' own.", least=1
     )
+    interval_factor: float | None = _option(
+        None,
+        "How many standard errors a 90 % interval is wide to either side, as evaluate coverage finds it out from retraining. Default: that "
+        "of Student's t, for the mean over all members that there could be.",
+    )
     overwrite: bool = _option(False, "Replace the finished results that OUTPUT holds.")
 
     def __post_init__(self) -> None:
@@ -43,8 +48,17 @@ class EnsembleOptions:
             raise ValueError("--output '' must name a folder")
         if _place(self.output) in places:
             raise ValueError(f"--output {self.output!r} is the folder of a member; give another one")
+        if self.interval_factor is not None and not 0 < self.interval_factor < float("inf"):
+            raise ValueError(f"--interval_factor {self.interval_factor} must be above 0")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"--top_k {self.top_k} must be at least 1")
+
+    @property
+    def factor(self) -> float:
+        """Half the width of a 90 % interval in standard errors."""
+        from beam_influence.influence_ops.ensemble.intervals import interval_factor
+
+        return self.interval_factor or interval_factor(len(self.results))
 
 
 def _place(folder: str) -> str:

@@ -15,7 +15,7 @@ from beam_influence.pipelines.measures.choose import choose
 from beam_influence.pipelines.measures.class_detection import class_detection
 from beam_influence.pipelines.measures.measurement import Measured, Measurement
 from beam_influence.pipelines.measures.mislabelled import mislabelled
-from beam_influence.pipelines.measures.retrained import lds, removals
+from beam_influence.pipelines.measures.retrained import intervals, lds, removals
 from beam_influence.pipelines.measures.retrieval import retrieval
 from beam_influence.pipelines.measures.same_examples import different_examples, randomised
 from beam_influence.pipelines.measures.top_examples import brittleness, tail_patch
@@ -24,6 +24,7 @@ from beam_influence.transforms.files import BeamFiles, join
 
 _MEASURES: dict[str, Callable[[Measurement], Measured]] = {
     "lds": lds,
+    "coverage": intervals,
     "leave_one_out": removals,
     "mislabelled": mislabelled,
     "brittleness": brittleness,

@@ -12,6 +12,12 @@ MEASURES = {
         "loss with the sum of the scores over the part (Spearman). 1 is perfect, 0 is chance. Beside it what "
         "costs no curvature: likeness in what the last layer sees, the plain loss, and random numbers.",
     ),
+    "coverage": (
+        "do an ensemble's 90 % intervals hold what retraining shows, and how wide must they be?",
+        "Trains on random parts of the training set (or reads such retrainings); --scores names the members of an ensemble. Every second "
+        "test point, from the first, learns how many standard errors wide an interval must be to hold 90 % of the losses (conformal "
+        "prediction), the others report; ensemble --interval_factor takes it. Beside it Student's t, which is about other members alone.",
+    ),
     "leave_one_out": (
         "does loss_change predict the removal of one example and retraining?",
         "Trains without single examples (or reads such retrainings), and compares the change of each test loss with I / n.\n"
@@ -71,7 +77,7 @@ _RETRAINED = ("lds", "leave_one_out")
 _READ_ALONE = ("class_detection", "retrieval", "shortcut", "cardinality", "randomised")
 _ON_TOP_K = ("brittleness", "tail_patch", *_READ_ALONE)
 _RELEVANT = ("retrieval", "shortcut")
-_ON_PARTS = (*_RETRAINED, "choose")
+_ON_PARTS = (*_RETRAINED, "coverage", "choose")
 RETRAINING = (*_ON_PARTS, "brittleness")
 
 
@@ -93,9 +99,9 @@ class EvaluateConfig:
     measure: str
     scores: str = _option(
         dataclasses.MISSING,
-        "The folder of a finished run (its --output); several, separated by commas, are compared side by side. lds and "
-        "leave_one_out read its table scores, mislabelled self_influence, the other measures top_k. The model and the data are those of "
-        "the first; for randomised the others are of the same network with random weights.",
+        "The folder of a finished run (its --output); several, separated by commas, are compared side by side (of coverage, they are one "
+        "ensemble's members). lds, coverage and leave_one_out read its table scores, mislabelled self_influence, the other measures top_k. "
+        "The model and the data are those of the first; for randomised the others are of the same network with random weights.",
     )
     output: str = _option(
         dataclasses.MISSING,
@@ -117,9 +123,9 @@ class EvaluateConfig:
         None, "With --damping_sweep: the run's --curvature again, where that is your own, module:Class.", _RETRAINED
     )
     retrainings: int = _option(
-        50, "How many parts of the training set (lds; choose: at most), or single removals (leave_one_out).", _ON_PARTS
+        50, "How many parts of the training set (lds, coverage; choose: at most), or single removals (leave_one_out).", _ON_PARTS
     )
-    fraction: float = _option(0.5, "How much of the training set each part has.", ("lds", "choose"))
+    fraction: float = _option(0.5, "How much of the training set each part has.", ("lds", "coverage", "choose"))
     budget: float | None = _option(
         None, "Seconds of retraining, about: as many parts as they allow, at least 4.", ("choose",)
     )
@@ -179,6 +185,8 @@ class EvaluateConfig:
             raise ValueError("--mislabelled is needed: a file with the ids of the training examples whose labels are wrong")
         if self.measure == "choose":
             self._check_choice()
+        if self.measure == "coverage" and len(self.runs) < 2:
+            raise ValueError(f"--scores {self.scores!r} must name at least two runs, the members of an ensemble: one has no standard error")
         if self.measure in _ON_PARTS and self.retrainings < 3:
             raise ValueError(f"--retrainings {self.retrainings} must be at least 3, for a correlation over them")
         if not 0 < self.fraction < 1:

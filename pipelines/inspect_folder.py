@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from beam_influence.influence_ops.ensemble.intervals import interval_factor
 from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.results.result_files import MANIFEST, naming_listed, read_manifest, table_files
 from beam_influence.pipelines.clean import FACTS
@@ -130,6 +131,8 @@ def _of_manifest(folder: str, rows: int) -> Inspection:
         facts |= {"members": manifest[MEMBERS]["members"], "90 % interval": f"± {manifest[MEMBERS]['interval_factor']:.3g} standard errors"}
         words = ["beam-influence", "ensemble", *of, "--output", config["output"], "--top_k", str(config["top_k"])]
         words = words if "top_k" in manifest["tables"] else words[:-2]
+        if (factor := manifest[MEMBERS]["interval_factor"]) != interval_factor(len(of)):
+            words += ["--interval_factor", f"{factor:.17g}"]
         what = f"the mean of {len(of)} runs' scores; a page of it: beam-influence report {quoted} --output report.html"
         return Inspection(folder, "ensemble", what, facts, tables, shlex.join(words))
     code = [word for name in MAY_BE_CODE if names_code(name, str(config.get(name) or "")) for word in (f"--{name}", config[name])]

@@ -234,6 +234,7 @@ def model_spec(config: InfluenceConfig) -> ModelSpec:
         config.checkpoint_paths,
         config.checkpoint_rates,
         signature=config.signature or "",
+        dropout_seed=config.dropout_seed,
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from beam_influence.influence_ops.curvature.conjugate_gradients import SOLVER_ERRORS
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Factored
 from beam_influence.influence_ops.model.gradients.blocks import positions_of
@@ -107,6 +108,8 @@ def plan_queries(
     form = _form(config, points, model.size, share // dtype.itemsize, solves_blocks)
     at_one_position = _at_one_position(form, model, test, features)
     numbers = form.numbers(model.layout(), at_one_position)
+    unknown = 8 * config.make_curvature().error_numbers(model.size) if config.uncertainty else 0
+    numbers += -(-unknown // dtype.itemsize)
     each = numbers * dtype.itemsize
     if each > share:
         raise ValueError(
@@ -114,11 +117,12 @@ def plan_queries(
             f"{2 * each:,} bytes, watch fewer weights (--weights), or keep factors (--query_rank)"
         )
     solving = 0  # numbers of solutions that are solved at once
-    if config.solver_passes and _SOLVER_ARRAYS * 8 * points * model.size > memory:
-        solving = memory // (_SOLVER_ARRAYS * 8)
+    arrays = _SOLVER_ARRAYS + (SOLVER_ERRORS + 1 if config.uncertainty else 0)
+    if config.solver_passes and arrays * 8 * points * model.size > memory:
+        solving = memory // (arrays * 8)
         if model.size > solving:
             raise ValueError(
-                f"--passes: solving a test point over all training examples takes {size_text(_SOLVER_ARRAYS * 8 * model.size)}, more than "
+                f"--passes: solving a test point over all training examples takes {size_text(arrays * 8 * model.size)}, more than "
                 f"--max_worker_memory, {size_text(memory)}; use --passes 0, watch fewer weights (--weights), or more memory"
             )
     block_size = min(config.query_block_size, max(1, share // (_BLOCKS * each)), *([max(1, solving // model.size)] if solving else []))

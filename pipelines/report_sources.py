@@ -90,6 +90,8 @@ class RunSources:
         model, _ = model_spec(self._config).open_first()
         if model.fingerprint() != self._manifest["curvature"]["fingerprint"]:
             raise ValueError(f"the model at {self._config.model!r} is not the one that this run scored")
+        if self._config.dropout_seed is not None:  # that is explained; what predicts is the whole network
+            model, _ = model_spec(dataclasses.replace(self._config, dropout_seed=None)).open_first()
         agreement = self._manifest["model"].get("agreement")
         model.agreement = Agreement(**agreement) if agreement else None
         names = [name for part in model.parts[-1:] for name in _trainable(part.network.original)]

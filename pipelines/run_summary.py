@@ -85,6 +85,8 @@ def curvature_lines(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield f"curvature   {curvature['curvature']}, damping {curvature['damping']:.4g}{spectrum}"
     if "chosen" in manifest:
         yield f"            chosen by --curvature auto: {manifest['chosen']['why'][0]}"
+    if (factor := manifest.get("interval_factor")) is not None:
+        yield f"how sure    90 % intervals are scores ± {factor:.2f} standard errors"
     if solver is not None:
         residuals = f"{solver['mean_residual']:.2g} in the mean, {solver['largest_residual']:.2g} at most"
         yield f"solver      relative residuals {residuals}; {solver['unsolved']:,} test points above the tolerance"

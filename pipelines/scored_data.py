@@ -94,6 +94,10 @@ class ScoredData:
         self.model: ExplainedModel = self.prepared.model.session()
         if self.model.fingerprint() != run.manifest["curvature"]["fingerprint"]:
             raise ValueError(f"the model at {config.model!r} is not the one that the run in {run.folder!r} scored; score it again")
+        if config.dropout_seed is not None:  # that is explained; what is retrained and predicts is the whole network
+            whole = dataclasses.replace(self.prepared.model, dropout_seed=None, agreement=None)
+            self.prepared = dataclasses.replace(self.prepared, model=whole)
+            self.model = self.prepared.model.session()
 
     def reader(self, split: str) -> ShardReader:
         """Reads the files of `train` or `test`."""

@@ -24,14 +24,14 @@ from beam_influence.transforms.sent_bytes import count_sent
 
 
 class OpenedInTurn:
-    """Blocks with one of their arrays; each is opened when it is its turn, and held by nobody here."""
+    """Blocks with some of their arrays; each is opened when it is its turn, and held by nobody here."""
 
-    def __init__(self, references: list[QueryReference], array: QueryArray):
+    def __init__(self, references: list[QueryReference], *arrays: QueryArray):
         self._references = references
-        self._array: QueryArray = array
+        self._arrays = arrays
 
     def __iter__(self) -> Iterator[QueryBlock]:
-        return (open_block(reference, (self._array,)) for reference in self._references)
+        return (open_block(reference, self._arrays) for reference in self._references)
 
 
 def open_scoring(
@@ -45,7 +45,7 @@ def open_scoring(
     is scored, block by block."""
     known = sorted(references, key=lambda reference: reference.key)
     queries = {reference.key: open_block(reference, needs) for reference in known}
-    in_turn = OpenedInTurn(known, "gradients" if options.by_embedding else "solved")
+    in_turn = OpenedInTurn(known, *(("gradients",) if options.by_embedding else ("solved", "errors")))
     scoring = Scoring(options, queries, preconditioner.description, lambda: open_operator(model, preconditioner), lambda: in_turn)
     errors = [meta[QUERY_ERROR] for reference in known if QUERY_ERROR in (meta := reference.broadcast.description)]
     if errors:

@@ -107,6 +107,8 @@ def publish_queries(block: QueryBlock, folder: str, inline_limit: int = INLINE_L
     arrays |= {name: array for name in QUERY_ARRAYS if (array := getattr(block, name)).shape[1]}
     for number, part in enumerate(block.factored.parts if block.factored is not None else ()):
         arrays |= {f"solved-{number}-{place}": array for place, array in enumerate(part)}
+    if block.errors is not None:
+        arrays["errors"] = block.errors
     if block.groups is not None:
         arrays["groups"] = texts_to_bytes(block.groups)
     meta: dict[str, Any] = {} if block.factored is None else {QUERY_ERROR: block.factored.error, _TURNED: block.factored.turned}
@@ -128,7 +130,8 @@ def open_block(reference: QueryReference, needs: Collection[QueryArray] = QUERY_
     in_order = tuple(tuple(parts[number]) for number in sorted(parts))
     factored = FactoredSolutions(in_order, turned=tuple(meta[_TURNED])) if parts else None
     placed = PlacedGradients.of_arrays(arrays, int(meta[_LENGTH])) if "placed" in needs and len(ids) else None
-    return QueryBlock(ids, gradients, solved, bytes_to_texts(arrays["groups"]) if "groups" in arrays else None, factored, placed)
+    groups = bytes_to_texts(arrays["groups"]) if "groups" in arrays else None
+    return QueryBlock(ids, gradients, solved, groups, factored, placed, arrays.get("errors"))
 
 
 def open_queries(

@@ -12,6 +12,7 @@ import numpy as np
 
 from beam_influence.influence_ops.device import configure_tensorflow
 from beam_influence.influence_ops.model.checkpoints import CheckpointSum
+from beam_influence.influence_ops.model.dropout import with_dropped_units
 from beam_influence.influence_ops.model.explained_model import ExplainedModel, Regularizer
 from beam_influence.influence_ops.model.guard import Agreement
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
@@ -45,6 +46,7 @@ class ModelSpec:
       checkpoint_digests: SHA-256 of each, as `digest`.
       agreement: what its check found when the run was planned, so that no worker does it again.
       signature: of a SavedModel, as of `open_endpoint`.
+      dropout_seed: which units are dropped for good, see `with_dropped_units`; None: the model as it is.
     """
 
     path: str
@@ -64,6 +66,7 @@ class ModelSpec:
     checkpoint_digests: tuple[str, ...] = ()
     agreement: Agreement | None = None
     signature: str = ""
+    dropout_seed: int | None = None
 
     def open(self) -> ExplainedModel:
         """Loads the model.
@@ -126,7 +129,7 @@ class ModelSpec:
 
     def _with_options(self, model: Any) -> InfluenceModel:
         return InfluenceModel(
-            model,
+            model if self.dropout_seed is None else with_dropped_units(model, self.dropout_seed),
             start_layer=LAST_WITH_WEIGHTS if self.start_layer is None else self.start_layer,
             last_layer=self.last_layer,
             loss_function=self.loss,

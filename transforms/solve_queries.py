@@ -24,7 +24,7 @@ from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.results.result_files import write_table
 from beam_influence.influence_ops.results.tables import residuals_table
 from beam_influence.influence_ops.scoring.query_block import QUERY_ARRAYS, QueryBlock
-from beam_influence.influence_ops.scoring.query_solver import System, batch_products, begin, solutions, step, to_multiply
+from beam_influence.influence_ops.scoring.query_solver import System, batch_products, begin, errors, solutions, step, to_multiply
 from beam_influence.transforms.broadcast import INLINE_LIMIT, Broadcast
 from beam_influence.transforms.elements import FILES, QueryReference, Shard, SolverReport, StatisticPart, WrittenFile, at_end_of_bundle
 from beam_influence.transforms.embed_queries import open_queries, publish_queries
@@ -149,9 +149,10 @@ class _AdvanceDoFn(beam.DoFn):
 
 
 class _SolvedDoFn(beam.DoFn):
-    def __init__(self, output: str, work: str, inline_limit: int):
-        self._output = output
-        self._work = work
+    def __init__(self, wanted: SolveQueries, inline_limit: int):
+        self._output = wanted.output
+        self._work = wanted.work
+        self._model = wanted.model if wanted.uncertainty else None
         self._inline_limit = inline_limit
 
     def process(self, _: None, state: Broadcast, preconditioner: Broadcast, references: Iterable[QueryReference]) -> Iterator[Any]:
@@ -159,7 +160,12 @@ class _SolvedDoFn(beam.DoFn):
         if "active" not in arrays:
             return
         solved, residuals, unsolved = solutions(arrays)
-        keys, blocks = open_queries(references, ())
+        keys, blocks = open_queries(references, () if self._model is None else ("gradients",))
+        unknown = None
+        if self._model is not None:
+            right = np.concatenate([block.gradients for block in blocks])
+            operator = open_preconditioner(preconditioner).bind(self._model.session())
+            unknown = errors(arrays, right, operator.meta, operator.apply)
         first, left = 0, self._inline_limit
         for key, block in zip(keys, blocks, strict=True):
             rows = slice(first, first + len(block))
@@ -167,7 +173,8 @@ class _SolvedDoFn(beam.DoFn):
             facts = schemas.facts(preconditioner.description, "none", "first_order")
             written = write_table(self._output, "residuals", f"block-{key}", schemas.RESIDUALS, table, facts, BeamFiles())
             yield pvalue.TaggedOutput(FILES, written)
-            better = QueryBlock(block.ids, block.gradients, solved[rows], block.groups)
+            nothing, of_rows = np.zeros((len(block), 0)), None if unknown is None else unknown[rows]
+            better = QueryBlock(block.ids, nothing, solved[rows], block.groups, errors=of_rows)
             broadcast = publish_queries(better, join(self._work, "solved", key), left)
             left -= broadcast.inline_bytes
             yield QueryReference(key, broadcast)
@@ -195,6 +202,7 @@ class SolveQueries(beam.PTransform):
       output: the folder of the results, for the table `residuals`.
       work: a folder for temporary files that all workers reach.
       rounds: of test points that are solved together; the next begins when one is solved.
+      uncertainty: whether what is not known of the solutions is kept too; of a system with a preconditioner.
 
     In: `Shard`, the training files. Out: a dictionary of PCollections: `queries` (`QueryReference`), `reports` (a
     `SolverReport` a round), `files` (`WrittenFile`).
@@ -209,6 +217,7 @@ class SolveQueries(beam.PTransform):
     output: str
     work: str
     rounds: Rounds = ONE_ROUND
+    uncertainty: bool = False
 
     def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
         shared, found, queries = Shared(), [], self.queries
@@ -239,7 +248,7 @@ class SolveQueries(beam.PTransform):
             sides = (pvalue.AsSingleton(state), pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(summed))
             state = run_once(shards.pipeline, f"Advance[{label}{place}]", advance, Broadcast, *sides)
         sides = (pvalue.AsSingleton(state), pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(queries))
-        solve = beam.ParDo(_SolvedDoFn(self.output, self.work, INLINE_LIMIT if self.rounds.count == 1 else 0), *sides)
+        solve = beam.ParDo(_SolvedDoFn(self, INLINE_LIMIT if self.rounds.count == 1 else 0), *sides)
         typed = solve.with_output_types(QueryReference, **{REPORTS: SolverReport, FILES: WrittenFile})
         once = shards.pipeline | f"Once{of_round}" >> beam.Create([None], reshuffle=False)
         solved = outputs(once | f"Solved{of_round}" >> typed.with_outputs(REPORTS, FILES, main=QUERIES))

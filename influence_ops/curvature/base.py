@@ -116,6 +116,19 @@ class Preconditioner(abc.ABC):
         """
         raise ValueError(f"a {self.meta['curvature']} curvature gives no embedding; use --curvature arnoldi or random_projection")
 
+    def error_vectors(self, gradients: Gradients) -> np.ndarray:
+        """What is not known of each example's solution: [T, e, r]. Inner products with another example's `error_features` have the standard
+        error of the two's influence as their length.
+
+        Raises:
+          ValueError: this kind of operator does not know its error.
+        """
+        raise ValueError(f"a {self.meta['curvature']} curvature does not know its error")
+
+    def error_features(self, gradients: Gradients) -> np.ndarray:
+        """The r numbers of each example that `error_vectors` are multiplied with: [B, r] float64; here its gradient, r = P."""
+        return np.asarray(gradients, dtype=np.float64)
+
     def bind(self, model: ExplainedModel) -> Preconditioner:
         """The operator ready for `apply` with `model`; refuses another one (see `check`)."""
         self.check(model)
@@ -161,6 +174,7 @@ class Curvature(abc.ABC):
       allows_newton: whether `leave_one_out` is possible: it holds the whole matrix.
       takes_rank: whether `FinishOptions.rank` means something: always, for an index alone, or never.
       index_rank: the rank of an index where none is named; None: as for any other use.
+      error_draws: how many independent answers a score's standard error is the spread of, for Student's t; 0: it knows no error.
       weighs_checkpoints: whether it says itself how much each of a model's checkpoints counts.
 
     Args:
@@ -178,6 +192,7 @@ class Curvature(abc.ABC):
     allows_newton: ClassVar[bool] = False
     takes_rank: ClassVar[Literal["always", "index", "never"]] = "never"
     index_rank: ClassVar[int | None] = None
+    error_draws: ClassVar[int] = 0
     weighs_checkpoints: ClassVar[bool] = False
 
     def __init__(self, settings: Any = None):
@@ -187,6 +202,24 @@ class Curvature(abc.ABC):
     def make(cls, settings: Any) -> Curvature:
         """The curvature with these settings; overridden where they choose between classes."""
         return cls(settings)
+
+    def refuse_errors(self, passes: int) -> None:
+        """Refuses what it knows no error of.
+
+        Args:
+          passes: over the training data that solve the test points.
+
+        Raises:
+          ValueError: as it is set up, or at all, it does not know how far its answers are from the whole matrix's.
+        """
+        raise ValueError(
+            f"the error of --curvature {self.name} is not known from one run; use random_projection or gauss_newton_cg, or the spread of "
+            "several runs, beam-influence ensemble"
+        )
+
+    def error_numbers(self, size: int) -> int:
+        """How many numbers the error of a test point takes, of `size` watched weights."""
+        return 0
 
     @abc.abstractmethod
     def create(self, model: ExplainedModel) -> Statistic:

@@ -15,6 +15,10 @@ Products = Callable[[np.ndarray], np.ndarray]
 """[R, P] -> [R, P], a symmetric operator applied to each row."""
 
 
+SOLVER_ERRORS = 3
+"""How many vectors the error of a solution is told by; see `solution_errors`."""
+
+
 class CgState(NamedTuple):
     """All arrays have R rows.
 
@@ -89,6 +93,32 @@ def advance(state: CgState, image: np.ndarray, tolerance: float, precondition: P
     state.best[rows[improved]], state.best_norm[rows[improved]] = state.solution[rows[improved]], norms[improved]
     state.active[rows] = norms > tolerance * state.scale[rows]
     return state
+
+
+def solution_errors(state: CgState, right: np.ndarray, precondition: Products, least: float) -> np.ndarray:
+    """What is not known of each solution x of b, A⁻¹ r with r the residual: [R, 3, P]. Inner products of a gradient with them have the
+    standard error of its score as their length. Of a solution that began at zero.
+
+    - The preconditioner's M r.
+    - What the next step goes besides: β times the last direction. The two make up the next direction.
+    - b has no part in M r, which is orthogonal to it, but its score b·x is short of b·A⁻¹b by e = ‖A⁻¹b − x‖²_A (Hestenes & Stiefel 1952,
+      theorem 6:1): of what scores as b does, x times e / b·x is missing. rᵀM r falls short of e after some steps, since what is left to
+      solve is where M is wrong, and ‖r‖²/`least` is more than it always: their geometric mean is taken.
+
+    That three draws know little of a spread is for Student's t to say.
+
+    Args:
+      right: b [R, P].
+      least: no eigenvalue of A is smaller; above 0.
+    """
+    if least <= 0:
+        raise ValueError("how far a solution is can be told with a --damping above 0 alone")
+    ahead = precondition(state.residual)
+    own = np.einsum("rp,rp->r", right, state.best)
+    guess, bound = np.einsum("rp,rp->r", state.residual, ahead), np.einsum("rp,rp->r", state.residual, state.residual) / least
+    missing = np.sqrt(np.maximum(guess, 0) * bound)
+    share = np.divide(missing, own, out=np.zeros_like(own), where=own > 0)
+    return np.stack([ahead, state.direction - ahead, share[:, None] * state.best], axis=1)
 
 
 def conjugate_gradients(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from beam_influence.influence_ops.curvature.conjugate_gradients import SOLVER_ERRORS
 from beam_influence.influence_ops.curvature.ekfac import Ekfac
 from beam_influence.influence_ops.settings import GaussNewtonCgSettings
 
@@ -22,3 +23,11 @@ class GaussNewtonCg(Ekfac):
     Settings = GaussNewtonCgSettings
     systems = "gauss_newton"
     has_embedding = False  # EK-FAC's is not of the whole matrix
+    error_draws = SOLVER_ERRORS + 1
+
+    def refuse_errors(self, passes: int) -> None:
+        if not passes:
+            raise ValueError(f"--curvature {self.name} without passes is EK-FAC, whose error is not known; use --passes 1 or more")
+
+    def error_numbers(self, size: int) -> int:
+        return SOLVER_ERRORS * size

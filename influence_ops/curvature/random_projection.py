@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from beam_influence.influence_ops.blas_threads import eigh
 from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
+from beam_influence.influence_ops.curvature.deleted_rows import BLOCKS, DeletedRows
 from beam_influence.influence_ops.curvature.dense import upper_blocks
 from beam_influence.influence_ops.curvature.kfac import add_to
 from beam_influence.influence_ops.curvature.projections import Projection, make_projection
@@ -23,6 +24,8 @@ from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.settings import ProjectionSettings
 
 _AUTO_FRACTION = 0.1
+_EXACT = "a projection to as many numbers as there are weights, or more, is none and has no error"
+_MEND = "leave uncertainty out, or use a smaller --projection_dim"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,20 @@ class ProjectedPreconditioner(Preconditioner):
     def with_damping(self, damping: float) -> Preconditioner:
         return self._redamped(damping)
 
+    def error_vectors(self, gradients: Gradients) -> np.ndarray:
+        return self._deleted_rows.error_vectors(self._projection.of_gradients(gradients))
+
+    def error_features(self, gradients: Gradients) -> np.ndarray:
+        return self._projection.of_gradients(gradients)
+
+    @functools.cached_property
+    def _deleted_rows(self) -> DeletedRows:
+        if self._projection.exact:
+            raise ValueError(f"{_EXACT}, and {self._projection.size} weights are watched: {_MEND}")
+        meta = self.meta
+        penalty, damping, seed = float(meta["penalty"]), float(meta["damping"]), int(meta["projection"]["seed"])
+        return DeletedRows(self.arrays["eigenvectors"], self.arrays["eigenvalues"], penalty, damping, seed)
+
     def _inverses(self) -> np.ndarray:
         damped = np.maximum(self.arrays["eigenvalues"], 0) + float(self.meta["damping"])
         kept = damped > float(self.meta["rcond"]) * damped[-1]
@@ -83,6 +100,7 @@ class RandomProjection(Curvature):
     Settings = ProjectionSettings
     operators = (ProjectedPreconditioner,)
     has_embedding = True
+    error_draws = BLOCKS
     settings: ProjectionSettings
 
     def __init__(self, settings: ProjectionSettings | None = None):
@@ -98,6 +116,23 @@ class RandomProjection(Curvature):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_made": None}
+
+    def refuse_errors(self, passes: int) -> None:
+        settings = self.settings
+        if settings.projection == "two_sided":
+            raise ValueError("the rows of --projection two_sided are not independent, so that its error is not known; use hadamard or sjlt")
+        if settings.fisher in ("true", "signed"):
+            raise ValueError(
+                f"--fisher {settings.fisher} draws labels, which changes scores too; the projection's error alone is known: use expected "
+                "or empirical"
+            )
+        if settings.projection_dim < BLOCKS:
+            raise ValueError(f"the error of --projection_dim {settings.projection_dim} can't be told; use {BLOCKS} or more")
+
+    def error_numbers(self, size: int) -> int:
+        if self.settings.projection_dim >= size:
+            raise ValueError(f"--projection_dim {self.settings.projection_dim}: {_EXACT}, and {size} are watched; {_MEND}")
+        return (BLOCKS + 1) * self.settings.projection_dim
 
     def create(self, model: ExplainedModel) -> Statistic:
         return {COUNT: np.zeros(1, dtype=np.int64)}
@@ -151,6 +186,7 @@ class RandomProjection(Curvature):
                 "fingerprint": model.fingerprint(),
                 "rcond": options.rcond if options.rcond is not None else model.size * float(np.finfo(model.dtype).eps),
                 "projection": {"kind": self.settings.projection, "dim": self.settings.projection_dim, "seed": self.settings.seed},
+                "penalty": 0.0 if projection.exact else penalty,
                 "rank": projection.dim,
                 "smallest_eigenvalue": float(eigenvalues[0]),
                 "largest_eigenvalue": float(eigenvalues[-1]),

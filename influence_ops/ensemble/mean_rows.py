@@ -8,19 +8,17 @@ import numpy as np
 import pyarrow as pa
 
 from beam_influence.influence_ops.arrow_compute import pc
+from beam_influence.influence_ops.results.schemas import STANDARD_ERROR
 
 AVERAGED = ("scores", "self_influence", "group_influence", "group_self_influence")
 """The tables that an ensemble has the mean of, where its members have them."""
-
-ERROR = pa.field("standard_error", pa.float64(), nullable=False)
-"""The column that the mean of a table has besides: of `influence`, over the members."""
 
 _MEANS = ("influence", "loss_change", "loss_change_if_added")
 
 
 def mean_schema(schema: pa.Schema) -> pa.Schema:
     """The schema of the mean of tables with this one."""
-    return schema.remove_metadata().append(ERROR)
+    return schema.remove_metadata().append(STANDARD_ERROR)
 
 
 def side_by_side(members: Sequence[Iterator[pa.RecordBatch]]) -> Iterator[list[pa.Table]]:

@@ -6,11 +6,9 @@ import numpy as np
 import pyarrow as pa
 
 from beam_influence.influence_ops.arrow_compute import pc
+from beam_influence.influence_ops.results.schemas import STABLE
 from beam_influence.influence_ops.scoring.part import Part
 from beam_influence.influence_ops.scoring.ranking import ranking_key
-
-STABLE = pa.field("stable", pa.bool_(), nullable=False)
-"""The column of `top_k` that tells whether a row's 90 % interval ends before the first training example that is not in the table."""
 
 
 class RankedRows(Part):

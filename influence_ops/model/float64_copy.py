@@ -94,7 +94,7 @@ def copy_states(model: keras.Model, other: keras.Model) -> None:
     if not same_layers(model, other):
         raise ValueError(f"{other.name!r} is made of other layers than {model.name!r}")
     for layer, made in zip(model._flatten_layers(), other._flatten_layers(), strict=True):
-        _copy_state(layer, made)
+        copy_state(layer, made)
 
 
 def same_layers(model: keras.Model, other: keras.Model) -> bool:
@@ -102,7 +102,7 @@ def same_layers(model: keras.Model, other: keras.Model) -> bool:
     return [type(layer) for layer in model._flatten_layers()] == [type(layer) for layer in other._flatten_layers()]
 
 
-def _copy_state(layer: Any, made: Any) -> None:
+def copy_state(layer: Any, made: Any) -> None:
     """Variables, and what a layer keeps beside them, by the layer's own methods for a saved model."""
     store: dict[str, Any] = {}
     layer.save_own_variables(store)

@@ -58,6 +58,11 @@ REJECTED = pa.schema(
     ]
 )
 
+STANDARD_ERROR = pa.field("standard_error", pa.float64(), nullable=False)
+"""The column of scores whose error is known: of `influence`, over the members of an ensemble, or as one run knows it."""
+STABLE = pa.field("stable", pa.bool_(), nullable=False)
+"""The column of `top_k` that tells whether a row's 90 % interval ends before the first training example that is not in the table."""
+
 OF_CANDIDATES = {
     "train_id": "candidate_id",
     "loss_change": "loss_change_if_added",

@@ -20,12 +20,19 @@ def loss_change(influence: np.ndarray, n: int) -> pa.Array:
     return pa.array(influence / n) if n else pa.nulls(len(influence), pa.float64())
 
 
-def top_k_table(test_ids: np.ndarray, top: TopK, n: int, per_token: bool = False) -> pa.Table:
-    """Rows by test point, then rank (from 1); `per_token`: with the columns `schemas.TOKENS`.
+def top_k_table(
+    test_ids: np.ndarray, top: TopK, n: int, per_token: bool = False, interval_factor: float | None = None
+) -> pa.Table:
+    """Rows by test point, then rank (from 1); `per_token`: with the columns `schemas.TOKENS`; an interval's half width in standard errors:
+    with STANDARD_ERROR and STABLE, and without the last rank, which decides what is stable.
 
     Raises:
       ValueError: the scores by position of a pair are missing.
     """
+    errors: list[pa.Array] = []
+    if interval_factor is not None:
+        top, stable = top.without_last(interval_factor) if top.errors is not None else (top, np.zeros(top.values.shape, bool))
+        errors = [pa.array((top.values if top.errors is None else top.errors).ravel()), pa.array(stable.ravel())]
     queries, kept = top.values.shape
     influence = top.values.ravel()
     columns = [
@@ -35,6 +42,8 @@ def top_k_table(test_ids: np.ndarray, top: TopK, n: int, per_token: bool = False
         pa.array(influence),
         loss_change(influence, n),
     ]
+    if errors:
+        return pa.Table.from_arrays([*columns, *errors], schema=pa.schema([*schemas.TOP_K, schemas.STANDARD_ERROR, schemas.STABLE]))
     if not per_token:
         return pa.Table.from_arrays(columns, schema=schemas.TOP_K)
     pairs = [(row, str(name)) for row, ids in enumerate(top.ids) for name in ids]
@@ -54,8 +63,10 @@ def candidates_table(rows: pa.Table) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schemas.of_candidates(rows.schema))
 
 
-def scores_table(test_ids: np.ndarray, train_ids: np.ndarray, scores: np.ndarray, n: int) -> pa.Table:
-    """One row for each pair, by training example, then test point; `scores` is [T, B]."""
+def scores_table(
+    test_ids: np.ndarray, train_ids: np.ndarray, scores: np.ndarray, n: int, errors: np.ndarray | None = None
+) -> pa.Table:
+    """One row for each pair, by training example, then test point; `scores` and their standard errors, where known, are [T, B]."""
     influence = scores.T.ravel()
     columns = [
         pa.array(np.tile(test_ids.astype(object), len(train_ids)), pa.string()),
@@ -63,7 +74,9 @@ def scores_table(test_ids: np.ndarray, train_ids: np.ndarray, scores: np.ndarray
         pa.array(influence),
         loss_change(influence, n),
     ]
-    return pa.Table.from_arrays(columns, schema=schemas.SCORES)
+    if errors is None:
+        return pa.Table.from_arrays(columns, schema=schemas.SCORES)
+    return pa.Table.from_arrays([*columns, pa.array(errors.T.ravel())], schema=schemas.SCORES.append(schemas.STANDARD_ERROR))
 
 
 def vectors_table(ids: np.ndarray, vectors: np.ndarray) -> pa.Table:

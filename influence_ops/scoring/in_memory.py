@@ -17,10 +17,16 @@ from beam_influence.influence_ops.scoring.groups import add_hessian_products, fi
 from beam_influence.influence_ops.scoring.outputs.base import OutputOptions, Scoring
 from beam_influence.influence_ops.scoring.outputs.collector import Collector
 from beam_influence.influence_ops.scoring.outputs.groups import GRADIENTS, GROUPS, PRODUCTS
-from beam_influence.influence_ops.scoring.outputs.table import OUTPUTS, complete_options, refuse_for_candidates, refuse_for_tokens
+from beam_influence.influence_ops.scoring.outputs.table import (
+    OUTPUTS,
+    complete_options,
+    refuse_for_candidates,
+    refuse_for_tokens,
+    with_errors,
+)
 from beam_influence.influence_ops.scoring.part import Part
 from beam_influence.influence_ops.scoring.query_block import QUERY_ARRAYS, QueryArray, QueryBlock, concatenate_queries
-from beam_influence.influence_ops.scoring.query_solver import System, solutions, solve
+from beam_influence.influence_ops.scoring.query_solver import System, errors, solutions, solve
 from beam_influence.influence_ops.scoring.ranking import Order
 from beam_influence.influence_ops.scoring.scores import ScoreOptions, embed_queries
 from beam_influence.influence_ops.scoring.token_scores import add_token_scores, pairs_by_example
@@ -71,6 +77,7 @@ def compute_in_memory(
     tolerance: float = 1e-6,
     candidates: Iterable[ExampleBatch] | None = None,
     per_token: bool = False,
+    uncertainty: bool = False,
 ) -> InfluenceResult:
     """Every table of a run, computed batch by batch.
 
@@ -85,6 +92,7 @@ def compute_in_memory(
       second_order_groups: see `groups`.
       candidates: batches of examples that were not trained on, scored in place of `train`: would it help to add them?
       per_token: whether `top_k` tells influence by position; `train` (or `candidates`) is iterated once more.
+      uncertainty: whether `top_k` and `scores` tell the standard error of each score; of a curvature, not a fitted operator.
       passes, tolerance: over the training data that solve the test points, at most, for a curvature with `systems`.
     """
     asked, score, of_candidates = tuple(outputs), options or ScoreOptions(), candidates is not None
@@ -93,18 +101,23 @@ def compute_in_memory(
     wanted = complete_options(OutputOptions(asked, score, top_k, order, second_order_groups, of_candidates, per_token=per_token))
     if isinstance(curvature, str):
         curvature = curvature_by_name(curvature)
+    if uncertainty:
+        wanted = with_errors(wanted, curvature, passes)
     system = curvature.systems if isinstance(curvature, Curvature) else None
     if isinstance(curvature, Curvature):
         curvature = fit_curvature(model, curvature, train, FinishOptions(damping, wanted.score.removal == "newton", rcond, rank))
     preconditioner = curvature.bind(model)
     rejected: list[tuple[str, Rejected]] = []
-    needs: tuple[QueryArray, ...] = QUERY_ARRAYS if second_order_groups or (passes and system is not None) else ("solved",)
+    solves = passes > 0 and system is not None
+    needs: tuple[QueryArray, ...] = QUERY_ARRAYS if second_order_groups or solves else ("solved",)
     if per_token:
-        refuse_for_tokens(wanted, str(preconditioner.meta["curvature"]), passes if system is not None else 0)
+        refuse_for_tokens(wanted, str(preconditioner.meta["curvature"]), passes if solves else 0)
         needs = (*needs, "placed")
+    if uncertainty and not solves:
+        needs = (*needs, "errors")
     queries = _embed(model, preconditioner, test, needs, rejected)
-    if passes and system is not None:
-        queries = [solve_over(train, model, preconditioner, system, block, passes, tolerance) for block in queries]
+    if system is not None and solves:
+        queries = [solve_over(train, model, preconditioner, system, block, passes, tolerance, uncertainty) for block in queries]
     blocks = {f"{number:05d}": block for number, block in enumerate(queries)}
     scoring = Scoring(wanted, blocks, preconditioner.meta, lambda: (model, preconditioner))
     collector = Collector(scoring)
@@ -194,8 +207,9 @@ def solve_over(
     queries: QueryBlock,
     passes: int,
     tolerance: float,
+    uncertainty: bool = False,
 ) -> QueryBlock:
-    """The queries solved over all of `train` in at most `passes` passes; see `query_solver`."""
+    """The queries solved over all of `train` in at most `passes` passes, and what is not known of them; see `query_solver`."""
     precondition = preconditioner.bind(model).apply if system == "gauss_newton" else None
 
     def finite() -> Iterator[ExampleBatch]:
@@ -203,4 +217,5 @@ def solve_over(
 
     meta = preconditioner.meta
     state = solve(system, model, finite, queries.gradients, queries.solved, meta, passes, tolerance, precondition)
-    return dataclasses.replace(queries, solved=solutions(state)[0])
+    unknown = errors(state, queries.gradients, meta, precondition) if uncertainty and precondition is not None else None
+    return dataclasses.replace(queries, solved=solutions(state)[0], errors=unknown)

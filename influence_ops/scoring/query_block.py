@@ -13,7 +13,7 @@ from beam_influence.influence_ops.model.gradients.placed import PlacedGradients
 from beam_influence.influence_ops.scoring.stored_form import FactoredSolutions
 from beam_influence.influence_ops.types import Float64Matrix
 
-QueryArray = Literal["gradients", "solved", "placed"]
+QueryArray = Literal["gradients", "solved", "placed", "errors"]
 QUERY_ARRAYS: tuple[QueryArray, ...] = ("gradients", "solved")
 """Those that a block has a number for each weight in."""
 
@@ -29,6 +29,7 @@ class QueryBlock:
       groups: optional (T,) array of str.
       factored: the solutions as factors, in place of `solved`; or None.
       placed: ∇ℓ(t) position by position; None where it is not needed.
+      errors: what is not known of each solution [T, e, r] (`Preconditioner.error_vectors`); None where it is not needed.
     """
 
     ids: np.ndarray
@@ -37,6 +38,7 @@ class QueryBlock:
     groups: np.ndarray | None = None
     factored: FactoredSolutions | None = None
     placed: PlacedGradients | None = None
+    errors: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -66,6 +68,7 @@ def concatenate_queries(blocks: list[QueryBlock], size: int) -> list[QueryBlock]
     groups = np.concatenate(named) if len(named) == len(blocks) else None
     factored: list[FactoredSolutions] = [block.factored for block in blocks if block.factored is not None]
     placed = PlacedGradients.concatenate(of_each) if (of_each := [each.placed for each in blocks if each.placed is not None]) else None
+    errors = np.concatenate(known) if (known := [block.errors for block in blocks if block.errors is not None]) else None
     sliced = list(FactoredSolutions.concatenate(factored).slices(size)) if factored else []
     parts = [slice(start, start + size) for start in range(0, len(ids), size)]
     return [
@@ -76,6 +79,7 @@ def concatenate_queries(blocks: list[QueryBlock], size: int) -> list[QueryBlock]
             None if groups is None else groups[p],
             sliced[number] if sliced else None,
             None if placed is None else placed.select(p),
+            None if errors is None else errors[p],
         )
         for number, p in enumerate(parts)
     ]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from beam_influence.influence_ops.curvature.conjugate_gradients import CgState, Products, advance, start
+from beam_influence.influence_ops.curvature.conjugate_gradients import CgState, Products, advance, solution_errors, start
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
@@ -103,6 +103,13 @@ def solutions(state: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, 
     """v [T, P], the relative residuals [T], and how many queries are not solved to the tolerance."""
     cg = _cg(state)
     return cg.best, cg.relative_residual, int(cg.active.sum())
+
+
+def errors(
+    state: Mapping[str, np.ndarray], right: np.ndarray, curvature: Mapping[str, Any], precondition: Products
+) -> np.ndarray:
+    """What is not known of the solutions for ∇ℓ(t), `right` [T, P]: [T, e, P]; see `solution_errors`, and `step` for the others."""
+    return solution_errors(_cg(state), right, precondition, float(curvature["damping"]))
 
 
 def _cg(state: Mapping[str, np.ndarray]) -> CgState:

@@ -45,6 +45,7 @@ class ScoreOptions:
       self_influence, vectors: whether I(z_i, z_i) and v_i are given.
       gradients: whether ∇ℓ(z_i) are given, for the sums over groups.
       tolerance: the largest relative error of a low-rank query; see `contraction`.
+      errors: whether the standard error of each score is given, from what query blocks have of it.
     """
 
     normalize: Normalize = "none"
@@ -53,6 +54,7 @@ class ScoreOptions:
     vectors: bool = False
     gradients: bool = False
     tolerance: float = TOLERANCE
+    errors: bool = False
 
     def __post_init__(self) -> None:
         if self.normalize not in ("none", "theta", "loss"):
@@ -78,6 +80,7 @@ class BatchScores:
       vectors: influence vectors v_i [B, P] (normalised with `normalize`), or None.
       gradients: ∇ℓ(z_i) [B, P] float64, or None.
       rejected: the examples whose loss or gradient is not finite.
+      errors: the standard error of each score, as `scores`, or None.
     """
 
     ids: np.ndarray
@@ -88,6 +91,7 @@ class BatchScores:
     vectors: np.ndarray | None = None
     gradients: np.ndarray | None = None
     rejected: list[Rejected] = dataclasses.field(default_factory=list)
+    errors: list[np.ndarray] | None = None
 
     @property
     def unfetched(self) -> Sequence[np.ndarray | tf.Tensor]:
@@ -112,7 +116,8 @@ def embed_queries(
     if is_whole:
         solved = form.whole_by_blocks(gradients, preconditioner) if by_block else preconditioner.apply(raw).astype(form.dtype, copy=False)
     placed = model.placed_gradients(kept) if "placed" in needs and len(kept) else None
-    return QueryBlock(kept.ids, raw if "gradients" in needs else nothing, solved, kept.groups, factored, placed), rejected
+    errors = preconditioner.error_vectors(gradients) if "errors" in needs else None
+    return QueryBlock(kept.ids, raw if "gradients" in needs else nothing, solved, kept.groups, factored, placed, errors), rejected
 
 
 class Scorer:
@@ -139,6 +144,7 @@ class Scorer:
         self._queries = queries
         self._solved: list[np.ndarray] | None = None
         self._contractions: list[Contraction] | None = None
+        self._errors: list[np.ndarray] = []
         self._choosing = threading.Lock()
         if bool(preconditioner.meta.get("leave_one_out")) != (options.removal == "newton"):
             raise ValueError(
@@ -174,7 +180,19 @@ class Scorer:
             vectors * factor[:, None] if options.vectors and vectors is not None else None,
             raw if options.gradients else None,
             rejected,
+            self._standard_errors(gradients) if options.errors else None,
         )
+
+    def _standard_errors(self, gradients: Gradients) -> list[np.ndarray]:
+        """[T, B] of each query block: the length of the inner products with all that is not known of a solution."""
+        features = self._preconditioner.error_features(gradients)
+        found = []
+        for errors in self._errors:
+            squares = np.zeros((len(errors), len(features)))
+            for number in range(errors.shape[1]):  # one after the other: [T, e, B] would be several times the memory
+                squares += np.square(errors[:, number] @ features.T)
+            found.append(np.sqrt(squares))
+        return found
 
     @property
     def costs(self) -> list[Cost]:
@@ -192,6 +210,10 @@ class Scorer:
         options, solved = self._options, block.solved if block.factored is None else block.factored
         contraction = Contraction(gradients.layout, solved, self._model.dtype, self._preconditioner.examples, options.tolerance)
         contraction.choose(gradients)
+        if options.errors:
+            if block.errors is None:
+                raise ValueError("standard errors are asked for, and the test points have none; embed them with errors")
+            self._errors.append(block.errors)
         return contraction
 
     def _score_newton(self, batch: ExampleBatch, gradients: Gradients, rejected: list[Rejected]) -> BatchScores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -31,10 +32,11 @@ class TopK(Part):
     """For each of T queries the k examples that come first by (value, id); fewer when fewer were seen.
 
     Attributes:
+      errors: the standard error of each value [T, m]; None where they are not known.
       tokens: scores by position of pairs (row, id), of any table over the same test points; at most `LIMIT` bytes.
     """
 
-    __slots__ = ("_ids", "_values", "_waiting", "descending", "k", "tokens")
+    __slots__ = ("_ids", "_values", "_waiting", "descending", "errors", "k", "tokens")
 
     def __init__(self, queries: int, k: int, order: Order = "descending"):
         if k < 1:
@@ -46,6 +48,7 @@ class TopK(Part):
         self._values = np.empty((queries, 0))
         self._ids = np.empty((queries, 0), dtype=object)
         self._waiting: list[tuple[tf.Tensor, np.ndarray]] = []
+        self.errors: np.ndarray | None = None
         self.tokens: dict[tuple[int, str], TokenScores] = {}
 
     @property
@@ -68,8 +71,9 @@ class TopK(Part):
         self._look()  # another process reaches nothing on this one's device
         return None, {name: getattr(self, name) for name in self.__slots__}
 
-    def add(self, scores: np.ndarray | tf.Tensor, ids: np.ndarray) -> None:
-        """Takes in a block of scores [T, B] of the examples `ids` (B,); tensors wait until they are many.
+    def add(self, scores: np.ndarray | tf.Tensor, ids: np.ndarray, errors: np.ndarray | None = None) -> None:
+        """Takes in a block of scores [T, B] of the examples `ids` (B,), with their standard errors [T, B] or always without; tensors, which
+        have none, wait until they are many.
 
         Raises:
           ValueError: a score is NaN, which has no rank; of a tensor, when it is looked at.
@@ -87,8 +91,8 @@ class TopK(Part):
             wanted = (self._key(scores) <= worst).any(axis=0)
             if not wanted.any():
                 return
-            scores, ids = scores[:, wanted], ids[wanted]
-        self._take(scores, np.broadcast_to(ids, scores.shape))
+            scores, ids, errors = scores[:, wanted], ids[wanted], None if errors is None else errors[:, wanted]
+        self._take(scores, np.broadcast_to(ids, scores.shape), errors)
 
     def _look(self) -> None:
         """Takes in what waits on the device."""
@@ -122,7 +126,8 @@ class TopK(Part):
     def merge(self, other: TopK) -> None:
         """Takes in the table of other examples."""
         self._look()
-        self._take(other.values, other.ids)
+        if other.values.shape[1]:
+            self._take(other.values, other.ids, other.errors)
         if other.tokens:
             for (row, name), scores in other.tokens.items():
                 self._add_once(row, name, scores)
@@ -151,7 +156,20 @@ class TopK(Part):
         key = ranking_key(values)
         return -key if self.descending else key
 
-    def _take(self, values: np.ndarray, ids: np.ndarray) -> None:
+    def without_last(self, factor: float) -> tuple[TopK, np.ndarray]:
+        """The table of the first k − 1, and which of its rows [T, m] would stay with other draws: those whose interval, value ± factor ·
+        error, ends before the value of the k-th; all where there is no k-th."""
+        assert self.errors is not None
+        first = copy.copy(self)
+        first.k = self.k - 1
+        first._values, first._ids, first.errors = (array[:, : first.k] for array in (self.values, self.ids, self.errors))
+        sign = 1 if self.descending else -1
+        worst_case, others = sign * first.values - factor * first.errors, sign * self.values[:, first.k :]
+        return first, (worst_case > others) if others.shape[1] else np.ones(worst_case.shape, dtype=bool)
+
+    def _take(self, values: np.ndarray, ids: np.ndarray, errors: np.ndarray | None = None) -> None:
+        if errors is not None:
+            errors = errors if self.errors is None else np.concatenate([self.errors, errors], axis=1)
         values = np.concatenate([self._values, values], axis=1)
         ids = np.concatenate([self._ids, ids.astype(object)], axis=1)
         kept = min(self.k, values.shape[1])
@@ -173,6 +191,7 @@ class TopK(Part):
             chosen[row] = self._first_by_id(values[row], ids[row], chosen_keys[row, -1])
         self._values = np.take_along_axis(values, chosen, axis=1)
         self._ids = np.take_along_axis(ids, chosen, axis=1)
+        self.errors = None if errors is None else np.take_along_axis(errors, chosen, axis=1)
 
 
 def _no_rank(scores: np.ndarray, ids: np.ndarray) -> ValueError:

@@ -1,4 +1,4 @@
-"""Scores beside retraining on parts of the training set: `lds` and `leave_one_out`."""
+"""Scores beside retraining on parts of the training set: `lds`, `coverage` and `leave_one_out`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from beam_influence.influence_ops.evaluation.coverage import coverage
 from beam_influence.influence_ops.evaluation.ground_truth import GroundTruth, load_ground_truth
 from beam_influence.influence_ops.evaluation.lds import lds_difference, linear_datamodelling_score
 from beam_influence.influence_ops.evaluation.leave_one_out import LeaveOneOut, leave_one_out
@@ -23,18 +24,13 @@ GROUND_TRUTH = "ground_truth.npz"
 def lds(measurement: Measurement) -> Measured:
     """The linear datamodelling score: predicted beside retrained losses over random parts of the training set."""
     config, runs = measurement.config, measurement.runs
-    truth = ground_truth(measurement, lambda r, tests: r.subsets(config.retrainings, config.fraction, config.seed, tests))
-    masks, losses, train_ids, test_ids = truth.subset_masks, truth.subset_test_loss, truth.train_ids, truth.test_ids
-    if masks is None or losses is None:
-        raise ValueError(f"the ground truth {config.ground_truth!r} has no subset_masks and subset_test_loss, which lds needs")
-    assert train_ids is not None and test_ids is not None
-    facts = {"retrainings": len(masks), "training_examples": len(train_ids), "test_points": len(test_ids)}
+    truth, masks, losses, train_ids, test_ids, facts = _parts(measurement)
     if config.damping_sweep is not None:
         return facts, sweep_runs(config, runs, truth)
     rows: list[Row] = []
     first = None
     for run in runs:
-        sums = run.subset_sums(masks, list(train_ids), list(test_ids))
+        sums = run.subset_sums(masks, train_ids, test_ids)
         found = linear_datamodelling_score(sums, losses, config.seed)
         figures = {**curvature_of(run), "lds": found.mean, "lds_error": found.standard_error}
         if first is not None:
@@ -49,6 +45,37 @@ def lds(measurement: Measurement) -> Measured:
             figures["above the first"], figures["above the first_error"] = lds_difference(sums, first, losses, config.seed)
         rows.append(Row(name, figures, dict(zip(test_ids, found.per_test, strict=True))))
     return {**facts, **why}, rows
+
+
+def intervals(measurement: Measurement) -> Measured:
+    """How many of an ensemble's 90 % intervals hold what retraining shows: by Student's t, and by a factor learned from half of it."""
+    _, masks, losses, train_ids, test_ids, facts = _parts(measurement)
+    for run in measurement.runs:
+        if (kind := run.facts().get("normalize")) != "none" or not run.facts().get("n"):
+            raise ValueError(f"the scores in {run.folder!r} predict no change of a loss ({kind=}, n={run.facts().get('n')}); give others")
+    sums = np.stack([run.subset_sums(masks, train_ids, test_ids) for run in measurement.runs])
+    found = coverage(sums, masks.sum(axis=1), losses, measurement.config.seed)
+    rows = []
+    for name, one in zip(("Student's t", "calibrated"), found, strict=True):
+        share = {"coverage": one.share, "coverage_error": one.standard_error}
+        figures = {"interval_factor": one.factor, **share, "half_width": one.half_width}
+        rows.append(Row(name, figures, dict(zip(test_ids, one.per_test.tolist(), strict=True))))
+    members = " ".join(run.folder for run in measurement.runs)
+    told = f"beam-influence ensemble {members} --interval_factor {found[1].factor:.4g} --output FOLDER"
+    return {**facts, "take the calibrated one": told}, rows
+
+
+def _parts(measurement: Measurement) -> tuple[GroundTruth, np.ndarray, np.ndarray, list[str], list[str], dict[str, int]]:
+    """Retrainings on parts of the training set: which examples each kept [S, N], the losses after it [S, T], ids, and their numbers."""
+    config = measurement.config
+    truth = ground_truth(measurement, lambda r, tests: r.subsets(config.retrainings, config.fraction, config.seed, tests))
+    masks, losses, train_ids, test_ids = truth.subset_masks, truth.subset_test_loss, truth.train_ids, truth.test_ids
+    if masks is None or losses is None:
+        what = f"the ground truth {config.ground_truth!r} has no subset_masks and subset_test_loss"
+        raise ValueError(f"{what}, which {config.measure} needs")
+    assert train_ids is not None and test_ids is not None
+    facts = {"retrainings": len(masks), "training_examples": len(train_ids), "test_points": len(test_ids)}
+    return truth, masks, losses, list(train_ids), list(test_ids), facts
 
 
 def removals(measurement: Measurement) -> Measured:

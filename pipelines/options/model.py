@@ -35,6 +35,12 @@ class ModelOptions:
         "With --checkpoints: what each one's influence is multiplied by, such as its learning rate, separated by commas. Default: 1/C "
         "each, their mean.",
     )
+    dropout_seed: int | None = _option(
+        None,
+        "Explain the network that is left when each Dropout layer drops, for all examples, the units that this seed draws: a member of an "
+        "ensemble of one trained model (beam-influence ensemble). Default: the model as it is, which drops none.",
+        least=0,
+    )
     loss: str = _option(
         "compiled",
         "The loss that the model was trained with: 'compiled' (stored in the model), softmax_cross_entropy (from logits), "

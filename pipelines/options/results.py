@@ -52,6 +52,12 @@ class ResultOptions:
         choices=("descending", "ascending"),
         commands=("run", "query"),
     )
+    uncertainty: bool = _option(
+        False,
+        "Tell how sure each score is: top_k and scores have its standard_error, top_k also whether a row is stable, over the projection of "
+        "random_projection or what is left to solve of gauss_newton_cg. What another model would say: the command ensemble.",
+        commands=("run",),
+    )
     per_token: bool = _option(
         False,
         "Of a model of sequences: top_k tells influence by position too, of the training example and of the test point, and what of it "

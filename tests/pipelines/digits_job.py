@@ -174,6 +174,7 @@ class DigitsJob:
             outputs=config.output_tables,
             top_k=config.top_k,
             order="ascending" if config.order == "ascending" else "descending",
+            uncertainty=config.uncertainty,
         )
 
 

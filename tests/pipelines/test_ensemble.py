@@ -14,9 +14,12 @@ import pytest
 from beam_influence.influence_ops.ensemble.intervals import interval_factor
 from beam_influence.influence_ops.results.result_files import read_manifest, write_manifest
 from beam_influence.pipelines.cli import main
+from beam_influence.pipelines.ensemble import ensemble
+from beam_influence.pipelines.ensemble_options import EnsembleOptions
+from beam_influence.pipelines.inspect_folder import inspect_folder
 from beam_influence.pipelines.load_influence import load_influence
 from tests.pipelines.conftest import FinishedRun
-from tests.pipelines.digits_job import listed_files, read
+from tests.pipelines.digits_job import FN_API, listed_files, read
 
 TABLES = ("scores", "self_influence", "group_influence")
 
@@ -84,6 +87,16 @@ def test_it_is_a_result_as_any_other(members: list[pathlib.Path], output: pathli
     assert found["kind"] == "ensemble" and found["command"].startswith(f"beam-influence ensemble {members[0]} {members[1]}")
 
 
+def test_a_factor_from_retraining_takes_the_place_of_students(members: list[pathlib.Path], tmp_path: pathlib.Path) -> None:
+    summary = ensemble(EnsembleOptions(results=tuple(map(str, members)), output=str(tmp_path), interval_factor=50.0), FN_API)
+    assert summary.interval_factor == read_manifest(str(tmp_path))["ensemble"]["interval_factor"] == 50
+    assert str(inspect_folder(str(tmp_path), 0).command).endswith("--interval_factor 50")
+    scores, top = (read(tmp_path, table).to_pandas() for table in ("scores", "top_k"))
+    for test_id, rows in top.groupby("test_id"):
+        others = scores[(scores.test_id == test_id) & ~scores.train_id.isin(rows.train_id)].influence.max()
+        assert rows.stable.tolist() == (rows.influence - 50 * rows.standard_error > others).tolist()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -96,6 +109,7 @@ def test_it_is_a_result_as_any_other(members: list[pathlib.Path], output: pathli
         (["{0}", "{mean}"], "is an ensemble itself; give its members"),
         (["{0}", "nowhere"], "'nowhere' holds no manifest.json"),
         (["{0}", "{1}", "--top_k", "0"], "--top_k 0 must be at least 1"),
+        (["{0}", "{1}", "--interval_factor", "0"], "--interval_factor 0.0 must be above 0"),
     ],
 )
 def test_what_is_refused(

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from beam_influence.influence_ops.evaluation.coverage import coverage
 from beam_influence.influence_ops.evaluation.ground_truth import GroundTruth, load_ground_truth
 from beam_influence.influence_ops.evaluation.lds import linear_datamodelling_score
 from beam_influence.influence_ops.results import schemas
@@ -183,16 +184,43 @@ def test_tail_patch(runs: dict[str, str], tmp_path: pathlib.Path) -> None:
     assert abs(change["random"]["loss_change"]) < 0.5 * abs(change[runs["identity"]]["loss_change"])
 
 
+def saved_run(folder: pathlib.Path, scores: np.ndarray, normalize: str = "none") -> str:
+    """A finished run with these scores [T, N]; ids are numbers."""
+    (tests, trains), meta = scores.shape, {"examples": scores.shape[1], "curvature": "given", "damping": 1.0, "fingerprint": "f"}
+    file = ParquetFile(str(folder), "scores", "shard-00000", schemas.SCORES, schemas.facts(meta, normalize, "first_order"))
+    train, test = (np.arange(count).astype(str).astype(object) for count in (trains, tests))
+    for rows in np.array_split(np.arange(trains), 7):
+        file.write(scores_table(test, train[rows], scores[:, rows], trains))
+    write_manifest(str(folder), [file.close()], {"config": {}, "curvature": meta})
+    return str(folder)
+
+
+def test_coverage_is_that_of_the_members_in_memory(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    members = random.normal(size=(10, 60)) + 0.3 * random.normal(size=(3, 10, 60))
+    masks, losses = random.random((12, 60)) < 0.9, random.normal(size=(12, 10))
+    truth = str(tmp_path / "truth.npz")
+    np.savez(truth, subset_masks=masks, subset_test_loss=losses)
+    folders = [saved_run(tmp_path / f"run-{number}", scores) for number, scores in enumerate(members)]
+    words = ["evaluate", "coverage", "--ground_truth", truth, "--output", str(tmp_path / "out"), "--scores"]
+    assert main([*words, ",".join(folders)]) == 0
+    wanted = coverage(np.einsum("sn,mtn->mst", masks, members), masks.sum(axis=1), losses)
+    rows = json.loads((tmp_path / "out" / "coverage.json").read_text())["rows"]
+    for row, one in zip(rows, wanted, strict=True):
+        assert row["interval_factor"] == pytest.approx(one.factor) and row["coverage"] == pytest.approx(one.share)
+    assert f"beam-influence ensemble {' '.join(folders)} --interval_factor {wanted[1].factor:.4g} --output" in capsys.readouterr().out
+    relative = saved_run(tmp_path / "relative", members[0], "theta")
+    with pytest.raises(ValueError, match="predict no change of a loss"):
+        evaluate(EvaluateConfig("coverage", f"{folders[0]},{relative}", str(tmp_path / "other"), ground_truth=truth))
+    with pytest.raises(ValueError, match="at least two runs, the members of an ensemble: one has no standard error"):
+        EvaluateConfig("coverage", folders[0], str(tmp_path / "other"), ground_truth=truth)
+
+
 def test_the_references_retrainings_against_the_whole_matrix(tmp_path: pathlib.Path) -> None:
     """Saved ground truth without ids, on scores in Parquet: the same LDS and r as from the matrix in memory."""
     data = dict(np.load(DATA / "lds_digits.npz"))
     scores = np.random.default_rng(0).normal(size=(100, 1500))
-    meta = {"examples": 1500, "curvature": "given", "damping": 1.0, "fingerprint": "f"}
-    file = ParquetFile(str(tmp_path / "run"), "scores", "shard-00000", schemas.SCORES, schemas.facts(meta, "none", "first_order"))
-    train, test = (np.arange(count).astype(str).astype(object) for count in (1500, 100))
-    for rows in np.array_split(np.arange(1500), 7):
-        file.write(scores_table(test, train[rows], scores[:, rows], 1500))
-    write_manifest(str(tmp_path / "run"), [file.close()], {"config": {}, "curvature": meta})
+    saved_run(tmp_path / "run", scores)
     truth = str(DATA / "lds_digits.npz")
     options: dict[str, Any] = {"ground_truth": truth, "scores": str(tmp_path / "run"), "output": str(tmp_path / "out")}
     lds = figures(evaluate(EvaluateConfig("lds", **options)), str(tmp_path / "run"))

@@ -50,6 +50,7 @@ GOES_WITH: dict[str, dict[str, str]] = {
     "checkpoint_weights": {"checkpoints": "c"},
     "second_order_groups": {"outputs": "group_influence", "group_feature": "g", "test": "b", "curvature": "exact"},
     "per_token": {"outputs": "top_k", "test": "b"},
+    "uncertainty": {"curvature": "random_projection"},
     "update": {"outputs": "index"},
     "index_dtype": {"outputs": "index", "curvature": "arnoldi"},
     "search": {"train": "", "index": "i", "test": "b"},
@@ -75,7 +76,7 @@ def words_for(command: str, field: dataclasses.Field) -> list[str]:
         options["outputs"] = "self_influence"
     of_command = {other.name for other in dataclasses.fields(InfluenceConfig) if command in other.metadata["commands"]}
     options |= {name: value for name, value in GOES_WITH.get(field.name, {}).items() if name in of_command}
-    of_tests = ("influence_vectors_path", "index", "search", "test", "top_k", "order", "per_token")
+    of_tests = ("influence_vectors_path", "index", "search", "test", "top_k", "order", "per_token", "uncertainty")
     of_memory = ("score_tolerance", "query_rank", "max_worker_memory")
     if field.name in of_tests + of_memory and command == "run":
         options |= {"outputs": "top_k", "test": "b"}

@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 import pyarrow as pa
 
 from beam_influence.influence_ops.curvature import Preconditioner
+from beam_influence.influence_ops.ensemble.intervals import CONFIDENCE, interval_factor
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.results.tables import candidates_table
@@ -47,6 +48,7 @@ class OutputOptions:
       of_candidates: whether what is scored are candidates, which were not trained on: `schemas.OF_CANDIDATES`.
       by_embedding: whether they are scored by the r numbers of an index, as its rows are.
       per_token: whether `top_k` tells influence by position; see `token_scores`.
+      error_draws: how many draws the standard errors of `top_k` and `scores` are of (`Curvature.error_draws`); 0: they have none.
       index_error: the largest relative error of an index's rows as they are stored, which the facts tell; None: no index is read.
     """
 
@@ -59,11 +61,14 @@ class OutputOptions:
     by_embedding: bool = False
     index_error: float | None = None
     per_token: bool = False
+    error_draws: int = 0
 
     def schema(self, of: pa.Schema) -> pa.Schema:
         """A table's schema as it is written."""
         if self.per_token and of is schemas.TOP_K:
             of = pa.schema([*of, *schemas.TOKENS])
+        if self.error_draws and of in (schemas.TOP_K, schemas.SCORES):
+            of = pa.schema([*of, schemas.STANDARD_ERROR, *([schemas.STABLE] if of is schemas.TOP_K else [])])
         return schemas.of_candidates(of) if self.of_candidates else of
 
     def written(self, rows: pa.Table) -> pa.Table:
@@ -84,6 +89,7 @@ class Scoring:
     Attributes:
       n: the number of training examples; 0 where it is unknown or scores are relative.
       facts: the metadata of every result file.
+      interval_factor: half the width of a 90 % interval in standard errors; None where there are none.
     """
 
     def __init__(
@@ -97,6 +103,9 @@ class Scoring:
         self.options = options
         self.queries = queries
         self.n, self.facts = run_facts(curvature, options.score, options.of_candidates)
+        self.interval_factor = interval_factor(options.error_draws) if options.error_draws else None
+        if self.interval_factor is not None:
+            self.facts |= {"interval_factor": self.interval_factor, "confidence": CONFIDENCE}
         if options.index_error is not None:
             self.facts[INDEX_ERROR] = options.index_error
         self._open_operator = open_operator

@@ -19,15 +19,20 @@ class BestByTestPoint(CombinedOutput[TopK]):
 
     def create(self, scoring: Scoring) -> dict[str, TopK]:
         options = scoring.options
-        return {key: TopK(len(block), options.top_k, options.order) for key, block in scoring.queries.items()}
+        kept = options.top_k + (options.error_draws > 0)  # the one after them decides what is stable
+        return {key: TopK(len(block), kept, options.order) for key, block in scoring.queries.items()}
 
     def add(self, parts: Mapping[str, TopK], scored: BatchScores, scoring: Scoring) -> None:
-        for top, scores in zip(parts.values(), scored.unfetched, strict=True):
-            top.add(scores, scored.ids)
+        if scored.errors is None:
+            for top, scores in zip(parts.values(), scored.unfetched, strict=True):
+                top.add(scores, scored.ids)
+            return
+        for top, scores, errors in zip(parts.values(), scored.scores, scored.errors, strict=True):
+            top.add(scores, scored.ids, errors)
 
     def finish(self, parts: Mapping[str, TopK], scoring: Scoring) -> Iterator[FinishedTable]:
         for key, top in parts.items():
-            rows = tables.top_k_table(scoring.queries[key].ids, top, scoring.n, scoring.options.per_token)
+            rows = tables.top_k_table(scoring.queries[key].ids, top, scoring.n, scoring.options.per_token, scoring.interval_factor)
             yield FinishedTable("top_k", f"block-{key}", rows)
 
 

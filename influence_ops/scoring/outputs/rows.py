@@ -19,8 +19,9 @@ class Scores(RowOutput):
     of_test_points = frozenset({"scores"})
 
     def rows(self, scored: BatchScores, scoring: Scoring) -> Iterator[pa.Table]:
-        for block, scores in zip(scoring.queries.values(), scored.scores, strict=True):
-            yield scores_table(block.ids, scored.ids, scores, scoring.n)
+        errors = scored.errors or [None] * len(scored.scores)
+        for block, scores, of_scores in zip(scoring.queries.values(), scored.scores, errors, strict=True):
+            yield scores_table(block.ids, scored.ids, scores, scoring.n, of_scores)
 
 
 class SelfInfluence(RowOutput):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from beam_influence.influence_ops.curvature import CURVATURES
+from beam_influence.influence_ops.curvature import CURVATURES, Curvature, Preconditioner
 from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.scoring.outputs.base import CombinedOutput, Output, OutputOptions
 from beam_influence.influence_ops.scoring.outputs.best import BestBySelfInfluence, BestByTestPoint
@@ -77,6 +77,30 @@ def refuse_for_tokens(options: OutputOptions, curvature: str, passes: int) -> No
         )
 
 
+def with_errors(options: OutputOptions, curvature: Curvature | Preconditioner, passes: int) -> OutputOptions:
+    """The options with the standard error of each score.
+
+    Args:
+      passes: over the training data that solve test points.
+
+    Raises:
+      ValueError: a curvature, a table or a kind of score whose error is not known.
+    """
+    able = tables_of_scores()
+    other = next((table for table in options.tables if table not in able), None)
+    if other is not None or not options.tables:
+        what = other or "a curvature or an index alone"
+        raise ValueError(f"uncertainty is of single scores, in the tables {' and '.join(able)}, not of {what}; leave one out")
+    kinds = {"normalize": options.score.normalize, "removal": options.score.removal, "per_token": options.per_token}
+    what = next((name for name, kind in kinds.items() if kind not in ("none", "first_order", False)), None)
+    if what is not None:
+        raise ValueError(f"uncertainty is of scores of first order as they are, and the error of {what} is not known; leave one out")
+    if isinstance(curvature, Preconditioner):
+        raise ValueError("uncertainty needs a curvature that this run fits, not one that was fitted before; give its name")
+    curvature.refuse_errors(passes)
+    return complete_options(dataclasses.replace(options, error_draws=curvature.error_draws))
+
+
 def tables_of_test_points() -> tuple[str, ...]:
     """The tables that need test points."""
     return tuple(table for table, output in OUTPUTS.items() if table in output.of_test_points)
@@ -97,5 +121,6 @@ def later_round(options: OutputOptions) -> OutputOptions:
 def complete_options(options: OutputOptions) -> OutputOptions:
     """The options with just those quantities switched on that the tables need."""
     needed = {quantity: False for quantity in ("self_influence", "vectors", "gradients")}
+    needed["errors"] = options.error_draws > 0
     needed.update({quantity: True for output in outputs_of(options.tables) for quantity in output.needs(options)})
     return dataclasses.replace(options, score=dataclasses.replace(options.score, **needed))

@@ -23,7 +23,7 @@ NEEDED = {
 }
 # A value of its own, where the type does not give one, and what the option goes with.
 VALUES: dict[str, str] = {
-    "default": "given=0", "budget_seconds": "60",
+    "default": "given=0", "budget_seconds": "60", "decoded_cache": "5MB",
     "model": "other", "output": "other", "damping": "0.5", "curvature": "ekfac", "rcond": "0.5", "tolerance": "0.5", "weights": "all",
     "outputs": "scores", "checkpoint_weights": "0.5", "preprocess": "module:function", "weight_decay": "0.5", "fisher": "true",
     "removal": "newton", "order": "ascending", "projection_dim": "8", "normalize": "theta", "index_dtype": "float16", "search": "faiss",

@@ -8,6 +8,8 @@
     stage     the scoring stage of `ekfac` | the bare loop: read, decode, forward, backward, one product, no Beam
     processes the job of `ekfac`, two processes of one thread | one process of one thread
     start     the command over 2,500 examples, imports and all | `--help`
+    index     an index of the MLP's examples by EK-FAC, 200 numbers for each | the job of `ekfac`
+    query     its test points by that index | the job of `ekfac`
     images    K-FAC of a small CNN over PNG images, two passes | two epochs of `model.fit` on the same files
     passes    five passes over these images, decoded once | decoded in each pass
 
@@ -57,6 +59,8 @@ CASES = {
     "stage": Case(("stage_job", "stage_bare"), "wall", 1 / 0.8),
     "processes": Case(("two_processes", "one_process"), "wall", 1 / 1.7),
     "start": Case(("start_job", "start_help"), "wall"),
+    "index": Case(("index_build", "ekfac_job")),
+    "query": Case(("index_query", "ekfac_job")),
     "images": Case(("images_job", "images_fit"), target=1.5),
     "passes": Case(("passes_job", "passes_anew")),
 }

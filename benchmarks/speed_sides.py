@@ -224,6 +224,19 @@ def images_fit(folder: pathlib.Path) -> Measured:
     return {"cpu": time.process_time() - cpu, "wall": time.monotonic() - wall}
 
 
+def index_build(folder: pathlib.Path) -> Measured:
+    """An index of the MLP's training examples by EK-FAC, 200 numbers for each."""
+    networks.make("mlp", folder / "mlp")
+    return _job(folder / "mlp", outputs="index", test="", curvature="ekfac", rank=200, output="index", batch_size=networks.BATCH["mlp"])
+
+
+def index_query(folder: pathlib.Path) -> Measured:
+    """The test points by that index."""
+    if not (folder / "mlp" / "index" / "manifest.json").exists():
+        index_build(folder)
+    return _job(folder / "mlp", train="", index="index", output="query")
+
+
 def _network_job(folder: pathlib.Path, network: str, engine: list[str] | None = None, **options: Any) -> Measured:
     networks.make(network, folder / network)
     return _job(folder / network, engine, batch_size=networks.BATCH[network], **options)
@@ -237,12 +250,15 @@ def _job(data: pathlib.Path, engine: list[str] | None = None, train: str = "trai
     from beam_influence.pipelines.launch import run
 
     usage, start = scale.Usage(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    paths = {"model": "model.keras", "train": train, "test": "test.tfrecord", "output": "out"}
-    options |= {name: str(data / path) for name, path in paths.items()}
+    paths = {"model": "model.keras", "train": train, "test": "test.tfrecord", "output": "out", "index": ""}
+    paths |= {name: value for name, value in options.items() if name in paths}
+    options |= {name: str(data / path) if path else None for name, path in paths.items()}
     settings = {"weights": "all", "precision": "native", "top_k": TOP_K, "overwrite": True, **options}
     summary = run(InfluenceConfig(**settings), engine or [])
     used = usage.read()
-    rows = pq.read_table(data / "out" / "top_k").sort_by([("rank", "ascending")]).to_pylist()
+    if not paths["test"]:
+        return used
+    rows = pq.read_table(data / paths["output"] / "top_k").sort_by([("rank", "ascending")]).to_pylist()
     top: list[list[int]] = [[] for _ in range(TEST)]
     for row in rows:
         file, _, index = row["train_id"].rpartition(":")
@@ -256,7 +272,7 @@ SIDES: dict[str, Callable[[pathlib.Path], Measured]] = {
     for each in (
         last_job, last_numpy, ekfac_job, ekfac_kronfluence, cnn_job, cnn_kronfluence, cnn_one_product, transformer_job,
         transformer_kronfluence, stage_job, stage_bare, two_processes, one_process, start_job, start_help, images_job, images_fit,
-        passes_job, passes_anew,
+        passes_job, passes_anew, index_build, index_query,
     )
 }  # fmt: skip
 

@@ -43,7 +43,7 @@ _EXAMPLES, _POINTS = 256, 16
 _BATCH = 32
 _FILES = 8
 _COUNTED_FILES = 2
-_WORTH_IT = 3e11  # operations of the run's gradients: about a minute of a processor in float64, of which measuring may take a third
+_WORTH_IT = 3e11  # operations of the run's gradients: about a minute of a processor in float64; measuring takes some seconds
 _MOST_POSITIONS = 1000  # how often a weight is used for an example, at most, before operations are counted
 _OF_A_GRADIENT = 3  # evaluations that it is worth
 

@@ -17,7 +17,7 @@ from beam_influence.pipelines.scored_data import ScoredData
 WHOLE = 4096
 """Weights, at most, of a matrix whose eigenvalues are found."""
 _GRID = tuple(10.0 ** (step / 2) for step in range(-4, 7))  # times the λ of a curvature's own rule
-_GRID_OF_PASSES = tuple(10.0**step for step in range(-1, 3))  # the same where each λ takes passes over the training set
+_GRID_OF_PASSES = (1.0, 0.1, 10.0, 100.0)  # the same where each λ takes passes over the training set
 
 
 @dataclasses.dataclass(frozen=True)

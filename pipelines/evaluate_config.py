@@ -12,9 +12,9 @@ MEASURES = {
         "loss with the sum of the scores over the part (Spearman). 1 is perfect, 0 is chance.",
     ),
     "coverage": (
-        "do an ensemble's 90 % intervals hold what retraining shows, and how wide must they be?",
+        "do an ensemble's 90-percent intervals hold what retraining shows, and how wide must they be?",
         "Trains on random parts of the training set (or reads such retrainings); --scores names the members of an ensemble. Every second "
-        "test point, from the first, learns how many standard errors wide an interval must be to hold 90 % of the losses (conformal "
+        "test point, from the first, learns how many standard errors wide an interval must be to hold 90 percent of the losses (conformal "
         "prediction), the others report; ensemble --interval_factor takes it. Beside it Student's t, which is about other members alone.",
     ),
     "leave_one_out": (

@@ -13,9 +13,9 @@ MEASURES = {
         "costs no curvature: likeness in what the last layer sees, the plain loss, and random numbers.",
     ),
     "coverage": (
-        "do an ensemble's 90 % intervals hold what retraining shows, and how wide must they be?",
+        "do an ensemble's 90-percent intervals hold what retraining shows, and how wide must they be?",
         "Trains on random parts of the training set (or reads such retrainings); --scores names the members of an ensemble. Every second "
-        "test point, from the first, learns how many standard errors wide an interval must be to hold 90 % of the losses (conformal "
+        "test point, from the first, learns how many standard errors wide an interval must be to hold 90 percent of the losses (conformal "
         "prediction), the others report; ensemble --interval_factor takes it. Beside it Student's t, which is about other members alone.",
     ),
     "leave_one_out": (

@@ -18,15 +18,15 @@ from tests.pipelines.digits_job import DigitsJob, read, run_quietly
     ("options", "draws"),
     [
         ({"curvature": "random_projection", "projection_dim": 40, "order": "ascending"}, 8),
-        ({"curvature": "gauss_newton_cg", "passes": 2, "max_worker_memory": "60000"}, 4),  # two rounds of solving
+        ({"curvature": "gauss_newton_cg", "passes": 1, "max_worker_memory": "130000"}, 4),  # two rounds of solving
     ],
     ids=["projection", "solver"],
 )
 def test_equals_memory(job: DigitsJob, tmp_path: pathlib.Path, options: dict[str, Any], draws: int) -> None:
     how = {"outputs": "top_k,scores", "group_feature": None, "uncertainty": True, "query_block_size": 3, "top_k": 5}
-    config = job.config(tmp_path / "out", files=3, **how, **options)
+    config = job.config(tmp_path / "out", files=2, **how, **options)
     run_quietly(config)
-    wanted = job.oracle(config, job.shards("train", 3).ids(), job.shards("test", 1).ids())
+    wanted = job.oracle(config, job.shards("train", 2).ids(), job.shards("test", 1).ids())
     by, numbers = ["test_id", "train_id"], ["influence", "standard_error"]
     for table, columns in (("scores", numbers), ("top_k", [*numbers, "stable", "rank"])):
         both = read(tmp_path / "out", table), wanted.tables[table]
@@ -36,14 +36,6 @@ def test_equals_memory(job: DigitsJob, tmp_path: pathlib.Path, options: dict[str
             mine, other = (np.asarray(rows[name], np.float64) for rows in (found, theirs))
             np.testing.assert_allclose(mine, other, rtol=0, atol=1e-8 * np.abs(other).max())
     assert read_manifest(str(tmp_path / "out"))["interval_factor"] == interval_factor(draws)
-
-
-def test_candidates_have_errors_too(job: DigitsJob, tmp_path: pathlib.Path) -> None:
-    how = {"curvature": "random_projection", "projection_dim": 40, "uncertainty": True, "group_feature": None, "outputs": "top_k"}
-    run_quietly(job.config(tmp_path / "out", files=1, candidates=job.shards("test", 1).pattern, **how))
-    found = read(tmp_path / "out", "top_k")
-    assert found.schema.names == ["test_id", "rank", "candidate_id", "influence", "loss_change_if_added", "standard_error", "stable"]
-    assert (found["standard_error"].to_numpy() > 0).all()
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,15 @@ def test_stable_rows_are_those_of_the_scores() -> None:
     assert np.allclose(best["standard_error"].to_numpy().reshape(TEST, K).T, np.take_along_axis(errors, first, axis=0), rtol=1e-12)
 
 
+def test_candidates_have_errors_too() -> None:
+    model, train, test = softmax()
+    curvature = curvature_by_name("random_projection", settings={"projection_dim": 100})
+    how: dict[str, Any] = {"damping": DAMPING, "uncertainty": True, "candidates": train[:1], "top_k": 2}
+    found = compute_in_memory(model, curvature, train, [test], **how).tables["top_k"]
+    assert found.schema.names == ["test_id", "rank", "candidate_id", "influence", "loss_change_if_added", "standard_error", "stable"]
+    assert (found["standard_error"].to_numpy() > 0).all()
+
+
 def test_it_is_the_jackknife() -> None:
     """Against the matrices without each block's rows, inverted one by one: k = 21 does not fall into 8 equal blocks."""
     size, penalty, damping = 21, 0.3, 0.2

@@ -119,7 +119,7 @@ def read_decoded(source: pa.NativeFile | BinaryIO) -> Iterator[ReadBatch]:
             except (StopIteration, pa.ArrowException, OSError) as error:
                 if getattr(error, "errno", None) is not None:
                     raise  # the storage failed, not the file's content
-                raise ValueError("a file of decoded examples is cut off; start the run again with --resume=false") from error
+                raise ValueError("a file of decoded examples is cut off; start the run again with --no-resume") from error
             told = dict(said or {})
             rejected = [Rejected(*one) for one in json.loads(told.get(_REJECTED, b"[]"))]
             is_end = _END in told

@@ -67,7 +67,7 @@ def value_of(field: dataclasses.Field, config: type = InfluenceConfig) -> str:
         return VALUES[field.name]
     if choices:
         return next(choice for choice in choices if choice != field.default)
-    return {int: "7", float: "0.25", str: "4GB" if field.name == "max_worker_memory" else "given"}[kind]
+    return {int: "7", float: "0.25", str: "4GB" if field.name in ("max_worker_memory", "decoded_cache") else "given"}[kind]
 
 
 def words_for(command: str, field: dataclasses.Field) -> list[str]:

@@ -391,7 +391,7 @@ def test_a_choice_is_judged_by_lds_and_names_its_command(
     again = evaluate(dataclasses.replace(config, train_fn=None, budget=None, ground_truth=truth, output=str(tmp_path / "again")), FN_API)
     solved = figures(again, "gauss_newton_cg")
     assert not {"gauss_newton", "exact"} & {row.method for row in again.rows}
-    assert solved["damping"] == pytest.approx(whole["damping"], rel=1e-3)
+    assert solved["damping"] == pytest.approx(whole["damping"], rel=0.1)  # the mean eigenvalue as of EK-FAC, of drawn labels
     assert solved["lds (even, choosing)"] == pytest.approx(whole["lds (even, choosing)"], abs=0.05)  # ranks of eight sums
 
 

@@ -30,8 +30,8 @@ class EnsembleOptions:
     )
     interval_factor: float | None = _option(
         None,
-        "How many standard errors a 90-percent interval is wide to either side, as evaluate coverage learns from retraining. Default: "
-        "that of Student's t, for the mean over all members that there could be.",
+        "How many standard errors a 90-percent interval is wide to either side, as evaluate coverage finds out by retraining. "
+        "Default: that of Student's t, for the mean over all members that there could be.",
     )
     overwrite: bool = _option(False, "Replace the finished results that OUTPUT holds.")
 

@@ -213,7 +213,10 @@ def bounds_of(*blocks: Block, for_xla: bool = False) -> tf.Tensor:
     return tf.add_n([tf.cast(one, tf.float64) for one in sums])
 
 
-_compiled_bounds = CompiledForAnyBatch(bounds_of)
+@CompiledForAnyBatch
+def _compiled_bounds(*blocks: Block) -> tf.Tensor:
+    return bounds_of(*blocks)
+
 
 
 @tf.function(autograph=False, reduce_retracing=True)

@@ -28,8 +28,8 @@ from benchmarks.segments import REGIMES, batch, model_of  # noqa: E402
 
 K = 10
 CASES: list[tuple[str, int, dict[str, int | str]]] = [
-    *(("random_projection", 0, {"projection": kind, "projection_dim": dim}) for kind in ("hadamard", "sjlt") for dim in (64, 128, 256)),
-    *(("gauss_newton_cg", passes, {}) for passes in (1, 2, 5, 10)),
+    *(("random_projection", 0, {"projection": "hadamard", "projection_dim": dim}) for dim in (64, 128, 256)),
+    *(("gauss_newton_cg", passes, {}) for passes in (1, 2, 3)),
 ]
 
 

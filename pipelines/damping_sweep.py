@@ -47,6 +47,8 @@ def sweep_runs(config: EvaluateConfig, runs: Sequence[ScoreTable], truth: Ground
 
 def _sweep(config: EvaluateConfig, run: ScoreTable, truth: GroundTruth) -> list[SweepPoint]:
     _check(run)
+    if run.manifest["config"].get("dropout_seed") is not None:
+        raise ValueError(f"the run in {run.folder!r} has --dropout_seed; a sweep is of a whole network's curvature: leave one of them out")
     assert truth.train_ids is not None and truth.test_ids is not None
     data = ScoredData(run, config.code)
     preconditioner = load_preconditioner(join(run.folder, "curvature"), BeamFiles()).bind(data.model)

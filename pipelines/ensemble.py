@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ MEMBERS = "ensemble"
 """What a manifest of an ensemble has beside those of runs."""
 
 _SAME = ("train", "test", "candidates", "index", "id_feature", "normalize", "removal", "group_feature", "test_group_feature")
+_MAKES_NO_MEMBER = ("model", "output", "overwrite", "accelerator", "threads", "verbose", "decoded_cache", "resume", "max_worker_memory")
+"""Options that differ between runs whose scores are the same."""
 Manifest = Mapping[str, Any]
 
 
@@ -62,6 +65,7 @@ def ensemble(options: EnsembleOptions, beam_arguments: Iterable[str] = ()) -> En
     open_file_systems(beam_arguments)
     engine = choose_engine(beam_arguments)
     manifests = [_manifest(folder) for folder in options.results]
+    _refuse_same(options, manifests)
     tables = _tables(options, manifests)
     path = join(options.output, MANIFEST)
     if BeamFiles().exists(path) and not options.overwrite:
@@ -121,6 +125,23 @@ def _manifest(folder: str) -> Manifest:
     if "normalize" not in manifest["config"] or "fingerprint" not in manifest["curvature"]:
         raise ValueError(f"the manifest in {folder!r} is of no run with scores")
     return manifest
+
+
+def _refuse_same(options: EnsembleOptions, manifests: list[Manifest]) -> None:
+    """
+    Raises:
+      ValueError: two runs are of one model, scored in one way.
+    """
+    told: dict[str, str] = {}
+    for folder, manifest in zip(options.results, manifests, strict=True):
+        how = {key: value for key, value in manifest["config"].items() if key not in _MAKES_NO_MEMBER}
+        key = json.dumps([manifest["curvature"]["fingerprint"], how], sort_keys=True, default=str)
+        if key in told:
+            raise ValueError(
+                f"{told[key]!r} and {folder!r} are runs of the same model with the same options: a run that counts twice makes the "
+                "standard error too small; leave one out"
+            )
+        told[key] = folder
 
 
 def _tables(options: EnsembleOptions, manifests: list[Manifest]) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from beam_influence.influence_ops.curvature.conjugate_gradients import SOLVER_ER
 from beam_influence.influence_ops.curvature.ekfac import Ekfac
 from beam_influence.influence_ops.settings import GaussNewtonCgSettings
 
+_MOST_PASSES = 3
+
 
 class GaussNewtonCg(Ekfac):
     """EK-FAC, for the system (H + λI) v = g with H the Gauss–Newton matrix over all data and the regulariser's part.
@@ -28,6 +30,11 @@ class GaussNewtonCg(Ekfac):
     def refuse_errors(self, passes: int) -> None:
         if not passes:
             raise ValueError(f"--curvature {self.name} without passes is EK-FAC, whose error is not known; use --passes 1 or more")
+        if passes > _MOST_PASSES:
+            raise ValueError(
+                f"after --passes {passes} what is left to solve is where EK-FAC is wrong, and its error is not known from one run: "
+                f"uncertainty is of {_MOST_PASSES} passes at most; the table residuals tells how far solutions are"
+            )
 
     def error_numbers(self, size: int) -> int:
         return SOLVER_ERRORS * size

@@ -264,7 +264,8 @@ def kronecker(
         if not mean:
             why = "no gradient of the examples reaches the watched weights, or the outputs are saturated (a probability of exactly 1)"
             raise ValueError(f"the {name} curvature is 0 in every direction: {why}; give damping a number above 0 to score all the same")
-        raise ValueError(f"the {name} curvature has eigenvalues of 0, so damping={damping!r} gives no inverse; use one above 0, or auto")
+        what = "eigenvalues of 0, or below the rounding of its largest"
+        raise ValueError(f"the {name} curvature has {what}, so damping={damping!r} gives no inverse; use a larger one, or auto")
     arrays: dict[str, np.ndarray] = {}
     for number, ((inputs, errors), values) in enumerate(zip(sides, eigenvalues, strict=True)):
         arrays |= {f"inputs-{number}": inputs, f"errors-{number}": errors, f"eigenvalues-{number}": values}

@@ -72,6 +72,11 @@ class ProjectedPreconditioner(Preconditioner):
         if self._projection.exact:
             raise ValueError(f"{_EXACT}, and {self._projection.size} weights are watched: {_MEND}")
         meta = self.meta
+        if not meta.get("even_penalty", False):
+            raise ValueError(
+                "the weights have different regularisers, which a projection takes as one: how far that is off is not known from one run; "
+                "leave --uncertainty out"
+            )
         penalty, damping, seed = float(meta["penalty"]), float(meta["damping"]), int(meta["projection"]["seed"])
         return DeletedRows(self.arrays["eigenvectors"], self.arrays["eigenvalues"], penalty, damping, seed)
 
@@ -119,8 +124,10 @@ class RandomProjection(Curvature):
 
     def refuse_errors(self, passes: int) -> None:
         settings = self.settings
-        if settings.projection == "two_sided":
-            raise ValueError("the rows of --projection two_sided are not independent, so that its error is not known; use hadamard or sjlt")
+        if settings.projection != "hadamard":
+            raise ValueError(
+                f"the rows of --projection {settings.projection} are not independent, so that its error is not known; use hadamard"
+            )
         if settings.fisher in ("true", "signed"):
             raise ValueError(
                 f"--fisher {settings.fisher} draws labels, which changes scores too; the projection's error alone is known: use expected "
@@ -163,7 +170,8 @@ class RandomProjection(Curvature):
             matrix[columns, rows] = statistic[name].T
         matrix = (matrix + matrix.T) * (0.5 / examples)
         signs = np.random.default_rng(self.settings.seed).choice([-1.0, 1.0], size=(1, model.size))
-        penalty = float(np.sum(signs * model.regularizer_products(signs))) / model.size  # exact where its Hessian is diagonal
+        products = model.regularizer_products(signs)
+        penalty = float(np.sum(signs * products)) / model.size  # exact where its Hessian is diagonal
         mean = float(np.trace(matrix)) / model.size + penalty
         if projection.exact:
             model.add_regularizer_hessian(matrix)
@@ -187,6 +195,7 @@ class RandomProjection(Curvature):
                 "rcond": options.rcond if options.rcond is not None else model.size * float(np.finfo(model.dtype).eps),
                 "projection": {"kind": self.settings.projection, "dim": self.settings.projection_dim, "seed": self.settings.seed},
                 "penalty": 0.0 if projection.exact else penalty,
+                "even_penalty": bool(np.allclose(products, penalty * signs, rtol=1e-6, atol=0)),
                 "rank": projection.dim,
                 "smallest_eigenvalue": float(eigenvalues[0]),
                 "largest_eigenvalue": float(eigenvalues[-1]),

@@ -17,8 +17,8 @@ _MEANS = ("influence", "loss_change", "loss_change_if_added")
 
 
 def mean_schema(schema: pa.Schema) -> pa.Schema:
-    """The schema of the mean of tables with this one."""
-    return schema.remove_metadata().append(STANDARD_ERROR)
+    """The schema of the mean of tables with this one; a member's own error is not in it."""
+    return pa.schema([field for field in schema if field.name != STANDARD_ERROR.name]).append(STANDARD_ERROR)
 
 
 def side_by_side(members: Sequence[Iterator[pa.RecordBatch]]) -> Iterator[list[pa.Table]]:
@@ -53,6 +53,7 @@ def mean_rows(members: Sequence[pa.Table]) -> pa.Table:
     Raises:
       ValueError: they are of other examples, or in another order.
     """
+    members = [member.drop_columns([STANDARD_ERROR.name]) if STANDARD_ERROR.name in member.schema.names else member for member in members]
     first = members[0]
     for place, other in enumerate(members[1:], start=2):
         if other.schema.names != first.schema.names:

@@ -92,6 +92,7 @@ def other_class_near(train: _Batches, sample: _Batches, classes: Callable[[Examp
         vectors = flat_inputs(batch.inputs)
         distances = (vectors**2).sum(axis=1)[:, None] + (points**2).sum(axis=1)[None] - 2 * vectors @ points.T
         itself = [(row, columns[name]) for row, name in enumerate(batch.ids) if name in columns]
-        distances[tuple(zip(*itself, strict=True))] = np.inf
+        for row, column in itself:
+            distances[row, column] = np.inf
         nearest = np.argsort(distances, axis=1, kind="stable")[:, : min(k, len(points) - 1)]
         yield (of_points[nearest] != np.array(classes(batch))[:, None]).mean(axis=1)

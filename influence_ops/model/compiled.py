@@ -22,7 +22,7 @@ from beam_influence.influence_ops.model.linear_head import LinearHeadDerivatives
 from beam_influence.influence_ops.model.losses import TrainingLoss
 from beam_influence.influence_ops.model.network import Network, declared_specs, feed
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Inputs
-from beam_influence.influence_ops.types import Tensors, TensorSpecs
+from beam_influence.influence_ops.types import TensorSpecs
 
 TRACING = threading.RLock()
 """Held while a network is traced, which puts recorders into layers that all threads share, and while one is called outside of this."""
@@ -47,7 +47,6 @@ class CompiledDerivatives:
         self._variables = list(variables)
         self._training_loss = training_loss
         self._functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
-        self._latest = threading.local()
         self._layout: Layout | None = None
         self._derivatives: LinearHeadDerivatives | AutodiffDerivatives | None = None
         if network.inputs:
@@ -102,18 +101,12 @@ class CompiledDerivatives:
 
     def output_shape(self, batch: ExampleBatch) -> tuple[int, ...] | None:
         """The shape of one example's packed outputs; None where it depends on the batch. Nothing is computed."""
-        found = self._function("packed_outputs", "packed_outputs", (self._feed(batch),)).output_shapes[1:]
+        found = self._function("packed_outputs", "packed_outputs", (feed(self._model, batch.inputs, self._dtype),)).output_shapes[1:]
         return tuple(found) if found.is_fully_defined() else None
 
     def _call(self, key: str, name: str, batch: ExampleBatch, *extra: Any) -> Any:
-        arguments = (self._feed(batch), *extra)
+        arguments = (feed(self._model, batch.inputs, self._dtype), *extra)
         return self._function(key, name, arguments)(*arguments)
-
-    def _feed(self, batch: ExampleBatch) -> Tensors:
-        """The batch's inputs as tensors: made once, where several functions are called on one batch."""
-        if getattr(self._latest, "inputs", None) is not batch.inputs:
-            self._latest.inputs, self._latest.tensors = batch.inputs, feed(self._model, batch.inputs, self._dtype)
-        return self._latest.tensors
 
     def _function(self, key: str, name: str, arguments: tuple[Any, ...]) -> Any:
         # Test points may be padded to another length than training examples, and their labels be of another type.

@@ -7,7 +7,6 @@ Hessian. The mean over draws is Deng et al.'s dropout ensemble (2024, 2405.17293
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import keras
@@ -25,12 +24,12 @@ class KeptUnits(keras.layers.Layer):
 
     Args:
       rate: of the dropout layer that it takes the place of.
-      seed: with the layer's name it decides which units are kept.
+      seed, place: they decide which units are kept; the layer's place in the model, since its name may be another when it is made again.
     """
 
-    def __init__(self, rate: float, seed: int, **options: Any):
+    def __init__(self, rate: float, seed: int, place: int, **options: Any):
         super().__init__(**options)
-        self.rate, self.seed = rate, seed
+        self.rate, self.seed, self.place = rate, seed, place
         self.supports_masking = True
         self._factors: np.ndarray | None = None
 
@@ -38,14 +37,28 @@ class KeptUnits(keras.layers.Layer):
         units = input_shape[-1]
         if units is None:
             raise ValueError(f"the layer {self.name!r} drops units of an axis of any length; dropout_seed needs one of a known length")
-        kept = np.random.default_rng([self.seed, zlib.crc32(self.name.encode())]).random(units) >= self.rate
+        kept = np.random.default_rng([self.seed, self.place]).random(units) >= self.rate
+        if not kept.any():
+            raise ValueError(f"--dropout_seed {self.seed} drops all {units} units of the layer {self.name!r}; use another seed")
         self._factors = kept / (1 - self.rate)
 
     def call(self, inputs: Any) -> Any:
         return inputs * keras.ops.convert_to_tensor(self._factors, self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+        return {**super().get_config(), "rate": self.rate, "seed": self.seed, "place": self.place}
+
+
+_UNITS_LAST = (keras.layers.Dropout, keras.layers.SpatialDropout1D, keras.layers.SpatialDropout2D, keras.layers.SpatialDropout3D)
+
+
+def _is_special(layer: keras.layers.Layer) -> bool:
+    """Whether it is a Dropout layer that does more, or drops something else, than units of the last axis."""
+    if not isinstance(layer, keras.layers.Dropout) or not layer.rate:
+        return False
+    shape = getattr(layer, "noise_shape", None)
+    channels_first = getattr(layer, "data_format", "channels_last") == "channels_first"
+    return type(layer) not in _UNITS_LAST or shape is not None or channels_first or layer.activity_regularizer is not None
 
 
 def with_dropped_units(model: Any, seed: int) -> keras.Model:
@@ -67,7 +80,7 @@ def with_dropped_units(model: Any, seed: int) -> keras.Model:
     drawing = [layer for layer in layers if isinstance(layer, keras.layers.Dropout) and layer.rate > 0]
     for layer in layers:
         inner = max(getattr(layer, "dropout", None) or 0, getattr(layer, "recurrent_dropout", None) or 0)
-        if isinstance(layer, _OTHER_KINDS) or (inner and not isinstance(layer, keras.layers.Dropout)):
+        if isinstance(layer, _OTHER_KINDS) or (inner and not isinstance(layer, keras.layers.Dropout)) or _is_special(layer):
             raise ValueError(
                 f"--dropout_seed {seed}: the layer {layer.name!r} ({type(layer).__name__}) drops in another way than keras.layers.Dropout, "
                 "whose units can be drawn once; leave --dropout_seed out, and make an ensemble of several trained models"
@@ -78,16 +91,18 @@ def with_dropped_units(model: Any, seed: int) -> keras.Model:
             "same; leave it out, and make an ensemble of several trained models"
         )
 
+    places = {id(layer): place for place, layer in enumerate(layers)}
+
     def remake(layer: keras.layers.Layer) -> keras.layers.Layer:
         if isinstance(layer, keras.layers.Dropout) and layer.rate > 0:
-            return KeptUnits(layer.rate, seed, name=layer.name, dtype=layer.dtype_policy)
+            return KeptUnits(layer.rate, seed, places[id(layer)], name=layer.name, dtype=layer.dtype_policy)
         return type(layer).from_config(layer.get_config())
 
     made: Any = keras.models.clone_model(model, clone_function=remake)
     inside = next((layer for layer in made._flatten_layers() if isinstance(layer, keras.layers.Dropout) and layer.rate > 0), None)
     if inside is not None:
         raise ValueError(
-            f"--dropout_seed {seed}: {inside.name!r} drops inside of another layer, such as an attention, which makes it itself; leave "
+            f"--dropout_seed {seed}: {inside.name!r} drops inside of another layer, a nested model or an attention; leave "
             "--dropout_seed out, and make an ensemble of several trained models"
         )
     for own, other in zip(model._flatten_layers(), made._flatten_layers(), strict=True):

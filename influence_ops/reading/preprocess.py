@@ -91,7 +91,8 @@ class Preprocess:
         return {name: value for name, value in result.items() if name in names or name in self._labels}
 
     def _checked(self, columns: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-        arrays = {name: np.asarray(value) for name, value in self._result(columns, list(self._shapes)).items()}
+        # Copied: a function may fill one array again and again, while batches before it wait.
+        arrays = {name: np.array(value) for name, value in self._result(columns, list(self._shapes)).items()}
         for name, array in arrays.items():
             wanted = (count, *self._shapes.get(name, array.shape[1:]))
             if array.shape != wanted:

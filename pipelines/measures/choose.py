@@ -82,9 +82,14 @@ def _refuse_other_options(run: ScoreTable) -> None:
     for field in dataclasses.fields(MethodOptions):
         value = stored.get(field.name)
         if field.name in _OF_A_CURVATURE and value not in (None, field.default):
-            raise ValueError(
-                f"the run in {run.folder!r} has --{field.name} {value}, and choose judges curvatures without it; evaluate a run without it"
-            )
+            _refuse(run, field.name, value)
+    for name in ("dropout_seed", "uncertainty"):
+        if (value := stored.get(name)) not in (None, False):
+            _refuse(run, name, value)
+
+
+def _refuse(run: ScoreTable, name: str, value: object) -> None:
+    raise ValueError(f"the run in {run.folder!r} has --{name} {value}, and choose judges curvatures without it; evaluate a run without it")
 
 
 def _refuse_memory(data: ScoredData, rows: int) -> None:

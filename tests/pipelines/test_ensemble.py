@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_influence.influence_ops.ensemble.intervals import interval_factor
+from beam_influence.influence_ops.ensemble.mean_rows import mean_rows
 from beam_influence.influence_ops.results.result_files import read_manifest, write_manifest
 from beam_influence.pipelines.cli import main
 from beam_influence.pipelines.ensemble import ensemble
@@ -38,6 +39,7 @@ def another(finished: FinishedRun, folder: pathlib.Path, seed: int) -> pathlib.P
             pq.write_table(table, folder / file.path, row_group_size=seed * 37)
     manifest = read_manifest(str(folder))
     kept = {name: value for name, value in manifest.items() if name not in ("tables", "file_list", "manifest_version")}
+    kept["curvature"] = {**kept["curvature"], "fingerprint": f"of seed {seed}"}
     write_manifest(str(folder), files, kept)
     return folder
 
@@ -126,6 +128,21 @@ def test_what_is_refused(
     assert main(["ensemble", *given]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_same_run_elsewhere_is_refused(finished: FinishedRun, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(finished.output, tmp_path / "copy")
+    assert main(["ensemble", str(finished.output), str(tmp_path / "copy"), "--output", str(tmp_path / "out")]) == 2
+    assert "runs of the same model with the same options: a run that counts twice" in capsys.readouterr().err
+
+
+def test_members_with_errors_of_their_own() -> None:
+    """Of `--uncertainty`: the mean's own error takes their place."""
+    rows = {"test_id": ["t"], "train_id": ["i"], "influence": [1.0], "loss_change": [0.5], "standard_error": [0.1]}
+    members = [pa.table(rows), pa.table({**rows, "influence": [3.0], "standard_error": [0.4]})]
+    mean = mean_rows(members)
+    assert mean.column_names == ["test_id", "train_id", "influence", "loss_change", "standard_error"]
+    assert mean["influence"].to_pylist() == [2.0] and mean["standard_error"].to_pylist() == pytest.approx([1.0])
 
 
 def test_members_of_other_data_are_refused(finished: FinishedRun, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from beam_influence.influence_ops.evaluation.baselines import other_class_near
 from beam_influence.influence_ops.evaluation.brittleness import effect
 from beam_influence.influence_ops.evaluation.correlation import bootstrap_error, mean_over_columns, pearson, ranks, spearman
 from beam_influence.influence_ops.evaluation.lds import linear_datamodelling_score
 from beam_influence.influence_ops.evaluation.leave_one_out import leave_one_out
 from beam_influence.influence_ops.evaluation.mislabelled import by_chance, detection
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 ROUNDING = 1e-12  # sums of some hundred numbers of order 1
 
@@ -136,3 +138,25 @@ def test_effect() -> None:
     assert found.rise_error == pytest.approx(np.std([0.5, 0], ddof=1) / np.sqrt(2))
     assert found.flipped == pytest.approx(0.25)
     assert np.isnan(effect(before, after, np.full((2, 2), -1), np.full((2, 2), -1)).flipped)
+
+
+def test_neighbours_of_another_class_in_batches_without_an_example_of_the_sample():
+    """However the training set is cut into batches, the share is the same: that of a search by hand."""
+    random = np.random.default_rng(0)
+    x, classes = random.standard_normal((40, 3)), random.integers(0, 2, 40)
+    names = np.array([f"f:{row}" for row in range(40)], object)
+
+    def batches(size: int, rows: np.ndarray) -> list[ExampleBatch]:
+        return [ExampleBatch(names[some], x[some], classes[some]) for some in np.split(rows, range(size, len(rows), size))]
+
+    sample = np.arange(0, 40, 7)
+    def found(size: int) -> np.ndarray:
+        shares = other_class_near(batches(size, np.arange(40)), batches(2, sample), lambda batch: [str(c) for c in batch.labels], 3)
+        return np.concatenate([*shares])
+
+    distances = ((x[:, None] - x[sample][None]) ** 2).sum(axis=2)
+    distances[sample, np.arange(len(sample))] = np.inf
+    near = np.argsort(distances, axis=1)[:, :3]
+    wanted = (classes[sample][near] != classes[:, None]).mean(axis=1)
+    for size in (40, 3):
+        np.testing.assert_allclose(found(size), wanted)

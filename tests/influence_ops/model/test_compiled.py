@@ -114,3 +114,14 @@ def test_merged_lora_is_refused() -> None:
     model.layers[0].lora_kernel_a.assign(tf.zeros((FEATURES, 2)))
     with pytest.raises(ValueError, match="LoRA matrices of the layer 'dense.*' are 0: Keras merges them"):
         InfluenceModel(model, loss_function="softmax_cross_entropy", weights="all")
+
+
+def test_an_array_that_is_filled_again() -> None:
+    """As a loader does that gives every batch in one buffer."""
+    model, first = InfluenceModel(network(), loss_function="softmax_cross_entropy"), batch()
+    other = dataclasses.replace(first, inputs=np.asarray(first.inputs)[::-1].copy())
+    wanted = model.losses(other)
+    buffer = np.array(first.inputs)
+    model.losses(dataclasses.replace(first, inputs=buffer))
+    buffer[...] = other.inputs
+    np.testing.assert_array_equal(model.losses(dataclasses.replace(first, inputs=buffer)), wanted)

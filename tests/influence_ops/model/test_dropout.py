@@ -60,6 +60,13 @@ def test_a_seed_is_a_member_and_the_model_stays() -> None:
     assert prints[1] == prints[2] and len(set(prints)) == 3
 
 
+def test_units_do_not_depend_on_the_name_that_a_layer_gets() -> None:
+    """Keras numbers the names of layers on in a process, when a function makes the model again."""
+    first, again = (with_dropped_units(functional(layers.Dense(20, use_bias=False), layers.Dropout(0.5))(), 0) for _ in range(2))
+    masks = [next(layer for layer in made.layers if isinstance(layer, KeptUnits)) for made in (first, again)]
+    assert masks[0].name != masks[1].name and np.array_equal(np.asarray(masks[0]._factors), np.asarray(masks[1]._factors))
+
+
 def functional(*middle: Any) -> Callable[[], Any]:
     def make() -> Any:
         inputs = keras.Input((4, 2))
@@ -85,8 +92,12 @@ class Subclassed(keras.Model):
     [
         (lambda: network(0.0), "has no layer keras.layers.Dropout with a rate above 0, so that all members would be the same"),
         (functional(layers.Dropout(0.5), layers.LSTM(2, dropout=0.1)), r"\(LSTM\) drops in another way than keras.layers.Dropout"),
-        (lambda: attention(), "'dropout.*' drops inside of another layer, such as an attention|MultiHeadAttention.* in another way"),
+        (lambda: attention(), "'dropout.*' drops inside of another layer|MultiHeadAttention.* in another way"),
         (functional(layers.GaussianDropout(0.5)), r"\(GaussianDropout\) drops in another way"),
+        (functional(layers.Dropout(0.5, noise_shape=(None, None, 1))), r"\(Dropout\) drops in another way"),
+        (functional(layers.Dropout(0.5, activity_regularizer="l2")), r"\(Dropout\) drops in another way"),
+        (functional(layers.Reshape((4, 2, 1)), layers.SpatialDropout2D(0.5, "channels_first")), r"\(SpatialDropout2D\) drops in another"),
+        (functional(layers.Dense(1), layers.Dropout(0.99)), "--dropout_seed 7 drops all 1 units of the layer"),
         (Subclassed, "--dropout_seed 7 needs a Sequential or functional model, .* not Subclassed"),
     ],
 )

@@ -66,11 +66,10 @@ def tables(name: str, passes: int = 0, **settings: object) -> dict[str, pa.Table
     ("name", "passes", "settings"),
     [
         ("random_projection", 0, {"projection_dim": 100}),
-        ("random_projection", 0, {"projection_dim": 100, "projection": "sjlt"}),
-        ("gauss_newton_cg", 2, {}),
-        ("gauss_newton_cg", 6, {}),
+        ("gauss_newton_cg", 1, {}),
+        ("gauss_newton_cg", 3, {}),
     ],
-    ids=["hadamard", "sjlt", "cg", "cg-6"],
+    ids=["hadamard", "cg-1", "cg-3"],
 )
 def test_intervals_hold_the_exact_answer(name: str, passes: int, settings: dict[str, object]) -> None:
     """At least 85 % of 90 % intervals do, and fewer would if they were an eighth as wide: they are no empty promise."""
@@ -160,7 +159,9 @@ def test_errors_stay_with_their_scores(order: Order) -> None:
         ("ekfac", {}, "the error of --curvature ekfac is not known from one run; use .* beam-influence ensemble"),
         ("gauss_newton_cg", {"passes": 0}, "without passes is EK-FAC, whose error is not known; use --passes 1 or more"),
         ("random_projection", {"projection_dim": 650}, "a projection to as many numbers as there are weights.* 650 weights are watched"),
-        ("random_projection", {"projection": "two_sided"}, "not independent, so that its error is not known; use hadamard or sjlt"),
+        ("random_projection", {"projection": "two_sided"}, "not independent, so that its error is not known; use hadamard"),
+        ("random_projection", {"projection": "sjlt"}, "rows of --projection sjlt are not independent"),
+        ("gauss_newton_cg", {"passes": 4}, "after --passes 4 what is left to solve is where EK-FAC is wrong"),
         ("random_projection", {"fisher": "true"}, "--fisher true draws labels"),
         ("random_projection", {"projection_dim": 7}, "the error of --projection_dim 7 can't be told; use 8 or more"),
         ("random_projection", {"outputs": ("self_influence",)}, "uncertainty is of single scores, in the tables top_k and scores, not of"),

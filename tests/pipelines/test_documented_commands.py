@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import re
 import shutil
@@ -112,7 +113,10 @@ def test_the_commands_of_pages_with_own_files_run(folder: pathlib.Path, monkeypa
     (options,) = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs/command_line.md").read_text(), re.MULTILINE | re.DOTALL)
     pathlib.Path("run.yaml").write_text(options.replace("output: influence", "output: from_file"))
     for member in range(3):
-        shutil.copytree("influence", f"influence-{member}")
+        copied = pathlib.Path(shutil.copytree("influence", f"influence-{member}")) / "manifest.json"
+        manifest = json.loads(copied.read_text())
+        manifest["curvature"]["fingerprint"] = f"of model {member}"
+        copied.write_text(json.dumps(manifest))
     run_all(of_document("docs/command_line.md"))
     model: Any = keras.saving.load_model("model.keras")
     model.compile("sgd", "sparse_categorical_crossentropy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pathlib
 from typing import Any
@@ -41,3 +42,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.nodeid in slow:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.path.parent.name not in SHARING)
+    gc.freeze()  # what is imported by now stays; a full collection need not go through it again and again

@@ -79,7 +79,7 @@ class TopK(Part):
           ValueError: a score is NaN, which has no rank; of a tensor, when it is looked at.
         """
         if not isinstance(scores, np.ndarray):
-            self._waiting.append((scores, ids))
+            self._waiting.append((scores, ids.copy()))  # a loader may fill its array again meanwhile
             if len(self._values) * sum(len(some) for _, some in self._waiting) >= _WAITING:
                 self._look()
             return

@@ -164,6 +164,14 @@ def test_a_score_on_the_device_that_is_nan_is_refused():
         top.merge(TopK(2, 3))
 
 
+def test_ids_whose_array_is_filled_again_while_scores_wait():
+    top, ids = TopK(1, 2), np.array(["a", "b"], object)
+    top.add(tf.constant([[1.0, 2.0]], tf.float64), ids)
+    ids[:] = ["c", "d"]
+    top.add(tf.constant([[3.0, 0.0]], tf.float64), ids)
+    assert top.ids.tolist() == [["c", "b"]]
+
+
 def test_what_does_not_fit_the_device_is_ranked_on_the_host(monkeypatch):
     monkeypatch.setattr(top_k_on_device, "first_of", lambda *_: None)
     top = TopK(1, 2)

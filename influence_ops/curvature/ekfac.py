@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
+import tensorflow as tf
 
 from beam_influence.influence_ops.curvature.base import Curvature, FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.kfac import CompiledSums, Draw, Kfac, Sums, accumulate
@@ -28,7 +29,7 @@ class Ekfac(Kfac):
     _bases: Mapping[str, np.ndarray] | None = None
     _device: DeviceCopies
 
-    def _bases_on_device(self, dtype: str) -> Sums:
+    def _bases_on_device(self, dtype: tf.DType) -> Sums:
         return {} if self._bases is None else self._device.all(self._bases, dtype)
 
     def _add_block(self, sums: Sums, number: int | str, layout: BlockLayout, block: Block, draw: Draw) -> None:

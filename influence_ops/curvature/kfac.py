@@ -88,15 +88,15 @@ class Kfac(Curvature):
         of_batch = Sums()
         for draw, blocks in enumerate(draws):
             sums = self._compiled.of(layout, draw == 0, len(batch), self._sums)
-            for name, value in sums(weights, *blocks, constants=self._bases_on_device(model.dtype)).items():
+            for name, value in sums(weights, *blocks, constants=self._bases_on_device(blocks[0][-1].dtype)).items():
                 accumulate(of_batch, name, value)
         for name, total in of_batch.items():  # all at once: a batch that does not fit the device leaves no trace
             add_to(statistic, name, total.numpy())
         statistic[COUNT] += len(batch)
         return statistic
 
-    def _bases_on_device(self, dtype: str) -> Sums:
-        """What the sums need beside the batch."""
+    def _bases_on_device(self, dtype: tf.DType) -> Sums:
+        """What the sums need beside the batch, in its dtype."""
         return {}
 
     def _sums(

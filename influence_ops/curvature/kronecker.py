@@ -45,14 +45,14 @@ class DeviceCopies:
     def __init__(self) -> None:
         self._tensors: dict[tuple[str, tf.DType], tf.Tensor] = {}
 
-    def of(self, name: str, array: Callable[[], np.ndarray], dtype: str | tf.DType) -> tf.Tensor:
+    def of(self, name: str, array: Callable[[], np.ndarray], dtype: tf.DType) -> tf.Tensor:
         """The tensor `name`, of what `array` gives when it is asked for first."""
-        key = (name, tf.as_dtype(dtype))
+        key = (name, dtype)
         if key not in self._tensors:
-            self._tensors[key] = tf.constant(array(), key[1])
+            self._tensors[key] = tf.constant(array(), dtype)
         return self._tensors[key]
 
-    def all(self, arrays: Mapping[str, np.ndarray], dtype: str | tf.DType) -> dict[str, tf.Tensor]:
+    def all(self, arrays: Mapping[str, np.ndarray], dtype: tf.DType) -> dict[str, tf.Tensor]:
         """All of them, by name."""
         return {name: self.of(name, lambda array=array: array, dtype) for name, array in arrays.items()}
 

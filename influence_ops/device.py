@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
+from beam_influence.influence_ops.garbage import without_collections
+
 # Workers log thousands of lines otherwise; a user's own setting wins.
 _IS_QUIET = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") not in ("0", "1")
 
@@ -44,7 +46,7 @@ def _without_start_up_noise() -> Iterator[None]:
             os.write(2, b"".join(line for line in held if not re.match(_NOISE, line)))
 
 
-with _without_start_up_noise() if _IS_QUIET else contextlib.nullcontext():
+with without_collections(), _without_start_up_noise() if _IS_QUIET else contextlib.nullcontext():
     import tensorflow as tf
     import tfx_bsl.coders.example_coder  # noqa: F401  (carries a TensorFlow of its own)
 

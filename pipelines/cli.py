@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ((known, beam_arguments),) = parsed
     program, failed = PROGRAMS[known.command]
     status = exit_status(lambda: program(known, beam_arguments), failed)
+    if arguments is None:
+        gc.freeze()  # the process ends: nobody need go through all that it holds once more
     if arguments is None and known.command == "demo":
         # It trains in this process, and threads of TensorFlow's that read what it trained on have ended it with "Aborted".
         sys.stdout.flush()

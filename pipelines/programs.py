@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from beam_influence.influence_ops.garbage import without_collections
 from beam_influence.pipelines import runners
 from beam_influence.pipelines.clean_options import CleanOptions
 from beam_influence.pipelines.config import InfluenceConfig
@@ -57,8 +58,9 @@ def _run(known: argparse.Namespace, beam_arguments: list[str]) -> None:
     if known.command == "query" and known.index is None:
         raise ValueError("--index is needed: the OUTPUT of the command index")
     config = make_config(known)
-    from beam_influence.pipelines.launch import run
-    from beam_influence.pipelines.run_summary import summary_text
+    with without_collections():
+        from beam_influence.pipelines.launch import run
+        from beam_influence.pipelines.run_summary import summary_text
 
     summary = run(config, [*runners.as_arguments(known), *beam_arguments])
     _print(known, lambda: dataclasses.asdict(summary), lambda: summary_text(summary))
@@ -66,16 +68,18 @@ def _run(known: argparse.Namespace, beam_arguments: list[str]) -> None:
 
 def _unrolled(known: argparse.Namespace, beam_arguments: list[str]) -> None:
     config = UnrolledConfig(**fields_of(UnrolledConfig, known))
-    from beam_influence.pipelines.run_summary import summary_text
-    from beam_influence.pipelines.unrolled import unroll
+    with without_collections():
+        from beam_influence.pipelines.run_summary import summary_text
+        from beam_influence.pipelines.unrolled import unroll
 
     summary = unroll(config, [*runners.as_arguments(known), *beam_arguments])
     _print(known, lambda: dataclasses.asdict(summary), lambda: summary_text(summary))
 
 
 def _plan(known: argparse.Namespace, beam_arguments: list[str]) -> None:
-    from beam_influence.pipelines.planning.plan import plan_options
-    from beam_influence.pipelines.planning.run_plan import plan_text
+    with without_collections():
+        from beam_influence.pipelines.planning.plan import plan_options
+        from beam_influence.pipelines.planning.run_plan import plan_text
 
     planned = plan_options(fields_of(InfluenceConfig, known), [*runners.as_arguments(known), *beam_arguments], known.plan_workers)
     _print(known, planned.as_json, lambda: plan_text(planned))
@@ -85,8 +89,9 @@ def _evaluate(known: argparse.Namespace, beam_arguments: list[str]) -> None:
     if beam_arguments and known.measure not in RETRAINING:
         raise ValueError(f"{beam_arguments[0].partition('=')[0]} is not an option of evaluate {known.measure}; leave it out")
     config = EvaluateConfig(**fields_of(EvaluateConfig, known))
-    from beam_influence.pipelines.evaluate import evaluate
-    from beam_influence.pipelines.evaluation_result import evaluation_json, evaluation_text
+    with without_collections():
+        from beam_influence.pipelines.evaluate import evaluate
+        from beam_influence.pipelines.evaluation_result import evaluation_json, evaluation_text
 
     evaluation = evaluate(config, [*runners.as_arguments(known), *beam_arguments])
     _print(known, lambda: evaluation_json(evaluation, dataclasses.asdict(config)), lambda: evaluation_text(evaluation))
@@ -118,7 +123,8 @@ def _inspect(known: argparse.Namespace, beam_arguments: list[str]) -> None:
 
 def _clean(known: argparse.Namespace, beam_arguments: list[str]) -> None:
     options = CleanOptions(**fields_of(CleanOptions, known))
-    from beam_influence.pipelines.clean_run import clean_run, cleaning_text
+    with without_collections():
+        from beam_influence.pipelines.clean_run import clean_run, cleaning_text
 
     facts = clean_run(options, [*runners.as_arguments(known), *beam_arguments])
     _print(known, lambda: facts, lambda: cleaning_text(facts, options.output))
@@ -137,7 +143,8 @@ def _export(known: argparse.Namespace, beam_arguments: list[str]) -> None:
 def _ensemble(known: argparse.Namespace, beam_arguments: list[str]) -> None:
     known.results = tuple(known.results)
     options = EnsembleOptions(**fields_of(EnsembleOptions, known))
-    from beam_influence.pipelines.ensemble import ensemble, ensemble_text
+    with without_collections():
+        from beam_influence.pipelines.ensemble import ensemble, ensemble_text
 
     made = ensemble(options, [*runners.as_arguments(known), *beam_arguments])
     _print(known, lambda: dataclasses.asdict(made), lambda: ensemble_text(made))

@@ -11,6 +11,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+gc.disable()  # until all tests are imported
 
 FOLDER = pathlib.Path(__file__).parent
 SLOW = FOLDER / "slow.txt"
@@ -43,3 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.path.parent.name not in SHARING)
     gc.freeze()  # what is imported by now stays; a full collection need not go through it again and again
+    gc.enable()
+
+
+def pytest_sessionfinish() -> None:
+    gc.freeze()  # the process ends

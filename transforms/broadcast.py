@@ -18,7 +18,8 @@ import numpy as np
 from beam_influence.influence_ops.results.array_folder import array_path, digest_of, from_npy, load_meta, mapped_arrays, save_arrays, to_npy
 from beam_influence.transforms.files import BeamFiles
 
-INLINE_LIMIT = 10 << 20
+INLINE_LIMIT = 1 << 20
+_IN_MEMORY = 10 << 20  # of an array that is read from an object store; a larger one is mapped from a file of this machine
 INLINE_PART_LIMIT = 64 << 10  # of one among many: thousands of layers have thousands of parts
 
 
@@ -92,6 +93,6 @@ class Broadcast:
         assert self.folder is not None and self.arrays is not None
         described = {name: each for name, each in json.loads(self.arrays).items() if wanted(name)}
         if "://" in self.folder:
-            return mapped_arrays(self.folder, described, BeamFiles(), INLINE_LIMIT), meta
+            return mapped_arrays(self.folder, described, BeamFiles(), _IN_MEMORY), meta
         paths = {name: array_path(self.folder, name, each) for name, each in described.items()}
         return {name: np.load(path, mmap_mode="r", allow_pickle=False) for name, path in paths.items()}, meta

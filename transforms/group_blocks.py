@@ -19,7 +19,7 @@ from apache_beam import pvalue
 
 from beam_influence.influence_ops.results.text_arrays import bytes_to_texts, texts_to_bytes
 from beam_influence.influence_ops.scoring.group_sums import GroupSums
-from beam_influence.transforms.broadcast import INLINE_LIMIT, Broadcast
+from beam_influence.transforms.broadcast import Broadcast
 from beam_influence.transforms.elements import Bucket, GroupBlock
 from beam_influence.transforms.files import join
 from beam_influence.transforms.statistic_parts import FILE_BYTES
@@ -27,6 +27,8 @@ from beam_influence.transforms.typed import collection
 
 GROUP_SUMS = "group_sums"
 """The tag of what `send_groups` gives."""
+INLINE_LIMIT = 10 << 20
+"""What a bundle sends by value; it is added up where it arrives, so that it costs less than what is broadcast."""
 _BUCKETS = 64
 _SUMS = "sums-"
 

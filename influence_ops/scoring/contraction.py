@@ -26,7 +26,7 @@ import tensorflow as tf
 from beam_influence.influence_ops.any_batch import CompiledForAnyBatch
 from beam_influence.influence_ops.model.gradients import Block, BlockLayout, Factored, Gradients, Layout, OneHot
 from beam_influence.influence_ops.model.gradients.blocks import parts_of, positions_of
-from beam_influence.influence_ops.scoring.low_rank import Factors, low_rank, search_flops
+from beam_influence.influence_ops.scoring.low_rank import Factors, OfBlock, low_rank, search_flops
 from beam_influence.influence_ops.scoring.stored_form import EXPECTED_EXAMPLES, TOLERANCE, FactoredSolutions
 from beam_influence.influence_ops.scoring.turned import TurnedBlocks, TurnedProducts, turned_flops
 from beam_influence.influence_ops.scoring.ways import AT_ONCE, Cost, Gemm, Lookup, LowRank, Rebuilt, Way, built_at_once
@@ -103,7 +103,7 @@ class Contraction:
         solved = self._solved
         for number, (layout, block) in enumerate(zip(self._layout.blocks, gradients.blocks, strict=True)):
             if isinstance(solved, np.ndarray):
-                self._ways.append(self._choose(layout, block, layout.matrices(solved)))
+                self._ways.append(self._choose(layout, block, OfBlock(layout, solved)))
             elif number in solved.turned:
                 left, right = solved.parts[number]
                 gemm = 2.0 * layout.size * (positions_of(block) + self.queries)
@@ -135,7 +135,7 @@ class Contraction:
             return LowRank(Cost(layout.name, shape, "low_rank", rank, products, gemm), factors, self._dtype)
         return Rebuilt(Cost(layout.name, shape, "rebuilt", rank, rebuilt, gemm), layout, factors, self._dtype)
 
-    def _choose(self, layout: BlockLayout, block: Block, matrices: np.ndarray) -> Gemm | LowRank | Lookup:
+    def _choose(self, layout: BlockLayout, block: Block, matrices: np.ndarray | OfBlock) -> Gemm | LowRank | Lookup:
         queries = self.queries
         positions = positions_of(block)
         shape = (layout.rows, layout.columns, positions, queries)
@@ -144,17 +144,17 @@ class Contraction:
         if isinstance(block, OneHot):
             lookup = 2.0 * positions * queries * layout.columns
             if lookup < gemm:
-                return Lookup(Cost(layout.name, shape, "lookup", 0, lookup, gemm), matrices, self._dtype)
+                return Lookup(Cost(layout.name, shape, "lookup", 0, lookup, gemm), matrices[:], self._dtype)
         if isinstance(block, Factored) and self._tolerance > 0 and queries:
             of_rank_one = 2.0 * positions * queries * (layout.rows + layout.columns + 1)
             most = min(int(gemm / of_rank_one), layout.rows, layout.columns)
             if most and search_flops(layout.rows, layout.columns, queries, most) < 0.5 * self._examples * gemm:
-                factors = low_rank(matrices, most, self._tolerance)
+                factors = low_rank(matrices, most, self._tolerance, np.dtype(self._dtype))
                 if factors is not None:
                     rank = factors[0].shape[1]
                     cost = Cost(layout.name, shape, "low_rank", rank, rank * of_rank_one, gemm)
                     return LowRank(cost, factors, self._dtype)
-        return Gemm(Cost(layout.name, shape, "gemm", 0, gemm, gemm), layout, matrices, self._dtype)
+        return Gemm(Cost(layout.name, shape, "gemm", 0, gemm, gemm), layout, matrices[:], self._dtype)
 
 
 @dataclasses.dataclass(frozen=True)

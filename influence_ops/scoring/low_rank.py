@@ -7,22 +7,51 @@ the cores spend a hundred times the work on waiting for each other.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from beam_influence.influence_ops.blas_threads import threads_for
 from beam_influence.influence_ops.curvature.solved_block import Quotients
+from beam_influence.influence_ops.model.gradients import BlockLayout
 
+_FLOAT64 = np.dtype(np.float64)
 _TRIED = 4  # queries whose rank is looked for first
 LARGE = 256
 """Up to this many rows or columns a full decomposition is cheap."""
 _FIRST = 8  # products that are tried first
 _OVERSAMPLED = 8  # columns of the range finder beyond the rank (Halko, Martinsson & Tropp 2011)
-_AT_ONCE = 1 << 21  # numbers in float64 at once, some times over
+_AT_ONCE = 1 << 19  # numbers in float64 at once, some times over
 
-Matrices = np.ndarray | Quotients
+
+
+@dataclasses.dataclass(frozen=True)
+class OfBlock:
+    """A block's matrices of solutions [T, P], some of which are copied at a time: a block of several pieces is in no order of its own."""
+
+    layout: BlockLayout
+    solved: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """T, I, O."""
+        return len(self.solved), self.layout.rows, self.layout.columns
+
+    def __len__(self) -> int:
+        return len(self.solved)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.layout.matrices(self.solved[rows])
+
+    def built(self) -> np.ndarray:
+        """[T, I, O]."""
+        return self[:]
+
+
+Matrices = np.ndarray | Quotients | OfBlock
 """[T, I, O], built or not."""
 Factors = tuple[np.ndarray, np.ndarray]
 """l [T, r, I] and r [T, r, O]."""
@@ -37,15 +66,15 @@ def search_flops(rows: int, columns: int, queries: int, most: int) -> float:
     return 80.0 * queries * rows * columns * (most + _OVERSAMPLED)
 
 
-def low_rank(matrices: Matrices, most: int, tolerance: float) -> Factors | None:
+def low_rank(matrices: Matrices, most: int, tolerance: float, dtype: np.dtype[Any] = _FLOAT64) -> Factors | None:
     """l [T, r, I] and r [T, r, O] with ‖V_t − Σ_r l_tr ⊗ r_tr‖ ≤ tolerance · ‖V_t‖ for each matrix V [T, I, O]; None: r > `most`.
 
-    A few of the matrices are tried first.
+    A few of the matrices are tried first. All is computed in float64, and rounded to `dtype`.
     """
     few = matrices[slice(None, None, max(1, len(matrices) // _TRIED))]
     if len(few) < len(matrices) and _factors(few, most, tolerance) is None:
         return None
-    return _in_parts(matrices, most, tolerance, cut=False)
+    return _in_parts(matrices, most, tolerance, False, dtype)
 
 
 def shortest(matrices: Matrices, most: int, tolerance: float) -> Factors | None:
@@ -61,7 +90,7 @@ def shortest(matrices: Matrices, most: int, tolerance: float) -> Factors | None:
 
 def truncated(matrices: Matrices, most: int, tolerance: float) -> Factors:
     """The same, but of rank `most` where the tolerance wants a larger one."""
-    found = _in_parts(matrices, most, tolerance, cut=True)
+    found = _in_parts(matrices, most, tolerance, True)
     assert found is not None
     return found
 
@@ -72,24 +101,20 @@ def with_rank(factors: Factors, rank: int) -> Factors:
     return left, right
 
 
-def _in_parts(matrices: Matrices, most: int, tolerance: float, cut: bool) -> Factors | None:
-    rows = max(1, _AT_ONCE // max(1, matrices.shape[1] * matrices.shape[2]))
-    parts = []
-    for first in range(0, len(matrices), rows):
-        part = _factors(matrices[slice(first, first + rows)], most, tolerance, cut)
+def _in_parts(matrices: Matrices, most: int, tolerance: float, cut: bool, dtype: np.dtype[Any] = _FLOAT64) -> Factors | None:
+    queries, rows, columns = matrices.shape
+    step = max(1, _AT_ONCE // max(1, rows * columns))
+    bound = max(1, min(most, rows, columns))
+    left, right = np.zeros((queries, bound, rows), dtype), np.zeros((queries, bound, columns), dtype)
+    rank = 1
+    for first in range(0, queries, step):
+        part = _factors(matrices[slice(first, first + step)], most, tolerance, cut)
         if part is None:
             return None
-        parts.append(part)
-    if len(parts) == 1:
-        return parts[0]
-    rank = max((left.shape[1] for left, _ in parts), default=1)
-    whole = np.zeros((len(matrices), rank, matrices.shape[1])), np.zeros((len(matrices), rank, matrices.shape[2]))
-    first = 0
-    for part in parts:
-        for side, own in zip(whole, part, strict=True):
-            side[first : first + len(own), : own.shape[1]] = own
-        first += len(part[0])
-    return whole
+        for side, own in zip((left, right), part, strict=True):
+            side[first : first + step, : own.shape[1]] = own
+        rank = max(rank, part[0].shape[1])
+    return left[:, :rank], right[:, :rank]
 
 
 def _factors(matrices: Matrices, most: int, tolerance: float, cut: bool = False) -> Factors | None:
@@ -102,7 +127,7 @@ def _found(matrices: Matrices, most: int, tolerance: float, cut: bool) -> Factor
     _, rows, columns = matrices.shape
     if min(rows, columns) <= LARGE:
         # Right singular vectors of V, or of its transpose, from the smaller Gram matrix: squared errors to float64's rounding.
-        wide = np.asarray(matrices.built() if isinstance(matrices, Quotients) else matrices, dtype=np.float64)
+        wide = np.asarray(matrices if isinstance(matrices, np.ndarray) else matrices.built(), dtype=np.float64)
         squared = np.linalg.norm(wide, axis=(1, 2)) ** 2
         turned = columns > rows
         tall = wide.transpose(0, 2, 1) if turned else wide
@@ -155,5 +180,5 @@ def _products(matrices: Matrices) -> tuple[_Times, _Times, np.ndarray]:
     """V and Vᵀ times columns of each, and ‖V‖²."""
     if isinstance(matrices, Quotients):
         return matrices.times, matrices.transposed_times, matrices.squares
-    wide = np.asarray(matrices, dtype=np.float64)
+    wide = np.asarray(matrices if isinstance(matrices, np.ndarray) else matrices.built(), dtype=np.float64)
     return wide.__matmul__, wide.transpose(0, 2, 1).__matmul__, np.linalg.norm(wide, axis=(1, 2)) ** 2

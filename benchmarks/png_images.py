@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks import networks
 from benchmarks.networks import TEST
 
-IMAGES = 10_000
+IMAGES, SHARDS = 60_000, 6
 
 
 def decode_one(image: Any) -> Any:
@@ -48,7 +48,9 @@ def make_images(folder: pathlib.Path) -> pathlib.Path:
     folder.mkdir(parents=True, exist_ok=True)
     x, y = networks.draw_images(np.random.default_rng(5), IMAGES + TEST)
     pixels = np.clip(255 * x, 0, 255).astype(np.uint8)
-    for name, rows in (("train", slice(0, IMAGES)), ("test", slice(IMAGES, None))):
+    each = IMAGES // SHARDS
+    train = {f"train-{shard:05d}": slice(shard * each, (shard + 1) * each) for shard in range(SHARDS)}
+    for name, rows in {**train, "test": slice(IMAGES, None)}.items():
         with tf.io.TFRecordWriter(str(folder / f"{name}.tfrecord")) as writer:
             for image, label in zip(pixels[rows], y[rows], strict=True):
                 png = tf.train.Feature(bytes_list=tf.train.BytesList(value=[tf.io.encode_png(image).numpy()]))

@@ -1,21 +1,23 @@
 """How fast, beside what a user would have otherwise: named cases, the sides of each in turn, in processes of their own.
 
     last      the job over a last layer (P = 330) of 100,000 examples | NumPy in memory
-    ekfac     EK-FAC of an MLP, all 50,890 weights, 20,000 examples | kronfluence, in a Python of its own (--torch_python)
-    cnn       EK-FAC of a CNN, all 121,930 weights, 5,000 examples | kronfluence
-    transformer  EK-FAC of a transformer's dense layers and attention, 5,000 examples of 32 tokens | kronfluence
+    ekfac     EK-FAC of an MLP, all 50,890 weights | kronfluence, in a Python of its own (--torch_python)
+    kfac      K-FAC of the MLP | kronfluence
+    dattri    EK-FAC of the MLP with a damping of 0.001 | dattri, in the same Python as kronfluence
+    cnn       EK-FAC of a CNN, all 121,930 weights | kronfluence
+    transformer  EK-FAC of a transformer's dense layers and attention, 32 tokens an example | kronfluence
     products  the job of `cnn` | itself with --score_tolerance 0
     stage     the scoring stage of `ekfac` | the bare loop: read, decode, forward, backward, one product, no Beam
-    processes the job of `ekfac`, two processes of one thread | one process of one thread
+    processes EK-FAC and self-influence of 60,000 PNG images by a small CNN, two processes of one thread | one process of one thread
     start     the command over 2,500 examples, imports and all | `--help`
     index     an index of the MLP's examples by EK-FAC, 200 numbers for each | the job of `ekfac`
     query     its test points by that index | the job of `ekfac`
-    images    K-FAC of a small CNN over PNG images, two passes | two epochs of `model.fit` on the same files
-    passes    five passes over these images, decoded once | decoded in each pass
+    images    K-FAC of these images, two passes | two epochs of `model.fit` on the same files
+    passes    five passes over 10,000 of these images, decoded once | decoded in each pass
 
 A ratio is the first side's seconds over the second's in one repeat; `--against FOLDER` adds the job as another checkout has it.
 
-    python -m benchmarks.speed CASE... [--repeats 5] [--folder out/speed] [--results benchmarks/results/speed.json]
+    python -m benchmarks.speed CASE... [--examples 20000] [--repeats 5] [--folder out/speed] [--results benchmarks/results/speed.json]
 """
 
 from __future__ import annotations
@@ -53,6 +55,8 @@ class Case:
 CASES = {
     "last": Case(("last_job", "last_numpy"), target=1.5),
     "ekfac": Case(("ekfac_job", "ekfac_kronfluence"), target=1 / 8),
+    "kfac": Case(("kfac_job", "kfac_kronfluence")),
+    "dattri": Case(("damped_job", "damped_dattri")),
     "cnn": Case(("cnn_job", "cnn_kronfluence"), target=1 / 4),
     "transformer": Case(("transformer_job", "transformer_kronfluence"), target=1 / 4),
     "products": Case(("cnn_job", "cnn_one_product")),
@@ -70,10 +74,11 @@ def main() -> int:
     """Measures the cases in turn, prints a line for each side and ratio, and adds them to the file of results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="+", choices=tuple(CASES), metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("--examples", type=int, default=20_000, help="training examples of a network, up to 60,000 in steps of 2,500")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each side")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("out/speed"), help="where the data goes")
     parser.add_argument("--results", type=pathlib.Path, help="a JSON file to which the measurements are added")
-    parser.add_argument("--torch_python", help="the Python of an environment with torch and kronfluence")
+    parser.add_argument("--torch_python", help="the Python of an environment with torch, kronfluence and dattri")
     parser.add_argument("--against", type=pathlib.Path, help="another checkout of this project, measured beside this one")
     options = parser.parse_args()
     options.folder = options.folder.resolve()
@@ -82,14 +87,14 @@ def main() -> int:
         sides = {side: (side, pathlib.Path.cwd()) for side in case.sides}
         if options.against is not None:
             sides["against"] = (case.sides[0], options.against.resolve())
-        if "kronfluence" in case.sides[1] and not options.torch_python:
-            print(f"{name}: without {case.sides[1]}, since --torch_python names no Python with torch and kronfluence")
+        if case.sides[1].endswith(("_kronfluence", "_dattri")) and not options.torch_python:
+            print(f"{name}: without {case.sides[1]}, since --torch_python names no Python with torch, kronfluence and dattri")
             del sides[case.sides[1]]
         found: dict[str, list[Measured]] = {side: [] for side in sides}
         for _ in range(options.repeats):  # in turn, so that the machine's other work meets all alike
             for side, (program, checkout) in sides.items():
                 found[side].append(measure(program, checkout, options))
-        report(name, case, found, options.results)
+        report(name, case, found, options)
     return 0
 
 
@@ -100,14 +105,16 @@ def measure(program: str, checkout: pathlib.Path, options: argparse.Namespace) -
     if not (links / "beam_influence").is_symlink():
         (links / "beam_influence").symlink_to(checkout)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(links), str(pathlib.Path.cwd())])}
-    command = [sys.executable, "-m", "benchmarks.speed_sides", program, str(options.folder), str(options.torch_python or "")]
+    words = [program, str(options.folder), str(options.examples), str(options.torch_python or "")]
+    command = [sys.executable, "-m", "benchmarks.speed_sides", *words]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def report(name: str, case: Case, found: dict[str, list[Measured]], results: pathlib.Path | None) -> None:
+def report(name: str, case: Case, found: dict[str, list[Measured]], options: argparse.Namespace) -> None:
     """Prints a case, and adds it to the file."""
-    kept: Measured = {"case": name, "date": datetime.date.today().isoformat(), "python": platform.python_version(), "cores": os.cpu_count()}
+    kept: Measured = {"case": name, "examples": options.examples, "date": datetime.date.today().isoformat()}
+    kept |= {"python": platform.python_version(), "cores": os.cpu_count()}
     for side, runs in found.items():
         numbers = {key: [round(run[key], 3) for run in runs] for key in runs[0] if isinstance(runs[0][key], (int, float))}
         kept[side] = numbers
@@ -125,6 +132,7 @@ def report(name: str, case: Case, found: dict[str, list[Measured]], results: pat
             shared = statistics.mean(len(set(mine) & set(theirs)) / len(mine) for a, b in tops for mine, theirs in zip(a, b, strict=True))
             kept[f"top-k shared with {other}"] = round(shared, 4)
             print(f"{name:<10} {shared:.2%} of the top {len(tops[0][0][0])} are the same", flush=True)
+    results = options.results
     if results is not None:
         results.parent.mkdir(parents=True, exist_ok=True)
         before = json.loads(results.read_text()) if results.exists() else []

@@ -1,6 +1,6 @@
 """What `benchmarks.speed` measures: each a function of a folder for data, which returns its seconds and what it found.
 
-    python -m benchmarks.speed_sides SIDE FOLDER [TORCH_PYTHON]
+    python -m benchmarks.speed_sides SIDE FOLDER EXAMPLES [TORCH_PYTHON]
 """
 
 from __future__ import annotations
@@ -15,88 +15,95 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import networks, png_images, scale
+from benchmarks.torch_answers import DATTRI_DAMPING, answer_of
 
-EXAMPLES, TEST, TOP_K = 100_000, networks.TEST, networks.TOP_K
-FIRST_FILES = "train-0000[01].tfrecord"
+LAST, TEST, TOP_K = 100_000, networks.TEST, networks.TOP_K
+KRONFLUENCE_LAYERS = ".*(multi_head_attention|dense).*"  # those of the transformer that it has factors of
 Measured = dict[str, Any]
 
 
 def last_job(folder: pathlib.Path) -> Measured:
     """`benchmarks.scale`'s job."""
-    scale.make(folder / "last", EXAMPLES)
-    return _numbers(scale.run_job(folder / "last", EXAMPLES))
+    scale.make(folder / "last", LAST)
+    return _numbers(scale.run_job(folder / "last", LAST))
 
 
 def last_numpy(folder: pathlib.Path) -> Measured:
     """Its answer in NumPy."""
-    return _numbers(scale.run_numpy(folder / "last", EXAMPLES))
+    return _numbers(scale.run_numpy(folder / "last", LAST))
 
 
 def _numbers(found: Measured) -> Measured:
     return {key: found[key] for key in ("cpu", "wall", "peak", "top")}
 
 
+def examples() -> int:
+    """How many training examples of a network are read."""
+    return int(sys.argv[3])
+
+
+def _like_theirs(folder: pathlib.Path, network: str, curvature: str = "ekfac", **options: Any) -> Measured:
+    """The job with the labels of the data, as kronfluence has them."""
+    return _network_job(folder, network, curvature=curvature, fisher="empirical", **options)
+
+
 def ekfac_job(folder: pathlib.Path) -> Measured:
-    """EK-FAC of the MLP with the labels of the data, as kronfluence has them."""
-    return _network_job(folder, "mlp", curvature="ekfac", fisher="empirical")
+    """EK-FAC of the MLP."""
+    return _like_theirs(folder, "mlp")
 
 
-def ekfac_kronfluence(folder: pathlib.Path) -> Measured:
-    """The same by kronfluence."""
-    return _kronfluence(folder, "mlp", networks.TRAIN["mlp"])
-
-
-def _kronfluence(folder: pathlib.Path, network: str, count: int) -> Measured:
-    """The network's answer by kronfluence, for its first `count` training examples."""
-    arrays = folder / network / f"arrays-{count}.npz"
-    if not arrays.exists():
-        _write_arrays(network, folder / network, count, arrays)
-    answer = folder / network / "kronfluence.json"
-    program = str(pathlib.Path(__file__).with_name("kronfluence_side.py"))
-    command = [sys.argv[3], "-P", program, network, str(arrays), str(TOP_K), str(answer)]  # -P: it must not find operator.py beside it
-    subprocess.run(command, check=True, stdout=sys.stderr, env={})
-    return json.loads(answer.read_text())
-
-
-def _write_arrays(network: str, folder: pathlib.Path, count: int, path: pathlib.Path) -> None:
-    from beam_influence.influence_ops import device
-
-    device.configure_tensorflow()
-    import keras
-    import numpy as np
-
-    draw = networks.draw_sequences if network == "transformer" else networks.draw_images
-    x, y = draw(np.random.default_rng(5), networks.TRAIN[network] + TEST)  # as `networks.make` draws them
-    model: Any = keras.models.load_model(folder / "model.keras")
-    weights = {f"weight-{number}": np.asarray(weight) for number, weight in enumerate(model.get_weights())}
-    tested = {"test-x": x[-TEST:], "test-y": y[-TEST:], "logits": np.asarray(model(x[-TEST:]))}
-    np.savez(path, **{"train-x": x[:count], "train-y": y[:count], **tested, **weights})
+def kfac_job(folder: pathlib.Path) -> Measured:
+    """K-FAC of the MLP."""
+    return _like_theirs(folder, "mlp", "kfac")
 
 
 def cnn_job(folder: pathlib.Path) -> Measured:
-    """EK-FAC of the CNN, 5,000 examples."""
-    return _network_job(folder, "cnn", train=FIRST_FILES, curvature="ekfac", fisher="empirical")
-
-
-def cnn_kronfluence(folder: pathlib.Path) -> Measured:
-    """The same by kronfluence."""
-    return _kronfluence(folder, "cnn", 2 * networks.SHARD)
+    """EK-FAC of the CNN."""
+    return _like_theirs(folder, "cnn")
 
 
 def cnn_one_product(folder: pathlib.Path) -> Measured:
-    """The same as `cnn_job`, scored by one product over built gradients."""
-    return _network_job(folder, "cnn", train=FIRST_FILES, curvature="ekfac", fisher="empirical", score_tolerance=0.0)
+    """The same, scored by one product over built gradients."""
+    return _like_theirs(folder, "cnn", score_tolerance=0.0)
 
 
 def transformer_job(folder: pathlib.Path) -> Measured:
-    """EK-FAC of the transformer's dense layers and attention, which kronfluence has factors of, 5,000 examples."""
-    weights = ".*(multi_head_attention|dense).*"
-    return _network_job(folder, "transformer", train=FIRST_FILES, curvature="ekfac", fisher="empirical", weights=weights)
+    """EK-FAC of the transformer's dense layers and attention."""
+    return _like_theirs(folder, "transformer", weights=KRONFLUENCE_LAYERS)
+
+
+def ekfac_kronfluence(folder: pathlib.Path) -> Measured:
+    """`ekfac_job` by kronfluence."""
+    return _by_torch(folder, "kronfluence", "ekfac", "mlp")
+
+
+def kfac_kronfluence(folder: pathlib.Path) -> Measured:
+    """`kfac_job` by kronfluence."""
+    return _by_torch(folder, "kronfluence", "kfac", "mlp")
+
+
+def cnn_kronfluence(folder: pathlib.Path) -> Measured:
+    """`cnn_job` by kronfluence."""
+    return _by_torch(folder, "kronfluence", "ekfac", "cnn")
 
 
 def transformer_kronfluence(folder: pathlib.Path) -> Measured:
-    """The same by kronfluence."""
-    return _kronfluence(folder, "transformer", 2 * networks.SHARD)
+    """`transformer_job` by kronfluence."""
+    return _by_torch(folder, "kronfluence", "ekfac", "transformer")
+
+
+def damped_job(folder: pathlib.Path) -> Measured:
+    """EK-FAC of the MLP with the damping that dattri has here."""
+    return _like_theirs(folder, "mlp", damping=str(DATTRI_DAMPING))
+
+
+def damped_dattri(folder: pathlib.Path) -> Measured:
+    """The same by dattri, which has one damping for all layers."""
+    return _by_torch(folder, "dattri", "ekfac", "mlp")
+
+
+def _by_torch(folder: pathlib.Path, system: str, strategy: str, network: str) -> Measured:
+    return answer_of(sys.argv[4], folder / network, examples(), system, strategy, network)
 
 
 def stage_job(folder: pathlib.Path) -> Measured:
@@ -138,7 +145,7 @@ def stage_bare(folder: pathlib.Path) -> Measured:
             total += tf.reshape(a[:, :, None] * g[:, None, :], [-1, solved.shape[0]]) @ solved
         return total
 
-    files = sorted(str(path) for path in (folder / "mlp").glob("train-*.tfrecord"))
+    files = sorted(str(path) for path in (folder / "mlp").glob("train-*.tfrecord"))[: examples() // networks.SHARD]
     scores(next(iter(tf.data.TFRecordDataset(files[:1]).batch(networks.BATCH["mlp"]))))
     cpu, wall = time.process_time(), time.monotonic()
     best = np.zeros((0, TEST))
@@ -148,13 +155,19 @@ def stage_bare(folder: pathlib.Path) -> Measured:
 
 
 def two_processes(folder: pathlib.Path) -> Measured:
-    """The job with two worker processes of one thread."""
-    return _network_job(folder, "mlp", ["--runner=local", "--workers=2"], curvature="ekfac", threads=1)
+    """EK-FAC and self-influence of the PNG images in two worker processes of one thread."""
+    return _image_passes(folder, ["--runner=local", "--workers=2"])
 
 
 def one_process(folder: pathlib.Path) -> Measured:
-    """The job in one process of one thread."""
-    return _network_job(folder, "mlp", curvature="ekfac", threads=1)
+    """The same in one process of one thread."""
+    return _image_passes(folder)
+
+
+def _image_passes(folder: pathlib.Path, engine: list[str] | None = None) -> Measured:
+    data = png_images.make_images(folder / "images")
+    reading: dict[str, Any] = {"preprocess": "benchmarks.png_images:decoded", "batch_size": 256, "threads": 1}
+    return _job(data, engine, curvature="ekfac", outputs="top_k,self_influence", **reading)
 
 
 def start_job(folder: pathlib.Path) -> Measured:
@@ -181,7 +194,7 @@ def _command(*arguments: str) -> Measured:
 def images_job(folder: pathlib.Path) -> Measured:
     """K-FAC over PNG images: a pass for the curvature, one for the scores."""
     data = png_images.make_images(folder / "images")
-    return _job(data, train="train.tfrecord", curvature="kfac", preprocess="benchmarks.png_images:decoded", batch_size=256)
+    return _job(data, curvature="kfac", preprocess="benchmarks.png_images:decoded", batch_size=256)
 
 
 def passes_job(folder: pathlib.Path) -> Measured:
@@ -198,7 +211,7 @@ def _five_passes(folder: pathlib.Path, decoded_cache: str) -> Measured:
     data = png_images.make_images(folder / "images")
     rounds: dict[str, Any] = {"max_worker_memory": "4MB", "score_tolerance": 0.0}
     reading: dict[str, Any] = {"preprocess": "examples.decode_images:decode_images", "decoded_cache": decoded_cache}
-    return _job(data, train="train.tfrecord", curvature="ekfac", batch_size=256, **rounds, **reading)
+    return _job(data, train=f"train-{0:05d}.tfrecord", curvature="ekfac", batch_size=256, **rounds, **reading)
 
 
 def images_fit(folder: pathlib.Path) -> Measured:
@@ -217,7 +230,7 @@ def images_fit(folder: pathlib.Path) -> Measured:
         found = tf.io.parse_single_example(record, features)
         return png_images.decode_one(found["image"]), found["label"]
 
-    examples = tf.data.TFRecordDataset(str(data / "train.tfrecord")).map(parse).batch(256).prefetch(2)
+    examples = tf.data.TFRecordDataset(sorted(map(str, data.glob("train-*.tfrecord")))).map(parse).batch(256).prefetch(2)
     cpu, wall = time.process_time(), time.monotonic()
     keras.utils.disable_interactive_logging()
     model.fit(examples, epochs=2)
@@ -238,8 +251,10 @@ def index_query(folder: pathlib.Path) -> Measured:
 
 
 def _network_job(folder: pathlib.Path, network: str, engine: list[str] | None = None, **options: Any) -> Measured:
+    """The job over the first examples of a network's."""
     networks.make(network, folder / network)
-    return _job(folder / network, engine, batch_size=networks.BATCH[network], **options)
+    files = [f"train-{shard:05d}.tfrecord" for shard in range(examples() // networks.SHARD)]
+    return _job(folder / network, engine, ",".join(files), batch_size=networks.BATCH[network], **options)
 
 
 def _job(data: pathlib.Path, engine: list[str] | None = None, train: str = "train-*.tfrecord", **options: Any) -> Measured:
@@ -252,7 +267,7 @@ def _job(data: pathlib.Path, engine: list[str] | None = None, train: str = "trai
     usage, start = scale.Usage(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     paths = {"model": "model.keras", "train": train, "test": "test.tfrecord", "output": "out", "index": ""}
     paths |= {name: value for name, value in options.items() if name in paths}
-    options |= {name: str(data / path) if path else None for name, path in paths.items()}
+    options |= {name: ",".join(str(data / each) for each in path.split(",")) if path else None for name, path in paths.items()}
     settings = {"weights": "all", "precision": "native", "top_k": TOP_K, "overwrite": True, **options}
     summary = run(InfluenceConfig(**settings), engine or [])
     used = usage.read()
@@ -270,8 +285,9 @@ def _job(data: pathlib.Path, engine: list[str] | None = None, train: str = "trai
 SIDES: dict[str, Callable[[pathlib.Path], Measured]] = {
     each.__name__: each
     for each in (
-        last_job, last_numpy, ekfac_job, ekfac_kronfluence, cnn_job, cnn_kronfluence, cnn_one_product, transformer_job,
-        transformer_kronfluence, stage_job, stage_bare, two_processes, one_process, start_job, start_help, images_job, images_fit,
+        last_job, last_numpy, ekfac_job, ekfac_kronfluence, damped_job, damped_dattri, kfac_job, kfac_kronfluence, cnn_job,
+        cnn_kronfluence, cnn_one_product, transformer_job, transformer_kronfluence, stage_job, stage_bare, two_processes, one_process,
+        start_job, start_help, images_job, images_fit,
         passes_job, passes_anew, index_build, index_query,
     )
 }  # fmt: skip

@@ -1,11 +1,12 @@
-"""EK-FAC of a network of `benchmarks.networks` by kronfluence (1.0), from arrays, on the CPU: a program for an environment of its own,
-with torch alone.
+"""A network of `benchmarks.networks` by kronfluence (1.0) or dattri (0.3), from arrays, on the CPU: a program for an environment of its
+own, with torch alone.
 
-    python benchmarks/kronfluence_side.py NETWORK DATA.npz TOP_K OUTPUT
+    python benchmarks/torch_side.py kronfluence|dattri ekfac|kfac DAMPING NETWORK DATA.npz TOP_K OUTPUT
 """
 
 # pyright: basic, reportMissingImports=false
 
+import importlib
 import json
 import pathlib
 import resource
@@ -15,20 +16,7 @@ import time
 
 import numpy as np
 import torch
-from kronfluence.analyzer import Analyzer, prepare_model
-from kronfluence.arguments import FactorArguments, ScoreArguments
-from kronfluence.task import Task
 from torch import nn
-
-
-class Classification(Task):
-    """The softmax cross-entropy, with the labels of the data."""
-
-    def compute_train_loss(self, batch, model, sample=False):
-        return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="sum")
-
-    def compute_measurement(self, batch, model):
-        return self.compute_train_loss(batch, model)
 
 
 def dense(weights):
@@ -128,8 +116,58 @@ def network(name, weights):
     return Transformer(weights)
 
 
-def main(name: str, path: str, top_k: int, output: str) -> None:
+def by_kronfluence(strategy, _, name, layers, train, test):
+    """[T, N]; damping 0.1 × the mean eigenvalue of each layer, as ours by default, and the labels of the data."""
+    from kronfluence.analyzer import Analyzer, prepare_model
+    from kronfluence.arguments import FactorArguments, ScoreArguments
+    from kronfluence.task import Task
+
+    class Classification(Task):
+        def compute_train_loss(self, batch, model, sample=False):
+            return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="sum")
+
+        def compute_measurement(self, batch, model):
+            return self.compute_train_loss(batch, model)
+
+    task = Classification()
+    model = prepare_model(layers, task)
+    with tempfile.TemporaryDirectory() as folder:
+        analyzer = Analyzer(name, model, task, cpu=True, output_dir=folder, disable_tqdm=True)
+        factors = FactorArguments(strategy=strategy, use_empirical_fisher=True)
+        analyzer.fit_all_factors("factors", train, per_device_batch_size=256, factor_args=factors)
+        analyzer.compute_pairwise_scores(
+            "scores",
+            "factors",
+            test,
+            train,
+            per_device_query_batch_size=100,
+            per_device_train_batch_size=256,
+            score_args=ScoreArguments(damping_factor=None),
+        )
+        return analyzer.load_pairwise_scores("scores")["all_modules"]
+
+
+def by_dattri(strategy, damping, name, layers, train, test):
+    """[T, N]; one damping for all layers, since it finds none by itself."""
+    from dattri.algorithm.influence_function import IFAttributorEKFAC
+    from dattri.task import AttributionTask
+
+    assert strategy == "ekfac"
+
+    def loss(params, data):
+        return nn.functional.cross_entropy(torch.func.functional_call(layers, params, data[0]), data[1])
+
+    attributor = IFAttributorEKFAC(AttributionTask(loss, layers, layers.state_dict()), damping=damping)
+    batches, points = (torch.utils.data.DataLoader(rows, batch_size=256) for rows in (train, test))
+    attributor.cache(batches)
+    with torch.no_grad():
+        return attributor.attribute(batches, points).T
+
+
+def main(system: str, strategy: str, damping: float, name: str, path: str, top_k: int, output: str) -> None:
     """Fits, scores, and writes what it took after the imports and which training examples come first."""
+    by = {"kronfluence": by_kronfluence, "dattri": by_dattri}[system]
+    importlib.import_module({"kronfluence": "kronfluence.analyzer", "dattri": "dattri.algorithm.influence_function"}[system])
     cpu, wall, start = time.process_time(), time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     arrays = np.load(path)
     layers = network(name, [arrays[f"weight-{number}"] for number in range(sum(key.startswith("weight-") for key in arrays))])
@@ -138,28 +176,11 @@ def main(name: str, path: str, top_k: int, output: str) -> None:
         difference = float((layers(tensors[1][0]) - torch.tensor(arrays["logits"])).abs().max())
     assert difference < 1e-4, difference
     train, test = (torch.utils.data.TensorDataset(*pair) for pair in tensors)
-    task = Classification()
-    model = prepare_model(layers, task)
-    with tempfile.TemporaryDirectory() as folder:
-        analyzer = Analyzer(name, model, task, cpu=True, output_dir=folder, disable_tqdm=True)
-        factors = FactorArguments(strategy="ekfac", use_empirical_fisher=True)
-        analyzer.fit_all_factors("ekfac", train, per_device_batch_size=256, factor_args=factors)
-        # None: 0.1 × the mean eigenvalue of each layer, as ours by default.
-        analyzer.compute_pairwise_scores(
-            "scores",
-            "ekfac",
-            test,
-            train,
-            per_device_query_batch_size=100,
-            per_device_train_batch_size=256,
-            score_args=ScoreArguments(damping_factor=None),
-        )
-        scores = analyzer.load_pairwise_scores("scores")
-    top = torch.topk(scores["all_modules"], top_k, dim=1).indices.tolist()
+    top = torch.topk(by(strategy, damping, name, layers, train, test), top_k, dim=1).indices.tolist()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = {"cpu": time.process_time() - cpu, "wall": time.monotonic() - wall, "peak": peak / 1024, "over": (peak - start) / 1024}
     pathlib.Path(output).write_text(json.dumps({**found, "top": top}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    main(*sys.argv[1:3], float(sys.argv[3]), *sys.argv[4:6], int(sys.argv[6]), sys.argv[7])

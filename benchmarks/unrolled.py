@@ -37,7 +37,7 @@ from beam_influence.pipelines.config import InfluenceConfig  # noqa: E402
 from beam_influence.pipelines.launch import run  # noqa: E402
 from beam_influence.pipelines.unrolled import unroll  # noqa: E402
 from beam_influence.pipelines.unrolled_config import UnrolledConfig  # noqa: E402
-from benchmarks.dattri_table import mnist  # noqa: E402
+from benchmarks.dattri_training import mnist  # noqa: E402
 from benchmarks.scale import write_examples  # noqa: E402
 
 SHARE = 0.01

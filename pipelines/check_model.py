@@ -31,7 +31,8 @@ def check_model(
       ValueError: it does not agree, or can't evaluate the examples; the message says what differs and the mend.
     """
     _check(model, config, splits)
-    precision = spec.precision if model.network.is_copy else "native"
+    is_left_open = spec.precision in ("auto", "float64") and not model.network.is_copy
+    precision = "native" if is_left_open else spec.precision
     return model, dataclasses.replace(spec, agreement=model.agreement, precision=precision)
 
 

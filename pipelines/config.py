@@ -10,6 +10,7 @@ from typing import Any
 
 from beam_influence.pipelines.check_candidates import check_candidates
 from beam_influence.pipelines.check_per_token import check_per_token
+from beam_influence.pipelines.check_precision import check_precision
 from beam_influence.pipelines.check_segments import check_segments
 from beam_influence.pipelines.check_uncertainty import check_uncertainty
 from beam_influence.pipelines.choosing.rules import AUTO, check_auto
@@ -55,6 +56,7 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
         if self.checkpoint_paths and (self.removal != "first_order" or self.second_order_groups):
             raise ValueError("--checkpoints sums influence of first order; leave --removal and --second_order_groups out")
         self._check_memory()
+        check_precision(self)
         if self.per_token:
             check_per_token(self)
         self.make_curvature()

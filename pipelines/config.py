@@ -57,8 +57,7 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
             raise ValueError("--checkpoints sums influence of first order; leave --removal and --second_order_groups out")
         self._check_memory()
         check_precision(self)
-        if self.per_token:
-            check_per_token(self)
+        check_per_token(self)
         self.make_curvature()
         check_uncertainty(self)
         check_segments(self)
@@ -186,8 +185,7 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
         """Whether what decides how solved test points, and sums over groups, are held has some to decide on."""
         from beam_influence.influence_ops.scoring.outputs.table import OUTPUTS, tables_of_test_points
 
-        groups = any(OUTPUTS[name].needs_groups for name in self.output_tables)
-        options = ("query_rank",) if groups else ("query_rank", "max_worker_memory")
+        options = ("query_rank",) if any(OUTPUTS[name].needs_groups for name in self.output_tables) else ("query_rank", "max_worker_memory")
         said = next((name for name in options if getattr(self, name) is not None), None)
         if self.max_worker_memory is not None:
             try:

@@ -22,9 +22,8 @@ import tensorflow as tf
 from beam_influence.influence_ops.model.gradients.blocks import Block, BlockLayout, Factored, Gradients, Layout, materialise
 from beam_influence.influence_ops.model.keras_truth import KerasTruth, tensors
 from beam_influence.influence_ops.model.losses import takes_logits
-from beam_influence.influence_ops.model.network import Network, feed, narrowest_dtype, to_numpy
+from beam_influence.influence_ops.model.network import feed, to_numpy
 from beam_influence.influence_ops.model.position_losses import is_softmax_cross_entropy
-from beam_influence.influence_ops.model.tensor_float_32 import has_tensor_float_32
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ def check_agreement(model: InfluenceModel, batch: ExampleBatch) -> Agreement:
         if not len(batch):
             return Agreement(0, 0.0, 0.0, 0.0, 0.0, 0.0)
         losses, blocks, layout = model.plain_losses_and_blocks(batch)
-    tolerance = _TOLERANCES[_rounds_as(model.network)]
+    tolerance = _TOLERANCES[model.network.rounds_as]
     same = _SAME if model.dtype == "float64" else tolerance
     again = _difference(*_summed_blocks(model.plain_losses_and_blocks(batch)), *_summed_blocks((losses, blocks, layout)))
     if again > same:
@@ -124,7 +123,7 @@ def check_later_batch(model: ExplainedModel, batch: ExampleBatch, losses: np.nda
         return
     row = np.array([np.argmax(np.abs(losses))])
     alone, gradients_alone = model.losses_and_gradients(batch.select(row))
-    same = _TOLERANCES_LATER["float64" if model.dtype == "float64" else _rounds_as(model.network)]
+    same = _TOLERANCES_LATER["float64" if model.dtype == "float64" else model.network.rounds_as]
     scale = worst = 0.0
     for layout, block, own in zip(gradients.layout.blocks, gradients.select(row).blocks, gradients_alone.blocks, strict=True):
         wanted = _summed_block(layout, own)
@@ -133,11 +132,6 @@ def check_later_batch(model: ExplainedModel, batch: ExampleBatch, losses: np.nda
     off = max(abs(float(losses[row[0]] - alone[0])) / (abs(float(alone[0])) + same), worst / (scale + same))
     if not off <= same:
         raise _mixes_examples(len(batch), off)
-
-
-def _rounds_as(network: Network) -> str:
-    """The dtype whose rounding is the coarsest on the way through the user's model: TensorFloat-32 has as many bits as float16."""
-    return "float16" if network.tensor_float_32 and has_tensor_float_32() else narrowest_dtype(network.original)
 
 
 def _mixes_examples(count: int, off: float) -> Disagreement:

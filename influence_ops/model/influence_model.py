@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -19,7 +18,7 @@ from beam_influence.influence_ops.model.fingerprint import model_fingerprint
 from beam_influence.influence_ops.model.gradients.blocks import Block, Gradients, Layout
 from beam_influence.influence_ops.model.gradients.placed import PlacedGradients
 from beam_influence.influence_ops.model.gradients.places import NoPositions
-from beam_influence.influence_ops.model.guard import Agreement, check_agreement
+from beam_influence.influence_ops.model.guard import Agreement, Disagreement, check_agreement
 from beam_influence.influence_ops.model.linear_head import LinearHeadDerivatives
 from beam_influence.influence_ops.model.losses import resolve_loss
 from beam_influence.influence_ops.model.network import Network, Precision, open_network, to_numpy
@@ -27,6 +26,7 @@ from beam_influence.influence_ops.model.output_curvature import Likelihood
 from beam_influence.influence_ops.model.regularizer import WeightRegularizer, check_weight_decay, flat_values
 from beam_influence.influence_ops.model.weights import LAST_WITH_WEIGHTS, StartLayer, refuse_merged_lora, watched_variables
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Inputs
+from beam_influence.influence_ops.reason import reason_of
 from beam_influence.influence_ops.types import Float64Matrix, Float64Vector, Loss, ProcessBatch
 
 _VECTORS_AT_ONCE = 32  # products in one vectorised pass: bounds memory to as many copies of the activations
@@ -138,9 +138,8 @@ class InfluenceModel(ExplainedModel):
             except Exception as error:
                 if self._precision != "auto" or not self.network.is_copy:
                     raise
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                self._compute_on_original(reason[-1].strip())
-                logging.getLogger(__name__).warning("computed in %s, the model's own precision: %s", self.dtype, reason[-1].strip())
+                why = reason_of(error).partition("; use precision")[0]
+                self._compute_on_original(why if isinstance(error, Disagreement) else f"its float64 copy can't be evaluated: {why}")
                 found = check_agreement(self, batch)
         if found.examples:  # else none of them could be evaluated
             self.agreement = found

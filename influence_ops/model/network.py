@@ -15,6 +15,7 @@ from beam_influence.influence_ops.model.float64_copy import NoCopy, float64_copy
 from beam_influence.influence_ops.model.h5_file import load_h5_file
 from beam_influence.influence_ops.model.own_functions import own_functions_text
 from beam_influence.influence_ops.model.saved_model import SavedModelNetwork
+from beam_influence.influence_ops.model.tensor_float_32 import has_tensor_float_32
 from beam_influence.influence_ops.reading.features import ModelInput
 from beam_influence.influence_ops.types import Float64Array, Tensors, TensorSpecs
 
@@ -45,6 +46,11 @@ class Network:
     def is_copy(self) -> bool:
         """Whether the two must be compared."""
         return self.model is not self.original
+
+    @property
+    def rounds_as(self) -> str:
+        """The dtype whose rounding is the coarsest on the way through the user's model: TensorFloat-32 has as many bits as float16."""
+        return "float16" if self.tensor_float_32 and has_tensor_float_32() else narrowest_dtype(self.original)
 
 
 def open_network(model: Any, precision: Precision) -> Network:

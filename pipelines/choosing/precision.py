@@ -23,6 +23,7 @@ from beam_influence.influence_ops.model.network import Precision
 from beam_influence.influence_ops.model.tensor_float_32 import has_tensor_float_32
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.reading.features import FeatureSpec
+from beam_influence.influence_ops.reason import reason_of
 from beam_influence.influence_ops.scoring.in_memory import compute_in_memory
 from beam_influence.pipelines.build import PASS_TOLERANCE
 from beam_influence.pipelines.config import InfluenceConfig
@@ -110,7 +111,7 @@ def choose_precision(config: InfluenceConfig, prepared: PreparedRun) -> Precisio
     try:
         error = measure(config, prepared, FLOAT64, NATIVE)
     except ValueError as reason:
-        return PrecisionChoice(AUTO, FLOAT64, f"float64: a sample can't tell what {native} would do ({_first_line(reason)})")
+        return PrecisionChoice(AUTO, FLOAT64, f"float64: a sample can't tell what {native} would do ({_why(reason)})")
     return decide(native, error)
 
 
@@ -140,15 +141,15 @@ def _asked_for(config: InfluenceConfig, prepared: PreparedRun, native: str) -> P
         try:
             error = measure(config, prepared, exact, asked)
         except (ValueError, tf.errors.OpError) as reason:
-            reasons.append(_first_line(reason))
+            reasons.append(_why(reason))
             continue
         beside = f"beside {native}, not float64, since {reasons[0]}: " if reasons else ""
         return PrecisionChoice(asked, asked, f"{what} ({beside}{error.text})", error)
     return PrecisionChoice(asked, asked, f"{what}; its error can't be measured ({reasons[0]})")
 
 
-def _first_line(reason: Exception) -> str:
-    return str(reason).partition("\n")[0]
+def _why(error: Exception) -> str:
+    return reason_of(error).partition("; use precision")[0]
 
 
 def decide(native: str, error: ScoreError) -> PrecisionChoice:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from beam_influence.influence_ops.calculator.base import DatasetCalculator
 from beam_influence.influence_ops.curvature import FinishOptions, fit
 from beam_influence.influence_ops.curvature.identity import Identity
 from beam_influence.influence_ops.model.checkpoints import CheckpointSum
@@ -43,6 +44,8 @@ def test_scores_are_those_of_rounded_solutions() -> None:
     held = InfluenceModel(network, loss_function="softmax_cross_entropy", weights="all", precision="bfloat16")
     assert (held.dtype, held.query_dtype, native.query_dtype) == ("float32", "bfloat16", "float32")
     assert CheckpointSum([held, held]).query_dtype == "bfloat16"
+    with pytest.raises(ValueError, match="'bfloat16' is of compute_in_memory and the job; make the model with precision='native'"):
+        DatasetCalculator(held)
     with pytest.raises(ValueError, match="checkpoint 1 has query_dtype 'float32', the first has 'bfloat16'"):
         CheckpointSum([held, native])
     batch = data(native, "dense", weighted=False)

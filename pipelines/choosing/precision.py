@@ -102,7 +102,8 @@ def choose_precision(config: InfluenceConfig, prepared: PreparedRun) -> Precisio
     if config.precision != AUTO or native == FLOAT64:
         return None
     if prepared.dtype != FLOAT64:
-        return PrecisionChoice(AUTO, NATIVE, f"{native}, the model's own: {model.network.why_native}")
+        why = f": {model.network.why_native}" if model.network.why_native else ""
+        return PrecisionChoice(AUTO, NATIVE, f"{native}, the model's own{why}")
     if prepared.train_features is None or prepared.curvature_path or prepared.indexed:
         return None
     why = _float64_by_rule(config, prepared, prepared.train_features)

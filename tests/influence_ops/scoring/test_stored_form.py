@@ -161,9 +161,9 @@ def test_unsolved_in_the_basis(curvature: str, kind: str, turned: set[int]) -> N
     np.testing.assert_allclose(products, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
     held, rounded = TurnedProducts(layout, left, right, "bfloat16"), [_in_bfloat16(each[:, 0]) for each in (left, right)]
     for positions in (1, 2):
-        batch = Factored(tf.constant(inputs[:, :positions]), tf.constant(errors[:, :positions]))
-        wanted = np.einsum("bsi,bso,io,ti,to->bt", *map(np.asarray, batch), weights, *rounded)
-        found = held.scores(batch, tf.constant(weights)).numpy()
+        some = Factored(tf.constant(inputs[:, :positions]), tf.constant(errors[:, :positions]))
+        wanted = np.einsum("bsi,bso,io,ti,to->bt", *map(np.asarray, some), weights, *rounded)
+        found = held.scores(some, tf.constant(weights)).numpy()
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
 
 

@@ -1,10 +1,10 @@
 """Test points × weights within a worker's memory: EK-FAC of a deep network of random weights, whole and as factors, in rounds.
 
 `--layers` residual Dense layers of `--width` units, of which the last `--watched` are watched. Each way is the same job in a process of
-its own, with the curvature of one `fit`: whole solutions with memory enough for one round; whole ones within `--memory`; within it as the
-plan has it for `--tolerance`; and with factors of `--rank`. The peak is of the whole process, mapped files with it;
-rounds are at most those. Last, the share of the first way's top-10, and the largest difference of influence, relative to the largest. With
-`--check`, that is of whole solutions of the first so many of the test points, where all of them would be too large.
+its own, with the curvature of one `fit`: whole solutions with memory enough for one round; whole ones within `--memory`; the same in
+bfloat16, its error measured before; within it as the plan has it for `--tolerance`; and with factors of `--rank`. The peak is of the whole
+process, mapped files with it; rounds are at most those. Last, the share of the first way's top-10, and the largest difference of influence,
+relative to the largest. With `--check`, that is of whole solutions of the first so many of the test points, where all would be too large.
 
     python -m benchmarks.test_points [--points 100] [--width 512] [--layers 38] [--memory 3GB] [--rank 8] [--folder out/test_points]
     python -m benchmarks.test_points --points 1000 --width 1290 --layers 6 --memory 8GB --ways tolerance --train 1000 --check 20
@@ -25,10 +25,10 @@ if TYPE_CHECKING:  # the process that starts the others stays small
     from beam_influence.pipelines.config import InfluenceConfig
 
 SHARD, TOP_K, CLASSES, FEATURES = 250, 10, 10, 64
-WAYS = ("one round", "rounds", "tolerance", "factors")
+WAYS = ("one round", "rounds", "bfloat16", "tolerance", "factors")
 CHECK = "check"
 ENOUGH = "1TB"
-WHOLE = (CHECK, "one round", "rounds")  # ways with --score_tolerance 0: every solution built, and every score one product with it
+WHOLE = (CHECK, "one round", "rounds", "bfloat16")  # with --score_tolerance 0: every solution built, and every score a product with it
 
 
 def main() -> int:
@@ -114,7 +114,7 @@ def config_of(options: argparse.Namespace, **own: Any) -> InfluenceConfig:
         output=str(options.folder / f"out-{options.child.replace(' ', '-')}"),
         curvature="ekfac",
         weights=f"deep({'|'.join(map(str, last))})/" if options.watched else "all",
-        precision="native",
+        precision="bfloat16" if options.child == "bfloat16" else "native",
         batch_size=32,
         overwrite=True,
         **own,

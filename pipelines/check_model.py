@@ -10,6 +10,7 @@ from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.guard import Disagreement
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.reading.features import FeatureSpec
+from beam_influence.influence_ops.reason import reason_of
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.transforms.elements import Shard
 from beam_influence.transforms.open_model import ModelSpec
@@ -31,7 +32,8 @@ def check_model(
       ValueError: it does not agree, or can't evaluate the examples; the message says what differs and the mend.
     """
     _check(model, config, splits)
-    precision = spec.precision if model.network.is_copy else "native"
+    is_left_open = spec.precision in ("auto", "float64") and not model.network.is_copy
+    precision = "native" if is_left_open else spec.precision
     return model, dataclasses.replace(spec, agreement=model.agreement, precision=precision)
 
 
@@ -60,11 +62,8 @@ def first_batch(features: FeatureSpec, shards: Sequence[Shard]) -> ExampleBatch 
 
 
 def _cannot(features: FeatureSpec, shards: Sequence[Shard], config: InfluenceConfig, error: Exception) -> str:
-    # TensorFlow puts the reason last, before the names of nodes.
-    lines = [line.strip() for line in str(error).splitlines()]
-    shown = [line for line in lines if line and not line.startswith("[[{{")] or [repr(error)]
     return (
         f"the model and the loss {config.loss!r} can't evaluate {shards[0].split} examples (inputs "
         f"{[(feature.name, list(feature.shape)) for _, feature in features.inputs]}, label "
-        f"{', '.join(f'{label.name} {list(label.shape)}' for label in features.labels)}): {shown[-1]}"
+        f"{', '.join(f'{label.name} {list(label.shape)}' for label in features.labels)}): {reason_of(error)}"
     )

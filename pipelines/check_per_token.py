@@ -18,11 +18,13 @@ if typing.TYPE_CHECKING:  # when it is needed, it is imported: --help need not w
 
 
 def check_per_token(config: InfluenceConfig) -> None:
-    """Whether the other options leave scores that fall into positions.
+    """Whether the other options leave scores that fall into positions, where these are asked for.
 
     Raises:
       ValueError: one does not.
     """
+    if not config.per_token:
+        return
     from beam_influence.influence_ops.scoring.outputs.table import refuse_for_tokens
 
     other = next((name for name in ("index", "influence_vectors_path") if getattr(config, name)), None)

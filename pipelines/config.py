@@ -10,6 +10,7 @@ from typing import Any
 
 from beam_influence.pipelines.check_candidates import check_candidates
 from beam_influence.pipelines.check_per_token import check_per_token
+from beam_influence.pipelines.check_precision import check_precision
 from beam_influence.pipelines.check_segments import check_segments
 from beam_influence.pipelines.check_uncertainty import check_uncertainty
 from beam_influence.pipelines.choosing.rules import AUTO, check_auto
@@ -55,8 +56,8 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
         if self.checkpoint_paths and (self.removal != "first_order" or self.second_order_groups):
             raise ValueError("--checkpoints sums influence of first order; leave --removal and --second_order_groups out")
         self._check_memory()
-        if self.per_token:
-            check_per_token(self)
+        check_precision(self)
+        check_per_token(self)
         self.make_curvature()
         check_uncertainty(self)
         check_segments(self)
@@ -184,8 +185,7 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
         """Whether what decides how solved test points, and sums over groups, are held has some to decide on."""
         from beam_influence.influence_ops.scoring.outputs.table import OUTPUTS, tables_of_test_points
 
-        groups = any(OUTPUTS[name].needs_groups for name in self.output_tables)
-        options = ("query_rank",) if groups else ("query_rank", "max_worker_memory")
+        options = ("query_rank",) if any(OUTPUTS[name].needs_groups for name in self.output_tables) else ("query_rank", "max_worker_memory")
         said = next((name for name in options if getattr(self, name) is not None), None)
         if self.max_worker_memory is not None:
             try:

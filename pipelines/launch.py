@@ -68,7 +68,7 @@ def _run(
     if prepared.choice is not None:
         print(prepared.choice.text, file=stream)
     clear_output(config, tuple(TABLES), MANIFEST, prepared.kept(config))
-    if prepared.precision is not None and (prepared.precision.error or config.verbose):
+    if prepared.precision is not None and (prepared.precision.is_told or config.verbose):
         print(prepared.precision.text, file=stream)
     print(short_plan(config, prepared), file=stream)
     if prepared.decoded is not None and (prepared.decoded.cache or config.verbose):

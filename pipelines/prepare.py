@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,7 @@ from beam_influence.influence_ops.arrow_compute import pc
 from beam_influence.influence_ops.curvature import Preconditioner, load_preconditioner
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.guard import Agreement
-from beam_influence.influence_ops.model.network import declared_outputs
+from beam_influence.influence_ops.model.network import Precision, declared_outputs
 from beam_influence.influence_ops.reading.features import FeatureSpec, Schema
 from beam_influence.influence_ops.reading.schema import parse_schema
 from beam_influence.influence_ops.results.result_files import list_batches, read_facts, read_manifest, table_files
@@ -51,7 +51,7 @@ class PreparedRun:
       curvature_path: the saved curvature that is used, or None.
       indexed: the manifest of the index that is added to, or None.
       choice: what `--curvature auto` chose.
-      precision: what `--precision auto` chose.
+      precision: what `--precision auto` chose, or what the one that was asked for costs.
       decoded: whether passes leave decoded examples to the next; None: that was not asked.
       index_error: the largest relative error of the rows of the index that is read; None: there is none, or it is not told.
       model: the recipe for the model.
@@ -227,7 +227,7 @@ def model_spec(config: InfluenceConfig) -> ModelSpec:
         config.last_layer,
         config.weight_decay,
         "loss" if config.regularizer == "loss" else "curvature",
-        "float64" if config.precision == "float64" else "native" if config.precision == "native" else "auto",
+        cast(Precision, config.precision),
         config.threads,
         config.model_weights,
         (config.curvature.partition(":")[0],) if ":" in config.curvature else (),

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
+import tensorflow as tf
 
 from beam_influence.influence_ops.curvature.conjugate_gradients import SOLVER_ERRORS
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
@@ -104,13 +105,13 @@ def plan_queries(
     except OSError as error:
         raise ValueError(f"the test points can't be counted: {error}") from error
     points, memory = sum(counts.values()), worker_memory(config.max_worker_memory)
-    dtype, share = np.dtype(model.dtype), memory // 2
-    form = _form(config, points, model.size, share // dtype.itemsize, solves_blocks)
+    held, share = tf.as_dtype(model.query_dtype), memory // 2
+    form = _form(config, points, model.size, share // held.size, solves_blocks)
     at_one_position = _at_one_position(form, model, test, features)
     numbers = form.numbers(model.layout(), at_one_position)
     unknown = 8 * config.make_curvature().error_numbers(model.size) if config.uncertainty else 0
-    numbers += -(-unknown // dtype.itemsize)
-    each = numbers * dtype.itemsize
+    numbers += -(-unknown // held.size)
+    each = numbers * held.size
     if each > share:
         raise ValueError(
             f"--max_worker_memory {size_text(memory)}: half of it is for test points, and one alone takes {size_text(each)}; raise it to "
@@ -126,7 +127,7 @@ def plan_queries(
                 f"--max_worker_memory, {size_text(memory)}; use --passes 0, watch fewer weights (--weights), or more memory"
             )
     block_size = min(config.query_block_size, max(1, share // (_BLOCKS * each)), *([max(1, solving // model.size)] if solving else []))
-    rounds = _rounds(counts, block_size, numbers, share // dtype.itemsize)
+    rounds = _rounds(counts, block_size, numbers, share // held.size)
     solved_in = _rounds(counts, block_size, model.size, solving) if solving else ONE_ROUND
     several = f"{rounds.count:,} round{'s' * (rounds.count > 1)} over the training set"
     take = "take"
@@ -134,8 +135,8 @@ def plan_queries(
         take = "take at most"
         several += " at most, fewer where layers are kept as factors"
     text = (
-        f"{points:,} test points × {model.size:,} weights, {numbers:,} numbers each, {take} {size_text(points * each)} in {dtype} while "
-        f"they are used; {size_text(share)} for them in each worker: {several}"
+        f"{points:,} test points × {model.size:,} weights, {numbers:,} numbers each, {take} {size_text(points * each)} in {held.name} "
+        f"while they are used; {size_text(share)} for them in each worker: {several}"
     )
     if solved_in.count > 1:
         text += f"; solved in {solved_in.count:,} rounds of {config.solver_passes:,} passes"

@@ -101,6 +101,8 @@ def unroll(
     engine, processes = open_engine(config.as_run(), arguments)
     prepared = prepare_unrolled(config)
     clear_output(config.as_run(), tuple(TABLES), MANIFEST)
+    if why := prepared.run.model.session().network.why_native:
+        print(f"precision: {prepared.run.dtype}, the model's own: {why}", file=terminal)
     state = size_text(prepared.recipe.step().state_bytes)
     print(f"a state of the training is {state}; {prepared.block_size} test points go backward together", file=terminal)
 

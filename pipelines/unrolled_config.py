@@ -53,6 +53,7 @@ class UnrolledConfig:
     max_rejected: int = _of_run("max_rejected")
     precision: str = _of_run(
         "precision",
+        choices=("auto", "float64", "native"),
         help="float64, the model's own dtype (native), or auto: float64 where the model can be rebuilt so and draws no random numbers, "
         "which are others in float64.",
     )

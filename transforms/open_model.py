@@ -17,6 +17,7 @@ from beam_influence.influence_ops.model.explained_model import ExplainedModel, R
 from beam_influence.influence_ops.model.guard import Agreement
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.model.network import Precision
+from beam_influence.influence_ops.model.tensor_float_32 import allow_tensor_float_32
 from beam_influence.influence_ops.model.weights import LAST_WITH_WEIGHTS
 from beam_influence.transforms.load_model import load_checkpoint, load_model
 
@@ -88,6 +89,7 @@ class ModelSpec:
         Raises:
           ValueError: as `open`.
         """
+        allow_tensor_float_32(self.precision == "tf32")  # before the model is called for the first time
         with _OPENING:
             key = repr(self)
             if key in _SESSIONS:

@@ -24,12 +24,14 @@ class DatasetCalculator:
       dtype: of the results; everything is computed in float64, or the model's own precision, whatever it is.
 
     Raises:
-      ValueError: the model is none of ours, or the dtype no floating one.
+      ValueError: the model is none of ours, its precision is of the job alone, or the dtype is no floating one.
     """
 
     def __init__(self, model: ExplainedModel, dtype: tf.DType | str = tf.float64):
         if not isinstance(model, ExplainedModel):
             raise ValueError(f"model must be an InfluenceModel, not {type(model).__name__}; write InfluenceModel(model)")
+        if model.query_dtype != model.dtype:
+            raise ValueError(f"precision={model.query_dtype!r} is of compute_in_memory and the job; make the model with precision='native'")
         self.model = model
         self.dtype = tf.as_dtype(dtype)
         if not self.dtype.is_floating:

@@ -46,12 +46,12 @@ class CheckpointSum(ExplainedModel):
         self.part_weights = tuple(weights)
         first = parts[0]
         for number, part in enumerate(parts):
-            for name in ("size", "dtype", "loss_name", "regularizer", "weight_decay"):
+            for name in ("size", "dtype", "query_dtype", "loss_name", "regularizer", "weight_decay"):
                 if getattr(part, name) != getattr(first, name):
                     found, wanted = getattr(part, name), getattr(first, name)
                     raise ValueError(f"checkpoint {number} has {name} {found!r}, the first has {wanted!r}: checkpoints are of one network")
         self.model = parts[-1].model
-        self.dtype, self.training_loss = first.dtype, first.training_loss
+        self.dtype, self.query_dtype, self.training_loss = first.dtype, first.query_dtype, first.training_loss
         self.weight_decay, self.regularizer = first.weight_decay, first.regularizer
         self.variables = [variable for part in parts for variable in part.variables]
         self.size = sum(part.size for part in parts)

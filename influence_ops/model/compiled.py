@@ -21,6 +21,7 @@ from beam_influence.influence_ops.model.heads import Heads
 from beam_influence.influence_ops.model.linear_head import LinearHeadDerivatives, is_linear_head
 from beam_influence.influence_ops.model.losses import TrainingLoss
 from beam_influence.influence_ops.model.network import Network, declared_specs, feed
+from beam_influence.influence_ops.model.tensor_float_32 import allow_tensor_float_32
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Inputs
 from beam_influence.influence_ops.types import TensorSpecs
 
@@ -44,6 +45,7 @@ class CompiledDerivatives:
     def __init__(self, network: Network, variables: Sequence[keras.Variable], training_loss: TrainingLoss):
         self._model = network.model
         self._dtype = network.dtype
+        self._tensor_float_32 = network.tensor_float_32
         self._variables = list(variables)
         self._training_loss = training_loss
         self._functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
@@ -105,6 +107,7 @@ class CompiledDerivatives:
         return tuple(found) if found.is_fully_defined() else None
 
     def _call(self, key: str, name: str, batch: ExampleBatch, *extra: Any) -> Any:
+        allow_tensor_float_32(self._tensor_float_32)
         arguments = (feed(self._model, batch.inputs, self._dtype), *extra)
         return self._function(key, name, arguments)(*arguments)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 import numpy as np
@@ -12,6 +13,8 @@ from beam_influence.influence_ops.model.gradients import Block, Gradients
 from beam_influence.influence_ops.model.guard import check_later_batch
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.settings import Fisher
+
+_LOG = logging.getLogger(__name__)
 
 
 def evaluate(model: ExplainedModel, batch: ExampleBatch) -> tuple[ExampleBatch, np.ndarray, Gradients, list[Rejected]]:
@@ -47,7 +50,10 @@ def evaluate_with_fisher(
 
 def _check_first(model: ExplainedModel, batch: ExampleBatch) -> None:
     if model.agreement is None and len(batch):
+        copied = model.network.is_copy
         model.check(batch)
+        if copied and not model.network.is_copy:
+            _LOG.warning("computed in %s, the model's own precision: %s", model.dtype, model.network.why_native)
 
 
 def _keep_finite(

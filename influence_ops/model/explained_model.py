@@ -36,6 +36,7 @@ class ExplainedModel(abc.ABC):
       model: the network that is computed on, a `keras.Model` or a `SavedModelNetwork`; of checkpoints, the last one.
       network: the same, with the user's model beside it.
       dtype: what is computed in.
+      query_dtype: in which solved test points are held on the device while training examples are scored: `dtype`, or bfloat16.
       variables: the watched weights, in the order of θ.
       size: P.
       total_size: how many trainable weights there are.
@@ -48,6 +49,7 @@ class ExplainedModel(abc.ABC):
     model: Any
     network: Network
     dtype: str
+    query_dtype: str
     variables: list[keras.Variable]
     size: int
     total_size: int

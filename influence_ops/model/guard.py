@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from beam_influence.influence_ops.model.gradients.blocks import Block, BlockLayout, Factored, Gradients, Layout, materialise
-from beam_influence.influence_ops.model.keras_truth import KerasTruth, narrowest_dtype, tensors
+from beam_influence.influence_ops.model.keras_truth import KerasTruth, tensors
 from beam_influence.influence_ops.model.losses import takes_logits
 from beam_influence.influence_ops.model.network import feed, to_numpy
 from beam_influence.influence_ops.model.position_losses import is_softmax_cross_entropy
@@ -87,7 +87,7 @@ def check_agreement(model: InfluenceModel, batch: ExampleBatch) -> Agreement:
         if not len(batch):
             return Agreement(0, 0.0, 0.0, 0.0, 0.0, 0.0)
         losses, blocks, layout = model.plain_losses_and_blocks(batch)
-    tolerance = _TOLERANCES[narrowest_dtype(model.network.original)]
+    tolerance = _TOLERANCES[model.network.rounds_as]
     same = _SAME if model.dtype == "float64" else tolerance
     again = _difference(*_summed_blocks(model.plain_losses_and_blocks(batch)), *_summed_blocks((losses, blocks, layout)))
     if again > same:
@@ -123,7 +123,7 @@ def check_later_batch(model: ExplainedModel, batch: ExampleBatch, losses: np.nda
         return
     row = np.array([np.argmax(np.abs(losses))])
     alone, gradients_alone = model.losses_and_gradients(batch.select(row))
-    same = _TOLERANCES_LATER["float64" if model.dtype == "float64" else narrowest_dtype(model.network.original)]
+    same = _TOLERANCES_LATER["float64" if model.dtype == "float64" else model.network.rounds_as]
     scale = worst = 0.0
     for layout, block, own in zip(gradients.layout.blocks, gradients.select(row).blocks, gradients_alone.blocks, strict=True):
         wanted = _summed_block(layout, own)

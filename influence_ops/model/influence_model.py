@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import logging
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import tensorflow as tf
@@ -18,7 +18,7 @@ from beam_influence.influence_ops.model.fingerprint import model_fingerprint
 from beam_influence.influence_ops.model.gradients.blocks import Block, Gradients, Layout
 from beam_influence.influence_ops.model.gradients.placed import PlacedGradients
 from beam_influence.influence_ops.model.gradients.places import NoPositions
-from beam_influence.influence_ops.model.guard import Agreement, check_agreement
+from beam_influence.influence_ops.model.guard import Agreement, Disagreement, check_agreement
 from beam_influence.influence_ops.model.linear_head import LinearHeadDerivatives
 from beam_influence.influence_ops.model.losses import resolve_loss
 from beam_influence.influence_ops.model.network import Network, Precision, open_network, to_numpy
@@ -26,6 +26,7 @@ from beam_influence.influence_ops.model.output_curvature import Likelihood
 from beam_influence.influence_ops.model.regularizer import WeightRegularizer, check_weight_decay, flat_values
 from beam_influence.influence_ops.model.weights import LAST_WITH_WEIGHTS, StartLayer, refuse_merged_lora, watched_variables
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Inputs
+from beam_influence.influence_ops.reason import reason_of
 from beam_influence.influence_ops.types import Float64Matrix, Float64Vector, Loss, ProcessBatch
 
 _VECTORS_AT_ONCE = 32  # products in one vectorised pass: bounds memory to as many copies of the activations
@@ -49,7 +50,9 @@ class InfluenceModel(ExplainedModel):
         H only, as in an objective mean(ℓ) + R. `loss`: also in every example's loss, ℓ + R, train and
         test, as the reference calculator has it.
       precision: `auto` computes in float64 where the model can be rebuilt so, else in its own dtype;
-        `float64` insists; `native` keeps the model's own dtype.
+        `float64` insists; `native` keeps the model's own dtype. `tf32` is `native` of a float32 model whose products a GPU may round to
+        TensorFloat-32: it is allowed in the process while this model is the one that was called last. `bfloat16` is `native` with solved
+        test points held in bfloat16; of `compute_in_memory` and the job.
       process_batch_for_loss_fn: for the calculators over `tf.data`: an element of a dataset -> (inputs, labels, weights or None).
 
     Raises:
@@ -72,8 +75,8 @@ class InfluenceModel(ExplainedModel):
         self.weight_decay = check_weight_decay(weight_decay)
         if regularizer not in ("curvature", "loss"):
             raise ValueError(f"regularizer={regularizer!r} must be 'curvature' or 'loss'")
-        if precision not in ("auto", "float64", "native"):
-            raise ValueError(f"precision={precision!r} must be 'auto', 'float64' or 'native'")
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision={precision!r} must be one of {', '.join(get_args(Precision))}")
         self.process_batch_for_loss_fn = process_batch_for_loss_fn
         self.training_loss = resolve_loss(loss_function, model)
         self.regularizer = regularizer
@@ -87,12 +90,16 @@ class InfluenceModel(ExplainedModel):
                 "precision 'native'"
             )
         if rounds is not None:
-            self._compute_on(open_network(model, "native"))
+            self._compute_on_original(f"it rounds what it has computed ({rounds}), which in float64 may fall to another side")
+
+    def _compute_on_original(self, why: str) -> None:
+        self._compute_on(dataclasses.replace(open_network(self.network.original, "native"), why_native=why))
 
     def _compute_on(self, network: Network) -> None:
         self.network = network
         self.model = network.model
         self.dtype = network.dtype
+        self.query_dtype = "bfloat16" if self._precision == "bfloat16" else network.dtype
         self.variables = watched_variables(self.model, *self._watched)
         refuse_merged_lora(self.model, self.variables)
         self.size = sum(int(np.prod(variable.shape)) for variable in self.variables)
@@ -131,9 +138,8 @@ class InfluenceModel(ExplainedModel):
             except Exception as error:
                 if self._precision != "auto" or not self.network.is_copy:
                     raise
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                self._compute_on(open_network(self.network.original, "native"))
-                logging.getLogger(__name__).warning("computed in %s, the model's own precision: %s", self.dtype, reason[-1].strip())
+                why = reason_of(error).partition("; use precision")[0]
+                self._compute_on_original(why if isinstance(error, Disagreement) else f"its float64 copy can't be evaluated: {why}")
                 found = check_agreement(self, batch)
         if found.examples:  # else none of them could be evaluated
             self.agreement = found

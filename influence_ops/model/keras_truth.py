@@ -110,13 +110,6 @@ class KerasTruth:
         return _compiled_loss(losses, labels, outputs, weights, self._model, self._loss.weights)
 
 
-def narrowest_dtype(model: Any) -> str:
-    """The narrowest dtype on the way through a model; at least float32, in which Keras computes losses."""
-    layers = getattr(model, "_flatten_layers", list)()
-    narrow = [layer.compute_dtype for layer in layers if layer.compute_dtype in ("float16", "bfloat16")]
-    return narrow[0] if narrow else "float32"
-
-
 def _user_loss(function: Any, labels: Tensors, outputs: Tensors, weights: tf.Tensor | None, model: Any) -> tf.Tensor:
     """The loss of a batch by the user's function: through Keras's `compile` where that takes it, else by calling it."""
     name = weights_argument(function)

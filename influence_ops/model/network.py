@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import warnings
 from typing import Any, Literal
 
@@ -16,10 +15,11 @@ from beam_influence.influence_ops.model.float64_copy import NoCopy, float64_copy
 from beam_influence.influence_ops.model.h5_file import load_h5_file
 from beam_influence.influence_ops.model.own_functions import own_functions_text
 from beam_influence.influence_ops.model.saved_model import SavedModelNetwork
+from beam_influence.influence_ops.model.tensor_float_32 import has_tensor_float_32
 from beam_influence.influence_ops.reading.features import ModelInput
 from beam_influence.influence_ops.types import Float64Array, Tensors, TensorSpecs
 
-Precision = Literal["auto", "float64", "native"]
+Precision = Literal["auto", "float64", "native", "tf32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,53 +31,78 @@ class Network:
       original: the user's model.
       dtype: what `model` computes in.
       inputs: the original's inputs as it declares them; empty for a subclassed model.
+      why_native: why `model` is no float64 copy, where that was left open; empty where it was not, or there is a copy.
+      tensor_float_32: whether products of float32 may be those of `tensor_float_32`.
     """
 
     model: Any
     original: Any
     dtype: str
     inputs: tuple[ModelInput, ...]
+    why_native: str = ""
+    tensor_float_32: bool = False
 
     @property
     def is_copy(self) -> bool:
         """Whether the two must be compared."""
         return self.model is not self.original
 
+    @property
+    def rounds_as(self) -> str:
+        """The dtype whose rounding is the coarsest on the way through the user's model: TensorFloat-32 has as many bits as float16."""
+        return "float16" if self.tensor_float_32 and has_tensor_float_32() else narrowest_dtype(self.original)
+
 
 def open_network(model: Any, precision: Precision) -> Network:
     """The network of `model` in a precision; the model is never changed.
 
     `native` is the model itself. `float64` is a copy by Keras's own serialisation (`float64_copy`), of which a subclassed model
-    and a SavedModel have none; `auto` takes the copy where there is one.
+    and a SavedModel have none; `auto` takes the copy where there is one. `bfloat16` is the model itself, and so is `tf32`, with
+    TensorFloat-32 allowed.
 
     Raises:
-      ValueError: the model is not built, is quantised or keeps state from batch to batch, or has no float64 copy.
+      ValueError: the model is not built, is quantised or keeps state from batch to batch, has no float64 copy, or for `tf32` does not
+        compute in float32.
     """
     inputs = declared_inputs(model)
-    if isinstance(model, SavedModelNetwork):
-        if precision == "float64" and model.dtype != "float64":
-            raise ValueError("a SavedModel can't be rebuilt in float64; use precision 'native', or a .keras file")
-        return Network(model, model, model.dtype, inputs)
-    if not model.built:
-        raise ValueError("the model has no weights yet; call it once on a batch, or load a trained one")
-    _refuse_layers(model)
-    native = Network(model, model, _weights_dtype(model), inputs)
-    if precision == "native":
+    of_saved = isinstance(model, SavedModelNetwork)
+    if not of_saved:
+        if not model.built:
+            raise ValueError("the model has no weights yet; call it once on a batch, or load a trained one")
+        _refuse_layers(model)
+    native = Network(model, model, model.dtype if of_saved else _weights_dtype(model), inputs)
+    if precision == "tf32":
+        return _with_tensor_float_32(native)
+    if precision in ("native", "bfloat16"):
         return native
-    if not isinstance(model, (keras.Sequential, Functional)):
+    if of_saved or not isinstance(model, (keras.Sequential, Functional)):
+        what = "a SavedModel" if of_saved else f"{type(model).__name__} is a subclassed model and"
         if precision == "float64" and native.dtype != "float64":
-            raise ValueError(
-                f"{type(model).__name__} is a subclassed model and can't be rebuilt in float64; "
-                "use precision 'native'"
-            )
-        return native
+            raise ValueError(f"{what} can't be rebuilt in float64; use precision 'native'{', or a .keras file' * of_saved}")
+        return dataclasses.replace(native, why_native=f"{what} can't be rebuilt in float64")
     try:
         return Network(float64_copy(model), model, "float64", inputs)
     except NoCopy as reason:
         if precision == "float64":
             raise ValueError(f"the model can't be rebuilt in float64: {reason}; use precision 'native'") from reason
-        logging.getLogger(__name__).info("computed in %s, since the model can't be rebuilt in float64: %s", native.dtype, reason)
-        return native
+        return dataclasses.replace(native, why_native=f"the model can't be rebuilt in float64: {reason}")
+
+
+def _with_tensor_float_32(native: Network) -> Network:
+    narrow = narrowest_dtype(native.original)
+    if native.dtype != "float32" or narrow != "float32":
+        found = native.dtype if native.dtype != "float32" else narrow
+        raise ValueError(
+            f"precision 'tf32' is of products of float32, and the model computes in {found}; use precision 'native', or 'float64'"
+        )
+    return dataclasses.replace(native, tensor_float_32=True)
+
+
+def narrowest_dtype(model: Any) -> str:
+    """The narrowest dtype on the way through a model; at least float32, in which Keras computes losses."""
+    layers = getattr(model, "_flatten_layers", list)()
+    narrow = [layer.compute_dtype for layer in layers if layer.compute_dtype in ("float16", "bfloat16")]
+    return narrow[0] if narrow else "float32"
 
 
 def _weights_dtype(model: Any) -> str:

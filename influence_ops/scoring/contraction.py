@@ -38,7 +38,7 @@ class Contraction:
     Args:
       layout: of the model.
       solved: [T, P], or factors.
-      dtype: of the computation.
+      dtype: in which the solutions are held on the device; one of 16 bits is widened as it is multiplied: see `widened`.
       examples: about how many training examples will be scored: whether looking for a low rank pays; 0: not known, as of `identity`,
         which is fitted to none.
       tolerance: see `TOLERANCE`; 0: only exact ways.

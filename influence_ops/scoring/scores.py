@@ -208,7 +208,7 @@ class Scorer:
 
     def _chosen(self, block: QueryBlock, gradients: Gradients) -> Contraction:
         options, solved = self._options, block.solved if block.factored is None else block.factored
-        contraction = Contraction(gradients.layout, solved, self._model.dtype, self._preconditioner.examples, options.tolerance)
+        contraction = Contraction(gradients.layout, solved, self._model.query_dtype, self._preconditioner.examples, options.tolerance)
         contraction.choose(gradients)
         if options.errors:
             if block.errors is None:

@@ -49,30 +49,29 @@ class TurnedProducts:
     Args:
       layout: of the block.
       left, right: a_t [T, 1, I] and g_t [T, 1, O] in the operator's basis.
-      dtype: of the computation.
+      dtype: in which both are held.
     """
 
     def __init__(self, layout: BlockLayout, left: np.ndarray, right: np.ndarray, dtype: str):
         self._layout = layout
-        self._left, self._right = (tf.constant(each[:, 0], dtype) for each in (left, right))
+        self._held = tuple(tf.constant(each[:, 0].astype(tf.as_dtype(dtype).as_numpy_dtype)) for each in (left, right))
 
     def scores(self, block: Block, weights: tf.Tensor) -> tf.Tensor:
         """[B, T] from the batch's block and W, both of `TurnedBlocks`."""
-        layout, queries = self._layout, len(self._left)
+        layout, queries = self._layout, len(self._held[0])
+        left, right = (tf.cast(each, weights.dtype) for each in self._held)
         if isinstance(block, Factored) and positions_of(block) == 1:
             rows = max(1, _AT_ONCE // (max(queries, 1) * max(layout.rows, layout.columns)))
-            parts = [self._of_one_position(a[:, 0], g[:, 0], weights) for _, (a, g) in parts_of(block, rows)]
+            parts = [self._of_one_position(a[:, 0], g[:, 0], weights, left, right) for _, (a, g) in parts_of(block, rows)]
         else:
             rows = max(1, _AT_ONCE // (layout.size + max(queries, 1) * layout.columns))
-            parts = [self._of_matrices(materialise(layout, part) * weights) for _, part in parts_of(block, rows)]
+            # Of G_i ∘ W [B, I, O].
+            matrices = (materialise(layout, part) * weights for _, part in parts_of(block, rows))
+            parts = [tf.reduce_sum(tf.matmul(left, each) * right, axis=2) for each in matrices]
         return parts[0] if len(parts) == 1 else tf.concat(parts, axis=0)
 
-    def _of_one_position(self, a: tf.Tensor, g: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    def _of_one_position(self, a: tf.Tensor, g: tf.Tensor, weights: tf.Tensor, left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
         """One product with W of the a_t ∘ a_i of all pairs."""
-        of_pairs = tf.matmul(tf.reshape(a[:, None] * self._left, [-1, self._layout.rows]), weights)
-        of_pairs = tf.reshape(of_pairs, [-1, len(self._left), self._layout.columns])
-        return tf.reduce_sum(of_pairs * (g[:, None] * self._right), axis=2)
-
-    def _of_matrices(self, matrices: tf.Tensor) -> tf.Tensor:
-        """From G_i ∘ W [B, I, O]."""
-        return tf.reduce_sum(tf.matmul(self._left, matrices) * self._right, axis=2)
+        of_pairs = tf.matmul(tf.reshape(a[:, None] * left, [-1, self._layout.rows]), weights)
+        of_pairs = tf.reshape(of_pairs, [-1, len(left), self._layout.columns])
+        return tf.reduce_sum(of_pairs * (g[:, None] * right), axis=2)

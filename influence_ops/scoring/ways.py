@@ -12,6 +12,7 @@ import tensorflow as tf
 from beam_influence.influence_ops.model.gradients import Block, BlockLayout, Factored, OneHot
 from beam_influence.influence_ops.model.gradients.blocks import materialise, parts_of, positions_of
 from beam_influence.influence_ops.scoring.low_rank import Factors
+from beam_influence.influence_ops.scoring.widened import sum_dtype, widened_product
 
 AT_ONCE = 1 << 25
 """Numbers in memory at once: 256 MB of float64."""
@@ -89,7 +90,7 @@ class Gemm(Way):
 
     def scores(self, block: Block, *tensors: tf.Tensor) -> tf.Tensor:
         (queries,) = tensors
-        return tf.matmul(tf.reshape(materialise(self._layout, block), [-1, self._layout.size]), queries)
+        return widened_product(tf.reshape(materialise(self._layout, block), [-1, self._layout.size]), queries)
 
 
 class Rebuilt(Way):
@@ -106,9 +107,10 @@ class Rebuilt(Way):
         parts = []
         for _, part in parts_of(block, rows):
             gradients = tf.reshape(materialise(self._layout, part), [-1, size])
+            gradients = tf.cast(gradients, sum_dtype(gradients.dtype))
             columns = []
             for first in range(0, len(lefts), rows):
-                left, right = lefts[first : first + rows], rights[first : first + rows]
+                left, right = (tf.cast(each[first : first + rows], gradients.dtype) for each in (lefts, rights))
                 columns.append(tf.matmul(gradients, tf.reshape(tf.matmul(left, right, transpose_a=True), [-1, size]), transpose_b=True))
             parts.append(tf.concat(columns, axis=1))
         return tf.concat(parts, axis=0)
@@ -126,8 +128,8 @@ class LowRank(Way):
     def scores(self, block: Block, *tensors: tf.Tensor) -> tf.Tensor:
         assert isinstance(block, Factored)
         a, g = block
-        left = tf.matmul(tf.reshape(a, [-1, a.shape[2]]), tensors[0])
-        right = tf.matmul(tf.reshape(g, [-1, g.shape[2]]), tensors[1])
+        left = widened_product(tf.reshape(a, [-1, a.shape[2]]), tensors[0])
+        right = widened_product(tf.reshape(g, [-1, g.shape[2]]), tensors[1])
         return tf.reduce_sum(tf.reshape(left * right, [-1, a.shape[1], self._queries, self._rank]), axis=[1, 3])
 
 
@@ -143,4 +145,5 @@ class Lookup(Way):
     def scores(self, block: Block, *tensors: tf.Tensor) -> tf.Tensor:
         assert isinstance(block, OneHot)
         rows = tf.gather(tensors[0], block.ids)  # [b, S, T, O]
-        return tf.einsum("bsto,bso->bt", rows, block.errors)
+        dtype = sum_dtype(block.errors.dtype)
+        return tf.einsum("bsto,bso->bt", tf.cast(rows, dtype), tf.cast(block.errors, dtype))

@@ -110,7 +110,7 @@ def choose_and_prepare(config: InfluenceConfig, beam_arguments: Sequence[str] = 
     precision = choose_precision(chosen, prepared)
     if precision is not None and precision.precision == NATIVE:
         chosen = dataclasses.replace(chosen, precision=NATIVE)
-        prepared = prepare(chosen, choice)
+        prepared = prepared if prepared.model.precision == NATIVE else prepare(chosen, choice)
     return chosen, dataclasses.replace(prepared, decoded=plan_decoded(chosen, prepared), precision=precision)
 
 

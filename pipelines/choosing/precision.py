@@ -1,16 +1,18 @@
-"""What `--precision auto` computes in: float64, or the model's own precision where the ranks of a sample are the same in it."""
+"""What `--precision auto` computes in: float64, or the model's own precision where the ranks of a sample are the same in it; and what a
+narrower one that is asked for costs."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
+from beam_influence.influence_ops.curvature import load_preconditioner
 from beam_influence.influence_ops.curvature.dense import DenseCurvature
 from beam_influence.influence_ops.curvature.sample import Sample
 from beam_influence.influence_ops.curvature.sampled import SampleCurvature
@@ -18,8 +20,10 @@ from beam_influence.influence_ops.curvature.source_gauss_newton import SourceGau
 from beam_influence.influence_ops.evaluation.score_error import ScoreError, score_error
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.network import Precision
+from beam_influence.influence_ops.model.tensor_float_32 import has_tensor_float_32
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.reading.features import FeatureSpec
+from beam_influence.influence_ops.reason import reason_of
 from beam_influence.influence_ops.scoring.in_memory import compute_in_memory
 from beam_influence.pipelines.build import PASS_TOLERANCE
 from beam_influence.pipelines.config import InfluenceConfig
@@ -29,12 +33,15 @@ from beam_influence.pipelines.planning.short_plan import count_passes
 from beam_influence.pipelines.prepare import PreparedRun
 from beam_influence.transforms.elements import ReadLimit
 from beam_influence.transforms.file_list import FileList
+from beam_influence.transforms.files import BeamFiles
 from beam_influence.transforms.progress import Progress
 from beam_influence.transforms.read_shards import ShardReader
 
 AUTO: Precision = "auto"
 FLOAT64: Precision = "float64"
 NATIVE: Precision = "native"
+TF32: Precision = "tf32"
+BFLOAT16: Precision = "bfloat16"
 LEAST_RANK = 1 - 1e-4
 """The least rank correlation with float64 at which scores count as the same."""
 _SOLVED_AS_THEY_ARE = (DenseCurvature, SampleCurvature, SourceGaussNewton)
@@ -54,15 +61,20 @@ class PrecisionChoice:
 
     Attributes:
       asked: the option.
-      precision: `float64`, or `native`, the model's own.
+      precision: what was taken: `float64`, `native`, the model's own, `tf32` or `bfloat16`.
       why: in words.
-      error: of the model's own precision on a sample; None: it was not measured.
+      error: of what was asked for, or of the model's own precision, on a sample; None: it was not measured.
     """
 
     asked: str
     precision: str
     why: str
     error: ScoreError | None = None
+
+    @property
+    def is_told(self) -> bool:
+        """Whether it is printed in every run: all but float64 by rule."""
+        return self.error is not None or self.precision != FLOAT64
 
     @property
     def text(self) -> str:
@@ -76,19 +88,23 @@ class PrecisionChoice:
 
 
 def choose_precision(config: InfluenceConfig, prepared: PreparedRun) -> PrecisionChoice | None:
-    """What a run that leaves it open computes in; and, where a model that computes in 16 bits is taken as it is, the error of that. None
-    where there is nothing to say: float64 is asked for, or the model has no float64 copy.
+    """What a run that leaves it open computes in; and what a precision that was asked for costs, where it is narrower than float32. None
+    where there is nothing to say: float64 is asked for, or the model's own, of float32 or more.
 
     Args:
       config: the options.
       prepared: the run in float64 where there is a copy and it is left open, else in what was asked for.
     """
-    if prepared.train_features is None or prepared.curvature_path or prepared.indexed:
-        return None
-    native = _compute_dtype(prepared.model.session())
-    if config.precision == NATIVE and native in _IN_16_BITS:
+    model = prepared.model.session()
+    native = _compute_dtype(model)
+    if config.precision in (TF32, BFLOAT16) or (config.precision == NATIVE and native in _IN_16_BITS):
         return _asked_for(config, prepared, native)
-    if config.precision != AUTO or prepared.dtype != FLOAT64 or native == FLOAT64:
+    if config.precision != AUTO or native == FLOAT64:
+        return None
+    if prepared.dtype != FLOAT64:
+        why = f": {model.network.why_native}" if model.network.why_native else ""
+        return PrecisionChoice(AUTO, NATIVE, f"{native}, the model's own{why}")
+    if prepared.train_features is None or prepared.curvature_path or prepared.indexed:
         return None
     why = _float64_by_rule(config, prepared, prepared.train_features)
     if why:
@@ -96,7 +112,7 @@ def choose_precision(config: InfluenceConfig, prepared: PreparedRun) -> Precisio
     try:
         error = measure(config, prepared, FLOAT64, NATIVE)
     except ValueError as reason:
-        return PrecisionChoice(AUTO, FLOAT64, f"float64: a sample can't tell what {native} would do ({_first_line(reason)})")
+        return PrecisionChoice(AUTO, FLOAT64, f"float64: a sample can't tell what {native} would do ({_why(reason)})")
     return decide(native, error)
 
 
@@ -112,15 +128,29 @@ def _float64_by_rule(config: InfluenceConfig, prepared: PreparedRun, features: F
 
 
 def _asked_for(config: InfluenceConfig, prepared: PreparedRun, native: str) -> PrecisionChoice:
-    try:
-        error = measure(config, prepared, FLOAT64, NATIVE)
-    except ValueError as reason:
-        return PrecisionChoice(NATIVE, NATIVE, f"{native}, as it is asked for; its error can't be measured ({_first_line(reason)})")
-    return PrecisionChoice(NATIVE, NATIVE, f"{native}, as it is asked for ({error.text})", error)
+    asked = cast(Precision, config.precision)
+    what = {
+        NATIVE: f"{native}, as it is asked for",
+        TF32: "tf32, as it is asked for: products of float32 in TensorFloat-32 where a GPU has it",
+        BFLOAT16: f"bfloat16, as it is asked for: solved test points are held in it, all else is in {native}",
+    }[asked]
+    if asked == TF32 and not has_tensor_float_32():
+        why = "there is no GPU with TensorFloat-32 here: this machine computes in float32, and the error can't be measured"
+        return PrecisionChoice(asked, asked, f"{what}; {why}")
+    reasons = []
+    for exact in (FLOAT64, NATIVE) if asked != NATIVE else (FLOAT64,):
+        try:
+            error = measure(config, prepared, exact, asked)
+        except (ValueError, tf.errors.OpError) as reason:
+            reasons.append(_why(reason))
+            continue
+        beside = f"beside {native}, not float64, since {reasons[0]}: " if reasons else ""
+        return PrecisionChoice(asked, asked, f"{what} ({beside}{error.text})", error)
+    return PrecisionChoice(asked, asked, f"{what}; its error can't be measured ({reasons[0]})")
 
 
-def _first_line(reason: ValueError) -> str:
-    return str(reason).partition("\n")[0]
+def _why(error: Exception) -> str:
+    return reason_of(error).partition("; use precision")[0]
 
 
 def decide(native: str, error: ScoreError) -> PrecisionChoice:
@@ -131,14 +161,21 @@ def decide(native: str, error: ScoreError) -> PrecisionChoice:
 
 
 def measure(config: InfluenceConfig, prepared: PreparedRun, exact: Precision, other: Precision) -> ScoreError:
-    """How far the scores in one precision are from those in another, by the curvature of a sample of the run's training examples.
+    """How far the scores in one precision are from those in another, by the curvature of a sample of the run's training examples, or by the
+    saved one that the run uses.
 
     Raises:
-      ValueError: the sample has too few examples, one of both can't evaluate all of it, or the curvature can't be inverted.
+      ValueError: the run reads no training examples, or too few; one of both can't evaluate all of them or is not the user's model, or the
+        curvature can't be inverted.
     """
-    train = _some(config, prepared.train_features, prepared.train, _EXAMPLES)
+    features, files = prepared.train_features, prepared.train
+    if features is None:
+        features, files = prepared.candidate_features, prepared.candidates
+    if features is None:
+        raise ValueError("the run reads no training examples")
+    train = _some(config, features, files, _EXAMPLES)
     test = _some(config, prepared.test_features, prepared.test, _POINTS) if prepared.test else train[:1]
-    wanted, found = (_scores(config, _opened(prepared, precision), train, test) for precision in (exact, other))
+    wanted, found = (_scores(config, prepared, _opened(prepared, precision), train, test) for precision in (exact, other))
     if wanted.shape != found.shape or not wanted.size:
         raise ValueError(f"it has {list(wanted.shape)} finite scores in {exact}, {list(found.shape)} in the other precision")
     return score_error(wanted, found, min(config.top_k, max(1, wanted.shape[1] // 4)))
@@ -147,17 +184,20 @@ def measure(config: InfluenceConfig, prepared: PreparedRun, exact: Precision, ot
 def _opened(prepared: PreparedRun, precision: Precision) -> ExplainedModel:
     """The run's model in a precision."""
     session = prepared.model.session()
-    if (session.dtype == FLOAT64) == (precision == FLOAT64):
+    is_float64 = precision == FLOAT64 and session.dtype == session.query_dtype == FLOAT64
+    if is_float64 or prepared.model.precision == precision:
         return session
     return dataclasses.replace(prepared.model, precision=precision, agreement=None).open()
 
 
-def _scores(config: InfluenceConfig, model: ExplainedModel, train: Sequence[ExampleBatch], test: Sequence[ExampleBatch]) -> np.ndarray:
+def _scores(
+    config: InfluenceConfig, prepared: PreparedRun, model: ExplainedModel, train: Sequence[ExampleBatch], test: Sequence[ExampleBatch]
+) -> np.ndarray:
     """[T, N], both by id."""
-    finish = config.finish_options()
+    finish, saved = config.finish_options(), prepared.curvature_path
     result = compute_in_memory(
         model,
-        config.make_curvature(),
+        config.make_curvature() if saved is None else load_preconditioner(saved, BeamFiles()),
         train,
         test,
         damping=finish.damping,
@@ -165,7 +205,7 @@ def _scores(config: InfluenceConfig, model: ExplainedModel, train: Sequence[Exam
         rank=finish.rank,
         options=config.score_options(),
         outputs=("scores",),
-        passes=config.solver_passes,
+        passes=config.solver_passes if saved is None else 0,
         tolerance=config.tolerance or PASS_TOLERANCE,
     )
     rows: pa.Table = result.tables["scores"].sort_by([("test_id", "ascending"), ("train_id", "ascending")])

@@ -126,7 +126,7 @@ def _known(config: InfluenceConfig, prepared: PreparedRun) -> dict[str, int]:
 
 def _chosen(prepared: PreparedRun) -> str:
     """What was left to the run itself and is decided by now, in words."""
-    found = [prepared.choice, *([prepared.precision] if prepared.precision and prepared.precision.error else [])]
+    found = [prepared.choice, *([prepared.precision] if prepared.precision and prepared.precision.is_told else [])]
     found += [prepared.decoded] if prepared.decoded and prepared.decoded.cache else []
     return "\n".join(choice.text for choice in found if choice is not None)
 

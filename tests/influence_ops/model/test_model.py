@@ -158,7 +158,7 @@ def test_inputs_as_declared():
         ({"weight_decay": float("nan")}, "weight_decay=nan must be"),
         ({"weight_decay": float("inf")}, "weight_decay=inf must be"),
         ({"regularizer": "both"}, "regularizer='both' must be 'curvature' or 'loss'"),
-        ({"precision": "float16"}, "precision='float16' must be 'auto', 'float64' or 'native'"),
+        ({"precision": "float16"}, "precision='float16' must be one of auto, float64, native, tf32, bfloat16"),
         ({"loss_function": None}, "carries no compiled loss"),
         ({"loss_function": "nonsense"}, "no loss is called 'nonsense'"),
         ({"weights": "nonsense"}, "weights='nonsense' matches none"),

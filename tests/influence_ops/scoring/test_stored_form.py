@@ -30,6 +30,10 @@ def rebuilt(solutions: FactoredSolutions, blocks: tuple, size: int) -> np.ndarra
     return flat
 
 
+def _in_bfloat16(array: np.ndarray) -> np.ndarray:
+    return array.astype(tf.bfloat16.as_numpy_dtype).astype(np.float32)
+
+
 @pytest.mark.parametrize("kind", ["dense", "conv2d-strided-same", "dense-over-sequence", "embedding", "lstm"])
 def test_scores_of_factors(kind: str) -> None:
     """Each way, the constant part of each gradient too, against the product of whole arrays."""
@@ -47,6 +51,11 @@ def test_scores_of_factors(kind: str) -> None:
     contraction = Contraction(gradients.layout, stored, model.dtype, 10**9, 0.0)
     np.testing.assert_allclose(contraction.scores(gradients), wanted, rtol=0, atol=1e-9 * np.abs(wanted).max())
     ways = {cost.way for cost in contraction.costs}
+    held = dataclasses.replace(stored, parts=tuple(tuple(_in_bfloat16(each) for each in part) for part in stored.parts))
+    near = rebuilt(held, gradients.layout.blocks, model.size) @ np.asarray(dataclasses.replace(gradients, offset=None), np.float64).T
+    near += (rebuilt(stored, gradients.layout.blocks, model.size) @ offset)[:, None]
+    found = Contraction(gradients.layout, stored, "bfloat16", 10**9, 0.0).scores(gradients)
+    np.testing.assert_allclose(found, near, rtol=0, atol=1e-9 * np.abs(near).max())  # sums are in the model's float64
     numbers = sum(array[0].size for part in stored.parts for array in part)
     assert numbers == StoredForm("float32", 2).numbers(gradients.layout) <= model.size
     assert (numbers < model.size) == bool(ways & {"low_rank", "rebuilt"})
@@ -57,9 +66,12 @@ def test_many_positions_are_rebuilt() -> None:
     model = make("conv2d-strided-same")
     gradients = model.losses_and_gradients(data(model, "conv2d-strided-same"))[1]
     stored = StoredForm("float32", 2).of(gradients.layout, np.random.default_rng(0).standard_normal((400, model.size)))
-    contraction = Contraction(gradients.layout, stored, model.dtype, 10**9, 0.0)
+    contraction = Contraction(gradients.layout, stored, "bfloat16", 10**9, 0.0)
     contraction.choose(gradients)
     assert "rebuilt" in {cost.way for cost in contraction.costs}
+    held = dataclasses.replace(stored, parts=tuple(tuple(_in_bfloat16(each) for each in part) for part in stored.parts))
+    wanted = rebuilt(held, gradients.layout.blocks, model.size) @ np.asarray(gradients, np.float64).T
+    np.testing.assert_allclose(contraction.scores(gradients), wanted, rtol=0, atol=1e-9 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("shape", [(40, 12), (12, 40), (300, 270)])
@@ -147,6 +159,12 @@ def test_unsolved_in_the_basis(curvature: str, kind: str, turned: set[int]) -> N
     products = TurnedProducts(layout, left, right, "float64").scores(several, tf.constant(weights)).numpy()
     wanted = np.einsum("bsi,bso,io,ti,to->bt", inputs, errors, weights, left[:, 0], right[:, 0])
     np.testing.assert_allclose(products, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
+    held, rounded = TurnedProducts(layout, left, right, "bfloat16"), [_in_bfloat16(each[:, 0]) for each in (left, right)]
+    for positions in (1, 2):
+        some = Factored(tf.constant(inputs[:, :positions]), tf.constant(errors[:, :positions]))
+        wanted = np.einsum("bsi,bso,io,ti,to->bt", *map(np.asarray, some), weights, *rounded)
+        found = held.scores(some, tf.constant(weights)).numpy()
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
 
 
 def test_what_is_kept_unsolved() -> None:

@@ -149,7 +149,7 @@ class Contraction:
             of_rank_one = 2.0 * positions * queries * (layout.rows + layout.columns + 1)
             most = min(int(gemm / of_rank_one), layout.rows, layout.columns)
             if most and search_flops(layout.rows, layout.columns, queries, most) < 0.5 * self._examples * gemm:
-                factors = low_rank(matrices, most, self._tolerance, np.dtype(self._dtype))
+                factors = low_rank(matrices, most, self._tolerance, np.dtype(tf.as_dtype(self._dtype).as_numpy_dtype))
                 if factors is not None:
                     rank = factors[0].shape[1]
                     cost = Cost(layout.name, shape, "low_rank", rank, rank * of_rank_one, gemm)

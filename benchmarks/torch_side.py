@@ -183,4 +183,5 @@ def main(system: str, strategy: str, damping: float, name: str, path: str, top_k
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3], float(sys.argv[3]), *sys.argv[4:6], int(sys.argv[6]), sys.argv[7])
+    of, way, damped, named, data, first, answer = sys.argv[1:]
+    main(of, way, float(damped), named, data, int(first), answer)

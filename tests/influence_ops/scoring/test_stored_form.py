@@ -51,6 +51,7 @@ def test_scores_of_factors(kind: str) -> None:
     contraction = Contraction(gradients.layout, stored, model.dtype, 10**9, 0.0)
     np.testing.assert_allclose(contraction.scores(gradients), wanted, rtol=0, atol=1e-9 * np.abs(wanted).max())
     ways = {cost.way for cost in contraction.costs}
+    assert isinstance(stored, FactoredSolutions)
     held = dataclasses.replace(stored, parts=tuple(tuple(_in_bfloat16(each) for each in part) for part in stored.parts))
     near = rebuilt(held, gradients.layout.blocks, model.size) @ np.asarray(dataclasses.replace(gradients, offset=None), np.float64).T
     near += (rebuilt(stored, gradients.layout.blocks, model.size) @ offset)[:, None]
@@ -69,6 +70,7 @@ def test_many_positions_are_rebuilt() -> None:
     contraction = Contraction(gradients.layout, stored, "bfloat16", 10**9, 0.0)
     contraction.choose(gradients)
     assert "rebuilt" in {cost.way for cost in contraction.costs}
+    assert isinstance(stored, FactoredSolutions)
     held = dataclasses.replace(stored, parts=tuple(tuple(_in_bfloat16(each) for each in part) for part in stored.parts))
     wanted = rebuilt(held, gradients.layout.blocks, model.size) @ np.asarray(gradients, np.float64).T
     np.testing.assert_allclose(contraction.scores(gradients), wanted, rtol=0, atol=1e-9 * np.abs(wanted).max())

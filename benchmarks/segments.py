@@ -3,7 +3,8 @@
 Five models of an MLP 64-12-10 on 400 digits (P = 910), each with its own seed, explain 60 test points. Retrained are random halves, each
 with several seeds, and random groups of 5 % left out; see `many_trainings`.
 
-    python -m benchmarks.segments [--optimizer adam] [--regimes early,converged] [--curvatures ekfac,source] [--members 5] [--retrainings 40] [--repeats 4]
+    python -m benchmarks.segments [--optimizer adam] [--regimes early,converged] [--curvatures ekfac,source] [--members 5]
+        [--retrainings 40] [--repeats 4]
 """
 
 from __future__ import annotations
@@ -111,10 +112,10 @@ def model_of(point: Point, member: int, step: int = 0, optimizer: Optimizer = "s
     return InfluenceModel(network, loss_function="softmax_cross_entropy", weights="all", weight_decay=DECAY)
 
 
-def scores(model: ExplainedModel, data: Digits, name: str, settings: dict[str, Any]) -> np.ndarray:
+def scores(model: ExplainedModel, data: Digits, name: str, settings: dict[str, Any], damping: float | str = "auto") -> np.ndarray:
     """Influence: [N, T]."""
     rows, tests = batch(data.x, data.y), batch(data.test_x, data.test_y)
-    operator = fit(model, curvature_by_name(name, settings=settings), lambda: [rows], FinishOptions()).bind(model)
+    operator = fit(model, curvature_by_name(name, settings=settings), lambda: [rows], FinishOptions(damping)).bind(model)
     solved = operator.apply(np.asarray(model.losses_and_gradients(tests)[1], dtype=np.float64))
     return np.asarray(model.losses_and_gradients(rows)[1], dtype=np.float64) @ solved.T
 
@@ -156,21 +157,23 @@ def coverage_of(truth: Truth, members: list[np.ndarray]) -> tuple[float, float, 
     return float((away <= factor * error).mean()), float((away <= factor * np.hypot(error, of_actual)).mean()), calibrated
 
 
-def measure(regime: str, curvatures: list[str], members: int, retrainings: int, repeats: int, optimizer: Optimizer) -> None:
+def measure(regime: str, options: argparse.Namespace) -> None:
     """Prints the rows of one regime."""
+    optimizer, members = options.optimizer, options.members
     data, phases = load(), REGIMES[optimizer][regime]
     started = time.process_time()
-    truth = retrain(data, phases, retrainings, repeats, optimizer)
+    truth = retrain(data, phases, options.retrainings, options.repeats, optimizer)
     steps, settings = cuts_of(phases, SEGMENTS[regime])
     path = train(data, np.ones((members, TRAIN), bool), range(members), phases, steps, optimizer)
     print(f"\n{optimizer}, {regime}: {phases}; trainings {time.process_time() - started:.0f} CPU s", flush=True)
     found: dict[str, list[np.ndarray]] = {}
-    for name in curvatures:
+    for name in options.curvatures.split(","):
         started, found[name] = time.process_time(), []
         for member in range(members):
             models = [model_of(path[step], member, step, optimizer) for step in steps]
             is_source = name in ONE_OF
-            found[name].append(scores(CheckpointSum(models) if is_source else models[-1], data, name, settings if is_source else {}))
+            of_segments = (CheckpointSum(models), data, name, settings)
+            found[name].append(scores(*of_segments) if is_source else scores(models[-1], data, name, {}, options.damping))
         print(f"{name}: {(time.process_time() - started) / members:.1f} CPU s a model", flush=True)
     names = list(found)
     ensembles = [[np.mean(of_members, axis=0)] for of_members in found.values()]
@@ -199,12 +202,14 @@ def main() -> int:
     parser.add_argument("--regimes", default=",".join(SEGMENTS), help="early, converged")
     every = ",".join([*ONE_OF.values(), *ONE_OF])
     parser.add_argument("--curvatures", default=every, help=f"those of segments after those of one checkpoint (default: {every})")
+    number = "of those of one checkpoint, auto or a number; of those of segments it is auto"
+    parser.add_argument("--damping", default="auto", type=lambda text: text if text == "auto" else float(text), help=number)
     parser.add_argument("--members", type=int, default=5, help="models that explain, each with its own seed")
     parser.add_argument("--retrainings", type=int, default=40, help="random halves")
     parser.add_argument("--repeats", type=int, default=4, help="seeds of each retraining")
     options = parser.parse_args()
     for regime in options.regimes.split(","):
-        measure(regime, options.curvatures.split(","), options.members, options.retrainings, options.repeats, options.optimizer)
+        measure(regime, options)
     return 0
 
 

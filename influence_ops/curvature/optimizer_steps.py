@@ -32,11 +32,11 @@ class StepScales(NamedTuple):
     """P and λ of a segment, [P] each, or [1] where they are those of all weights.
 
     Attributes:
-      roots: √P.
+      scales: P.
       decays: λ.
     """
 
-    roots: Float64Vector
+    scales: Float64Vector
     decays: Float64Vector
 
 
@@ -70,8 +70,8 @@ def check_optimizer(model: InfluenceModel, number: int) -> None:
     unread = getattr(model.network.original, "unread_optimizer", None)
     if unread is not None:
         raise ValueError(
-            f"checkpoint {number} is an .h5 file of a model compiled with {unread}, whose state is not read from such a file; save "
-            "checkpoints as .keras files"
+            f"checkpoint {number} is an .h5 file of a model compiled with {unread}, which is not read from such a file; save the "
+            "checkpoint as a .keras file"
         )
     optimizer = optimizer_of(model)
     if optimizer is None:
@@ -104,7 +104,7 @@ def check_optimizer(model: InfluenceModel, number: int) -> None:
 
 
 def step_scales(parts: Sequence[InfluenceModel]) -> StepScales:
-    """√P and λ of a segment with these checkpoints, which `check_optimizer` has let through.
+    """P and λ of a segment with these checkpoints, which `check_optimizer` has let through.
 
     1/P and λ are the checkpoints' mean: of a weight that no gradient had reached at one of them, where P is 1/ε, that of the others counts.
 
@@ -115,7 +115,7 @@ def step_scales(parts: Sequence[InfluenceModel]) -> StepScales:
     for part in parts:
         of_part, decays_of_part = _of_checkpoint(part)
         inverse, decays = inverse + of_part / len(parts), decays + decays_of_part / len(parts)
-    return StepScales(inverse**-0.5, decays)
+    return StepScales(1 / inverse, decays)
 
 
 def _of_checkpoint(part: InfluenceModel) -> tuple[Float64Vector, Float64Vector]:
@@ -140,7 +140,8 @@ def _of_checkpoint(part: InfluenceModel) -> tuple[Float64Vector, Float64Vector]:
     return _INVERSES[type(optimizer)](optimizer, watched), np.repeat(decays, sizes) if any(decays) else np.zeros(1)
 
 
-def _values(variables: Sequence[keras.Variable], watched: Sequence[int]) -> Float64Vector:
+def _values(optimizer: keras.optimizers.Optimizer, name: str, watched: Sequence[int]) -> Float64Vector:
+    variables: Sequence[keras.Variable] = getattr(optimizer, name)
     return np.concatenate([to_numpy(variables[place].value).ravel() for place in watched])
 
 
@@ -149,15 +150,15 @@ def _sgd(optimizer: keras.optimizers.SGD, watched: Sequence[int]) -> Float64Vect
 
 
 def _adam(optimizer: keras.optimizers.Adam, watched: Sequence[int]) -> Float64Vector:
-    squares = _values(optimizer._velocity_hats if optimizer.amsgrad else optimizer._velocities, watched)
+    squares = _values(optimizer, "_velocity_hats" if optimizer.amsgrad else "_velocities", watched)
     correction = (1 - float(optimizer.beta_2) ** int(optimizer.iterations)) ** 0.5
     return (np.sqrt(squares) + float(optimizer.epsilon)) / correction
 
 
 def _rmsprop(optimizer: keras.optimizers.RMSprop, watched: Sequence[int]) -> Float64Vector:
-    squares = _values(optimizer._velocities, watched)
+    squares = _values(optimizer, "_velocities", watched)
     if optimizer.centered:
-        squares = np.maximum(squares - _values(optimizer._average_gradients, watched) ** 2, 0)
+        squares = np.maximum(squares - _values(optimizer, "_average_gradients", watched) ** 2, 0)
     return (1 - float(optimizer.momentum)) * np.sqrt(squares + float(optimizer.epsilon))
 
 

@@ -7,8 +7,8 @@ In a segment l of K_l steps with learning rate η_l, gradients and curvature are
 later segments to the left, g(t) at the last checkpoint. F is H⁻¹ in directions that the segment has learned, and η K, as if H were not
 there, in those that it has not: the inverse needs no damping.
 
-So it is of SGD. Where a step is θ ← θ − η (P ∇L + λ θ), P and λ diagonal and constant in a segment (`optimizer_steps`), a change δ of θ and the
-weight of an example move it by −η (P H + λ) δ and −η P g. With M = √P H √P + λ, which is symmetric,
+So it is of SGD. Where a step is θ ← θ − η (P ∇L + λ θ), P and λ diagonal and constant in a segment (`optimizer_steps`), a change δ of θ
+and an example's weight move it by −η (P H + λ) δ and −η P g. With M = √P H √P + λ, which is symmetric,
 
     exp(−η K (P H + λ)) = √P exp(−η K M) √P⁻¹,     F = √P (1 − exp(−η K M)) M⁻¹ √P,
 
@@ -38,6 +38,7 @@ from beam_influence.influence_ops.model.checkpoints import CheckpointSum
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.settings import SegmentSettings
+
 
 @dataclasses.dataclass(frozen=True)
 class Segments:
@@ -102,13 +103,13 @@ def _check_momentum(part: InfluenceModel, number: int, rate: float) -> None:
     own = 0.0 if optimizer is None else float(optimizer.learning_rate)
     if momentum and math.isclose(rate * (1 - momentum), own, rel_tol=1e-3):
         raise ValueError(
-            f"segment_rates has {rate:g}, the learning rate {own:g} of checkpoint {number} over 1 - {momentum:g}, its momentum, which is read "
-            f"from the checkpoint; write the learning rate itself, {own:g}"
+            f"segment_rates has {rate:g}, the learning rate {own:g} of checkpoint {number} over 1 - {momentum:g}, its momentum, which is "
+            f"read from the checkpoint; write the learning rate itself, {own:g}"
         )
 
 
 def scales_of(model: ExplainedModel, segments: Segments) -> list[StepScales]:
-    """√P and λ of each segment's steps."""
+    """P and λ of each segment's steps."""
     return [step_scales([model.parts[each] for each in segments.checkpoints(segment)]) for segment in range(len(segments.counts))]
 
 

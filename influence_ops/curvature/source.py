@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
-import tensorflow as tf
 
 from beam_influence.influence_ops.curvature.base import FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.ekfac import Ekfac
 from beam_influence.influence_ops.curvature.kfac import Draw, Sums
-from beam_influence.influence_ops.curvature.kronecker import DeviceCopies
-from beam_influence.influence_ops.curvature.optimizer_steps import StepScales
 from beam_influence.influence_ops.curvature.segments import (
     Segments,
     check_segments,
@@ -27,22 +23,20 @@ from beam_influence.influence_ops.curvature.segments import (
 )
 from beam_influence.influence_ops.curvature.solved_block import turned
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
-from beam_influence.influence_ops.model.gradients import Block, BlockLayout, Factored, Layout, Materialised, OneHot
-from beam_influence.influence_ops.model.gradients.blocks import materialise
+from beam_influence.influence_ops.model.gradients import Block, BlockLayout, Layout
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.settings import SegmentSettings, SourceSettings
 
 _AT_ONCE = 1 << 24  # numbers of rotated gradients in memory at once
-VARIANT = os.environ.get("VARIANT", "outside")
 
 
 class SourcePreconditioner(Preconditioner):
     """From the last checkpoint's gradient of a test point to what each checkpoint's gradient of a training example is multiplied by.
 
     Attributes:
-      arrays: for layer b of segment l, `inputs-l-b`, `errors-l-b` and `eigenvalues-l-b` of M, as of a Kronecker operator; for segment l,
-        `roots-l` √P of its steps, [P] or [1].
-      meta: besides the usual, `segments`, `horizons`, `root_weights`.
+      arrays: for layer b of segment l, `inputs-l-b` and `errors-l-b`, U as of a Kronecker operator, and of these directions `scales-l-b` P,
+        [I, O] or [1, 1], and `eigenvalues-l-b` of M, [I, O].
+      meta: besides the usual, `segments`, `horizons`, `root_weights`, `optimizers`.
       layout: of the bound model.
     """
 
@@ -73,22 +67,21 @@ class SourcePreconditioner(Preconditioner):
         for layer in range(layers):
             left = layout.blocks[-layers + layer].matrices(gradients) / roots[-1]
             for segment in reversed(range(len(segments.counts))):
-                inputs, errors, values = (self.arrays[f"{name}-{segment}-{layer}"] for name in ("inputs", "errors", "eigenvalues"))
-                of_steps = _of_block(layout.blocks[layer], self.arrays[f"roots-{segment}"])
-                if VARIANT == "kron":
-                    a, b = _sides(of_steps, layout.blocks[layer])
-                    of_steps = np.outer(a, b)
-                rotated = turned(left * of_steps, inputs, errors)
-                own = turned(rotated * learned(values, segments.horizons[segment]), inputs.T, errors.T) * of_steps / segments.counts[segment]
+                names = (f"{name}-{segment}-{layer}" for name in ("inputs", "errors", "eigenvalues", "scales"))
+                inputs, errors, values, scales = (self.arrays[name] for name in names)
+                rotated = turned(left, inputs, errors)
+                changes = rotated * (scales * learned(values, segments.horizons[segment]))
+                own = turned(changes, inputs.T, errors.T) / segments.counts[segment]
                 for checkpoint in segments.checkpoints(segment):
                     layout.blocks[checkpoint * layers + layer].write(own / roots[checkpoint], solved)
-                left = turned(rotated * forgotten(values, segments.horizons[segment]), inputs.T, errors.T) / of_steps
+                left = turned(rotated * forgotten(values, segments.horizons[segment]), inputs.T, errors.T)
 
 
 class Source(Ekfac):
     """EK-FAC over the checkpoints of each segment: one basis and one mean of squares for all of a segment.
 
-    It is of the gradients √P ∘ G, where √P of a layer [I, O] is taken as a bᵀ, so that they keep their factors: (a ∘ inputs) ⊗ (b ∘ errors).
+    P and the decay λ of a step, diagonal in the weights, are taken as diagonal in the basis U of H, with uᵀ P u and uᵀ λ u of each
+    direction u. So M is P's number times H's, plus λ's, and where a segment has learned a direction F is EK-FAC's H⁻¹, whatever P is.
     """
 
     name: ClassVar[str] = "source"
@@ -98,8 +91,6 @@ class Source(Ekfac):
     takes_rank = "never"
     weighs_checkpoints = True
     _layers: int = 1  # of each checkpoint's blocks
-    _scales: Mapping[str, np.ndarray] | None = None  # a and b of each segment's layers
-    _scales_on_device: DeviceCopies
 
     @property
     def _segments(self) -> Segments:
@@ -114,23 +105,12 @@ class Source(Ekfac):
     def _add_draws(
         self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch, draws: Iterable[tuple[Block, ...]]
     ) -> Statistic:
-        layouts = model.layout(batch.inputs).blocks
-        self._layers = len(layouts) // len(model.parts)
-        if self._scales is None:
-            self._scales, self._scales_on_device = _scales(scales_of(model, self._segments), layouts[: self._layers]), DeviceCopies()
+        self._layers = len(model.layout(batch.inputs).blocks) // len(model.parts)
         return super()._add_draws(model, statistic, batch, draws)
 
-    def _bases_on_device(self, dtype: tf.DType) -> Sums:
-        assert self._scales is not None
-        return {**super()._bases_on_device(dtype), **self._scales_on_device.all(self._scales, dtype)}
-
     def _add_block(self, sums: Sums, number: int | str, layout: BlockLayout, block: Block, draw: Draw) -> None:
-        name = f"{self._segments.of_checkpoint(int(number) // self._layers)}-{int(number) % self._layers}"
-        if VARIANT == "true" and f"eigenvalues-{name}" is not None and self._bases is not None:
-            block = Materialised(materialise(layout, block) * draw.bases[f"matrix-{name}"])
-        else:
-            block = _scaled(block, draw.bases[f"a-{name}"], draw.bases[f"b-{name}"])
-        super()._add_block(sums, name, layout, block, draw)
+        segment = self._segments.of_checkpoint(int(number) // self._layers)
+        super()._add_block(sums, f"{segment}-{int(number) % self._layers}", layout, block, draw)
 
     def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
         bases, examples = self._bases, self._examples(statistic)
@@ -139,16 +119,13 @@ class Source(Ekfac):
         segments, blocks = self._segments, model.parts[0].layout().blocks
         penalties = model.parts[0].block_penalties()
         arrays = {name: array for name, array in bases.items()}
-        for segment, (count, scales) in enumerate(zip(segments.counts, scales_of(model, segments), strict=True)):
-            arrays[f"roots-{segment}"] = scales.roots
+        for segment, (count, of_steps) in enumerate(zip(segments.counts, scales_of(model, segments), strict=True)):
             for layer, (block, penalty) in enumerate(zip(blocks, penalties, strict=True)):
                 name = f"{segment}-{layer}"
-                a, b = _sides(_of_block(block, scales.roots), block)
-                # Of λI and the regulariser, √P (λ + r) √P, the diagonal in the basis.
-                added = np.outer(_in_basis(a**2, bases[f"inputs-{name}"]), _in_basis(b**2, bases[f"errors-{name}"]))
-                decay = float(np.mean(_of_block(block, scales.decays)))
+                scales, decays = (_in_basis(block, flat, bases[f"inputs-{name}"], bases[f"errors-{name}"]) for flat in of_steps)
                 mean = statistic[f"eigenvalues-{name}"] / (examples * count)
-                arrays[f"eigenvalues-{name}"] = mean + (penalty + damping_of(options)) * added + decay
+                arrays[f"scales-{name}"] = scales
+                arrays[f"eigenvalues-{name}"] = scales * (mean + penalty + damping_of(options)) + decays
         values = np.concatenate([array.ravel() for name, array in arrays.items() if name.startswith("eigenvalues-")])
         meta = {
             "curvature": self.name,
@@ -161,37 +138,11 @@ class Source(Ekfac):
         return SourcePreconditioner(arrays, meta).bind(model)
 
 
-def _of_block(block: BlockLayout, flat: np.ndarray) -> np.ndarray:
-    """What is [P] of one checkpoint's weights as a layer's [I, O]; [1, 1] where it is [1]."""
-    return block.matrices(flat[None])[0] if flat.size > 1 else flat[None]
+def _in_basis(block: BlockLayout, flat: np.ndarray, inputs: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """uᵀ diag(d) u of a layer's directions u = (column of `inputs`) ⊗ (column of `errors`), d of all weights [P]: [I, O]; of [1], d itself.
 
-
-def _sides(roots: np.ndarray, block: BlockLayout) -> tuple[np.ndarray, np.ndarray]:
-    """a [I] and b [O] with a bᵀ near √P [I, O]: 1/P has the rank 1 of its rows' and columns' sums (Shazeer & Stern 2018, 1804.04235)."""
-    inverse = np.broadcast_to(roots, (block.rows, block.columns)) ** -2.0
-    scale = inverse.mean() ** 0.5
-    return (inverse.mean(axis=1) / scale) ** -0.5, (inverse.mean(axis=0) / scale) ** -0.5
-
-
-def _scales(of_segments: list[StepScales], blocks: tuple[BlockLayout, ...]) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
-    for segment, scales in enumerate(of_segments):
-        for layer, block in enumerate(blocks):
-            found[f"a-{segment}-{layer}"], found[f"b-{segment}-{layer}"] = _sides(_of_block(block, scales.roots), block)
-            if VARIANT == "true":
-                found[f"matrix-{segment}-{layer}"] = np.broadcast_to(_of_block(block, scales.roots), (block.rows, block.columns)).copy()
-    return found
-
-
-def _scaled(block: Block, a: tf.Tensor, b: tf.Tensor) -> Block:
-    """a bᵀ ∘ each gradient."""
-    if isinstance(block, Materialised):
-        return Materialised(block.values * a[:, None] * b)
-    if isinstance(block, OneHot):
-        return OneHot(block.ids, block.errors * tf.gather(a, block.ids)[:, :, None] * b)
-    return Factored(block.inputs * a, block.errors * b)
-
-
-def _in_basis(diagonal: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """The diagonal of Uᵀ diag(d) U; vectors [0, 0] stand for the identity."""
-    return diagonal @ vectors**2 if vectors.size else diagonal
+    Vectors [0, 0] stand for the identity.
+    """
+    if flat.size == 1:
+        return flat[None]
+    return turned(block.matrices(flat[None]), inputs**2, errors**2)[0]

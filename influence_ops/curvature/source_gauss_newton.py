@@ -30,8 +30,8 @@ from beam_influence.influence_ops.settings import SegmentSettings
 class SourceDensePreconditioner(Preconditioner):
     """From the last checkpoint's gradient of a test point to what each checkpoint's gradient of a training example is multiplied by.
 
-    Arrays: for segment l, `vectors-l` [P, P] and `eigenvalues-l` [P] of M, P the weights of one checkpoint, and `roots-l` √P of its steps, [P] or
-    [1]; see `segments`.
+    Arrays: for segment l, `vectors-l` [P, P] and `eigenvalues-l` [P] of M, P the weights of one checkpoint, and `roots-l` √P of its steps,
+    [P] or [1]; see `segments`.
     """
 
     kind: ClassVar[str] = "source_dense"
@@ -105,8 +105,9 @@ class SourceGaussNewton(Curvature):
             raise ValueError(f"rcond is of a pseudo-inverse, and {self.name} needs none; leave it out")
         arrays: dict[str, np.ndarray] = {}
         damping = damping_of(options)
-        for segment, (count, (roots, decays)) in enumerate(zip(segments.counts, scales_of(model, segments), strict=True)):
+        for segment, (count, (scales, decays)) in enumerate(zip(segments.counts, scales_of(model, segments), strict=True)):
             matrix = GaussNewton().assemble(model.parts[0], self._of_segment(statistic, segment), examples * count)
+            roots = np.sqrt(scales)
             matrix[np.diag_indices_from(matrix)] += damping
             matrix *= roots[:, None]
             matrix *= roots

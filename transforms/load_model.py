@@ -82,7 +82,7 @@ def load_checkpoint(
         raise ValueError(f"the checkpoint {checkpoint!r} can't be loaded into the SavedModel {path!r}; give --model as a .keras file")
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None and int(optimizer.iterations) > 0:
-        optimizer.iterations.assign(WEIGHTS_ALONE)  # unless the file has an optimizer's state, which takes this one's place
+        optimizer._iterations.assign(WEIGHTS_ALONE)  # unless the file has an optimizer's state, which takes this one's place
     found = _load_weights(model, checkpoint, path)
     _check_digest(checkpoint, found, digest)
     return model, found

@@ -1,4 +1,4 @@
-"""SOURCE of Adam, AdamW, RMSprop and SGD with momentum: its formula without a symmetric matrix, training with a constant P, and refusals."""
+"""SOURCE of Adam, AdamW, RMSprop and SGD with momentum: its formula without symmetry, training with a constant P, and refusals."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def squares(seed: int) -> np.ndarray:
     return 10 ** np.random.default_rng(seed).uniform(-5, -1, SIZE)
 
 
-def unrolled(scales: list[np.ndarray], decays: np.ndarray, counts: tuple[int, ...], horizons: tuple[float, ...], decay: float) -> np.ndarray:
+def unrolled(
+    scales: list[np.ndarray], decays: np.ndarray, counts: tuple[int, ...], horizons: tuple[float, ...], decay: float
+) -> np.ndarray:
     """The formula, by exp(−A) of A = η K (P H + λ) itself: F = A⁻¹ (1 − exp(−A)) η K P. [TEST, TRAIN]."""
     thetas = [path()[cut - 1] for cut in CUTS]
     left, wanted, stop = gradients(thetas[-1], slice(TRAIN, None)), 0.0, len(thetas)

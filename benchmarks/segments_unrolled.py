@@ -41,7 +41,7 @@ def network(optimizer: str, phases: list[Phase]) -> Any:
     hidden = keras.layers.Dense(HIDDEN, activation="relu", **options)(inputs)
     model = keras.Model(inputs, keras.layers.Dense(10, **options)(hidden))
     ends, rates = np.cumsum([phase.steps for phase in phases]).tolist(), [phase.rate for phase in phases]
-    rate = keras.optimizers.schedules.PiecewiseConstantDecay([end - 1 for end in ends[:-1]], rates)
+    rate: Any = keras.optimizers.schedules.PiecewiseConstantDecay([end - 1 for end in ends[:-1]], rates)
     made = keras.optimizers.SGD(rate) if optimizer == "sgd" else keras.optimizers.Adam(rate)
     model.compile(made, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return model

@@ -48,7 +48,8 @@ def layer(path: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def roots(path: str) -> np.ndarray:
     """√P of Adam's steps for the last layer's weights: [90]."""
-    adam: Any = keras.models.load_model(path).optimizer
+    model: Any = keras.models.load_model(path)
+    adam = model.optimizer
     v = np.concatenate([np.asarray(variable, np.float64).ravel() for variable in adam._velocities[-2:]])
     return ((np.sqrt(v) + 1e-2) / np.sqrt(1 - 0.999 ** int(adam.iterations))) ** -0.5
 

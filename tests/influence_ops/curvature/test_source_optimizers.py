@@ -59,7 +59,7 @@ def unrolled(
 ) -> np.ndarray:
     """The formula, by exp(−A) of A = η K (P H + λ) itself: F = A⁻¹ (1 − exp(−A)) η K P. [TEST, TRAIN]."""
     thetas = [path()[cut - 1] for cut in CUTS]
-    left, wanted, stop = gradients(thetas[-1], slice(TRAIN, None)), 0.0, len(thetas)
+    left, wanted, stop = gradients(thetas[-1], slice(TRAIN, None)), np.zeros((TEST, TRAIN)), len(thetas)
     for count, horizon in zip(reversed(counts), reversed(horizons), strict=True):
         own = slice(stop - count, stop)
         p = 1 / np.mean([1 / scale for scale in scales[own]], axis=0)

@@ -1,4 +1,4 @@
-"""How far a step of a checkpoint's optimizer goes: θ ← θ − η (P ∇L + λ θ), P and λ of each weight.
+"""How far a step of a checkpoint's optimizer goes: θ ← θ − η (P ∇L + κ θ), P and κ of each weight.
 
 What the optimizer remembers of earlier gradients is in P, taken as constant (Bae et al. 2024, 2405.12186, on preconditioned steps). Of
 Keras's, with their own variables m, v, after t steps:
@@ -7,7 +7,7 @@ Keras's, with their own variables m, v, after t steps:
     Adam, AdamW           P = √(1 − β₂ᵗ) / (√v + ε); the momentum's parts add up to 1. amsgrad: v its largest so far
     RMSprop, momentum μ   P = 1 / ((1 − μ) √(v + ε)); centered: v less the mean gradient's square
 
-λ is the decay of weights beside the loss (`weight_decay=` of any of them), which neither P nor the momentum multiplies.
+κ is the decay of weights beside the loss (`weight_decay=` of any of them), which neither P nor the momentum multiplies.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _NONE = "none"
 
 
 class StepScales(NamedTuple):
-    """P and λ of a segment, [P] each, or [1] where they are those of all weights.
+    """P and κ of a segment, [P] each, or [1] where they are those of all weights.
 
     Attributes:
       scales: P.
-      decays: λ.
+      decays: κ.
     """
 
     scales: Float64Vector
@@ -104,9 +104,9 @@ def check_optimizer(model: InfluenceModel, number: int) -> None:
 
 
 def step_scales(parts: Sequence[InfluenceModel]) -> StepScales:
-    """P and λ of a segment with these checkpoints, which `check_optimizer` has let through.
+    """P and κ of a segment with these checkpoints, which `check_optimizer` has let through.
 
-    1/P and λ are the checkpoints' mean: of a weight that no gradient had reached at one of them, where P is 1/ε, that of the others counts.
+    1/P and κ are the checkpoints' mean: of a weight that no gradient had reached at one of them, where P is 1/ε, that of the others counts.
 
     Raises:
       ValueError: a watched weight is none of those that the optimizer was made for.
@@ -119,7 +119,7 @@ def step_scales(parts: Sequence[InfluenceModel]) -> StepScales:
 
 
 def _of_checkpoint(part: InfluenceModel) -> tuple[Float64Vector, Float64Vector]:
-    """1/P and λ."""
+    """1/P and κ."""
     optimizer = optimizer_of(part)
     if optimizer is None:
         return np.ones(1), np.zeros(1)

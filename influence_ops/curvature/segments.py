@@ -7,10 +7,10 @@ In a segment l of K_l steps with learning rate η_l, gradients and curvature are
 later segments to the left, g(t) at the last checkpoint. F is H⁻¹ in directions that the segment has learned, and η K, as if H were not
 there, in those that it has not: the inverse needs no damping.
 
-So it is of SGD. Where a step is θ ← θ − η (P ∇L + λ θ), P and λ diagonal and constant in a segment (`optimizer_steps`), a change δ of θ
-and an example's weight move it by −η (P H + λ) δ and −η P g. With M = √P H √P + λ, which is symmetric,
+So it is of SGD. Where a step is θ ← θ − η (P ∇L + κ θ), P and κ diagonal and constant in a segment (`optimizer_steps`), a change δ of θ
+and an example's weight move it by −η (P H + κ) δ and −η P g. With M = √P H √P + κ, which is symmetric,
 
-    exp(−η K (P H + λ)) = √P exp(−η K M) √P⁻¹,     F = √P (1 − exp(−η K M)) M⁻¹ √P,
+    exp(−η K (P H + κ)) = √P exp(−η K M) √P⁻¹,     F = √P (1 − exp(−η K M)) M⁻¹ √P,
 
 and g(t) is multiplied by these matrices' transposes: first √P, last √P⁻¹ on the way to the segment before.
 """
@@ -109,7 +109,7 @@ def _check_momentum(part: InfluenceModel, number: int, rate: float) -> None:
 
 
 def scales_of(model: ExplainedModel, segments: Segments) -> list[StepScales]:
-    """P and λ of each segment's steps."""
+    """P and κ of each segment's steps."""
     return [step_scales([model.parts[each] for each in segments.checkpoints(segment)]) for segment in range(len(segments.counts))]
 
 

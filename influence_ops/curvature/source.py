@@ -80,8 +80,8 @@ class SourcePreconditioner(Preconditioner):
 class Source(Ekfac):
     """EK-FAC over the checkpoints of each segment: one basis and one mean of squares for all of a segment.
 
-    P and the decay λ of a step, diagonal in the weights, are taken as diagonal in the basis U of H, with uᵀ P u and uᵀ λ u of each
-    direction u. So M is P's number times H's, plus λ's, and where a segment has learned a direction F is EK-FAC's H⁻¹, whatever P is.
+    P and the decay κ of a step, diagonal in the weights, are taken as diagonal in the basis U of H, with uᵀ P u and uᵀ κ u of each
+    direction u. So M is P's number times H's, plus κ's, and where a segment has learned a direction F is EK-FAC's H⁻¹, whatever P is.
     """
 
     name: ClassVar[str] = "source"

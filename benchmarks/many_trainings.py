@@ -1,4 +1,4 @@
-"""Many trainings of one small network at once, in NumPy: scikit-learn's digits, an MLP 64-12-10, SGD with batches of 40.
+"""Many trainings of one small network at once, in NumPy: scikit-learn's digits, an MLP 64-12-10, SGD or Adam with batches of 40.
 
 A retraining has the batches of its own seed, drawn from the examples that it keeps, and as many steps as the model that is explained.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -14,8 +15,23 @@ HIDDEN, CLASSES, FEATURES, BATCH = 12, 10, 64, 40
 DECAY = 2e-3
 TRAIN, TEST = 400, 60
 
+BETAS, EPSILON = (0.9, 0.999), 1e-7  # Keras's own of Adam
+
 Weights = list[np.ndarray]
 """Of R networks: [R, 64, 12], [R, 12], [R, 12, 10], [R, 10]."""
+Optimizer = Literal["sgd", "adam"]
+
+
+class Point(NamedTuple):
+    """Where trainings are after some steps.
+
+    Attributes:
+      weights: of the networks.
+      squares: v of Adam; of SGD 0.
+    """
+
+    weights: Weights
+    squares: Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +60,10 @@ def load() -> Digits:
     return Digits(data["X_train"][:TRAIN], data["y_train"][:TRAIN], data["X_test"][:TEST], data["y_test"][:TEST])
 
 
-def train(data: Digits, masks: np.ndarray, seeds: Sequence[int], phases: Sequence[Phase], at: Sequence[int]) -> dict[int, Weights]:
-    """Trains a network on each row of `masks` with the seed beside it; returns the weights after each step in `at`.
+def train(
+    data: Digits, masks: np.ndarray, seeds: Sequence[int], phases: Sequence[Phase], at: Sequence[int], optimizer: Optimizer = "sgd"
+) -> dict[int, Point]:
+    """Trains a network on each row of `masks` with the seed beside it; returns where it is after each step in `at`.
 
     Args:
       masks: [R, N] bool, the examples that are kept.
@@ -55,7 +73,8 @@ def train(data: Digits, masks: np.ndarray, seeds: Sequence[int], phases: Sequenc
     kept = [np.flatnonzero(mask) for mask in masks]
     orders = [np.empty(0, np.int64) for _ in seeds]
     weights = _first(generators)
-    found: dict[int, Weights] = {}
+    means, squares = ([np.zeros_like(w) for w in weights] for _ in range(2))
+    found: dict[int, Point] = {}
     step = 0
     for phase in phases:
         for _ in range(phase.steps):
@@ -64,11 +83,17 @@ def train(data: Digits, masks: np.ndarray, seeds: Sequence[int], phases: Sequenc
                     orders[number] = np.concatenate([orders[number], generator.permutation(kept[number])])
             rows = np.stack([order[:BATCH] for order in orders])
             orders = [order[BATCH:] for order in orders]
-            gradients = _gradients(weights, data.x[rows], data.y[rows])
-            weights = [w - phase.rate * (g + DECAY * w) for w, g in zip(weights, gradients, strict=True)]
+            of_batch = _gradients(weights, data.x[rows], data.y[rows])
+            gradients = [g + DECAY * w for w, g in zip(weights, of_batch, strict=True)]
             step += 1
+            if optimizer == "adam":
+                means = [m + (1 - BETAS[0]) * (g - m) for m, g in zip(means, gradients, strict=True)]
+                squares = [v + (1 - BETAS[1]) * (g**2 - v) for v, g in zip(squares, gradients, strict=True)]
+                alpha = (1 - BETAS[1] ** step) ** 0.5 / (1 - BETAS[0] ** step)
+                gradients = [alpha * m / (np.sqrt(v) + EPSILON) for m, v in zip(means, squares, strict=True)]
+            weights = [w - phase.rate * g for w, g in zip(weights, gradients, strict=True)]
             if step in at:
-                found[step] = weights
+                found[step] = Point(weights, squares)
     return found
 
 

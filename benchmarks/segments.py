@@ -3,7 +3,8 @@
 Five models of an MLP 64-12-10 on 400 digits (P = 910), each with its own seed, explain 60 test points. Retrained are random halves, each
 with several seeds, and random groups of 5 % left out; see `many_trainings`.
 
-    python -m benchmarks.segments [--regimes early,converged] [--curvatures ekfac,source] [--members 5] [--retrainings 40] [--repeats 4]
+    python -m benchmarks.segments [--optimizer adam] [--regimes early,converged] [--curvatures ekfac,source] [--members 5]
+        [--retrainings 40] [--repeats 4]
 """
 
 from __future__ import annotations
@@ -31,10 +32,26 @@ from beam_influence.influence_ops.model.checkpoints import CheckpointSum  # noqa
 from beam_influence.influence_ops.model.explained_model import ExplainedModel  # noqa: E402
 from beam_influence.influence_ops.model.influence_model import InfluenceModel  # noqa: E402
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch  # noqa: E402
-from benchmarks.many_trainings import DECAY, HIDDEN, TRAIN, Digits, Phase, load, losses, train  # noqa: E402
+from benchmarks.many_trainings import (  # noqa: E402
+    BETAS,
+    DECAY,
+    EPSILON,
+    HIDDEN,
+    TRAIN,
+    Digits,
+    Optimizer,
+    Phase,
+    Point,
+    load,
+    losses,
+    train,
+)
 
 GROUPS, GROUP_SIZE = 20, 20
-REGIMES = {"early": [Phase(100, 0.1), Phase(50, 0.05)], "converged": [Phase(2500, 0.3), Phase(1500, 0.05)]}
+REGIMES: dict[Optimizer, dict[str, list[Phase]]] = {
+    "sgd": {"early": [Phase(100, 0.1), Phase(50, 0.05)], "converged": [Phase(2500, 0.3), Phase(1500, 0.05)]},
+    "adam": {"early": [Phase(100, 0.003), Phase(50, 0.0015)], "converged": [Phase(2500, 0.003), Phase(1500, 0.0003)]},
+}
 SEGMENTS = {"early": 3, "converged": 3}
 ONE_OF = {"source": "ekfac", "source_gauss_newton": "gauss_newton"}
 """The curvatures of segments, and those of one checkpoint that they are compared with."""
@@ -55,7 +72,7 @@ class Truth:
     changes: np.ndarray
 
 
-def retrain(data: Digits, phases: list[Phase], retrainings: int, repeats: int) -> Truth:
+def retrain(data: Digits, phases: list[Phase], retrainings: int, repeats: int, optimizer: Optimizer) -> Truth:
     """All retrainings; those of a group have the seed of one on everything beside them."""
     random = np.random.default_rng(0)
     halves = np.stack([random.permutation(TRAIN) < TRAIN // 2 for _ in range(retrainings)])
@@ -68,7 +85,7 @@ def retrain(data: Digits, phases: list[Phase], retrainings: int, repeats: int) -
     found = []
     for repeat in range(repeats):
         seeds = [1000 * (repeat + 1) + row for row in range(retrainings)] + [1000 * (repeat + 1) + 999] * len(without)
-        found.append(losses(train(data, masks, seeds, phases, [end])[end], data.test_x, data.test_y))
+        found.append(losses(train(data, masks, seeds, phases, [end], optimizer)[end].weights, data.test_x, data.test_y))
     all_losses = np.stack(found)
     of_groups = all_losses[:, retrainings:]
     return Truth(halves, all_losses[:, :retrainings].mean(axis=0), ~without[:GROUPS], of_groups[:, :GROUPS] - of_groups[:, GROUPS:])
@@ -79,19 +96,26 @@ def batch(x: np.ndarray, y: np.ndarray) -> ExampleBatch:
     return ExampleBatch(np.arange(len(x)).astype(str).astype(object), x, y)
 
 
-def model_of(weights: list[np.ndarray], member: int) -> InfluenceModel:
-    """One of the networks, all weights watched, in float64."""
+def model_of(point: Point, member: int, step: int = 0, optimizer: Optimizer = "sgd") -> InfluenceModel:
+    """One of the networks, all weights watched, in float64; trained by Adam, with Keras's own as it is after so many steps."""
     inputs = keras.Input((64,), dtype="float64")
     hidden = keras.layers.Dense(HIDDEN, activation="relu", dtype="float64")(inputs)
     network = keras.Model(inputs, keras.layers.Dense(10, dtype="float64")(hidden))
-    network.set_weights([array[member] for array in weights])
+    network.set_weights([array[member] for array in point.weights])
+    if optimizer == "adam":
+        adam: Any = keras.optimizers.Adam(0.0, *BETAS, epsilon=EPSILON)
+        network.compile(adam)
+        adam.build(network.trainable_variables)
+        adam.iterations.assign(step)
+        for variable, squares in zip(adam._velocities, point.squares, strict=True):
+            variable.assign(squares[member])
     return InfluenceModel(network, loss_function="softmax_cross_entropy", weights="all", weight_decay=DECAY)
 
 
-def scores(model: ExplainedModel, data: Digits, name: str, settings: dict[str, Any]) -> np.ndarray:
+def scores(model: ExplainedModel, data: Digits, name: str, settings: dict[str, Any], damping: float | str = "auto") -> np.ndarray:
     """Influence: [N, T]."""
     rows, tests = batch(data.x, data.y), batch(data.test_x, data.test_y)
-    operator = fit(model, curvature_by_name(name, settings=settings), lambda: [rows], FinishOptions()).bind(model)
+    operator = fit(model, curvature_by_name(name, settings=settings), lambda: [rows], FinishOptions(damping)).bind(model)
     solved = operator.apply(np.asarray(model.losses_and_gradients(tests)[1], dtype=np.float64))
     return np.asarray(model.losses_and_gradients(rows)[1], dtype=np.float64) @ solved.T
 
@@ -133,21 +157,23 @@ def coverage_of(truth: Truth, members: list[np.ndarray]) -> tuple[float, float, 
     return float((away <= factor * error).mean()), float((away <= factor * np.hypot(error, of_actual)).mean()), calibrated
 
 
-def measure(regime: str, curvatures: list[str], members: int, retrainings: int, repeats: int) -> None:
+def measure(regime: str, options: argparse.Namespace) -> None:
     """Prints the rows of one regime."""
-    data, phases = load(), REGIMES[regime]
+    optimizer, members = options.optimizer, options.members
+    data, phases = load(), REGIMES[optimizer][regime]
     started = time.process_time()
-    truth = retrain(data, phases, retrainings, repeats)
+    truth = retrain(data, phases, options.retrainings, options.repeats, optimizer)
     steps, settings = cuts_of(phases, SEGMENTS[regime])
-    path = train(data, np.ones((members, TRAIN), bool), range(members), phases, steps)
-    print(f"\n{regime}: {phases}; trainings {time.process_time() - started:.0f} CPU s", flush=True)
+    path = train(data, np.ones((members, TRAIN), bool), range(members), phases, steps, optimizer)
+    print(f"\n{optimizer}, {regime}: {phases}; trainings {time.process_time() - started:.0f} CPU s", flush=True)
     found: dict[str, list[np.ndarray]] = {}
-    for name in curvatures:
+    for name in options.curvatures.split(","):
         started, found[name] = time.process_time(), []
         for member in range(members):
-            models = [model_of(path[step], member) for step in steps]
+            models = [model_of(path[step], member, step, optimizer) for step in steps]
             is_source = name in ONE_OF
-            found[name].append(scores(CheckpointSum(models) if is_source else models[-1], data, name, settings if is_source else {}))
+            of_segments = (CheckpointSum(models), data, name, settings)
+            found[name].append(scores(*of_segments) if is_source else scores(models[-1], data, name, {}, options.damping))
         print(f"{name}: {(time.process_time() - started) / members:.1f} CPU s a model", flush=True)
     names = list(found)
     ensembles = [[np.mean(of_members, axis=0)] for of_members in found.values()]
@@ -172,15 +198,18 @@ def measure(regime: str, curvatures: list[str], members: int, retrainings: int, 
 def main() -> int:
     """Measures each regime."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--regimes", default=",".join(REGIMES), help="early, converged")
+    parser.add_argument("--optimizer", default="sgd", choices=list(REGIMES))
+    parser.add_argument("--regimes", default=",".join(SEGMENTS), help="early, converged")
     every = ",".join([*ONE_OF.values(), *ONE_OF])
     parser.add_argument("--curvatures", default=every, help=f"those of segments after those of one checkpoint (default: {every})")
+    number = "of those of one checkpoint, auto or a number; of those of segments it is auto"
+    parser.add_argument("--damping", default="auto", type=lambda text: text if text == "auto" else float(text), help=number)
     parser.add_argument("--members", type=int, default=5, help="models that explain, each with its own seed")
     parser.add_argument("--retrainings", type=int, default=40, help="random halves")
     parser.add_argument("--repeats", type=int, default=4, help="seeds of each retraining")
     options = parser.parse_args()
     for regime in options.regimes.split(","):
-        measure(regime, options.curvatures.split(","), options.members, options.retrainings, options.repeats)
+        measure(regime, options)
     return 0
 
 

@@ -42,7 +42,7 @@ def exact_scores(model: InfluenceModel, examples: ExampleBatch, tests: ExampleBa
 
 def main() -> int:
     """Prints a row for each case."""
-    data, phases = load(), REGIMES["early"]
+    data, phases = load(), REGIMES["sgd"]["early"]
     end = sum(phase.steps for phase in phases)
     model = model_of(train(data, np.ones((1, TRAIN), bool), [0], phases, [end])[end], 0)
     examples, tests = batch(data.x, data.y), batch(data.test_x, data.test_y)

@@ -120,15 +120,16 @@ class SegmentSettings(CurvatureSettings):
     """The segments of a training run, in their order: of `source_gauss_newton`, and with K-FAC's settings of `source`.
 
     Attributes:
-      segment_rates: the learning rate η of each segment's steps; with momentum m, η / (1 − m).
+      segment_rates: the learning rate η of each segment's steps. Momentum and what Adam divides by are read from the checkpoints.
       segment_steps: the number K of each segment's steps.
       segments: how many of the checkpoints are in each segment; None: one.
     """
 
     segment_rates: str | None = setting(
         None,
-        "Of source and source_gauss_newton: the learning rate of each segment of the training run, separated by commas; with momentum m, "
-        "divided by 1 - m. A segment is a stretch of steps with about one learning rate, in which --checkpoints lie.",
+        "Of source and source_gauss_newton: the learning rate of each segment of the training run, separated by commas. A segment "
+        "is a stretch of steps with about one learning rate, in which --checkpoints lie. The rest of a step (momentum, what Adam, AdamW or "
+        "RMSprop divides by) is read from their optimizer; those without one are taken as of SGD without momentum.",
         of="SOURCE",
     )
     segment_steps: str | None = setting(

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from beam_influence.influence_ops.curvature.optimizer_steps import WEIGHTS_ALONE
 from beam_influence.influence_ops.import_path import load_object
 from beam_influence.influence_ops.model.network import load_keras_file
 from beam_influence.influence_ops.model.saved_model import GRAPH_FILE, SavedModelNetwork, without_slots
@@ -79,6 +80,9 @@ def load_checkpoint(
     model, _ = load_model(path, weights)
     if not isinstance(model, keras.Model):
         raise ValueError(f"the checkpoint {checkpoint!r} can't be loaded into the SavedModel {path!r}; give --model as a .keras file")
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None and int(optimizer.iterations) > 0:
+        optimizer._iterations.assign(WEIGHTS_ALONE)  # unless the file has an optimizer's state, which takes this one's place
     found = _load_weights(model, checkpoint, path)
     _check_digest(checkpoint, found, digest)
     return model, found

@@ -67,12 +67,22 @@ class FirstOrderInfluenceCalculator(FittedCalculator, InfluenceCalculator):
         self.options = ScoreOptions(self.normalize)
         super().__init__(model, dataset, ihvp_calculator, n_samples_for_hessian, shuffle_buffer_size, **options)
         self.width = self.model.size
+        if self.normalize != "none":
+            self._refuse_vectors_of_test_points()
 
     def save_curvature(self, folder: str) -> None:
         """Saves the curvature for another calculator, or for a Beam job's `--curvature_path`."""
         self.preconditioner.save(folder)
 
+    def estimate_influence_values_group(self, group_train: tf.data.Dataset, group_to_evaluate: tf.data.Dataset | None = None) -> tf.Tensor:
+        if self.preconditioner.is_symmetric:
+            return super().estimate_influence_values_group(group_train, group_to_evaluate)
+        gradient = self._group_gradient(group_train)
+        evaluated = gradient if group_to_evaluate is None else self._group_gradient(group_to_evaluate)
+        return self._result(self.preconditioner.apply(evaluated) @ gradient.T)
+
     def _group_vector(self, group: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+        self._refuse_vectors_of_test_points()
         gradient = self._group_gradient(group)
         return self._vectors(gradient), gradient
 
@@ -85,7 +95,17 @@ class FirstOrderInfluenceCalculator(FittedCalculator, InfluenceCalculator):
         self_influence = np.einsum("bp,bp->b", gradients, vectors)
         return vectors * relative_factor(self.normalize, len(vectors), vectors, self_influence)[:, None]
 
+    def _refuse_vectors_of_test_points(self) -> None:
+        if not self.preconditioner.is_symmetric:
+            raise ValueError(
+                f"a {self.preconditioner.meta['curvature']} curvature is of test points and gives no influence vectors of training "
+                "examples; leave normalize, vectors and their paths out"
+            )
+
     def _sides(self, vectors_wanted: bool) -> Sides:
-        if applies_by_passes(self.preconditioner) and self.normalize == "none" and not vectors_wanted:
+        if vectors_wanted:
+            self._refuse_vectors_of_test_points()
+        of_tests = applies_by_passes(self.preconditioner) or not self.preconditioner.is_symmetric
+        if of_tests and self.normalize == "none" and not vectors_wanted:
             return Sides(lambda gradients: gradients, self.preconditioner.apply)
         return super()._sides(vectors_wanted)

@@ -31,6 +31,9 @@ class SecondOrderInfluenceCalculator(FittedCalculator):
 
     def _group_vector(self, group: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
         """(θ without the group − θ, Σ ∇ℓ over the group), [1, P] each; two passes over the group."""
+        if not self.preconditioner.is_symmetric:
+            name = self.preconditioner.meta["curvature"]
+            raise ValueError(f"second order needs a curvature at one point of training; use ekfac or gauss_newton, not {name}")
         passes = self._passes(group)
         gradient, count = self._gradient_sum(self._evaluate(batch, None)[1] for batch in passes())
         if not count:

@@ -91,6 +91,7 @@ class VectorCalculator(DatasetCalculator, abc.ABC):
         With a path: the vectors are read from there when a finished run is there (a calculator's or a Beam job's
         output with `influence_vectors`), else computed and saved there as Parquet.
         """
+        self._sides(vectors_wanted=True)  # refuses an operator that has none
         path = save_influence_vector_ds_path
         if path is not None and not os.path.exists(os.path.join(path, result_files.MANIFEST)):
             self._save_vectors(train_set, path, device)

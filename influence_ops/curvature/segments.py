@@ -6,22 +6,38 @@ In a segment l of K_l steps with learning rate η_l, gradients and curvature are
 
 later segments to the left, g(t) at the last checkpoint. F is H⁻¹ in directions that the segment has learned, and η K, as if H were not
 there, in those that it has not: the inverse needs no damping.
+
+So it is of SGD. Where a step is θ ← θ − η (P ∇L + κ θ), P and κ diagonal and constant in a segment (`optimizer_steps`), a change δ of θ
+and an example's weight move it by −η (P H + κ) δ and −η P g. With M = √P H √P + κ, which is symmetric,
+
+    exp(−η K (P H + κ)) = √P exp(−η K M) √P⁻¹,     F = √P (1 − exp(−η K M)) M⁻¹ √P,
+
+and g(t) is multiplied by these matrices' transposes: first √P, last √P⁻¹ on the way to the segment before.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from beam_influence.influence_ops.curvature.base import FinishOptions
+from beam_influence.influence_ops.curvature.optimizer_steps import (
+    WEIGHTS_ALONE,
+    StepScales,
+    check_optimizer,
+    momentum_of,
+    optimizer_name,
+    optimizer_of,
+    step_scales,
+)
 from beam_influence.influence_ops.model.checkpoints import CheckpointSum
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.settings import SegmentSettings
-
-_SGD = "SGD"
-_DEFAULT = "RMSprop"  # Keras's own where a model is compiled with a loss alone; then it has made no step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,34 +67,50 @@ def segments_of(settings: SegmentSettings) -> Segments:
     return Segments(settings.counts, tuple(rate * steps for rate, steps in zip(settings.rates, settings.steps, strict=True)))
 
 
-def check_segments(model: ExplainedModel, segments: Segments) -> None:
+def check_segments(model: ExplainedModel, settings: SegmentSettings) -> None:
     """Refuses a model that the segments are not of.
 
     Raises:
-      ValueError: it has another number of checkpoints, or was compiled with an optimizer other than SGD, or a checkpoint was saved after
-        fewer steps than the one before it.
+      ValueError: it has another number of checkpoints, or of an optimizer that is not known, or a checkpoint was saved after fewer steps
+        than the one before it, or a learning rate is one that the checkpoint's momentum has been taken into already.
     """
+    segments = segments_of(settings)
     checkpoints = len(model.parts)
     if sum(segments.counts) != checkpoints:
         told = ",".join(map(str, segments.counts))
         raise ValueError(f"segments {told} are of {sum(segments.counts)} checkpoints, and the model has {checkpoints}; name one for each")
     steps = 0
     for number, part in enumerate(model.parts):
-        optimizer = getattr(part.network.original, "optimizer", None)
+        check_optimizer(part, number)
+        optimizer = optimizer_of(part)
+        if (optimizer is None) != (optimizer_of(model.parts[-1]) is None):
+            names = ", ".join(map(optimizer_name, model.parts))
+            raise ValueError(f"the checkpoints' optimizers are {names}; save each with its optimizer, or none of them")
         if optimizer is None:
             continue
-        if int(optimizer.iterations) < steps:  # of weights alone, all have those of the model that they were loaded into
+        _check_momentum(part, number, settings.rates[segments.of_checkpoint(number)])
+        made = int(optimizer.iterations)
+        if WEIGHTS_ALONE < made < steps:
             raise ValueError(
-                f"checkpoint {number} was saved after {int(optimizer.iterations)} steps of training, one before it after {steps}; name "
-                "them in the order of training"
+                f"checkpoint {number} was saved after {made} steps of training, one before it after {steps}; name them in the order of "
+                "training"
             )
-        steps = int(optimizer.iterations)
-        name = type(optimizer).__name__
-        if name not in (_SGD, _DEFAULT) or (name == _DEFAULT and int(optimizer.iterations) > 0):
-            raise ValueError(
-                f"SOURCE unrolls SGD, and the model was compiled with {name}, whose steps are others; compile a model that was trained "
-                "with SGD so, else use --curvature ekfac or gauss_newton"
-            )
+        steps = max(made, steps)
+
+
+def _check_momentum(part: InfluenceModel, number: int, rate: float) -> None:
+    momentum, optimizer = momentum_of(part), optimizer_of(part)
+    own = 0.0 if optimizer is None else float(optimizer.learning_rate)
+    if momentum and math.isclose(rate * (1 - momentum), own, rel_tol=1e-3):
+        raise ValueError(
+            f"segment_rates has {rate:g}, the learning rate {own:g} of checkpoint {number} over 1 - {momentum:g}, its momentum, which is "
+            f"read from the checkpoint; write the learning rate itself, {own:g}"
+        )
+
+
+def scales_of(model: ExplainedModel, segments: Segments) -> list[StepScales]:
+    """P and κ of each segment's steps."""
+    return [step_scales([model.parts[each] for each in segments.checkpoints(segment)]) for segment in range(len(segments.counts))]
 
 
 def root_weights(model: ExplainedModel) -> list[float]:
@@ -97,11 +129,16 @@ def forgotten(eigenvalues: np.ndarray, horizon: float) -> np.ndarray:
     return np.exp(-horizon * np.maximum(eigenvalues, 0))
 
 
-def facts_of(segments: Segments, model: ExplainedModel, examples: int, damping: float | str) -> dict[str, Any]:
-    """What the meta of both operators has; `auto` adds no damping, since F needs none."""
+def damping_of(options: FinishOptions) -> float:
+    """What is added to H; `auto` adds nothing, since F needs none."""
+    return 0.0 if isinstance(options.damping, str) else float(options.damping)
+
+
+def facts_of(segments: Segments, model: ExplainedModel, examples: int, options: FinishOptions) -> dict[str, Any]:
+    """What the meta of both operators has."""
     return {
-        "damping": 0.0 if isinstance(damping, str) else float(damping),
-        "damping_rule": damping if isinstance(damping, str) else "fixed",
+        "damping": damping_of(options),
+        "damping_rule": options.damping if isinstance(options.damping, str) else "fixed",
         "leave_one_out": False,
         "examples": examples,
         "size": model.size,
@@ -109,6 +146,7 @@ def facts_of(segments: Segments, model: ExplainedModel, examples: int, damping: 
         "segments": list(segments.counts),
         "horizons": list(segments.horizons),
         "root_weights": root_weights(model),
+        "optimizers": [optimizer_name(part) for part in model.parts],
     }
 
 

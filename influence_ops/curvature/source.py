@@ -10,7 +10,17 @@ import numpy as np
 from beam_influence.influence_ops.curvature.base import FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.ekfac import Ekfac
 from beam_influence.influence_ops.curvature.kfac import Draw, Sums
-from beam_influence.influence_ops.curvature.segments import Segments, check_segments, facts_of, forgotten, from_facts, learned, segments_of
+from beam_influence.influence_ops.curvature.segments import (
+    Segments,
+    check_segments,
+    damping_of,
+    facts_of,
+    forgotten,
+    from_facts,
+    learned,
+    scales_of,
+    segments_of,
+)
 from beam_influence.influence_ops.curvature.solved_block import turned
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Block, BlockLayout, Layout
@@ -24,8 +34,9 @@ class SourcePreconditioner(Preconditioner):
     """From the last checkpoint's gradient of a test point to what each checkpoint's gradient of a training example is multiplied by.
 
     Attributes:
-      arrays: for layer b of segment l, `inputs-l-b`, `errors-l-b` and `eigenvalues-l-b`, as of a Kronecker operator.
-      meta: besides the usual, `segments`, `horizons`, `root_weights`, and the `penalties` of each layer.
+      arrays: for layer b of segment l, `inputs-l-b` and `errors-l-b`, U as of a Kronecker operator, and of these directions `scales-l-b` P,
+        [I, O] or [1, 1], and `eigenvalues-l-b` of M, [I, O].
+      meta: besides the usual, `segments`, `horizons`, `root_weights`, `optimizers`.
       layout: of the bound model.
     """
 
@@ -56,17 +67,22 @@ class SourcePreconditioner(Preconditioner):
         for layer in range(layers):
             left = layout.blocks[-layers + layer].matrices(gradients) / roots[-1]
             for segment in reversed(range(len(segments.counts))):
-                inputs, errors, values = (self.arrays[f"{name}-{segment}-{layer}"] for name in ("inputs", "errors", "eigenvalues"))
-                values = values + self.meta["penalties"][layer] + self.meta["damping"]
+                names = (f"{name}-{segment}-{layer}" for name in ("inputs", "errors", "eigenvalues", "scales"))
+                inputs, errors, values, scales = (self.arrays[name] for name in names)
                 rotated = turned(left, inputs, errors)
-                own = turned(rotated * learned(values, segments.horizons[segment]), inputs.T, errors.T) / segments.counts[segment]
+                changes = rotated * (scales * learned(values, segments.horizons[segment]))
+                own = turned(changes, inputs.T, errors.T) / segments.counts[segment]
                 for checkpoint in segments.checkpoints(segment):
                     layout.blocks[checkpoint * layers + layer].write(own / roots[checkpoint], solved)
                 left = turned(rotated * forgotten(values, segments.horizons[segment]), inputs.T, errors.T)
 
 
 class Source(Ekfac):
-    """EK-FAC over the checkpoints of each segment: one basis and one mean of squares for all of a segment."""
+    """EK-FAC over the checkpoints of each segment: one basis and one mean of squares for all of a segment.
+
+    P and the decay κ of a step, diagonal in the weights, are taken as diagonal in the basis U of H, with uᵀ P u and uᵀ κ u of each
+    direction u. So M is P's number times H's, plus κ's, and where a segment has learned a direction F is EK-FAC's H⁻¹, whatever P is.
+    """
 
     name: ClassVar[str] = "source"
     Settings = SourceSettings
@@ -82,7 +98,8 @@ class Source(Ekfac):
         return segments_of(self.settings)
 
     def create(self, model: ExplainedModel) -> Statistic:
-        check_segments(model, self._segments)
+        assert isinstance(self.settings, SegmentSettings)
+        check_segments(model, self.settings)
         return super().create(model)
 
     def _add_draws(
@@ -99,19 +116,33 @@ class Source(Ekfac):
         bases, examples = self._bases, self._examples(statistic)
         assert bases is not None
         self._check(options)
-        segments, layers = self._segments, len(model.layout().blocks) // len(model.parts)
+        segments, blocks = self._segments, model.parts[0].layout().blocks
+        penalties = model.parts[0].block_penalties()
         arrays = {name: array for name, array in bases.items()}
-        for segment, count in enumerate(segments.counts):
-            for layer in range(layers):
-                arrays[f"eigenvalues-{segment}-{layer}"] = statistic[f"eigenvalues-{segment}-{layer}"] / (examples * count)
+        for segment, (count, of_steps) in enumerate(zip(segments.counts, scales_of(model, segments), strict=True)):
+            for layer, (block, penalty) in enumerate(zip(blocks, penalties, strict=True)):
+                name = f"{segment}-{layer}"
+                scales, decays = (_in_basis(block, flat, bases[f"inputs-{name}"], bases[f"errors-{name}"]) for flat in of_steps)
+                mean = statistic[f"eigenvalues-{name}"] / (examples * count)
+                arrays[f"scales-{name}"] = scales
+                arrays[f"eigenvalues-{name}"] = scales * (mean + penalty + damping_of(options)) + decays
         values = np.concatenate([array.ravel() for name, array in arrays.items() if name.startswith("eigenvalues-")])
         meta = {
             "curvature": self.name,
-            **facts_of(segments, model, examples, options.damping),
-            "penalties": model.parts[0].block_penalties(),
+            **facts_of(segments, model, examples, options),
             "smallest_eigenvalue": float(values.min()),
             "largest_eigenvalue": float(values.max()),
             "rank": model.size,
             "fisher": self.settings.fisher,
         }
         return SourcePreconditioner(arrays, meta).bind(model)
+
+
+def _in_basis(block: BlockLayout, flat: np.ndarray, inputs: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """uᵀ diag(d) u of a layer's directions u = (column of `inputs`) ⊗ (column of `errors`), d of all weights [P]: [I, O]; of [1], d itself.
+
+    Vectors [0, 0] stand for the identity.
+    """
+    if flat.size == 1:
+        return flat[None]
+    return turned(block.matrices(flat[None]), inputs**2, errors**2)[0]

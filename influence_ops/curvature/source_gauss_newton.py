@@ -10,7 +10,16 @@ from beam_influence.influence_ops.blas_threads import eigh
 from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.dense import MAX_SIZE
 from beam_influence.influence_ops.curvature.gauss_newton import GaussNewton
-from beam_influence.influence_ops.curvature.segments import check_segments, facts_of, forgotten, from_facts, learned, segments_of
+from beam_influence.influence_ops.curvature.segments import (
+    check_segments,
+    damping_of,
+    facts_of,
+    forgotten,
+    from_facts,
+    learned,
+    scales_of,
+    segments_of,
+)
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.halving import Halving
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
@@ -21,7 +30,8 @@ from beam_influence.influence_ops.settings import SegmentSettings
 class SourceDensePreconditioner(Preconditioner):
     """From the last checkpoint's gradient of a test point to what each checkpoint's gradient of a training example is multiplied by.
 
-    Arrays: for segment l, `vectors-l` [P, P] and `eigenvalues-l` [P], P the weights of one checkpoint.
+    Arrays: for segment l, `vectors-l` [P, P] and `eigenvalues-l` [P] of M, P the weights of one checkpoint, and `roots-l` √P of its steps,
+    [P] or [1]; see `segments`.
     """
 
     kind: ClassVar[str] = "source_dense"
@@ -35,12 +45,12 @@ class SourceDensePreconditioner(Preconditioner):
         by_checkpoint = solved.reshape(count, len(roots), size)
         left = gradients[:, -size:] / roots[-1]
         for segment in reversed(range(len(segments.counts))):
-            vectors, values = self.arrays[f"vectors-{segment}"], self.arrays[f"eigenvalues-{segment}"] + self.meta["damping"]
-            rotated = left @ vectors
-            own = (rotated * learned(values, segments.horizons[segment])) @ vectors.T / segments.counts[segment]
+            vectors, values, roots_of_steps = (self.arrays[f"{name}-{segment}"] for name in ("vectors", "eigenvalues", "roots"))
+            rotated = (left * roots_of_steps) @ vectors
+            own = (rotated * learned(values, segments.horizons[segment])) @ vectors.T * roots_of_steps / segments.counts[segment]
             for checkpoint in segments.checkpoints(segment):
                 by_checkpoint[:, checkpoint] = own / roots[checkpoint]
-            left = (rotated * forgotten(values, segments.horizons[segment])) @ vectors.T
+            left = (rotated * forgotten(values, segments.horizons[segment])) @ vectors.T / roots_of_steps
         return solved
 
 
@@ -56,7 +66,7 @@ class SourceGaussNewton(Curvature):
 
     def create(self, model: ExplainedModel) -> Statistic:
         segments = segments_of(self.settings)
-        check_segments(model, segments)
+        check_segments(model, self.settings)
         size = model.parts[0].size
         if len(segments.counts) * size**2 > MAX_SIZE**2:
             raise ValueError(
@@ -94,13 +104,20 @@ class SourceGaussNewton(Curvature):
         if options.rcond is not None:
             raise ValueError(f"rcond is of a pseudo-inverse, and {self.name} needs none; leave it out")
         arrays: dict[str, np.ndarray] = {}
-        for segment, count in enumerate(segments.counts):
+        damping = damping_of(options)
+        for segment, (count, (scales, decays)) in enumerate(zip(segments.counts, scales_of(model, segments), strict=True)):
             matrix = GaussNewton().assemble(model.parts[0], self._of_segment(statistic, segment), examples * count)
+            roots = np.sqrt(scales)
+            matrix[np.diag_indices_from(matrix)] += damping
+            matrix *= roots[:, None]
+            matrix *= roots
+            matrix[np.diag_indices_from(matrix)] += decays
+            arrays[f"roots-{segment}"] = roots
             arrays[f"eigenvalues-{segment}"], arrays[f"vectors-{segment}"] = eigh(matrix)
         values = np.concatenate([array for name, array in arrays.items() if name.startswith("eigenvalues-")])
         meta = {
             "curvature": self.name,
-            **facts_of(segments, model, examples, options.damping),
+            **facts_of(segments, model, examples, options),
             "smallest_eigenvalue": float(values.min()),
             "largest_eigenvalue": float(values.max()),
             "rank": model.size,

@@ -115,4 +115,6 @@ def with_dropped_units(model: Any, seed: int) -> keras.Model:
         raise ValueError(f"--dropout_seed {seed}: {type(model).__name__} can't be put together again from its layers; leave it out")
     if model.compiled:
         made.compile(loss=model.loss, loss_weights=getattr(getattr(model, "_compile_loss", None), "_user_loss_weights", None))
+        made.optimizer = model.optimizer  # SOURCE reads how far its steps go
+    made.unread_optimizer = getattr(model, "unread_optimizer", None)
     return made

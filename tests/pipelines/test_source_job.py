@@ -11,21 +11,26 @@ import pytest
 
 from tests.pipelines.digits_job import DigitsJob, read, run_quietly
 
-HORIZONS = (0.1 * 300, 0.02 * 500)
+HORIZONS = (0.1 * 30, 0.02 * 50)
 OPTIONS: dict[str, Any] = {
-    "curvature": "source_gauss_newton", "segments": "1,2", "segment_rates": "0.1,0.02", "segment_steps": "300,500", "group_feature": None,
+    "curvature": "source_gauss_newton", "segments": "1,2", "segment_rates": "0.1,0.02", "segment_steps": "30,50", "group_feature": None,
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def checkpoints(job: DigitsJob, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The network at two points of a training by SGD, and as it is."""
+    """The network at two points of a training by Adam, and as it is."""
     folder, found = tmp_path_factory.mktemp("checkpoints"), []
     model: Any = keras.models.load_model(job.model)
     trained = model.get_weights()
-    model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy())
+    adam: Any = keras.optimizers.Adam(0.01, epsilon=1e-2)
+    model.compile(adam, keras.losses.SparseCategoricalCrossentropy())
+    adam.build(model.trainable_variables)
     for number, scale in enumerate((0.4, 0.8, 1.0)):
         model.set_weights([scale * weight for weight in trained])
+        adam.iterations.assign(300 * (number + 1))
+        for place, variable in enumerate(adam._velocities):
+            variable.assign(10 ** np.random.default_rng([number, place]).uniform(-5, -1, variable.shape))
         model.save(folder / f"{number}.keras")
         found.append(str(folder / f"{number}.keras"))
     return found
@@ -39,6 +44,14 @@ def layer(path: str, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     z = seen @ np.concatenate([last, last_bias[None]])
     p = np.exp(z - z.max(axis=1, keepdims=True))
     return seen, p / p.sum(axis=1, keepdims=True)
+
+
+def roots(path: str) -> np.ndarray:
+    """√P of Adam's steps for the last layer's weights: [90]."""
+    model: Any = keras.models.load_model(path)
+    adam = model.optimizer
+    v = np.concatenate([np.asarray(variable, np.float64).ravel() for variable in adam._velocities[-2:]])
+    return ((np.sqrt(v) + 1e-2) / np.sqrt(1 - 0.999 ** int(adam.iterations))) ** -0.5
 
 
 def gradients(path: str, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -57,10 +70,13 @@ def test_the_job_is_the_formula(job: DigitsJob, checkpoints: list[str], tmp_path
     train, test = job.splits["train"], job.splits["test"]
     left, wanted = gradients(checkpoints[-1], test.images, test.labels), 0.0
     for members, horizon in ((checkpoints[1:], HORIZONS[1]), (checkpoints[:1], HORIZONS[0])):
-        values, vectors = np.linalg.eigh(np.mean([curvature(path, train.images) for path in members], axis=0))
+        of_steps = np.mean([roots(path) ** -2.0 for path in members], axis=0) ** -0.5
+        matrix = np.mean([curvature(path, train.images) for path in members], axis=0)
+        values, vectors = np.linalg.eigh(of_steps[:, None] * matrix * of_steps)
         mean = np.mean([gradients(path, train.images, train.labels) for path in members], axis=0)
-        wanted = wanted + (left @ vectors * ((1 - np.exp(-horizon * values)) / values)) @ (mean @ vectors).T
-        left = (left @ vectors * np.exp(-horizon * values)) @ vectors.T
+        rotated = (left * of_steps) @ vectors
+        wanted = wanted + (rotated * ((1 - np.exp(-horizon * values)) / values)) @ ((mean * of_steps) @ vectors).T
+        left = (rotated * np.exp(-horizon * values)) @ vectors.T / of_steps
     rows = read(tmp_path / "out", "scores").to_pylist()
     ids = [{name: row for row, name in enumerate(job.shards(split, files).ids())} for split, files in (("test", 1), ("train", 3))]
     found = np.empty((len(test.labels), len(train.labels)))
@@ -88,11 +104,14 @@ def test_wrong_options(job: DigitsJob, tmp_path: pathlib.Path, options: dict[str
 
 def test_checkpoints_end_with_the_model_in_the_order_of_training(job: DigitsJob, checkpoints: list[str], tmp_path: pathlib.Path) -> None:
     later: Any = keras.models.load_model(checkpoints[0])
-    later.optimizer.iterations.assign(7)
+    later.optimizer.iterations.assign(901)
     later.save(tmp_path / "later.keras")
+    later.optimizer = None
+    later.save_weights(tmp_path / "alone.weights.h5")
     for given, message in (
         ([*checkpoints[1:], checkpoints[0]], "0.keras', has other weights than --model"),
-        ([str(tmp_path / "later.keras"), *checkpoints[1:]], "checkpoint 1 was saved after 0 steps of training, one before it after 7"),
+        ([str(tmp_path / "later.keras"), *checkpoints[1:]], "checkpoint 1 was saved after 600 steps of training, one before it after 901"),
+        ([str(tmp_path / "alone.weights.h5"), *checkpoints[1:]], "checkpoint 0 is a file of weights alone, so how far Adam moves each"),
     ):
         with pytest.raises(ValueError, match=message):
             run_quietly(job.config(tmp_path / "out", checkpoints=",".join(given), outputs="self_influence", **OPTIONS))

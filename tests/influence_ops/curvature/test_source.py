@@ -8,8 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from beam_influence import CheckpointSum, FinishOptions, InfluenceModel
+from beam_influence import CheckpointSum, FinishOptions, FirstOrderInfluenceCalculator, InfluenceModel
 from beam_influence.influence_ops.curvature import curvature_by_name, fit
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
@@ -48,13 +49,13 @@ def hessian(theta: np.ndarray) -> np.ndarray:
     return np.einsum("nd,ncb,ne->dceb", a, middle, a).reshape(theta.size, theta.size) / TRAIN + DECAY * np.eye(theta.size)
 
 
-def trained(weights: np.ndarray, steps: int = CUTS[-1]) -> list[np.ndarray]:
-    """θ after each of the steps of gradient descent on Σ w_i ℓ_i + R, from 0."""
+def trained(weights: np.ndarray, steps: int = CUTS[-1], scale: np.ndarray | float = 1.0) -> list[np.ndarray]:
+    """θ after each of the steps of gradient descent on Σ w_i ℓ_i + R, from 0; the gradient is multiplied by `scale`, elementwise."""
     theta = np.zeros((FEATURES + 1, CLASSES))
     found = []
     for _ in range(steps):
         mean = (weights[:, None] * gradients(theta, slice(TRAIN))).sum(axis=0)
-        theta = theta - RATE * (mean.reshape(theta.shape) + DECAY * theta)
+        theta = theta - RATE * scale * (mean.reshape(theta.shape) + DECAY * theta)
         found.append(theta)
     return found
 
@@ -172,7 +173,19 @@ def test_wrong_models() -> None:
     one = settings("1", "5", "0.1")
     with pytest.raises(ValueError, match="segments 1 are of 1 checkpoints, and the model has 3"):
         influence("source", checkpoints(), one)
-    network: Any = model_of(path()[0]).model
-    network.compile(keras.optimizers.Adam())
-    with pytest.raises(ValueError, match="SOURCE unrolls SGD, and the model was compiled with Adam"):
-        influence("source", InfluenceModel(network, loss_function="softmax_cross_entropy"), one)
+
+
+def test_the_class_solves_test_points() -> None:
+    """The operator is not symmetric: what the class gives is the formula's, and vectors of training examples are refused."""
+    options = settings("1,1,1", "8,16,16", "0.2,0.2,0.2")
+    wanted = influence("source_gauss_newton", checkpoints(), options)
+    x, y = data()
+    train, tests = (tf.data.Dataset.from_tensor_slices((x[rows], y[rows])).batch(23) for rows in (slice(TRAIN), slice(TRAIN, None)))
+    calculator = FirstOrderInfluenceCalculator(checkpoints(), train, curvature_by_name("source_gauss_newton", settings=options))
+    found = [values for _, rows in calculator.estimate_influence_values_in_batches(tests, train) for _, values in rows]
+    assert np.abs(np.concatenate(found, axis=1) - wanted).max() <= 1e-9 * np.abs(wanted).max()  # float64, in another order
+    of_group = calculator.estimate_influence_values_group(train, tests)
+    assert np.isclose(np.asarray(of_group)[0, 0], wanted.sum(), rtol=1e-9, atol=1e-9 * np.abs(wanted).sum())
+    for ask in (lambda: calculator.compute_influence_vector(train), lambda: calculator.compute_influence_vector_group(train)):
+        with pytest.raises(ValueError, match="a source_gauss_newton curvature is of test points and gives no influence vectors"):
+            ask()

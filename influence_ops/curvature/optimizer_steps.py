@@ -1,0 +1,171 @@
+"""How far a step of a checkpoint's optimizer goes: θ ← θ − η (P ∇L + κ θ), P and κ of each weight.
+
+What the optimizer remembers of earlier gradients is in P, taken as constant (Bae et al. 2024, 2405.12186, on preconditioned steps). Of
+Keras's, with their own variables m, v, after t steps:
+
+    SGD, momentum μ       P = 1 / (1 − μ), the sum of all that a gradient adds to later steps
+    Adam, AdamW           P = √(1 − β₂ᵗ) / (√v + ε); the momentum's parts add up to 1. amsgrad: v its largest so far
+    RMSprop, momentum μ   P = 1 / ((1 − μ) √(v + ε)); centered: v less the mean gradient's square
+
+κ is the decay of weights beside the loss (`weight_decay=` of any of them), which neither P nor the momentum multiplies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.network import to_numpy
+from beam_influence.influence_ops.types import Float64Vector
+
+WEIGHTS_ALONE = -1
+"""The steps (`iterations`) of an optimizer whose state is not the checkpoint's, which was a file of weights alone."""
+
+_NONE = "none"
+
+
+class StepScales(NamedTuple):
+    """P and κ of a segment, [P] each, or [1] where they are those of all weights.
+
+    Attributes:
+      scales: P.
+      decays: κ.
+    """
+
+    scales: Float64Vector
+    decays: Float64Vector
+
+
+def optimizer_of(model: InfluenceModel) -> keras.optimizers.Optimizer | None:
+    """The optimizer that a checkpoint holds; None: none, or Keras's own of a model compiled with a loss alone, which made no step."""
+    optimizer = getattr(model.network.original, "optimizer", None)
+    return None if isinstance(optimizer, keras.optimizers.RMSprop) and int(optimizer.iterations) == 0 else optimizer
+
+
+def optimizer_name(model: InfluenceModel) -> str:
+    """The class of a checkpoint's optimizer, or `none`."""
+    optimizer = optimizer_of(model)
+    return _NONE if optimizer is None else type(optimizer).__name__
+
+
+def momentum_of(model: InfluenceModel) -> float:
+    """μ where a gradient's later parts add up to 1 / (1 − μ) of a step; 0 of Adam, whose own add up to 1."""
+    optimizer = optimizer_of(model)
+    return float(optimizer.momentum) if isinstance(optimizer, (keras.optimizers.SGD, keras.optimizers.RMSprop)) else 0.0
+
+
+def check_optimizer(model: InfluenceModel, number: int) -> None:
+    """Refuses a checkpoint whose optimizer's steps are not of the form above, or not known.
+
+    Args:
+      number: of the checkpoint.
+
+    Raises:
+      ValueError: the message says which, and the mend.
+    """
+    unread = getattr(model.network.original, "unread_optimizer", None)
+    if unread is not None:
+        raise ValueError(
+            f"checkpoint {number} is an .h5 file of a model compiled with {unread}, which is not read from such a file; save the "
+            "checkpoint as a .keras file"
+        )
+    optimizer = optimizer_of(model)
+    if optimizer is None:
+        return
+    name = type(optimizer).__name__
+    if type(optimizer) not in _INVERSES:
+        raise ValueError(
+            f"SOURCE unrolls SGD, Adam, AdamW and RMSprop, and checkpoint {number} was compiled with {name}, whose steps are others; use "
+            "--curvature ekfac or gauss_newton"
+        )
+    for option in ("clipnorm", "global_clipnorm", "clipvalue", "use_ema", "gradient_accumulation_steps"):
+        value = getattr(optimizer, option)
+        if value:
+            raise ValueError(
+                f"checkpoint {number} was compiled with {name}({option}={value}), which makes other steps than SOURCE unrolls; where it "
+                f"changed none, set model.optimizer.{option} = {False if value is True else None} and save the checkpoint again, else use "
+                "--curvature ekfac or gauss_newton"
+            )
+    if type(optimizer) is not keras.optimizers.SGD and int(optimizer.iterations) <= 0:
+        why = "is a file of weights alone" if int(optimizer.iterations) == WEIGHTS_ALONE else "was saved before the first step"
+        raise ValueError(
+            f"checkpoint {number} {why}, so how far {name} moves each weight is not known; save it during training with its optimizer, "
+            "model.save('checkpoint.keras')"
+        )
+    if optimizer.weight_decay and model.weight_decay:
+        raise ValueError(
+            f"{name} decays weights by itself (weight_decay={optimizer.weight_decay}), which SOURCE takes from the checkpoint; leave "
+            f"--weight_decay {model.weight_decay} out"
+        )
+
+
+def step_scales(parts: Sequence[InfluenceModel]) -> StepScales:
+    """P and κ of a segment with these checkpoints, which `check_optimizer` has let through.
+
+    1/P and κ are the checkpoints' mean: of a weight that no gradient had reached at one of them, where P is 1/ε, that of the others counts.
+
+    Raises:
+      ValueError: a watched weight is none of those that the optimizer was made for.
+    """
+    inverse, decays = np.zeros(1), np.zeros(1)
+    for part in parts:
+        of_part, decays_of_part = _of_checkpoint(part)
+        inverse, decays = inverse + of_part / len(parts), decays + decays_of_part / len(parts)
+    return StepScales(1 / inverse, decays)
+
+
+def _of_checkpoint(part: InfluenceModel) -> tuple[Float64Vector, Float64Vector]:
+    """1/P and κ."""
+    optimizer = optimizer_of(part)
+    if optimizer is None:
+        return np.ones(1), np.zeros(1)
+    trained = part.network.original.trainable_variables
+    known = optimizer._trainable_variables if optimizer.built else trained
+    own, made_for = ([tuple(variable.shape) for variable in of] for of in (trained, known))
+    if own != made_for:
+        raise ValueError(
+            f"the optimizer {type(optimizer).__name__} was made for {len(made_for)} weights, and the model trains {len(own)}; save the "
+            "checkpoint with the layers trainable that were trained"
+        )
+    places = {id(variable): place for place, variable in enumerate(part.model.trainable_variables)}
+    watched = [places[id(variable)] for variable in part.variables]
+    decays, sizes = [], []
+    for place in watched:
+        decays.append(optimizer.weight_decay if optimizer.weight_decay and optimizer._use_weight_decay(known[place]) else 0.0)
+        sizes.append(int(np.prod(own[place])))
+    return _INVERSES[type(optimizer)](optimizer, watched), np.repeat(decays, sizes) if any(decays) else np.zeros(1)
+
+
+def _values(optimizer: keras.optimizers.Optimizer, name: str, watched: Sequence[int]) -> Float64Vector:
+    variables: Sequence[keras.Variable] = getattr(optimizer, name)
+    return np.concatenate([to_numpy(variables[place].value).ravel() for place in watched])
+
+
+def _sgd(optimizer: keras.optimizers.SGD, watched: Sequence[int]) -> Float64Vector:
+    return np.full(1, 1 - float(optimizer.momentum))
+
+
+def _adam(optimizer: keras.optimizers.Adam, watched: Sequence[int]) -> Float64Vector:
+    squares = _values(optimizer, "_velocity_hats" if optimizer.amsgrad else "_velocities", watched)
+    correction = (1 - float(optimizer.beta_2) ** int(optimizer.iterations)) ** 0.5
+    return (np.sqrt(squares) + float(optimizer.epsilon)) / correction
+
+
+def _rmsprop(optimizer: keras.optimizers.RMSprop, watched: Sequence[int]) -> Float64Vector:
+    squares = _values(optimizer, "_velocities", watched)
+    if optimizer.centered:
+        squares = np.maximum(squares - _values(optimizer, "_average_gradients", watched) ** 2, 0)
+    return (1 - float(optimizer.momentum)) * np.sqrt(squares + float(optimizer.epsilon))
+
+
+_INVERSES: dict[type, Callable[..., Float64Vector]] = {
+    keras.optimizers.SGD: _sgd,
+    keras.optimizers.Adam: _adam,
+    keras.optimizers.AdamW: _adam,
+    keras.optimizers.RMSprop: _rmsprop,
+}
+"""1/P of the watched weights, by the optimizer's class."""

@@ -67,6 +67,7 @@ def test_many_positions_are_rebuilt() -> None:
     model = make("conv2d-strided-same")
     gradients = model.losses_and_gradients(data(model, "conv2d-strided-same"))[1]
     stored = StoredForm("float32", 2).of(gradients.layout, np.random.default_rng(0).standard_normal((400, model.size)))
+    assert isinstance(stored, FactoredSolutions)
     contraction = Contraction(gradients.layout, stored, "bfloat16", 10**9, 0.0)
     contraction.choose(gradients)
     assert "rebuilt" in {cost.way for cost in contraction.costs}

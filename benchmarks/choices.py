@@ -17,7 +17,7 @@
 Each is trained on all and on `--retrainings` random halves, `--repeats` seeds each, whose mean loss is taken; LDS at the odd test points,
 all weights watched. By hand: every curvature with its own damping and with λ from 10⁻⁴ to 10, and the best of them at those same odd
 points, with all retrainings in sight, so that it flatters itself. `--curvature auto` sees the model and its training examples alone,
-`evaluate choose` the even test points of 10 or 20 of the retrainings. `default` is gauss_newton with its own damping. The first nine had
+`evaluate choose` the even test points of 20 of the retrainings, and of all. `default` is gauss_newton with its own damping. The first nine had
 a part in the rules, the last four none. `--each` prints instead each curvature with its own λ and with the best at the even test points,
 told at the odd ones.
 
@@ -157,7 +157,7 @@ def main() -> int:
     parser.add_argument("--each", action="store_true", help="each curvature, and not what is chosen")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("out/choices"))
     options = parser.parse_args()
-    titles = "".join(f"{title:<28}" for title in ("by the rules", "by 10 retrainings", "by 20 retrainings", "best by hand"))
+    titles = "".join(f"{title:<28}" for title in ("by the rules", "by 20 retrainings", "by all", "best by hand"))
     print(f"{'':<10}{'P':>6}{'ratio':>7}{'default':>8}   {titles}", flush=True)
     for name in options.workloads.split(","):
         case = case_of(name, options.retrainings, options.repeats, options.folder)
@@ -168,7 +168,7 @@ def main() -> int:
         hand, (rules, end) = list(case.by_hand()), case.by_rules()
         best = max(hand, key=lambda found: found.lds)
         own = case.found(case.operator("gauss_newton", "auto")).lds
-        judged = [case.by_retraining(hand, count) for count in (10, 20)]
+        judged = [case.by_retraining(hand, count) for count in (20, options.retrainings)]
         texts = "".join(f"{found.text:<28}" for found in (rules, *judged, best))
         print(f"{name:<10}{case.model.size:>6}{end.damping / end.automatic:>7.1f}{own:>8.3f}   {texts}", flush=True)
     return 0

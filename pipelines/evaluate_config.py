@@ -63,8 +63,8 @@ MEASURES = {
         "which curvature and damping predict retraining best? Within --budget seconds of retraining",
         "Trains on random parts of the training set for about --budget seconds, and judges identity, kfac, ekfac and (up to 4,096 weights) "
         "gauss_newton and exact, each with its own damping and eleven around it, or (of more weights) gauss_newton_cg with four, by the "
-        "LDS: every second test point, from the first, chooses, the others report. A cheaper curvature within one standard error of the "
-        "best is taken. Prints the command that runs the choice.",
+        "LDS: every second test point, from the first, chooses, the others report. Prints the "
+        "command that runs the choice.",
     ),
     "randomised": (
         "do the scores depend on what the model has learned? No retraining",

@@ -1,4 +1,4 @@
-"""The choice among candidates: by the even test points, told at the odd ones, the cheaper one where nothing tells them apart."""
+"""The choice among candidates: by the even test points, told at the odd ones, the cheaper one of equals."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def test_the_best_is_taken_by_the_even_and_told_at_the_odd_test_points() -> None
         assert (one.choosing, one.reporting.mean) == (pytest.approx(even), pytest.approx(odd))
 
 
-def test_a_cheaper_one_within_a_standard_error_is_taken() -> None:
+def test_the_cheaper_of_equals_is_taken() -> None:
     dear = candidate("dear", 0.5)
-    same = Candidate("cheap", 1.0, True, dear.predicted + 1e-6 * _RANDOM.normal(size=LOSSES.shape))
+    same = Candidate("cheap", 1.0, True, dear.predicted)
     judged = choose_candidate([candidate("worse", 9.0), same, dear], LOSSES)
     assert [one.candidate.curvature for one in judged if one.chosen] == ["cheap"]
 

@@ -17,9 +17,9 @@
 Each is trained on all and on `--retrainings` random halves, `--repeats` seeds each, whose mean loss is taken; LDS at the odd test points,
 all weights watched. By hand: every curvature with its own damping and with λ from 10⁻⁴ to 10, and the best of them at those same odd
 points, with all retrainings in sight, so that it flatters itself. `--curvature auto` sees the model and its training examples alone,
-`evaluate choose` the even test points of 20 of the retrainings, and of all. `default` is gauss_newton with its own damping. The first nine had
-a part in the rules, the last four none. `--each` prints instead each curvature with its own λ and with the best at the even test points,
-told at the odd ones.
+`evaluate choose` the even test points of 20 of the retrainings, and of all. `default` is gauss_newton with its own damping. The first
+nine had a part in the rules, the last four none. `--each` prints instead each curvature with its own λ and with the best at the even test
+points, told at the odd ones.
 
     python -m benchmarks.choices [--workloads digits,diabetes] [--retrainings 50] [--repeats 2] [--each]
 """

@@ -20,6 +20,8 @@ def check_segments(config: InfluenceConfig) -> None:
     """
     if not config.curvature_kind.weighs_checkpoints:
         return
+    if config.n_samples is not None:
+        raise ValueError(f"--n_samples {config.n_samples}: --curvature {config.curvature} takes all training examples; leave it out")
     settings = config.make_curvature().settings
     assert isinstance(settings, SegmentSettings)
     count, wanted = len(config.checkpoint_paths) or 1, sum(settings.counts)

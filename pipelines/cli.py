@@ -48,7 +48,11 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0 done, 1 the run failed, 2 wrong options or input, 130 interrupted."""
+    """Runs a command; returns the exit status: 0 done, 1 the run failed, 2 wrong options or input, 130 interrupted.
+
+    Raises:
+      SystemExit: `--help`, or an option that the command does not have, which argparse tells by itself.
+    """
     parsed: list[tuple[argparse.Namespace, list[str]]] = []
     refused = exit_status(lambda: parsed.append(parse(sys.argv[1:] if arguments is None else arguments)))
     if refused:

@@ -60,6 +60,8 @@ def config_of(
     """
     kept = [field.name for field in dataclasses.fields(InfluenceConfig) if field.metadata["group"] in ("data", "model")]
     options = {name: stored[name] for name in [*kept, "batch_size", "threads"] if name in stored and name not in _LEFT_OUT}
+    if options.get("precision") == "bfloat16":
+        options["precision"] = "native"  # the same network; nothing is multiplied with test points here
     if class_feature is not None:
         options |= {"group_feature": class_feature, "test_group_feature": class_feature}
     return InfluenceConfig(**options, output=folder, outputs="self_influence", curvature=curvature or "identity")

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from google.protobuf.message import DecodeError
 from beam_influence.influence_ops.curvature.optimizer_steps import WEIGHTS_ALONE
 from beam_influence.influence_ops.import_path import load_object
 from beam_influence.influence_ops.model.network import load_keras_file
+from beam_influence.influence_ops.model.optimizer_state import build_for_state, note_unread_state
 from beam_influence.influence_ops.model.saved_model import GRAPH_FILE, SavedModelNetwork, without_slots
 from beam_influence.transforms.files import BeamFiles, join, match_files
 
@@ -81,7 +83,7 @@ def load_checkpoint(
     if not isinstance(model, keras.Model):
         raise ValueError(f"the checkpoint {checkpoint!r} can't be loaded into the SavedModel {path!r}; give --model as a .keras file")
     optimizer = getattr(model, "optimizer", None)
-    if optimizer is not None and int(optimizer.iterations) > 0:
+    if optimizer is not None:
         optimizer._iterations.assign(WEIGHTS_ALONE)  # unless the file has an optimizer's state, which takes this one's place
     found = _load_weights(model, checkpoint, path)
     _check_digest(checkpoint, found, digest)
@@ -96,7 +98,11 @@ def _load_weights(model: keras.Model, weights: str, path: str) -> str:
         local = os.path.join(folder, "model.weights.h5")
         digest = _copy(weights, local)
         try:
-            model.load_weights(local)
+            build_for_state(model, local)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+                model.load_weights(local)
+            note_unread_state(model, local)
         except Exception as error:
             reason = str(error).replace(local, weights)
             raise ValueError(f"the weights {weights!r} do not fit the model of {path!r}: {reason}") from error

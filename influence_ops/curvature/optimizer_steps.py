@@ -43,7 +43,8 @@ class StepScales(NamedTuple):
 def optimizer_of(model: InfluenceModel) -> keras.optimizers.Optimizer | None:
     """The optimizer that a checkpoint holds; None: none, or Keras's own of a model compiled with a loss alone, which made no step."""
     optimizer = getattr(model.network.original, "optimizer", None)
-    return None if isinstance(optimizer, keras.optimizers.RMSprop) and int(optimizer.iterations) == 0 else optimizer
+    is_default = isinstance(optimizer, keras.optimizers.RMSprop) and optimizer.get_config() == keras.optimizers.RMSprop().get_config()
+    return None if is_default and int(optimizer.iterations) <= 0 else optimizer
 
 
 def optimizer_name(model: InfluenceModel) -> str:
@@ -67,29 +68,19 @@ def check_optimizer(model: InfluenceModel, number: int) -> None:
     Raises:
       ValueError: the message says which, and the mend.
     """
+    optimizer = optimizer_of(model)
+    if optimizer is not None:
+        _check_kind(optimizer, number)
     unread = getattr(model.network.original, "unread_optimizer", None)
     if unread is not None:
         raise ValueError(
-            f"checkpoint {number} is an .h5 file of a model compiled with {unread}, which is not read from such a file; save the "
-            "checkpoint as a .keras file"
+            f"checkpoint {number} {unread}, so how far its training moves each weight is not known; save it during training by "
+            "model.save('checkpoint.keras'), compiled as it is trained, of float32, with the same layers trainable; a .weights.h5 "
+            "file needs a --model with the same optimizer"
         )
-    optimizer = optimizer_of(model)
     if optimizer is None:
         return
     name = type(optimizer).__name__
-    if type(optimizer) not in _INVERSES:
-        raise ValueError(
-            f"SOURCE unrolls SGD, Adam, AdamW and RMSprop, and checkpoint {number} was compiled with {name}, whose steps are others; use "
-            "--curvature ekfac or gauss_newton"
-        )
-    for option in ("clipnorm", "global_clipnorm", "clipvalue", "use_ema", "gradient_accumulation_steps"):
-        value = getattr(optimizer, option)
-        if value:
-            raise ValueError(
-                f"checkpoint {number} was compiled with {name}({option}={value}), which makes other steps than SOURCE unrolls; where it "
-                f"changed none, set model.optimizer.{option} = {False if value is True else None} and save the checkpoint again, else use "
-                "--curvature ekfac or gauss_newton"
-            )
     if type(optimizer) is not keras.optimizers.SGD and int(optimizer.iterations) <= 0:
         why = "is a file of weights alone" if int(optimizer.iterations) == WEIGHTS_ALONE else "was saved before the first step"
         raise ValueError(
@@ -101,6 +92,23 @@ def check_optimizer(model: InfluenceModel, number: int) -> None:
             f"{name} decays weights by itself (weight_decay={optimizer.weight_decay}), which SOURCE takes from the checkpoint; leave "
             f"--weight_decay {model.weight_decay} out"
         )
+
+
+def _check_kind(optimizer: keras.optimizers.Optimizer, number: int) -> None:
+    name = type(optimizer).__name__
+    if type(optimizer) not in _INVERSES:
+        raise ValueError(
+            f"SOURCE unrolls SGD, Adam, AdamW and RMSprop, and checkpoint {number} was compiled with {name}, whose steps are others; use "
+            "--curvature ekfac or gauss_newton"
+        )
+    for option in ("clipnorm", "global_clipnorm", "clipvalue", "use_ema", "gradient_accumulation_steps"):
+        value = getattr(optimizer, option)
+        if value:
+            clips = f"where it changed none, set model.optimizer.{option} = None and save it again, else " if "clip" in option else ""
+            raise ValueError(
+                f"checkpoint {number} was compiled with {name}({option}={value}), which makes other steps than SOURCE unrolls; {clips}use "
+                "--curvature ekfac or gauss_newton"
+            )
 
 
 def step_scales(parts: Sequence[InfluenceModel]) -> StepScales:
@@ -125,24 +133,40 @@ def _of_checkpoint(part: InfluenceModel) -> tuple[Float64Vector, Float64Vector]:
         return np.ones(1), np.zeros(1)
     trained = part.network.original.trainable_variables
     known = optimizer._trainable_variables if optimizer.built else trained
-    own, made_for = ([tuple(variable.shape) for variable in of] for of in (trained, known))
-    if own != made_for:
-        raise ValueError(
-            f"the optimizer {type(optimizer).__name__} was made for {len(made_for)} weights, and the model trains {len(own)}; save the "
-            "checkpoint with the layers trainable that were trained"
-        )
+    slots = {id(variable): slot for slot, variable in enumerate(known)}  # in the order in which the optimizer was given them
     places = {id(variable): place for place, variable in enumerate(part.model.trainable_variables)}
-    watched = [places[id(variable)] for variable in part.variables]
+    found = [slots.get(id(trained[places[id(variable)]])) for variable in part.variables]
+    watched = [slot for slot in found if slot is not None]
+    if len(watched) < len(found):
+        raise ValueError(
+            f"the optimizer {type(optimizer).__name__} was made for {len(known)} weights, and {len(found) - len(watched)} of the "
+            f"{len(found)} that are watched are none of them; save the checkpoint with the layers trainable that were trained"
+        )
     decays, sizes = [], []
-    for place in watched:
-        decays.append(optimizer.weight_decay if optimizer.weight_decay and optimizer._use_weight_decay(known[place]) else 0.0)
-        sizes.append(int(np.prod(own[place])))
+    for slot in watched:
+        decays.append(optimizer.weight_decay if optimizer.weight_decay and optimizer._use_weight_decay(known[slot]) else 0.0)
+        sizes.append(int(np.prod(known[slot].shape)))
     return _INVERSES[type(optimizer)](optimizer, watched), np.repeat(decays, sizes) if any(decays) else np.zeros(1)
 
 
 def _values(optimizer: keras.optimizers.Optimizer, name: str, watched: Sequence[int]) -> Float64Vector:
     variables: Sequence[keras.Variable] = getattr(optimizer, name)
-    return np.concatenate([to_numpy(variables[place].value).ravel() for place in watched])
+    return np.concatenate([to_numpy(variables[slot].value).ravel() for slot in watched])
+
+
+def _squares(optimizer: keras.optimizers.Optimizer, name: str, watched: Sequence[int]) -> Float64Vector:
+    """Means of squared gradients.
+
+    Raises:
+      ValueError: numbers that are none.
+    """
+    found = _values(optimizer, name, watched)
+    if not (np.isfinite(found) & (found >= 0)).all():
+        raise ValueError(
+            f"what should be the means of squared gradients of the optimizer {type(optimizer).__name__} has negative or infinite numbers: "
+            "the checkpoint's file is of another optimizer; load it into a model that is compiled as it was trained"
+        )
+    return found
 
 
 def _sgd(optimizer: keras.optimizers.SGD, watched: Sequence[int]) -> Float64Vector:
@@ -150,13 +174,13 @@ def _sgd(optimizer: keras.optimizers.SGD, watched: Sequence[int]) -> Float64Vect
 
 
 def _adam(optimizer: keras.optimizers.Adam, watched: Sequence[int]) -> Float64Vector:
-    squares = _values(optimizer, "_velocity_hats" if optimizer.amsgrad else "_velocities", watched)
+    squares = _squares(optimizer, "_velocity_hats" if optimizer.amsgrad else "_velocities", watched)
     correction = (1 - float(optimizer.beta_2) ** int(optimizer.iterations)) ** 0.5
     return (np.sqrt(squares) + float(optimizer.epsilon)) / correction
 
 
 def _rmsprop(optimizer: keras.optimizers.RMSprop, watched: Sequence[int]) -> Float64Vector:
-    squares = _values(optimizer, "_velocities", watched)
+    squares = _squares(optimizer, "_velocities", watched)
     if optimizer.centered:
         squares = np.maximum(squares - _values(optimizer, "_average_gradients", watched) ** 2, 0)
     return (1 - float(optimizer.momentum)) * np.sqrt(squares + float(optimizer.epsilon))

@@ -36,7 +36,6 @@ from beam_influence.influence_ops.curvature.optimizer_steps import (
 )
 from beam_influence.influence_ops.model.checkpoints import CheckpointSum
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
-from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.settings import SegmentSettings
 
 
@@ -88,24 +87,30 @@ def check_segments(model: ExplainedModel, settings: SegmentSettings) -> None:
             raise ValueError(f"the checkpoints' optimizers are {names}; save each with its optimizer, or none of them")
         if optimizer is None:
             continue
-        _check_momentum(part, number, settings.rates[segments.of_checkpoint(number)])
         made = int(optimizer.iterations)
         if WEIGHTS_ALONE < made < steps:
             raise ValueError(
-                f"checkpoint {number} was saved after {made} steps of training, one before it after {steps}; name them in the order of "
-                "training"
+                f"checkpoint {number} was saved after {made} steps of its optimizer, one before it after {steps}; name them in the order "
+                "of training, and of a model that was compiled anew in between, those after that alone"
             )
         steps = max(made, steps)
+    _check_momentum(model, settings, segments)
 
 
-def _check_momentum(part: InfluenceModel, number: int, rate: float) -> None:
-    momentum, optimizer = momentum_of(part), optimizer_of(part)
-    own = 0.0 if optimizer is None else float(optimizer.learning_rate)
-    if momentum and math.isclose(rate * (1 - momentum), own, rel_tol=1e-3):
-        raise ValueError(
-            f"segment_rates has {rate:g}, the learning rate {own:g} of checkpoint {number} over 1 - {momentum:g}, its momentum, which is "
-            f"read from the checkpoint; write the learning rate itself, {own:g}"
-        )
+def _check_momentum(model: ExplainedModel, settings: SegmentSettings, segments: Segments) -> None:
+    """Refuses rates each of which is the learning rate of all its checkpoints over 1 − μ; of one checkpoint, saved after the rate was
+    lowered, it may be just that."""
+    told = [settings.rates[segments.of_checkpoint(number)] for number in range(len(model.parts))]
+    for part, rate in zip(model.parts, told, strict=True):
+        momentum, optimizer = momentum_of(part), optimizer_of(part)
+        if optimizer is None or not momentum or not math.isclose(rate * (1 - momentum), float(optimizer.learning_rate), rel_tol=1e-3):
+            return
+    momentum = momentum_of(model.parts[-1])
+    given, own = (", ".join(f"{rate * factor:g}" for rate in settings.rates) for factor in (1, 1 - momentum))
+    raise ValueError(
+        f"segment_rates {given} are the checkpoints' learning rates over 1 - {momentum:g}, their momentum, which is read from them; write "
+        f"the learning rates themselves, {own}"
+    )
 
 
 def scales_of(model: ExplainedModel, segments: Segments) -> list[StepScales]:

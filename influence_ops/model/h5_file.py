@@ -14,7 +14,7 @@ import keras
 
 
 def load_h5_file(path: str) -> keras.Model:
-    """The model, compiled with its loss alone; in Keras's safe mode. Its `unread_optimizer` is the class of the one in the file, or None.
+    """The model, compiled with its loss alone; in Keras's safe mode. Its `unread_optimizer` tells of the one in the file, if there is one.
 
     Raises:
       ValueError: it has weights alone, or a class that Keras does not know.
@@ -27,7 +27,8 @@ def load_h5_file(path: str) -> keras.Model:
     if training is not None:
         config = json.loads(training)
         model.compile(loss=_losses(config.get("loss")), loss_weights=config.get("loss_weights"))
-        model.unread_optimizer = (config.get("optimizer_config") or {}).get("class_name")
+        if config.get("optimizer_config"):
+            model.unread_optimizer = f"was compiled with {config['optimizer_config'].get('class_name')}, which is not read from an .h5 file"
     return model
 
 

@@ -13,6 +13,7 @@ from keras.src.models import Functional  # not exported, and the class keras.Mod
 
 from beam_influence.influence_ops.model.float64_copy import NoCopy, float64_copy
 from beam_influence.influence_ops.model.h5_file import load_h5_file
+from beam_influence.influence_ops.model.optimizer_state import note_unread_state
 from beam_influence.influence_ops.model.own_functions import own_functions_text
 from beam_influence.influence_ops.model.saved_model import SavedModelNetwork
 from beam_influence.influence_ops.model.tensor_float_32 import has_tensor_float_32
@@ -188,6 +189,8 @@ def load_keras_file(path: str) -> keras.Model:
             # Of a model that was saved before its first step: its optimizer has no slots yet.
             warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
             model: Any = keras.models.load_model(path, safe_mode=True) if path.endswith(".keras") else load_h5_file(path)
+        if path.endswith(".keras"):
+            note_unread_state(model, path)
         return model
     except Exception as error:
         if own := own_functions_text(path):

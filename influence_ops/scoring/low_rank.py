@@ -27,7 +27,6 @@ _OVERSAMPLED = 8  # columns of the range finder beyond the rank (Halko, Martinss
 _AT_ONCE = 1 << 19  # numbers in float64 at once, some times over
 
 
-
 @dataclasses.dataclass(frozen=True)
 class OfBlock:
     """A block's matrices of solutions [T, P], some of which are copied at a time: a block of several pieces is in no order of its own."""

@@ -110,7 +110,7 @@ def test_checkpoints_end_with_the_model_in_the_order_of_training(job: DigitsJob,
     later.save_weights(tmp_path / "alone.weights.h5")
     for given, message in (
         ([*checkpoints[1:], checkpoints[0]], "0.keras', has other weights than --model"),
-        ([str(tmp_path / "later.keras"), *checkpoints[1:]], "checkpoint 1 was saved after 600 steps of training, one before it after 901"),
+        ([str(tmp_path / "later.keras"), *checkpoints[1:]], "checkpoint 1 was saved after 600 steps of its optimizer, one before it"),
         ([str(tmp_path / "alone.weights.h5"), *checkpoints[1:]], "checkpoint 0 is a file of weights alone, so how far Adam moves each"),
     ):
         with pytest.raises(ValueError, match=message):

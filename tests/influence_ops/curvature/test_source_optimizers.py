@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +10,11 @@ import keras
 import numpy as np
 import pytest
 import scipy.linalg
+import tensorflow as tf
 
+from beam_influence.influence_ops.curvature.optimizer_steps import check_optimizer
+from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.network import load_keras_file
 from tests.influence_ops.curvature.test_source import (
     CUTS,
     DECAY,
@@ -161,12 +166,12 @@ def test_what_makes_other_steps_is_refused() -> None:
         (made.Adagrad(), 5, "SOURCE unrolls SGD, Adam, AdamW and RMSprop, and checkpoint 0 was compiled with Adagrad"),
         (made.Adam(clipnorm=1.0), 5, r"Adam\(clipnorm=1.0\), which makes other steps .* set model.optimizer.clipnorm = None"),
         (made.SGD(global_clipnorm=1.0), 5, r"SGD\(global_clipnorm=1.0\)"),
-        (made.Adam(use_ema=True), 5, r"Adam\(use_ema=True\), .* model.optimizer.use_ema = False"),
+        (made.Adam(use_ema=True), 5, r"Adam\(use_ema=True\), which makes other steps than SOURCE unrolls; use --curvature ekfac"),
         (made.Adam(gradient_accumulation_steps=2), 6, r"Adam\(gradient_accumulation_steps=2\)"),
         (made.Adam(), 0, "checkpoint 0 was saved before the first step, so how far Adam moves each weight is not known"),
         (made.Adam(), -1, "checkpoint 0 is a file of weights alone, so how far Adam"),
         (made.AdamW(weight_decay=0.1), 5, r"AdamW decays weights by itself \(weight_decay=0.1\).* leave --weight_decay 0.02 out"),
-        (made.SGD(0.01, momentum=0.9), 5, r"segment_rates has 0.1, the learning rate 0.01 of checkpoint 0 over 1 - 0.9"),
+        (made.SGD(0.01, momentum=0.9), 5, "segment_rates 0.1 are the checkpoints' learning rates over 1 - 0.9, .* themselves, 0.01"),
     ]
     for optimizer, steps, message in cases:
         give(network, optimizer, steps)
@@ -175,3 +180,42 @@ def test_what_makes_other_steps_is_refused() -> None:
     give(checkpoints().parts[2].network.original, made.Adam(), 5)
     with pytest.raises(ValueError, match="the checkpoints' optimizers are none, none, Adam; save each with its optimizer"):
         influence("source_gauss_newton", checkpoints(), settings("1,1,1", "8,16,16", "1,1,1"))
+
+
+def test_a_state_that_keras_left_out_is_refused(tmp_path: pathlib.Path) -> None:
+    """RMSprop without its state looks like one that made no step; a layer that was frozen in training has no slots in the file."""
+    layers = keras.layers
+    network: Any = keras.Sequential([keras.Input((4,), name="x"), layers.Dense(3, trainable=False), layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    network.compile(keras.optimizers.RMSprop(0.01), loss)
+    network.train_on_batch(np.ones((2, 4), np.float32), np.zeros(2, np.int64))
+    for layer in network.layers:
+        layer.trainable = True
+    network.save(tmp_path / "frozen.keras")
+    model = InfluenceModel(load_keras_file(str(tmp_path / "frozen.keras")), weights="all")
+    with pytest.raises(ValueError, match="checkpoint 0 has the state of an optimizer, 4 arrays, and its model RMSprop with 6"):
+        check_optimizer(model, 0)
+    network.compile(keras.optimizers.RMSprop(0.01), loss)
+    network.train_on_batch(np.ones((2, 4), np.float32), np.zeros(2, np.int64))
+    network.save(tmp_path / "whole.keras")
+    check_optimizer(InfluenceModel(load_keras_file(str(tmp_path / "whole.keras")), weights="all"), 0)
+
+
+def test_slots_are_the_variables_own() -> None:
+    """Whatever the order in which an optimizer was given the weights."""
+    model = model_of(path()[-1])
+    network = model.network.original
+    v = squares(3)
+    give(network, keras.optimizers.Adam(0.01), 10, {"_velocities": v})
+    wanted = influence("source_gauss_newton", model, settings("1", "5", "0.1"))
+    before, other = network.optimizer, keras.optimizers.Adam(0.01)
+    other.build(network.trainable_variables[::-1])
+    other.iterations.assign(10)
+    for slot, value in zip(other._velocities, before._velocities[::-1], strict=True):
+        slot.assign(value)
+    network.optimizer = other
+    found = influence("source_gauss_newton", model, settings("1", "5", "0.1"))
+    np.testing.assert_array_equal(found, wanted)
+    other._velocities[0].assign(-tf.ones_like(other._velocities[0]))
+    with pytest.raises(ValueError, match="squared gradients of the optimizer Adam has negative"):
+        influence("source_gauss_newton", model, settings("1", "5", "0.1"))

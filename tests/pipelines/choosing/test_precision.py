@@ -18,6 +18,7 @@ from beam_influence.influence_ops.evaluation.score_error import ScoreError, scor
 from beam_influence.pipelines.choosing import precision
 from beam_influence.pipelines.choosing.choose import choose_and_prepare
 from beam_influence.pipelines.config import InfluenceConfig
+from beam_influence.pipelines.scored_data import config_of
 from tests.pipelines.digits_job import SIZES, DigitsJob, read, run_quietly
 
 ALL: dict[str, Any] = {"weights": "all", "curvature": "ekfac", "damping": "0.1", "outputs": "scores"}
@@ -151,3 +152,8 @@ def test_what_has_no_products_is_refused(options: dict[str, Any], message: str) 
     with pytest.raises(ValueError, match=f"--precision bfloat16 is of solved test points that .*{message}"):
         InfluenceConfig(**given, precision="bfloat16")
     InfluenceConfig(**given, precision="tf32")
+
+
+def test_what_a_run_in_bfloat16_read_is_read_in_its_models_own_precision() -> None:
+    """Of `evaluate` and the report, which multiply nothing with solved test points."""
+    assert config_of({"model": "m.keras", "train": "t.tfrecord", "precision": "bfloat16"}, "out").precision == "native"

@@ -1,0 +1,59 @@
+"""Whether Keras has read the optimizer's state that a file of weights holds: where it does not fit, Keras leaves it out with a warning."""
+
+from __future__ import annotations
+
+import zipfile
+from typing import IO, Any
+
+import h5py
+import keras
+import numpy as np
+
+_WEIGHTS = "model.weights.h5"  # within a .keras file
+
+
+def note_unread_state(model: keras.Model, path: str) -> None:
+    """Sets the model's `unread_optimizer` to a text of the state that the file holds and its optimizer has not; else leaves it.
+
+    Args:
+      model: as it was loaded from the file.
+      path: a `.keras` or a `.weights.h5` file.
+    """
+    if not path.endswith(".keras"):
+        _note(model, path)
+        return
+    if isinstance(getattr(model, "optimizer", None), keras.optimizers.SGD):
+        return  # it is in the file's configuration, and the state does not matter
+    with zipfile.ZipFile(path) as archive:
+        if _WEIGHTS in archive.namelist():
+            with archive.open(_WEIGHTS) as weights:
+                _note(model, weights)
+
+
+def build_for_state(model: keras.Model, path: str) -> None:
+    """Makes the variables of the model's optimizer where a `.weights.h5` file has some for them: Keras passes over them else."""
+    optimizer: Any = getattr(model, "optimizer", None)
+    if optimizer is not None and not optimizer.built:
+        with h5py.File(path, "r") as file:
+            saved = file.get("optimizer")
+            if isinstance(saved, h5py.Group) and len(saved.get("vars", ())):
+                optimizer.build(model.trainable_variables)
+
+
+def _note(model: keras.Model, source: str | IO[bytes]) -> None:
+    with h5py.File(source, "r") as file:
+        saved = file.get("optimizer")
+        shapes: list[tuple[int, ...]] = []
+        if isinstance(saved, h5py.Group):
+            saved.visititems(lambda _, item: shapes.append(item.shape) if isinstance(item, h5py.Dataset) else None)
+            steps = saved.get("vars/0")
+            made = int(np.asarray(steps)) if isinstance(steps, h5py.Dataset) and steps.shape == () else None
+    if not shapes:
+        return
+    optimizer: Any = getattr(model, "optimizer", None)
+    own = [] if optimizer is None else [tuple(variable.shape) for variable in optimizer.variables]
+    if sorted(own) != sorted(shapes) or int(optimizer.iterations) != made:
+        name = "no optimizer" if optimizer is None else type(optimizer).__name__
+        object.__setattr__(
+            model, "unread_optimizer", f"has the state of an optimizer, {len(shapes)} arrays, and its model {name} with {len(own)}"
+        )

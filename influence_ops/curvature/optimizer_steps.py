@@ -43,8 +43,9 @@ class StepScales(NamedTuple):
 def optimizer_of(model: InfluenceModel) -> keras.optimizers.Optimizer | None:
     """The optimizer that a checkpoint holds; None: none, or Keras's own of a model compiled with a loss alone, which made no step."""
     optimizer = getattr(model.network.original, "optimizer", None)
-    is_default = isinstance(optimizer, keras.optimizers.RMSprop) and optimizer.get_config() == keras.optimizers.RMSprop().get_config()
-    return None if is_default and int(optimizer.iterations) <= 0 else optimizer
+    if not isinstance(optimizer, keras.optimizers.RMSprop) or int(optimizer.iterations) > 0:
+        return optimizer
+    return None if optimizer.get_config() == keras.optimizers.RMSprop().get_config() else optimizer
 
 
 def optimizer_name(model: InfluenceModel) -> str:

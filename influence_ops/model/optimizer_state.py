@@ -35,25 +35,36 @@ def build_for_state(model: keras.Model, path: str) -> None:
     optimizer: Any = getattr(model, "optimizer", None)
     if optimizer is not None and not optimizer.built:
         with h5py.File(path, "r") as file:
-            saved = file.get("optimizer")
-            if isinstance(saved, h5py.Group) and len(saved.get("vars", ())):
+            if isinstance(file.get("optimizer/vars/0"), h5py.Dataset):
                 optimizer.build(model.trainable_variables)
 
 
 def _note(model: keras.Model, source: str | IO[bytes]) -> None:
-    with h5py.File(source, "r") as file:
-        saved = file.get("optimizer")
-        shapes: list[tuple[int, ...]] = []
-        if isinstance(saved, h5py.Group):
-            saved.visititems(lambda _, item: shapes.append(item.shape) if isinstance(item, h5py.Dataset) else None)
-            steps = saved.get("vars/0")
-            made = int(np.asarray(steps)) if isinstance(steps, h5py.Dataset) and steps.shape == () else None
+    shapes, made = _saved(source)
     if not shapes:
         return
     optimizer: Any = getattr(model, "optimizer", None)
-    own = [] if optimizer is None else [tuple(variable.shape) for variable in optimizer.variables]
-    if sorted(own) != sorted(shapes) or int(optimizer.iterations) != made:
-        name = "no optimizer" if optimizer is None else type(optimizer).__name__
-        object.__setattr__(
-            model, "unread_optimizer", f"has the state of an optimizer, {len(shapes)} arrays, and its model {name} with {len(own)}"
-        )
+    name, own, steps = "no optimizer", [], None
+    if optimizer is not None:
+        name, steps = type(optimizer).__name__, int(optimizer.iterations)
+        own = [tuple(variable.shape) for variable in optimizer.variables]
+    if sorted(own) != sorted(shapes) or steps != made:
+        told = f"has the state of an optimizer, {len(shapes)} arrays, and its model {name} with {len(own)}"
+        object.__setattr__(model, "unread_optimizer", told)
+
+
+def _saved(source: str | IO[bytes]) -> tuple[list[tuple[int, ...]], int | None]:
+    """The shapes of an optimizer's arrays in a file of weights, and the number of its steps."""
+    shapes: list[tuple[int, ...]] = []
+
+    def add(_: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            shapes.append(tuple(item.shape))
+
+    with h5py.File(source, "r") as file:
+        saved = file.get("optimizer")
+        if not isinstance(saved, h5py.Group):
+            return [], None
+        saved.visititems(add)
+        steps = saved.get("vars/0")
+        return shapes, int(np.asarray(steps)) if isinstance(steps, h5py.Dataset) and steps.shape == () else None

@@ -208,9 +208,10 @@ def test_slots_are_the_variables_own() -> None:
     v = squares(3)
     give(network, keras.optimizers.Adam(0.01), 10, {"_velocities": v})
     wanted = influence("source_gauss_newton", model, settings("1", "5", "0.1"))
-    before, other = network.optimizer, keras.optimizers.Adam(0.01)
+    before: Any = network.optimizer
+    other: Any = keras.optimizers.Adam(0.01)
     other.build(network.trainable_variables[::-1])
-    other.iterations.assign(10)
+    other._iterations.assign(10)
     for slot, value in zip(other._velocities, before._velocities[::-1], strict=True):
         slot.assign(value)
     network.optimizer = other

@@ -112,7 +112,8 @@ def test_auto_keeps_what_is_worth_it(job: DigitsJob, tmp_path: pathlib.Path, mon
     config = job.config(tmp_path / "out", outputs="self_influence", test=None)
     found = choose_and_prepare(config)[1].decoded
     assert found is not None and found.cache is None and "would save" in found.why
-    monkeypatch.setattr(plan_decoded, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(plan_decoded, "_LEAST_SECONDS", -1.0)
+    monkeypatch.setattr(plan_decoded, "_LEAST_SHARE", -10.0)  # whatever was measured
     found = choose_and_prepare(config)[1].decoded
     assert found is not None and found.cache is not None and found.passes == 2
     example = 64 * 4 + 8 + 8 + 15  # an image, its label, its place, its group

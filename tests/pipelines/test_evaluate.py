@@ -379,7 +379,7 @@ def test_a_choice_is_judged_by_lds_and_names_its_command(
     found = evaluate(config, FN_API)
     chosen = next(row for row in found.rows if "chosen" in row.figures["note"])
     assert chosen.method != "identity" and found.facts["retrainings"] == 8
-    assert f"--curvature {chosen.method} --damping {chosen.figures['damping']:.4g}" in found.facts["run it"]
+    assert f"--curvature {chosen.method} --damping {chosen.figures['damping']:.6g}" in found.facts["run it"]
     # The same retrainings and the scores of the finished run give the LDS that it has as a candidate.
     truth = str(tmp_path / "choose-ground_truth.npz")
     lds = evaluate(EvaluateConfig("lds", runs["identity"], str(tmp_path), ground_truth=truth)).rows[0].each

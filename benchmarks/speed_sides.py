@@ -211,7 +211,7 @@ def _five_passes(folder: pathlib.Path, decoded_cache: str) -> Measured:
     data = png_images.make_images(folder / "images")
     rounds: dict[str, Any] = {"max_worker_memory": "4MB", "score_tolerance": 0.0}
     reading: dict[str, Any] = {"preprocess": "examples.decode_images:decode_images", "decoded_cache": decoded_cache}
-    return _job(data, train=f"train-{0:05d}.tfrecord", curvature="ekfac", batch_size=256, **rounds, **reading)
+    return _job(data, train="train-00000.tfrecord", curvature="ekfac", batch_size=256, **rounds, **reading)
 
 
 def images_fit(folder: pathlib.Path) -> Measured:

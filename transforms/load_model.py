@@ -14,10 +14,9 @@ import keras
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from beam_influence.influence_ops.curvature.optimizer_steps import WEIGHTS_ALONE
 from beam_influence.influence_ops.import_path import load_object
 from beam_influence.influence_ops.model.network import load_keras_file
-from beam_influence.influence_ops.model.optimizer_state import build_for_state, note_unread_state
+from beam_influence.influence_ops.model.optimizer_state import WEIGHTS_ALONE, build_for_state, note_unread_state
 from beam_influence.influence_ops.model.saved_model import GRAPH_FILE, SavedModelNetwork, without_slots
 from beam_influence.transforms.files import BeamFiles, join, match_files
 

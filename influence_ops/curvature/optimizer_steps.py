@@ -20,10 +20,8 @@ import numpy as np
 
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.model.network import to_numpy
+from beam_influence.influence_ops.model.optimizer_state import WEIGHTS_ALONE
 from beam_influence.influence_ops.types import Float64Vector
-
-WEIGHTS_ALONE = -1
-"""The steps (`iterations`) of an optimizer whose state is not the checkpoint's, which was a file of weights alone."""
 
 _NONE = "none"
 
@@ -45,7 +43,8 @@ def optimizer_of(model: InfluenceModel) -> keras.optimizers.Optimizer | None:
     optimizer = getattr(model.network.original, "optimizer", None)
     if not isinstance(optimizer, keras.optimizers.RMSprop) or int(optimizer.iterations) > 0:
         return optimizer
-    return None if optimizer.get_config() == keras.optimizers.RMSprop().get_config() else optimizer
+    default = keras.optimizers.RMSprop(name=optimizer.name)  # Keras counts on in names
+    return None if optimizer.get_config() == default.get_config() else optimizer
 
 
 def optimizer_name(model: InfluenceModel) -> str:

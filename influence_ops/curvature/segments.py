@@ -26,7 +26,6 @@ import numpy as np
 
 from beam_influence.influence_ops.curvature.base import FinishOptions
 from beam_influence.influence_ops.curvature.optimizer_steps import (
-    WEIGHTS_ALONE,
     StepScales,
     check_optimizer,
     momentum_of,
@@ -36,6 +35,7 @@ from beam_influence.influence_ops.curvature.optimizer_steps import (
 )
 from beam_influence.influence_ops.model.checkpoints import CheckpointSum
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
+from beam_influence.influence_ops.model.optimizer_state import WEIGHTS_ALONE
 from beam_influence.influence_ops.settings import SegmentSettings
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import h5py
 import keras
 import numpy as np
 
+WEIGHTS_ALONE = -1
+"""The steps (`iterations`) of an optimizer whose state is not the checkpoint's, which was a file of weights alone."""
+
 _WEIGHTS = "model.weights.h5"  # within a .keras file
+_HEADER = 30  # bytes of a file's header in an archive, before its name and what is beside it
 
 
 def note_unread_state(model: keras.Model, path: str) -> None:
@@ -22,12 +27,17 @@ def note_unread_state(model: keras.Model, path: str) -> None:
     if not path.endswith(".keras"):
         _note(model, path)
         return
-    if isinstance(getattr(model, "optimizer", None), keras.optimizers.SGD):
-        return  # it is in the file's configuration, and the state does not matter
-    with zipfile.ZipFile(path) as archive:
+    optimizer: Any = getattr(model, "optimizer", None)
+    if isinstance(optimizer, keras.optimizers.SGD) or (optimizer is not None and int(optimizer.iterations) > 0):
+        return  # SGD is in the file's configuration, and its state does not matter; steps above 0 have been read with the rest
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         if _WEIGHTS in archive.namelist():
-            with archive.open(_WEIGHTS) as weights:
-                _note(model, weights)
+            entry = archive.getinfo(_WEIGHTS)
+            if entry.compress_type == zipfile.ZIP_STORED:
+                _note(model, _Part(file, entry))
+            else:
+                with archive.open(entry) as weights:
+                    _note(model, weights)
 
 
 def build_for_state(model: keras.Model, path: str) -> None:
@@ -39,10 +49,35 @@ def build_for_state(model: keras.Model, path: str) -> None:
                 optimizer.build(model.trainable_variables)
 
 
-def _note(model: keras.Model, source: str | IO[bytes]) -> None:
+class _Part(io.RawIOBase):
+    """A file that is stored in an archive as it is. The archive's own object reads all before a place again for each step back."""
+
+    def __init__(self, file: BinaryIO, entry: zipfile.ZipInfo):
+        file.seek(entry.header_offset)
+        header = file.read(_HEADER)
+        beside = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        self._file, self._start, self._size = file, entry.header_offset + _HEADER + beside, entry.file_size
+        self._place = 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + (0, self._place, self._size)[whence]
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._start + self._place)
+        data = self._file.read(max(0, min(len(buffer), self._size - self._place)))
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+
+def _note(model: keras.Model, source: str | Any) -> None:
     shapes, made = _saved(source)
-    if not shapes:
-        return
+    if not any(shapes):
+        return  # the number of steps and the learning rate, all that there is before the first step, and of SGD without momentum
     optimizer: Any = getattr(model, "optimizer", None)
     name, own, steps = "no optimizer", [], None
     if optimizer is not None:
@@ -53,7 +88,7 @@ def _note(model: keras.Model, source: str | IO[bytes]) -> None:
         object.__setattr__(model, "unread_optimizer", told)
 
 
-def _saved(source: str | IO[bytes]) -> tuple[list[tuple[int, ...]], int | None]:
+def _saved(source: str | Any) -> tuple[list[tuple[int, ...]], int | None]:
     """The shapes of an optimizer's arrays in a file of weights, and the number of its steps."""
     shapes: list[tuple[int, ...]] = []
 

@@ -73,7 +73,7 @@ def low_rank(matrices: Matrices, most: int, tolerance: float, dtype: np.dtype[An
     few = matrices[slice(None, None, max(1, len(matrices) // _TRIED))]
     if len(few) < len(matrices) and _factors(few, most, tolerance) is None:
         return None
-    return _in_parts(matrices, most, tolerance, False, dtype)
+    return _in_parts(matrices, most, tolerance, cut=False, dtype=dtype)
 
 
 def shortest(matrices: Matrices, most: int, tolerance: float) -> Factors | None:
@@ -89,7 +89,7 @@ def shortest(matrices: Matrices, most: int, tolerance: float) -> Factors | None:
 
 def truncated(matrices: Matrices, most: int, tolerance: float) -> Factors:
     """The same, but of rank `most` where the tolerance wants a larger one."""
-    found = _in_parts(matrices, most, tolerance, True)
+    found = _in_parts(matrices, most, tolerance, cut=True)
     assert found is not None
     return found
 

@@ -199,6 +199,13 @@ def test_a_state_that_keras_left_out_is_refused(tmp_path: pathlib.Path) -> None:
     network.train_on_batch(np.ones((2, 4), np.float32), np.zeros(2, np.int64))
     network.save(tmp_path / "whole.keras")
     check_optimizer(InfluenceModel(load_keras_file(str(tmp_path / "whole.keras")), weights="all"), 0)
+    network.compile(loss=loss)  # trained in a loop of the user's own: Keras's default optimizer, which has made no step
+    network.save(tmp_path / "loss_alone.keras")
+    check_optimizer(InfluenceModel(load_keras_file(str(tmp_path / "loss_alone.keras")), weights="all"), 0)
+    network.compile(keras.optimizers.Adam(), loss)
+    network.save(tmp_path / "before.keras")
+    with pytest.raises(ValueError, match="checkpoint 0 was saved before the first step, so how far Adam moves each weight is not known"):
+        check_optimizer(InfluenceModel(load_keras_file(str(tmp_path / "before.keras")), weights="all"), 0)
 
 
 def test_slots_are_the_variables_own() -> None:

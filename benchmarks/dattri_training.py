@@ -16,11 +16,12 @@ import keras  # noqa: E402  (after the log level is set)
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-TRAIN, TEST, BATCH = 5_000, 500, 64
+TRAIN, TEST, RATE = 5_000, 500, 0.01
 WRONG = TRAIN // 10
 """How many labels are replaced by other classes where mislabelled examples are looked for."""
 
 Arrays = dict[str, np.ndarray]
+Epochs = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +29,15 @@ class Recipe:
     """How one of the networks is trained.
 
     Attributes:
-      pytorch: with PyTorch's initial weights, uniform within ±1 / √inputs, where Keras's kernels are Glorot's and its biases 0; and each
-        random half with another seed.
+      pytorch: with PyTorch's initial weights, uniform within ±1 / √inputs, where Keras's kernels are Glorot's and its biases 0; with biases
+        everywhere; and each random half with another seed.
     """
 
     units: tuple[int, ...]
     momentum: float
     epochs: int
     pytorch: bool = False
+    batch: int = 64
 
     def network(self, seed: int) -> keras.Model:
         """With weights of this seed; the softmax is the loss's."""
@@ -43,7 +45,8 @@ class Recipe:
         inputs = hidden = keras.Input((784,), name="x")
         for before, units in zip((784, *self.units), self.units, strict=False):
             hidden = keras.layers.Dropout(0.1)(self._dense(before, units, activation="relu")(hidden))
-        return keras.Model(inputs, self._dense(self.units[-1] if self.units else 784, 10, use_bias=bool(self.units))(hidden))
+        last = self._dense(self.units[-1] if self.units else 784, 10, use_bias=self.pytorch or bool(self.units))
+        return keras.Model(inputs, last(hidden))
 
     def _dense(self, inputs: int, units: int, activation: str | None = None, use_bias: bool = True) -> keras.layers.Dense:
         dense: Any = keras.layers.Dense  # Keras types initializers as strings only
@@ -56,17 +59,28 @@ class Recipe:
         """Trains on the rows that are kept, each with its weight, in an order of this seed; stopped after `epochs`, where given."""
         model = self.network(seed)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        steps = -(-len(kept) // BATCH)
-        model.compile(keras.optimizers.SGD(0.01, momentum=self.momentum), loss, steps_per_execution=steps)
+        steps = -(-len(kept) // self.batch)
+        model.compile(keras.optimizers.SGD(RATE, momentum=self.momentum), loss, steps_per_execution=steps)
         x, y = data["X_train"].astype(np.float32), data["y_train"]
         examples = tf.data.Dataset.from_tensor_slices((x[kept], y[kept], weights[kept].astype(np.float32)))
         fit: Any = model.fit  # Keras types `verbose` as a string only
-        fit(examples.shuffle(len(kept), seed=seed).batch(BATCH), epochs=epochs or self.epochs, shuffle=False, verbose=0)
+        fit(examples.shuffle(len(kept), seed=seed).batch(self.batch), epochs=epochs or self.epochs, shuffle=False, verbose=0)
         return model
+
+    def segments(self, epochs: Epochs) -> dict[str, str]:
+        """The options of `source` for checkpoints after these epochs: a segment around each, which ends halfway to the next one.
+
+        The checkpoints hold no optimizer, so that the sum of what a gradient adds to later steps, 1 / (1 − momentum), is in the rates.
+        """
+        ends = np.array([*(np.add(epochs[1:], epochs[:-1]) / 2), epochs[-1]]) * -(-TRAIN // self.batch)
+        steps, rate = np.diff(ends, prepend=0).astype(int), RATE / (1 - self.momentum)
+        texts = {"checkpoints": map(str, epochs), "segment_steps": map(str, steps), "segment_rates": [f"{rate:g}"] * len(epochs)}
+        return {name: ",".join(values) for name, values in texts.items()}
 
 
 RECIPES = {"lr": Recipe((), 0.0, 20), "mlp": Recipe((128, 64), 0.9, 50)}
 RECIPES |= {f"{name}_pytorch": dataclasses.replace(recipe, pytorch=True) for name, recipe in RECIPES.items()}
+RECIPES["lr_pytorch"] = dataclasses.replace(RECIPES["lr_pytorch"], batch=32)  # as `dattri_retrain` has it, not told in the paper
 
 
 def mnist(folder: pathlib.Path) -> Arrays:

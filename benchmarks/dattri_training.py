@@ -80,7 +80,8 @@ class Recipe:
 
 RECIPES = {"lr": Recipe((), 0.0, 20), "mlp": Recipe((128, 64), 0.9, 50)}
 RECIPES |= {f"{name}_pytorch": dataclasses.replace(recipe, pytorch=True) for name, recipe in RECIPES.items()}
-RECIPES["lr_pytorch"] = dataclasses.replace(RECIPES["lr_pytorch"], batch=32)  # as `dattri_retrain` has it, not told in the paper
+RECIPES["lr_pytorch_64"] = RECIPES["lr_pytorch"]
+RECIPES["lr_pytorch"] = dataclasses.replace(RECIPES["lr_pytorch_64"], batch=32)  # as `dattri_retrain` has it, not told in the paper
 
 
 def mnist(folder: pathlib.Path) -> Arrays:

@@ -29,7 +29,6 @@ import gc
 import itertools
 import json
 import pathlib
-import resource
 import subprocess
 import sys
 import time
@@ -189,8 +188,9 @@ class Measurement:
 
 
 def peak() -> float:
-    """The most memory that this process has had, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The most memory that this process has had, MiB; `ru_maxrss` would have that of the one that started it, too, and it has trained."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def epochs_of(options: argparse.Namespace) -> list[Epochs]:

@@ -148,7 +148,8 @@ class Measurement:
             loo = one.pearson, one.pearson_error
         if first is not None:
             above = lds_difference(self.sums(scores, 1), self.sums(first, 1), truth["half_losses"][:, 1::2])
-        auc = self.auc(epochs, damping) if first is None and not self.options.dropped else (NAN, NAN)
+        wanted = first is None and not (self.options.dropped or self.options.no_auc)
+        auc = self.auc(epochs, damping) if wanted else (NAN, NAN)
         told = f"{len(members)} model" + "s" * (len(members) > 1)
         spent = chosen[-1][1], sum(found[2] for found in chosen), self.first_peak
         return Row(told, _told(epochs), *spent, (lds.mean, lds.standard_error), loo, above, auc, others), scores
@@ -229,6 +230,7 @@ def main() -> int:
     )
     parser.add_argument("--members", help="numbers of models whose scores are averaged, such as 1,3,10 (default: 1)")
     parser.add_argument("--dropped", action="store_true", help="members by dropout seeds of one training, not by seeds of trainings")
+    parser.add_argument("--no_auc", action="store_true", help="without the AUC: source takes long for what 5,000 examples do to themselves")
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("out/dattri"))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -119,7 +119,8 @@ class Measurement:
             model, started = self.model(member, epochs, self.data), time.process_time()
             found, value = scores_of(model, self.data, self.config(epochs, damping))
             self._scores[member, epochs, damping] = found, value, time.process_time() - started
-            self.first_peak = peak() - self.start if np.isnan(self.first_peak) else self.first_peak
+            if self.unrolls or np.isnan(self.first_peak):  # the more checkpoints at once, the more
+                self.first_peak = peak() - self.start
             gc.collect()
         return self._scores[member, epochs, damping]
 

@@ -244,18 +244,18 @@ def main() -> int:
         return 0
     print(told_first(options))
     heads = "".join(f"{head:>17}" for head in ("LDS", "above", "LOO r", "AUC"))
-    print(f"{'curvature':<28}{'':<12}{'epochs':<18}{'damping':>9}{'CPU s':>7}{'MiB':>7}{heads}", flush=True)
+    print(f"{'curvature':<40}{'':<12}{'epochs':<18}{'damping':>9}{'CPU s':>7}{'MiB':>7}{heads}", flush=True)
     for described in (options.curvatures or CURVATURES[options.network.split("_")[0]]).split(","):
         command = [sys.executable, "-m", "benchmarks.dattri_table", *sys.argv[1:], "--child", described]
         found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
         if isinstance(found, str):
-            print(f"{described:<28}refused: {found}", flush=True)
+            print(f"{described:<40}refused: {found}", flush=True)
             continue
         for row in (Row(**one) for one in found):
             figures = (*row.lds, 3), (*row.above, 3), (*row.loo, 3), (*row.auc, 4)
             cells = "".join(f"{_with_error(*one):>17}" for one in figures)
             print(
-                f"{described:<28}{row.told:<12}{row.epochs:<18}{row.damping:>9.3g}{row.cpu:>7.1f}{row.mebibytes:>7.0f}{cells}", flush=True
+                f"{described:<40}{row.told:<12}{row.epochs:<18}{row.damping:>9.3g}{row.cpu:>7.1f}{row.mebibytes:>7.0f}{cells}", flush=True
             )
             if len(row.others) > 1:
                 told = "; ".join(f"{epochs} {lds:.3f}" for epochs, lds in row.others.items())

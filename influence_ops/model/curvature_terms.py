@@ -41,12 +41,20 @@ class CurvatureTerms:
     @property
     def size(self) -> int:
         """P, the weights."""
-        return int(tf.shape(self.features)[1] * tf.shape(self.hessians)[1])
+        return self._features * self._outputs
 
     @property
     def numbers(self) -> int:
         """How many numbers are held."""
-        return int(tf.size(self.features) + tf.size(self.hessians))
+        return len(self) * (self._features + self._outputs**2)
+
+    @property
+    def _features(self) -> int:
+        return self.features.shape.as_list()[1]
+
+    @property
+    def _outputs(self) -> int:
+        return self.hessians.shape.as_list()[1]
 
     def select(self, keep: np.ndarray) -> CurvatureTerms:
         """Those at `keep`, an index array."""
@@ -75,8 +83,13 @@ def sum_of_terms(features: tf.Tensor, hessians: tf.Tensor, span: tf.Tensor) -> t
     first, last = span[0] // outputs, (span[1] + outputs - 1) // outputs
     above, beside = features[:, first:last], features[:, first:]
     if outputs <= _UNROLLED:
-        found = [_weighted_products(above, hessians[:, c, c:], beside) for c in range(outputs)]
-        by_outputs = tf.stack([tf.stack([found[min(b, c)][abs(b - c)] for c in range(outputs)]) for b in range(outputs)])
+        found: list[tf.Tensor] = []
+        for c in range(outputs):
+            with tf.control_dependencies(found[-1:]):  # one after the other: else what all multiply is in memory at once
+                found.append(_weighted_products(above, hessians[:, c, c:], beside))
+        places = np.zeros((outputs, outputs), np.int32)
+        places[np.triu_indices(outputs)] = np.arange(outputs * (outputs + 1) // 2)
+        by_outputs = tf.gather(tf.concat(found, axis=0), np.maximum(places, places.T))
     else:
 
         def of_output(output: tf.Tensor) -> tf.Tensor:

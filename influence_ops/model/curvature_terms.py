@@ -18,7 +18,7 @@ from beam_influence.influence_ops.types import Float64Matrix
 
 Matrix = Literal["hessian", "gauss_newton"]
 """Which second derivatives."""
-_UNROLLED = 32  # outputs up to which a product is made for each in the graph itself
+_AT_ONCE = 4096  # numbers of an example that are multiplied at once
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,34 +75,35 @@ class CurvatureTerms:
 def sum_of_terms(features: tf.Tensor, hessians: tf.Tensor, span: tf.Tensor) -> tf.Tensor:
     """Σ_i H_i ⊗ a_i a_iᵀ of a [B, D] and H [B, C, C], the rows from span[0] to span[1], from column span[0] on: [R, P − span[0]].
 
-    By products of [D', B] with [B, D''], of the features that these rows and columns are of, one for each pair of outputs c ≤ c':
-    that of (c', c) is the same.
+    By products of [D', B] with [B, D''], of the features that these rows and columns are of, one for each pair of outputs c ≤ c', some
+    pairs at a time: that of (c', c) is the same.
     """
-    outputs = hessians.shape[1]
-    assert outputs is not None  # only B is unknown
+    width, outputs = features.shape[1], hessians.shape[1]
+    assert width is not None and outputs is not None  # only B is unknown
     first, last = span[0] // outputs, (span[1] + outputs - 1) // outputs
     above, beside = features[:, first:last], features[:, first:]
-    if outputs <= _UNROLLED:
-        found: list[tf.Tensor] = []
-        for c in range(outputs):
-            with tf.control_dependencies(found[-1:]):  # one after the other: else what all multiply is in memory at once
-                found.append(_weighted_products(above, hessians[:, c, c:], beside))
-        places = np.zeros((outputs, outputs), np.int32)
-        places[np.triu_indices(outputs)] = np.arange(outputs * (outputs + 1) // 2)
-        by_outputs = tf.gather(tf.concat(found, axis=0), np.maximum(places, places.T))
+    lower, upper = np.triu_indices(outputs)
+    pairs = tf.gather(tf.reshape(hessians, [-1, outputs**2]), lower * outputs + upper, axis=1)
+    at_once = max(1, _AT_ONCE // width)
+    if len(lower) <= at_once:
+        products = _weighted_products(above, pairs, beside)
     else:
+        padded = tf.pad(pairs, [[0, 0], [0, -len(lower) % at_once]])
 
-        def of_output(output: tf.Tensor) -> tf.Tensor:
-            return _weighted_products(above, hessians[:, output], beside)
+        def of_some(start: tf.Tensor) -> tf.Tensor:
+            return _weighted_products(above, padded[:, start : start + at_once], beside)
 
-        by_outputs = tf.map_fn(of_output, tf.range(outputs), fn_output_signature=features.dtype, parallel_iterations=1)
-    whole = tf.reshape(tf.transpose(by_outputs, [2, 0, 3, 1]), [(last - first) * outputs, -1])
+        parts = tf.map_fn(of_some, tf.range(0, len(lower), at_once), fn_output_signature=features.dtype, parallel_iterations=1)
+        products = tf.reshape(parts, [-1, tf.shape(above)[1], tf.shape(beside)[1]])
+    places = np.zeros((outputs, outputs), np.int32)
+    places[lower, upper] = places[upper, lower] = np.arange(len(lower))
+    whole = tf.reshape(tf.transpose(tf.gather(products, places), [2, 0, 3, 1]), [(last - first) * outputs, -1])
     skipped = span[0] - first * outputs
     return whole[skipped : skipped + span[1] - span[0], skipped:]
 
 
 def _weighted_products(above: tf.Tensor, weights: tf.Tensor, beside: tf.Tensor) -> tf.Tensor:
-    """Σ_i w_i ⊗ a_i ⊗ b_i of a [B, D'], w [B, C], b [B, D'']: [C, D', D'']."""
+    """Σ_i w_i ⊗ a_i ⊗ b_i of w [B, K], a [B, D'] and b [B, D'']: [K, D', D'']."""
     shape = tf.shape(weights)[1], tf.shape(above)[1], tf.shape(beside)[1]
     weighted = tf.reshape(weights[:, :, None] * above[:, None, :], [-1, shape[0] * shape[1]])
     return tf.reshape(tf.matmul(weighted, beside, transpose_a=True), shape)

@@ -37,6 +37,9 @@ def dense_column(table: pa.RecordBatch, feature: Feature, double: bool, reasons:
         if not has_default:
             _note(reasons, range(count), "missing_feature", _missing(feature))
         return np.full((count, *feature.shape), 0 if feature.default is None else feature.default, dtype)
+    whole = _whole(column, feature, dtype)
+    if whole is not None:
+        return whole.reshape(count, *feature.shape)
     missing = np.asarray(column.is_null())
     values, row_of_value, wrong = _flatten(column, feature)
     totals = np.bincount(row_of_value, minlength=count)
@@ -163,6 +166,19 @@ def _flatten(column: pa.Array, feature: Feature) -> tuple[pa.Array, np.ndarray, 
         rows = rows[np.asarray(column.is_valid())]
         column = column.drop_null()
     return column, rows, wrong
+
+
+def _whole(column: pa.Array, feature: Feature, dtype: npt.DTypeLike) -> np.ndarray | None:
+    """The values of a column whose rows are all as they should be, where they lie; None: some are not, or are lists of lists."""
+    nested = column.type.value_type if _is_list(column.type) else None
+    if column.null_count or nested is not None and _is_list(nested):
+        return None
+    lengths = np.ones(1) if nested is None else np.asarray(pc.list_value_length(column))
+    values = column if nested is None else pc.list_flatten(column)
+    if (lengths != feature.length).any() or values.null_count or pa.types.is_dictionary(values.type):
+        return None
+    array, unfit = _convert(values, feature, dtype)
+    return array if unfit is None else None
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 
-from beam_influence.influence_ops.calculator.passes import DEFAULT_PASSES, DEFAULT_TOLERANCE, SolvedByPasses
+from beam_influence.influence_ops.calculator.passes import DEFAULT_PASSES, DEFAULT_TOLERANCE, SolvedByPasses, UnrolledByPasses
 from beam_influence.influence_ops.curvature import Curvature, FinishOptions, Preconditioner, curvature_by_name, fit, load_preconditioner
 from beam_influence.influence_ops.curvature.arnoldi import Arnoldi, StreamedArnoldi
 from beam_influence.influence_ops.curvature.conjugate_gradient import ConjugateGradient, IterativePreconditioner
@@ -84,9 +84,11 @@ def _fit(
     passes, options, tolerance = choice.passes, choice.finish, choice.tolerance
     if tolerance is not None and (not 0 < tolerance < 1 or curvature.systems is None):
         raise ValueError(f"tolerance={tolerance!r} must be above 0 and below 1, and goes with 'cgd', 'lissa' and 'gauss_newton_cg'")
-    if curvature.systems == "gauss_newton":
-        fitted = fit(model, curvature, stream, options).bind(model)
-        return SolvedByPasses.over(fitted, model, stream, DEFAULT_PASSES if passes is None else passes, tolerance or DEFAULT_TOLERANCE)
+    if curvature.systems in ("gauss_newton", "segments"):
+        fitted, solved = fit(model, curvature, stream, options).bind(model), SolvedByPasses
+        if curvature.systems == "segments":
+            solved = UnrolledByPasses
+        return solved.over(fitted, model, stream, DEFAULT_PASSES if passes is None else passes, tolerance or DEFAULT_TOLERANCE)
     if isinstance(curvature, Arnoldi) and choice.n_samples is None:
         own = curvature.settings
         passes = _ARNOLDI_PASSES if passes is None else passes

@@ -61,14 +61,31 @@ class SourcePreconditioner(Preconditioner):
             self._apply(gradients[start : start + step], solved[start : start + step], self.layout)
         return solved
 
+    def precondition(self, vectors: np.ndarray, segment: int) -> np.ndarray:
+        """√P (M + 1/(η K))⁻¹ √P of a segment, for each row: [R, P] -> [R, P], P the weights of one checkpoint."""
+        if self.layout is None:
+            raise ValueError("a curvature by layers needs the model's layout; call bind(model) first")
+        blocks, shift = self.layout.blocks[: len(self.layout.blocks) // len(self.meta["root_weights"])], 1 / self.meta["horizons"][segment]
+        solved = np.empty_like(vectors)
+        step = max(1, _AT_ONCE // max(block.size for block in blocks))
+        for start in range(0, len(vectors), step):
+            rows = slice(start, start + step)
+            for layer, block in enumerate(blocks):
+                inputs, errors, values, scales = self._of_layer(segment, layer)
+                rotated = turned(block.matrices(vectors[rows]), inputs, errors) * (scales / (values + shift))
+                block.write(turned(rotated, inputs.T, errors.T), solved[rows])
+        return solved
+
+    def _of_layer(self, segment: int, layer: int) -> tuple[np.ndarray, ...]:
+        return tuple(self.arrays[f"{name}-{segment}-{layer}"] for name in ("inputs", "errors", "eigenvalues", "scales"))
+
     def _apply(self, gradients: np.ndarray, solved: np.ndarray, layout: Layout) -> None:
         segments, roots = from_facts(self.meta)
         layers = len(layout.blocks) // len(roots)
         for layer in range(layers):
             left = layout.blocks[-layers + layer].matrices(gradients) / roots[-1]
             for segment in reversed(range(len(segments.counts))):
-                names = (f"{name}-{segment}-{layer}" for name in ("inputs", "errors", "eigenvalues", "scales"))
-                inputs, errors, values, scales = (self.arrays[name] for name in names)
+                inputs, errors, values, scales = self._of_layer(segment, layer)
                 rotated = turned(left, inputs, errors)
                 changes = rotated * (scales * learned(values, segments.horizons[segment]))
                 own = turned(changes, inputs.T, errors.T) / segments.counts[segment]

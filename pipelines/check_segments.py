@@ -13,7 +13,7 @@ _VECTORS = ("influence_vectors", "group_vectors")
 
 
 def check_segments(config: InfluenceConfig) -> None:
-    """Refuses what does not go with `source` and `source_gauss_newton`.
+    """Refuses what does not go with `source` and its like.
 
     Raises:
       ValueError: the segments are not of the checkpoints, or influence vectors are asked for, of which there are none.

@@ -1,4 +1,4 @@
-"""`gauss_newton_cg`, and of test points `source_gauss_newton_cg`, over a data set at hand: conjugate gradients, each step a pass over it."""
+"""`gauss_newton_cg` and `source_gauss_newton_cg` over a data set at hand: conjugate gradients, each step a pass over the data."""
 
 from __future__ import annotations
 

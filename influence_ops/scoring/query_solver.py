@@ -18,7 +18,7 @@ import numpy as np
 
 from beam_influence.influence_ops.curvature import Preconditioner
 from beam_influence.influence_ops.curvature.conjugate_gradients import Products, advance, solution_errors, start
-from beam_influence.influence_ops.curvature.source import SourcePreconditioner
+from beam_influence.influence_ops.curvature.source_gauss_newton_cg import SegmentPreconditioner
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.scoring import segment_solver
@@ -39,7 +39,7 @@ def begin(system: System, right: np.ndarray, solved: np.ndarray, passes: int, to
     """
     if system == "segments":
         model, operator = opened()
-        assert isinstance(operator, SourcePreconditioner)
+        assert isinstance(operator, SegmentPreconditioner)
         return segment_solver.begin(model, operator, right, passes, tolerance)
     if system == "gauss_newton":
         return start(right, tolerance, precondition=lambda _: solved.copy())._asdict()
@@ -76,7 +76,7 @@ def step(system: System, state: Mapping[str, np.ndarray], summed: np.ndarray, to
     """
     model, operator = opened()
     if system == "segments":
-        assert isinstance(operator, SourcePreconditioner)
+        assert isinstance(operator, SegmentPreconditioner)
         return segment_solver.step(state, summed, model, operator, tolerance)
     vectors = to_multiply(state)
     image = summed / operator.examples

@@ -20,14 +20,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from beam_influence.influence_ops.curvature.conjugate_gradients import CgState, advance, start
-from beam_influence.influence_ops.curvature.segments import from_facts, scales_of
-from beam_influence.influence_ops.curvature.source import SourcePreconditioner
+from beam_influence.influence_ops.curvature.segments import from_facts, scales_of, shift_of
+from beam_influence.influence_ops.curvature.source_gauss_newton_cg import SegmentPreconditioner
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 
 State = dict[str, np.ndarray]
 
 
-def begin(model: ExplainedModel, operator: SourcePreconditioner, right: np.ndarray, passes: int, tolerance: float) -> State:
+def begin(model: ExplainedModel, operator: SegmentPreconditioner, right: np.ndarray, passes: int, tolerance: float) -> State:
     """The state before the first pass.
 
     Args:
@@ -49,17 +49,18 @@ def begin(model: ExplainedModel, operator: SourcePreconditioner, right: np.ndarr
 
 
 def step(
-    state: Mapping[str, np.ndarray], summed: np.ndarray, model: ExplainedModel, operator: SourcePreconditioner, tolerance: float
+    state: Mapping[str, np.ndarray], summed: np.ndarray, model: ExplainedModel, operator: SegmentPreconditioner, tolerance: float
 ) -> State:
     """The state after a pass.
 
     Args:
       summed: Σ over all examples and the segment's checkpoints of what their Gauss–Newton matrices make of the vectors.
     """
-    segment, cg = int(state["segment"][0]), cg_of(state)
+    segment, cg, segments = int(state["segment"][0]), cg_of(state), from_facts(operator.meta)[0]
     vectors = cg.direction[cg.active]
-    image = summed / (operator.examples * from_facts(operator.meta)[0].counts[segment])
-    image += model.parts[0].regularizer_products(vectors) + (float(operator.meta["damping"]) + _beside(model, operator, segment)) * vectors
+    beside = float(operator.meta["damping"]) + shift_of(scales_of(model, segments)[segment], segments.horizons[segment])
+    image = summed / (operator.examples * segments.counts[segment])
+    image += model.parts[0].regularizer_products(vectors) + beside * vectors
     cg = advance(cg, image, tolerance, lambda residuals: operator.precondition(residuals, segment))
     state = {**state, **cg._asdict(), "made": state["made"] + 1}
     if cg.active.any() and state["made"][0] < state["passes"][0]:
@@ -77,22 +78,15 @@ def cg_of(state: Mapping[str, np.ndarray]) -> CgState:
     return CgState(*(np.array(state[name]) for name in CgState._fields))
 
 
-def _beside(model: ExplainedModel, operator: SourcePreconditioner, segment: int) -> np.ndarray:
-    """(κ + 1/(η K)) / P: [P], or [1] where it is that of all weights."""
-    segments = from_facts(operator.meta)[0]
-    scales, decays = scales_of(model, segments)[segment]
-    return (decays + 1 / segments.horizons[segment]) / scales
-
-
 def _from_segment(
-    segment: int, left: np.ndarray, state: State, model: ExplainedModel, operator: SourcePreconditioner, tolerance: float
+    segment: int, left: np.ndarray, state: State, model: ExplainedModel, operator: SegmentPreconditioner, tolerance: float
 ) -> State:
     """The state before the first pass of a segment, or of one before it where there is nothing to solve; or that after all of them.
 
     Args:
       left: what reaches it of the queries' gradients: [T, P].
     """
-    segments, solved = from_facts(operator.meta)[0], {"segment": np.array([-1]), "checkpoints": np.zeros(2, dtype=int), "made": np.zeros(1)}
+    segments = from_facts(operator.meta)[0]
     while segment >= 0:
         members = segments.checkpoints(segment)
         now = {"segment": np.array([segment]), "checkpoints": np.array([members.start, members.stop]), "made": np.zeros(1, dtype=int)}
@@ -101,10 +95,10 @@ def _from_segment(
         if cg.active.any():
             return state
         left, segment = _finish(state, model, operator), segment - 1
-    return {**state, **solved, "active": np.zeros(len(left), dtype=bool)}
+    return {**state, "segment": np.array([-1]), "active": np.zeros(len(left), dtype=bool)}
 
 
-def _finish(state: State, model: ExplainedModel, operator: SourcePreconditioner) -> np.ndarray:
+def _finish(state: State, model: ExplainedModel, operator: SegmentPreconditioner) -> np.ndarray:
     """Keeps a segment's solutions, and gives what reaches the one before it: [T, P]."""
     segment, cg = int(state["segment"][0]), CgState(*(state[name] for name in CgState._fields))
     segments, roots = from_facts(operator.meta)

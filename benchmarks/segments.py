@@ -163,6 +163,14 @@ def coverage_of(truth: Truth, members: list[np.ndarray]) -> tuple[float, float, 
     return float((away <= factor * error).mean()), float((away <= factor * np.hypot(error, of_actual)).mean()), calibrated
 
 
+def beside(members: list[np.ndarray], others: list[np.ndarray]) -> str:
+    """How like the scores are: the correlation over training examples, the mean over test points and models; the error by the norm."""
+    pairs = list(zip(members, others, strict=True))
+    each = [np.corrcoef(own, other)[0, 1] for a, b in pairs for own, other in zip(a.T, b.T, strict=True)]
+    error = np.mean([np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs])
+    return f"correlation {np.mean(each):.4f}, error {error:.3f}"
+
+
 def measure(regime: str, options: argparse.Namespace) -> None:
     """Prints the rows of one regime."""
     optimizer, members = options.optimizer, options.members
@@ -201,6 +209,9 @@ def measure(regime: str, options: argparse.Namespace) -> None:
         cells = f"{shown[0]:>20}{shown[1]:>20}{shown[2]:>22}{shown[3] if len(shown) > 3 else '':>24}"
         calibrated = f"{learned.share:.3f} ± {learned.standard_error:.3f} by {learned.factor:.1f}"
         print(f"{name:<22}{cells}{own:>10.3f}{both:>10.3f}{calibrated:>26}", flush=True)
+    if {"source_gauss_newton", "source_gauss_newton_cg"} <= set(names):
+        told = beside(found["source_gauss_newton_cg"], found["source_gauss_newton"])
+        print(f"source_gauss_newton_cg, {options.passes} passes a segment, beside source_gauss_newton: {told}", flush=True)
 
 
 def main() -> int:

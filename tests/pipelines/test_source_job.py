@@ -131,6 +131,10 @@ def test_the_job_solves_each_segment(job: DigitsJob, checkpoints: list[str], tmp
         ({"checkpoints": "a,b,c", "curvature": "ekfac"}, "--curvature source, source_gauss_newton or source_gauss_newton_cg, not ekfac"),
         ({"checkpoints": "a,b,c", "passes": 3}, "with --curvature gauss_newton_cg or conjugate_gradient or source_gauss_newton_cg: "),
         ({"checkpoints": "a,b,c", "curvature": "source_gauss_newton_cg"}, "to first order; for the rest use --passes 0"),
+        (
+            {"checkpoints": "a,b,c", "curvature": "source_gauss_newton_cg", "outputs": "curvature", "test": None},
+            "--curvature source_gauss_newton_cg solves test points, and fit has none; fit --curvature source",
+        ),
     ],
 )
 def test_wrong_options(job: DigitsJob, tmp_path: pathlib.Path, options: dict[str, Any], message: str) -> None:

@@ -168,9 +168,8 @@ class Curvature(abc.ABC):
     Attributes:
       passes: over the training data from this one on: 0 when none is needed.
       operators: its own classes of operators, which `load_preconditioner` finds by their `kind`.
-      systems: the matrix that conjugate gradients over all data solve with, this operator their preconditioner or first guess;
-        `segments`, of SOURCE: of each segment of the training run; or None.
-      solves: how many such solves a test point takes, one after the other: one for each segment.
+      systems: the matrix that conjugate gradients over all data solve with, this operator their preconditioner or first guess; or None.
+      solves: how many such solves a test point takes, one after the other: of `segments`, SOURCE's, one for each.
       needs_hessian: whether it takes second derivatives of the whole network.
       has_embedding: whether an index can be made with it; see `Preconditioner.embed`.
       allows_newton: whether `leave_one_out` is possible: it holds the whole matrix.

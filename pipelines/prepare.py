@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from beam_influence.influence_ops.arrow_compute import pc
-from beam_influence.influence_ops.curvature import Preconditioner, load_preconditioner
+from beam_influence.influence_ops.curvature import CURVATURES, Preconditioner, load_preconditioner
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.guard import Agreement
 from beam_influence.influence_ops.model.network import Precision, declared_outputs
@@ -247,10 +247,10 @@ def _check_saved_curvature(config: InfluenceConfig, model: ExplainedModel, path:
     if not config.solver_passes and saved != named and config.curvature not in not_said:
         raise ValueError(f"the curvature at {path!r} is {saved!r}, not --curvature {config.curvature}; leave one of them out")
     if config.solver_passes and saved != named:
-        raise ValueError(
-            f"the curvature at {path!r} is {saved!r}; passes over the data need the one "
-            f"that --curvature {config.curvature} fits, or --passes 0"
-        )
+        need = f"passes over the data need the one that --curvature {config.curvature} fits, or --passes 0"
+        raise ValueError(f"the curvature at {path!r} is {saved!r}; {need}")
+    if saved in CURVATURES and CURVATURES[saved].systems == "segments":
+        raise ValueError(f"the curvature at {path!r} is where the passes of {saved} begin; fit it again, without --curvature_path")
     if bool(preconditioner.meta.get("leave_one_out")) != (config.removal == "newton"):
         raise ValueError(
             f"the curvature at {path!r} was not fitted for --removal {config.removal}; fit it again with the same --removal"

@@ -167,6 +167,7 @@ class Curvature(abc.ABC):
       passes: over the training data from this one on: 0 when none is needed.
       operators: its own classes of operators, which `load_preconditioner` finds by their `kind`.
       systems: the matrix that conjugate gradients over all data solve with, this operator their preconditioner or first guess; or None.
+      solves: how many such solves a test point takes, one after the other: of `segments`, SOURCE's, one for each.
       needs_hessian: whether it takes second derivatives of the whole network.
       has_embedding: whether an index can be made with it; see `Preconditioner.embed`.
       allows_newton: whether `leave_one_out` is possible: it holds the whole matrix.
@@ -184,7 +185,8 @@ class Curvature(abc.ABC):
     passes: int
     Settings: ClassVar[type[CurvatureSettings]] = CurvatureSettings
     operators: ClassVar[tuple[type[Preconditioner], ...]] = ()
-    systems: Literal["hessian", "gauss_newton"] | None = None
+    systems: Literal["hessian", "gauss_newton", "segments"] | None = None
+    solves: int = 1
     needs_hessian: bool = False
     has_embedding: ClassVar[bool] = False
     allows_newton: ClassVar[bool] = False

@@ -50,11 +50,11 @@ class CurvatureTerms:
 
     @property
     def _features(self) -> int:
-        return self.features.shape.as_list()[1]
+        return int(self.features.shape[1] or 0)
 
     @property
     def _outputs(self) -> int:
-        return self.hessians.shape.as_list()[1]
+        return int(self.hessians.shape[1] or 0)
 
     def select(self, keep: np.ndarray) -> CurvatureTerms:
         """Those at `keep`, an index array."""

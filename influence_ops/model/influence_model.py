@@ -264,7 +264,7 @@ class InfluenceModel(ExplainedModel):
     def curvature_terms(self, batch: ExampleBatch, matrix: Matrix) -> CurvatureTerms | None:
         weights = self.example_weights(batch) if matrix == "hessian" else self.curvature_weights(batch)
         wanted = self._compiled.is_linear and self.dtype == "float64"  # in float32 a sum over few examples at a time keeps more digits
-        return CurvatureTerms(batch.ids, *self._compiled.call("curvature_terms", batch, weights)) if wanted else None
+        return CurvatureTerms(batch.ids, *self._compiled.call(f"{matrix}_terms", batch, weights)) if wanted else None
 
     def _span(self, rows: slice | None) -> tf.Tensor:
         return tf.constant([0, self.size] if rows is None else [rows.start, rows.stop], tf.int32)

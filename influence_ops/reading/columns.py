@@ -14,6 +14,7 @@ from beam_influence.influence_ops.reading.features import Feature
 
 pc: Any = _compute  # its functions are made at run time
 
+_NAMES = {"float": "float", "int": "int of 64 bits", "bytes": "bytes"}
 Reasons = dict[int, tuple[str, str]]
 """Row -> (error, message) of rows that can't be used."""
 
@@ -116,7 +117,7 @@ def _checked(
     array, unfit = _convert(values, feature, dtype)
     if unfit is not None:
         rows = range(count) if unfit is True else np.unique(row_of_value[unfit])
-        _note(reasons, rows, "wrong_type", f"feature {feature.name!r} holds {values.type} values that are no {feature.kind}")
+        _note(reasons, rows, "wrong_type", f"feature {feature.name!r} holds {values.type} values that are no {_NAMES[feature.kind]}")
     if nulls is not None and feature.default is not None:
         array = np.where(nulls, np.array(feature.default, dtype), array)
     return array
@@ -205,6 +206,9 @@ def _convert(values: pa.Array, feature: Feature, dtype: npt.DTypeLike) -> tuple[
     array = values.to_numpy(zero_copy_only=False)
     if array.dtype == dtype:
         return array, None
+    if feature.kind == "int" and array.dtype == np.uint64:
+        unfit = array > np.iinfo(np.int64).max
+        return np.where(unfit, 0, array).astype(dtype), unfit if unfit.any() else None
     with np.errstate(over="ignore", invalid="ignore"):
         converted = array.astype(dtype)
     if feature.kind == "int" and np.issubdtype(array.dtype, np.floating):

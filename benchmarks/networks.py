@@ -47,6 +47,24 @@ def make(network: str, folder: pathlib.Path) -> dict[str, Any]:
     return facts
 
 
+def arrays(network: str, folder: pathlib.Path, examples: int) -> pathlib.Path:
+    """The first training examples, the test points and the weights as a file of NumPy's; kept when it is there."""
+    path = folder / f"arrays-{examples}.npz"
+    if path.exists():
+        return path
+    make(network, folder)
+    import keras
+    import numpy as np
+
+    draw = draw_sequences if network == "transformer" else draw_images
+    x, y = draw(np.random.default_rng(5), TRAIN + TEST)  # as `make` draws them
+    model: Any = keras.models.load_model(folder / "model.keras")
+    weights = {f"weight-{number}": np.asarray(weight) for number, weight in enumerate(model.get_weights())}
+    tested = {"test-x": x[-TEST:], "test-y": y[-TEST:], "logits": np.asarray(model(x[-TEST:]))}
+    np.savez(path, **{"train-x": x[:examples], "train-y": y[:examples], **tested, **weights})
+    return path
+
+
 def draw_images(rng: Any, count: int) -> tuple[Any, Any]:
     """[count, 28, 28, 1] in [0, 1] and labels."""
     import numpy as np

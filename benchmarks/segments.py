@@ -4,7 +4,7 @@ Five models of an MLP 64-12-10 on 400 digits (P = 910), each with its own seed, 
 with several seeds, and random groups of 5 % left out; see `many_trainings`.
 
     python -m benchmarks.segments [--optimizer adam] [--regimes early,converged] [--curvatures ekfac,source] [--members 5]
-        [--retrainings 40] [--repeats 4]
+        [--passes 5] [--retrainings 40] [--repeats 4]
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ device.configure_tensorflow()
 import keras  # noqa: E402  (after the log level is set)
 import numpy as np  # noqa: E402
 
+from beam_influence.influence_ops.calculator.passes import DEFAULT_PASSES, DEFAULT_TOLERANCE, UnrolledByPasses  # noqa: E402
 from beam_influence.influence_ops.curvature import curvature_by_name, fit  # noqa: E402
 from beam_influence.influence_ops.curvature.base import FinishOptions  # noqa: E402
 from beam_influence.influence_ops.ensemble.intervals import interval_factor  # noqa: E402
@@ -53,7 +54,7 @@ REGIMES: dict[Optimizer, dict[str, list[Phase]]] = {
     "adam": {"early": [Phase(100, 0.003), Phase(50, 0.0015)], "converged": [Phase(2500, 0.003), Phase(1500, 0.0003)]},
 }
 SEGMENTS = {"early": 3, "converged": 3}
-ONE_OF = {"source": "ekfac", "source_gauss_newton": "gauss_newton"}
+ONE_OF = {"source": "ekfac", "source_gauss_newton": "gauss_newton", "source_gauss_newton_cg": "gauss_newton"}
 """The curvatures of segments, and those of one checkpoint that they are compared with."""
 
 
@@ -112,10 +113,15 @@ def model_of(point: Point, member: int, step: int = 0, optimizer: Optimizer = "s
     return InfluenceModel(network, loss_function="softmax_cross_entropy", weights="all", weight_decay=DECAY)
 
 
-def scores(model: ExplainedModel, data: Digits, name: str, settings: dict[str, Any], damping: float | str = "auto") -> np.ndarray:
-    """Influence: [N, T]."""
+def scores(
+    model: ExplainedModel, data: Digits, name: str, settings: dict[str, Any], damping: float | str = "auto", passes: int = DEFAULT_PASSES
+) -> np.ndarray:
+    """Influence: [N, T]; `passes`: of each segment that is solved over the data."""
     rows, tests = batch(data.x, data.y), batch(data.test_x, data.test_y)
-    operator = fit(model, curvature_by_name(name, settings=settings), lambda: [rows], FinishOptions(damping)).bind(model)
+    curvature = curvature_by_name(name, settings=settings)
+    operator = fit(model, curvature, lambda: [rows], FinishOptions(damping)).bind(model)
+    if curvature.systems == "segments":
+        operator = UnrolledByPasses.over(operator, model, lambda: [rows], passes, DEFAULT_TOLERANCE)
     solved = operator.apply(np.asarray(model.losses_and_gradients(tests)[1], dtype=np.float64))
     return np.asarray(model.losses_and_gradients(rows)[1], dtype=np.float64) @ solved.T
 
@@ -157,6 +163,14 @@ def coverage_of(truth: Truth, members: list[np.ndarray]) -> tuple[float, float, 
     return float((away <= factor * error).mean()), float((away <= factor * np.hypot(error, of_actual)).mean()), calibrated
 
 
+def beside(members: list[np.ndarray], others: list[np.ndarray]) -> str:
+    """How like the scores are: the correlation over training examples, the mean over test points and models; the error by the norm."""
+    pairs = list(zip(members, others, strict=True))
+    each = [np.corrcoef(own, other)[0, 1] for a, b in pairs for own, other in zip(a.T, b.T, strict=True)]
+    error = np.mean([np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs])
+    return f"correlation {np.mean(each):.4f}, error {error:.3f}"
+
+
 def measure(regime: str, options: argparse.Namespace) -> None:
     """Prints the rows of one regime."""
     optimizer, members = options.optimizer, options.members
@@ -172,8 +186,10 @@ def measure(regime: str, options: argparse.Namespace) -> None:
         for member in range(members):
             models = [model_of(path[step], member, step, optimizer) for step in steps]
             is_source = name in ONE_OF
-            of_segments = (CheckpointSum(models), data, name, settings)
-            found[name].append(scores(*of_segments) if is_source else scores(models[-1], data, name, {}, options.damping))
+            if is_source:
+                found[name].append(scores(CheckpointSum(models), data, name, settings, passes=options.passes))
+            else:
+                found[name].append(scores(models[-1], data, name, {}, options.damping))
         print(f"{name}: {(time.process_time() - started) / members:.1f} CPU s a model", flush=True)
     names = list(found)
     ensembles = [[np.mean(of_members, axis=0)] for of_members in found.values()]
@@ -193,6 +209,9 @@ def measure(regime: str, options: argparse.Namespace) -> None:
         cells = f"{shown[0]:>20}{shown[1]:>20}{shown[2]:>22}{shown[3] if len(shown) > 3 else '':>24}"
         calibrated = f"{learned.share:.3f} ± {learned.standard_error:.3f} by {learned.factor:.1f}"
         print(f"{name:<22}{cells}{own:>10.3f}{both:>10.3f}{calibrated:>26}", flush=True)
+    if {"source_gauss_newton", "source_gauss_newton_cg"} <= set(names):
+        told = beside(found["source_gauss_newton_cg"], found["source_gauss_newton"])
+        print(f"source_gauss_newton_cg, {options.passes} passes a segment, beside source_gauss_newton: {told}", flush=True)
 
 
 def main() -> int:
@@ -200,10 +219,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--optimizer", default="sgd", choices=list(REGIMES))
     parser.add_argument("--regimes", default=",".join(SEGMENTS), help="early, converged")
-    every = ",".join([*ONE_OF.values(), *ONE_OF])
+    every = ",".join([*dict.fromkeys(ONE_OF.values()), *ONE_OF])
     parser.add_argument("--curvatures", default=every, help=f"those of segments after those of one checkpoint (default: {every})")
     number = "of those of one checkpoint, auto or a number; of those of segments it is auto"
     parser.add_argument("--damping", default="auto", type=lambda text: text if text == "auto" else float(text), help=number)
+    parser.add_argument("--passes", type=int, default=DEFAULT_PASSES, help="of each segment, of source_gauss_newton_cg")
     parser.add_argument("--members", type=int, default=5, help="models that explain, each with its own seed")
     parser.add_argument("--retrainings", type=int, default=40, help="random halves")
     parser.add_argument("--repeats", type=int, default=4, help="seeds of each retraining")

@@ -79,7 +79,7 @@ def measure(optimizer: str, regime: str) -> None:
     actual = -TRAIN * derivative  # as influence: of an example's part of the mean loss
     models = [checkpoint(run, states[cut], cut) for cut in cuts]
     print(f"\n{optimizer}, {regime}: {phases}")
-    for name in [*ONE_OF.values(), *ONE_OF]:
+    for name in [*dict.fromkeys(ONE_OF.values()), *ONE_OF]:
         found = scores(CheckpointSum(models), data, name, settings) if name in ONE_OF else scores(models[-1], data, name, {}, 0.0)
         each = [np.corrcoef(found[:, test], actual[:, test])[0, 1] for test in range(found.shape[1])]
         error = np.linalg.norm(found - actual) / np.linalg.norm(actual)

@@ -1,6 +1,7 @@
 """How fast, beside what a user would have otherwise: named cases, the sides of each in turn, in processes of their own.
 
     last      the job over a last layer (P = 330) of 100,000 examples | NumPy in memory
+    wide      the whole Gauss-Newton matrix of softmax regression, P = 7,850 | NumPy in memory
     ekfac     EK-FAC of an MLP, all 50,890 weights | kronfluence, in a Python of its own (--torch_python)
     kfac      K-FAC of the MLP | kronfluence
     dattri    EK-FAC of the MLP with a damping of 0.001 | dattri, in the same Python as kronfluence
@@ -54,6 +55,7 @@ class Case:
 
 CASES = {
     "last": Case(("last_job", "last_numpy"), target=1.5),
+    "wide": Case(("wide_job", "wide_numpy"), target=1.5),
     "ekfac": Case(("ekfac_job", "ekfac_kronfluence"), target=1 / 8),
     "kfac": Case(("kfac_job", "kfac_kronfluence")),
     "dattri": Case(("damped_job", "damped_dattri")),

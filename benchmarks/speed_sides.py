@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import networks, png_images, scale
+from benchmarks import bare_loop, networks, numpy_softmax, png_images, scale
 from benchmarks.torch_answers import DATTRI_DAMPING, answer_of
 
 LAST, TEST, TOP_K = 100_000, networks.TEST, networks.TOP_K
@@ -45,6 +45,16 @@ def examples() -> int:
 def _like_theirs(folder: pathlib.Path, network: str, curvature: str = "ekfac", **options: Any) -> Measured:
     """The job with the labels of the data, as kronfluence has them."""
     return _network_job(folder, network, curvature=curvature, fisher="empirical", **options)
+
+
+def wide_job(folder: pathlib.Path) -> Measured:
+    """The whole Gauss–Newton matrix of softmax regression."""
+    return _network_job(folder, "softmax", curvature="gauss_newton", precision="float64")
+
+
+def wide_numpy(folder: pathlib.Path) -> Measured:
+    """Its answer in NumPy."""
+    return numpy_softmax.answer(networks.arrays("softmax", folder / "softmax", examples()))
 
 
 def ekfac_job(folder: pathlib.Path) -> Measured:
@@ -113,45 +123,8 @@ def stage_job(folder: pathlib.Path) -> Measured:
 
 
 def stage_bare(folder: pathlib.Path) -> Measured:
-    """Reads, decodes, differentiates and multiplies, with nothing around it."""
-    from beam_influence.influence_ops import device
-
-    device.configure_tensorflow()
-    import keras
-    import numpy as np
-    import tensorflow as tf
-
-    networks.make("mlp", folder / "mlp")
-    model: Any = keras.models.load_model(folder / "mlp" / "model.keras")
-    (kernel, bias, head, head_bias) = (tf.constant(w) for w in model.get_weights())
-    queries = [tf.random.normal([size, TEST]) for size in (785 * 64, 65 * 10)]
-    features = {"x": tf.io.FixedLenFeature([784], tf.float32), "label": tf.io.FixedLenFeature([], tf.int64)}
-
-    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None], tf.string)])
-    def scores(records: tf.Tensor) -> tf.Tensor:
-        parsed: Any = tf.io.parse_example(records, features)
-        x: Any = parsed["x"]
-        with tf.GradientTape() as tape:
-            z = x @ kernel + bias
-            tape.watch(z)
-            hidden = tf.nn.relu(z)
-            logits = hidden @ head + head_bias
-            tape.watch(logits)
-            loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(parsed["label"], logits))
-        errors: Any = tape.gradient(loss, [z, logits])
-        total: Any = 0.0
-        for a, g, solved in zip((x, hidden), errors, queries, strict=True):
-            a = tf.concat([a, tf.ones_like(a[:, :1])], axis=1)
-            total += tf.reshape(a[:, :, None] * g[:, None, :], [-1, solved.shape[0]]) @ solved
-        return total
-
-    files = sorted(str(path) for path in (folder / "mlp").glob("train-*.tfrecord"))[: examples() // networks.SHARD]
-    scores(next(iter(tf.data.TFRecordDataset(files[:1]).batch(networks.BATCH["mlp"]))))
-    cpu, wall = time.process_time(), time.monotonic()
-    best = np.zeros((0, TEST))
-    for records in tf.data.TFRecordDataset(files).batch(networks.BATCH["mlp"]).prefetch(2):
-        best = np.sort(np.concatenate([best, scores(records).numpy()]), axis=0)[-TOP_K:]
-    return {"wall": time.monotonic() - wall, "cpu": time.process_time() - cpu}
+    """The bare loop."""
+    return bare_loop.run(folder / "mlp", examples())
 
 
 def two_processes(folder: pathlib.Path) -> Measured:
@@ -285,10 +258,9 @@ def _job(data: pathlib.Path, engine: list[str] | None = None, train: str = "trai
 SIDES: dict[str, Callable[[pathlib.Path], Measured]] = {
     each.__name__: each
     for each in (
-        last_job, last_numpy, ekfac_job, ekfac_kronfluence, damped_job, damped_dattri, kfac_job, kfac_kronfluence, cnn_job,
-        cnn_kronfluence, cnn_one_product, transformer_job, transformer_kronfluence, stage_job, stage_bare, two_processes, one_process,
-        start_job, start_help, images_job, images_fit,
-        passes_job, passes_anew, index_build, index_query,
+        last_job, last_numpy, wide_job, wide_numpy, ekfac_job, ekfac_kronfluence, damped_job, damped_dattri, kfac_job, kfac_kronfluence,
+        cnn_job, cnn_kronfluence, cnn_one_product, transformer_job, transformer_kronfluence, stage_job, stage_bare, two_processes,
+        one_process, start_job, start_help, images_job, images_fit, passes_job, passes_anew, index_build, index_query,
     )
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ Matrix = Literal["gauss_newton", "hessian"]
 ProjectionKind = Literal["hadamard", "two_sided", "sjlt"]
 FISHERS: tuple[str, ...] = get_args(Fisher)
 
+_SOURCE = "Of source, source_gauss_newton and source_gauss_newton_cg:"
 MAX_DIM = 16_384  # of a projection: 2 GB for the matrix, as much again for its eigenvectors
 
 
@@ -31,9 +32,10 @@ def setting(default: Any, help: str, choices: tuple[str, ...] | None = None, fit
 def _fisher(default: Fisher) -> Any:
     return setting(
         default,
-        "Of kfac, ekfac, gauss_newton_cg and random_projection: which labels the Fisher information is taken over. signed: all, with "
-        "random signs by the example's id and --seed, in one backward pass; true: one label drawn from the prediction; expected: all, in "
-        "as many backward passes as the model has outputs; empirical: the data's own. Default: signed; of random_projection, expected.",
+        "Of the curvatures by layers (kfac, ekfac, source and what they precondition) and random_projection: which labels the Fisher "
+        "information is taken over. signed: all, with random signs by the example's id and --seed, in one backward pass; true: one label "
+        "drawn from the prediction; expected: all, in as many backward passes as the model has outputs; empirical: the data's own. "
+        "Default: signed; of random_projection, expected.",
         FISHERS,
     )
 
@@ -127,18 +129,16 @@ class SegmentSettings(CurvatureSettings):
 
     segment_rates: str | None = setting(
         None,
-        "Of source and source_gauss_newton: the learning rate of each segment of the training run, separated by commas. A segment "
+        f"{_SOURCE} the learning rate of each segment of the training run, separated by commas. A segment "
         "is a stretch of steps with about one learning rate, in which --checkpoints lie. The rest of a step (momentum, what Adam, AdamW or "
         "RMSprop divides by) is read from their optimizer; those without one are taken as of SGD without momentum.",
         of="SOURCE",
     )
     segment_steps: str | None = setting(
-        None, "Of source and source_gauss_newton: how many steps of the optimizer each segment has, separated by commas.", of="SOURCE"
+        None, f"{_SOURCE} how many steps of the optimizer each segment has, separated by commas.", of="SOURCE"
     )
     segments: str | None = setting(
-        None,
-        "Of source and source_gauss_newton: how many of --checkpoints are in each segment, separated by commas. Default: one each.",
-        of="SOURCE",
+        None, f"{_SOURCE} how many of --checkpoints are in each segment, separated by commas. Default: one each.", of="SOURCE"
     )
 
     def __post_init__(self) -> None:
@@ -187,6 +187,11 @@ class SourceSettings(SegmentSettings, KroneckerSettings):
     def __post_init__(self) -> None:
         KroneckerSettings.__post_init__(self)
         SegmentSettings.__post_init__(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceGaussNewtonCgSettings(SourceSettings, GaussNewtonCgSettings):
+    """Of `source_gauss_newton_cg`, whose passes are of each segment."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -202,12 +202,12 @@ class _JobBuilder:
 
     def solved(self, preconditioner: Operator, queries: Queries) -> tuple[Queries, Reports]:
         """The test points solved over all training data where that is asked for, and how well."""
-        config, system = self._config, self._curvature.systems
+        config, system, solves = self._config, self._curvature.systems, self._curvature.solves
         if not config.solver_passes or system is None:
             return queries, self._nothing("NoReports", SolverReport)
-        readers = [self._reader(f"solve_{number:03d}") for number in range(1, config.solver_passes + 1)]
+        readers = [self._reader(f"solve_{number:03d}") for number in range(1, solves * config.solver_passes + 1)]
         how = (queries, config.tolerance or PASS_TOLERANCE, config.output, config.work_folder, self._prepared.queries.solving)
-        solve = SolveQueries(readers, self._prepared.model, system, preconditioner, *how, config.uncertainty)
+        solve = SolveQueries(readers, self._prepared.model, system, preconditioner, *how, config.uncertainty, solves)
         solved = self._train | "SolveQueries" >> solve
         self.written.append(solved[FILES])
         return solved["queries"], solved["reports"]

@@ -13,13 +13,16 @@ _VECTORS = ("influence_vectors", "group_vectors")
 
 
 def check_segments(config: InfluenceConfig) -> None:
-    """Refuses what does not go with `source` and `source_gauss_newton`.
+    """Refuses what does not go with `source` and its like.
 
     Raises:
-      ValueError: the segments are not of the checkpoints, or influence vectors are asked for, of which there are none.
+      ValueError: the segments are not of the checkpoints, or influence vectors are asked for, of which there are none, or what is left to
+        solve has no test points.
     """
     if not config.curvature_kind.weighs_checkpoints:
         return
+    if config.only_curvature and config.curvature_kind.systems is not None:
+        raise ValueError(f"--curvature {config.curvature} solves test points, and fit has none; fit --curvature source in its place")
     if config.n_samples is not None:
         raise ValueError(f"--n_samples {config.n_samples}: --curvature {config.curvature} takes all training examples; leave it out")
     settings = config.make_curvature().settings

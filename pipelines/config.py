@@ -224,7 +224,7 @@ class InfluenceConfig(RunOptions, ResultOptions, MethodOptions, ModelOptions, Da
 
     @property
     def solver_passes(self) -> int:
-        """How many passes solve the test points."""
+        """How many passes solve the test points, at most; of several solves, one after the other, each."""
         from beam_influence.influence_ops.curvature import solving_passes
 
         return 0 if self.only_curvature else solving_passes(self.curvature_kind, self.passes) or 0

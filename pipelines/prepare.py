@@ -10,8 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from beam_influence.influence_ops.arrow_compute import pc
-from beam_influence.influence_ops.curvature import Preconditioner, load_preconditioner
-from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.guard import Agreement
 from beam_influence.influence_ops.model.network import Precision, declared_outputs
 from beam_influence.influence_ops.reading.features import FeatureSpec, Schema
@@ -20,10 +18,10 @@ from beam_influence.influence_ops.results.result_files import list_batches, read
 from beam_influence.influence_ops.scoring.index import INDEX
 from beam_influence.pipelines.check_model import check_model
 from beam_influence.pipelines.check_per_token import plan_tokens
+from beam_influence.pipelines.check_saved_curvature import check_saved_curvature
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.find_features import find_features
 from beam_influence.pipelines.grow_index import index_to_grow
-from beam_influence.pipelines.options.method import CURVATURE_OF_INDEX
 from beam_influence.pipelines.query_plan import QueryPlan, plan_queries
 from beam_influence.pipelines.refuse_memory import refuse_groups, refuse_memory
 from beam_influence.pipelines.resume import Resumed, find_finished
@@ -132,7 +130,7 @@ def prepare(config: InfluenceConfig, choice: Choice | None = None) -> PreparedRu
         config.make_curvature().create(model)  # refuses checkpoints that its segments are not of
     operators = config.make_curvature().operators
     if files.curvature_path:
-        operators = (_check_saved_curvature(config, model, files.curvature_path),)
+        operators = (check_saved_curvature(config, model, files.curvature_path),)
     schema = schema_of(config)
     specs: dict[str, FeatureSpec] = {}
     for shards in filter(None, (files.train, files.candidates, files.test)):
@@ -236,28 +234,6 @@ def model_spec(config: InfluenceConfig) -> ModelSpec:
         signature=config.signature or "",
         dropout_seed=config.dropout_seed,
     )
-
-
-def _check_saved_curvature(config: InfluenceConfig, model: ExplainedModel, path: str) -> type[Preconditioner]:
-    """The kind of the saved curvature's operator; refuses one that is of another model, or that this run can't use."""
-    preconditioner = load_preconditioner(path, BeamFiles())
-    preconditioner.check(model)
-    saved, named = preconditioner.meta["curvature"], config.make_curvature().name
-    not_said = (type(config).curvature, CURVATURE_OF_INDEX) if config.only_index else (type(config).curvature,)
-    if not config.solver_passes and saved != named and config.curvature not in not_said:
-        raise ValueError(f"the curvature at {path!r} is {saved!r}, not --curvature {config.curvature}; leave one of them out")
-    if config.solver_passes and saved != named:
-        raise ValueError(
-            f"the curvature at {path!r} is {saved!r}; passes over the data need the one "
-            f"that --curvature {config.curvature} fits, or --passes 0"
-        )
-    if bool(preconditioner.meta.get("leave_one_out")) != (config.removal == "newton"):
-        raise ValueError(
-            f"the curvature at {path!r} was not fitted for --removal {config.removal}; fit it again with the same --removal"
-        )
-    if config.only_index:
-        preconditioner.bind(model).embed(np.zeros((1, model.size)))  # refuses a curvature without one
-    return type(preconditioner)
 
 
 def schema_of(config: InfluenceConfig) -> Schema | None:

@@ -118,12 +118,12 @@ def plan_queries(
             f"{2 * each:,} bytes, watch fewer weights (--weights), or keep factors (--query_rank)"
         )
     solving = 0  # numbers of solutions that are solved at once
-    arrays = _SOLVER_ARRAYS + (SOLVER_ERRORS + 1 if config.uncertainty else 0)
-    if config.solver_passes and arrays * 8 * points * model.size > memory:
-        solving = memory // (arrays * 8)
-        if model.size > solving:
+    to_solve = 8 * _solver_numbers(config, model)
+    if config.solver_passes and points * to_solve > memory:
+        solving = memory // to_solve * model.size
+        if not solving:
             raise ValueError(
-                f"--passes: solving a test point over all training examples takes {size_text(arrays * 8 * model.size)}, more than "
+                f"--passes: solving a test point over all training examples takes {size_text(to_solve)}, more than "
                 f"--max_worker_memory, {size_text(memory)}; use --passes 0, watch fewer weights (--weights), or more memory"
             )
     block_size = min(config.query_block_size, max(1, share // (_BLOCKS * each)), *([max(1, solving // model.size)] if solving else []))
@@ -139,9 +139,17 @@ def plan_queries(
         f"while they are used; {size_text(share)} for them in each worker: {several}"
     )
     if solved_in.count > 1:
-        text += f"; solved in {solved_in.count:,} rounds of {config.solver_passes:,} passes"
+        text += f"; solved in {solved_in.count:,} rounds of {config.make_curvature().solves * config.solver_passes:,} passes"
     _LOG.info("%s", text)
     return QueryPlan(block_size, form, rounds, text, points, each, solved_in, sums_bytes(config))
+
+
+def _solver_numbers(config: InfluenceConfig, model: ExplainedModel) -> int:
+    """In float64, of a test point that is solved. Of the segments of a training run each is solved with the weights of one checkpoint,
+    beside its gradient, the preconditioner's own answer and what is solved so far, of all of them."""
+    if config.curvature_kind.systems == "segments":
+        return 3 * model.size + _SOLVER_ARRAYS * model.parts[0].size
+    return (_SOLVER_ARRAYS + (SOLVER_ERRORS + 1 if config.uncertainty else 0)) * model.size
 
 
 def sums_bytes(config: InfluenceConfig) -> int:

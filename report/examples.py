@@ -106,21 +106,24 @@ class Source:
         return found
 
     def _scan(self, wanted: set[str], id_feature: str) -> dict[str, dict[int, str]]:
-        """Looks for ids that a feature has: reads that feature alone, until all are found."""
+        """Looks for ids that a feature has: reads that feature alone, of all files, since none may be of two examples."""
         found: dict[str, dict[int, str]] = {}
+        seen: dict[str, str] = {}
         feature = next((one for one in self._features if one.name == id_feature), None)
         for name, shard in self._shards.items() if feature is not None else ():
-            if not wanted:
-                break
             with open_shard(shard) as file:
                 for rows in self._reader([feature] if feature else []).read(file, _SCANNED):
-                    of_rows = zip(rows.positions.tolist(), _texts(rows, id_feature), strict=False)
-                    here = {position: text for position, text in of_rows if text in wanted}
-                    if here:
-                        found.setdefault(name, {}).update(here)
-                        wanted -= set(here.values())
-                    if not wanted:
-                        break
+                    for position, text in zip(rows.positions.tolist(), _texts(rows, id_feature), strict=False):
+                        if text not in wanted:
+                            continue
+                        place = f"{name}:{position}"
+                        if text in seen:
+                            raise ValueError(
+                                f"the id {text!r} is of two examples, {seen[text]} and {place}: which of them is meant is not known; name "
+                                "each example (--id_feature) by a feature that no other has the same value of, and run it again"
+                            )
+                        seen[text] = place
+                        found.setdefault(name, {})[position] = text
         return found
 
     def _describe(self, shards: Sequence[Shard]) -> Description:

@@ -134,7 +134,8 @@ def _of_curvature(manifest: Mapping[str, Any]) -> Trust:
     if name == "identity":
         text = "Scores are products of gradients: good for finding examples, but their size predicts no change of the loss."
         return Trust(True, "No curvature", text)
-    damped = f"Damping λ = {damping:.4g} makes it well-conditioned, and shrinks what lies along directions that are flatter than λ."
+    shrinks = f"Damping λ = {damping:.4g} makes it well-conditioned, and shrinks what lies along directions that are flatter than λ."
+    damped = shrinks if damping else "It is not damped."
     if name == "exact":
         return Trust(False, "The exact Hessian of the covered weights", f"No approximation of it. {damped}")
     return Trust(False, f"The curvature is approximated: {name}", f"Ranks are more reliable than sizes. {damped}")

@@ -59,8 +59,9 @@ class _AccumulateDoFn(ShardDoFn):
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         if self._statistic is not None:
-            count_sent(self._reader.stage, list(self._statistic.values()))
-            for part in send_statistic(self._pass.curvature, self._statistic, self._pass.layout, self._work):
+            statistic = self._pass.curvature.complete(self._statistic)
+            count_sent(self._reader.stage, list(statistic.values()))
+            for part in send_statistic(self._pass.curvature, statistic, self._pass.layout, self._work):
                 yield at_end_of_bundle((part.name, part))
         self._statistic = None
 

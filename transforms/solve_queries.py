@@ -8,6 +8,7 @@ and adds: what is combined are T × P sums. No P × P matrix is needed. The stat
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -24,12 +25,21 @@ from beam_influence.influence_ops.results import schemas
 from beam_influence.influence_ops.results.result_files import write_table
 from beam_influence.influence_ops.results.tables import residuals_table
 from beam_influence.influence_ops.scoring.query_block import QUERY_ARRAYS, QueryBlock
-from beam_influence.influence_ops.scoring.query_solver import System, batch_products, begin, errors, solutions, step, to_multiply
+from beam_influence.influence_ops.scoring.query_solver import (
+    System,
+    batch_products,
+    begin,
+    errors,
+    multiplied,
+    solutions,
+    step,
+    to_multiply,
+)
 from beam_influence.transforms.broadcast import INLINE_LIMIT, Broadcast
 from beam_influence.transforms.elements import FILES, QueryReference, Shard, SolverReport, StatisticPart, WrittenFile, at_end_of_bundle
 from beam_influence.transforms.embed_queries import open_queries, publish_queries
 from beam_influence.transforms.files import BeamFiles, join
-from beam_influence.transforms.finish_curvature import open_preconditioner
+from beam_influence.transforms.finish_curvature import open_operator
 from beam_influence.transforms.merging import MergingCombineFn
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.read_shards import REPORT_TYPES, ShardDoFn, ShardReader
@@ -51,17 +61,20 @@ class _ChooseDoFn(beam.DoFn):
 
 
 class _StartDoFn(beam.DoFn):
-    def __init__(self, system: System, tolerance: float, work: str):
-        self._system: System = system
-        self._tolerance = tolerance
+    def __init__(self, wanted: SolveQueries, work: str):
+        self._model = wanted.model
+        self._system: System = wanted.system
+        self._passes = len(wanted.readers) // wanted.solves
+        self._tolerance = wanted.tolerance
         self._work = work
 
-    def process(self, _: None, references: Iterable[QueryReference]) -> Iterator[Broadcast]:
+    def process(self, _: None, preconditioner: Broadcast, references: Iterable[QueryReference]) -> Iterator[Broadcast]:
         blocks = open_queries(references, QUERY_ARRAYS)[1]
         nothing = [np.zeros((0, 1))]  # every test point was rejected
         right = np.concatenate([block.gradients for block in blocks] or nothing)
         solution = np.concatenate([block.solved for block in blocks] or nothing)
-        state = begin(self._system, right, solution, self._tolerance)
+        opened = functools.partial(open_operator, self._model, preconditioner)
+        state = begin(self._system, right, solution, self._passes, self._tolerance, opened)
         yield Broadcast.publish(state, {}, join(self._work, "solver", "start"))
 
 
@@ -69,8 +82,10 @@ class _State:
     """What one process multiplies with in a pass."""
 
     def __init__(self, model: ExplainedModel, broadcast: Broadcast):
+        state = broadcast.open()[0]
         self.model = model
-        self.vectors = np.ascontiguousarray(to_multiply(broadcast.open()[0]))
+        self.multiplied = multiplied(state, model)
+        self.vectors = np.ascontiguousarray(to_multiply(state))
 
 
 class _MultiplyDoFn(ShardDoFn):
@@ -100,7 +115,7 @@ class _MultiplyDoFn(ShardDoFn):
         assert self._state is not None and self._sum is not None
         kept = evaluate(self._state.model, batch)[0]
         if len(kept):
-            self._sum += batch_products(self._system, self._state.model, kept, self._state.vectors)
+            self._sum += batch_products(self._system, self._state.multiplied, kept, self._state.vectors)
         return []
 
     def finish_bundle(self) -> Iterator[Any]:
@@ -129,7 +144,7 @@ class SumPartsCombineFn(MergingCombineFn[StatisticPart]):
 class _AdvanceDoFn(beam.DoFn):
     def __init__(self, model: ModelSpec, system: System, tolerance: float, folder: str):
         self._model = model
-        self._system = system
+        self._system: System = system
         self._tolerance = tolerance
         self._folder = folder
 
@@ -140,11 +155,10 @@ class _AdvanceDoFn(beam.DoFn):
         if not blocks:  # solved already
             yield state
             return
-        model = self._model.session()
-        precondition = open_preconditioner(preconditioner).bind(model).apply if self._system == "gauss_newton" else None
+        opened = functools.partial(open_operator, self._model, preconditioner)
         before = state.open()[0]
         summed = np.concatenate(blocks).reshape(-1, before["solution"].shape[1])
-        after = step(before, summed, model, preconditioner.description, self._tolerance, precondition)
+        after = step(self._system, before, summed, self._tolerance, opened)
         yield Broadcast.publish(after, {}, self._folder)
 
 
@@ -164,7 +178,7 @@ class _SolvedDoFn(beam.DoFn):
         unknown = None
         if self._model is not None:
             right = np.concatenate([block.gradients for block in blocks])
-            operator = open_preconditioner(preconditioner).bind(self._model.session())
+            operator = open_operator(self._model, preconditioner)[1]
             unknown = errors(arrays, right, operator.meta, operator.apply)
         first, left = 0, self._inline_limit
         for key, block in zip(keys, blocks, strict=True):
@@ -193,7 +207,7 @@ class SolveQueries(beam.PTransform):
     """Replaces the queries' solutions by ones over all training examples.
 
     Args:
-      readers: reads the training shards, one for each pass.
+      readers: reads the training shards, one for each pass of each solve.
       model: the model.
       system: which matrix.
       preconditioner: the fitted operator, one `Broadcast`: preconditioner, or first guess; its damping and n are used.
@@ -203,6 +217,7 @@ class SolveQueries(beam.PTransform):
       work: a folder for temporary files that all workers reach.
       rounds: of test points that are solved together; the next begins when one is solved.
       uncertainty: whether what is not known of the solutions is kept too; of a system with a preconditioner.
+      solves: how many of them a test point takes, one after the other; see `Curvature`.
 
     In: `Shard`, the training files. Out: a dictionary of PCollections: `queries` (`QueryReference`), `reports` (a
     `SolverReport` a round), `files` (`WrittenFile`).
@@ -218,6 +233,7 @@ class SolveQueries(beam.PTransform):
     work: str
     rounds: Rounds = ONE_ROUND
     uncertainty: bool = False
+    solves: int = 1
 
     def expand(self, shards: pvalue.PCollection[Shard]) -> dict[str, pvalue.PCollection]:
         shared, found, queries = Shared(), [], self.queries
@@ -235,9 +251,9 @@ class SolveQueries(beam.PTransform):
         self, shards: pvalue.PCollection[Shard], queries: pvalue.PCollection[QueryReference], number: int, shared: Shared
     ) -> dict[str, pvalue.PCollection]:
         """The passes that solve some of the queries."""
-        start, label = _StartDoFn(self.system, self.tolerance, join(self.work, f"round-{number:05d}")), f"{number + 1}," if number else ""
-        of_round = f"[{number + 1}]" if number else ""
-        state = run_once(shards.pipeline, f"Start{of_round}", start, Broadcast, pvalue.AsIter(queries))
+        start, label = _StartDoFn(self, join(self.work, f"round-{number:05d}")), f"{number + 1}," if number else ""
+        of_round, sides = f"[{number + 1}]" if number else "", (pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(queries))
+        state = run_once(shards.pipeline, f"Start{of_round}", start, Broadcast, *sides)
         for place, reader in enumerate(self.readers, start=1):
             multiply = beam.ParDo(_MultiplyDoFn(reader, self.model, self.system, shared), pvalue.AsSingleton(state))
             typed = multiply.with_output_types(tuple[str, StatisticPart], **REPORT_TYPES)

@@ -34,9 +34,10 @@ class FirstOrderInfluenceCalculator(FittedCalculator, InfluenceCalculator):
       weight_decay: w of a regulariser 0.5·w·‖θ‖² that training used but the model does not carry; None: the model's.
       passes: with 'cgd' or 'lissa', the most iterations, each a pass over the data of the curvature; None: the
         curvature's own cap. A warning carries the residual when it is reached. With 'gauss_newton_cg': the most steps of its
-        conjugate gradients, 5 by default, 0 for its preconditioner's answer, which is EK-FAC's. With 'arnoldi': how many, 8 by
-        default.
-      tolerance: relative residual at which 'cgd' (1e-8 by default), 'lissa' (1e-3) and 'gauss_newton_cg' (1e-6) stop.
+        conjugate gradients, 5 by default, 0 for its preconditioner's answer, which is EK-FAC's. With 'source_gauss_newton_cg': the
+        same for each segment, 0 for the answer of 'source'. With 'arnoldi': how many, 8 by default.
+      tolerance: relative residual at which 'cgd' (1e-8 by default), 'lissa' (1e-3), 'gauss_newton_cg' and 'source_gauss_newton_cg'
+        (1e-6) stop.
       rank, rcond: of 'exact', 'gauss_newton' and 'arnoldi'; see `FinishOptions`.
       seed: which examples `n_samples_for_hessian` chooses.
       dtype: of the results, such as tf.float32, where they meet tensors of it; what is computed is the same.

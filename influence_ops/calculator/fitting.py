@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 
-from beam_influence.influence_ops.calculator.passes import DEFAULT_PASSES, DEFAULT_TOLERANCE, SolvedByPasses
+from beam_influence.influence_ops.calculator.passes import DEFAULT_PASSES, DEFAULT_TOLERANCE, SolvedByPasses, UnrolledByPasses
 from beam_influence.influence_ops.curvature import Curvature, FinishOptions, Preconditioner, curvature_by_name, fit, load_preconditioner
 from beam_influence.influence_ops.curvature.arnoldi import Arnoldi, StreamedArnoldi
 from beam_influence.influence_ops.curvature.conjugate_gradient import ConjugateGradient, IterativePreconditioner
@@ -18,6 +18,7 @@ from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 _ARNOLDI_PASSES = 8
+_BY_PASSES = "'gauss_newton_cg' and 'source_gauss_newton_cg'"
 
 
 class IHVPCalculator(enum.Enum):
@@ -42,8 +43,8 @@ class CurvatureChoice:
       ihvp: see `IHVP`.
       n_samples, seed: how many training examples it is made from, and which; None: all of them.
       passes: with 'cgd' or 'lissa', the most iterations, with 'gauss_newton_cg' of its conjugate gradients (5 by default), each a
-        pass over the data; with 'arnoldi' how many (8 by default).
-      tolerance: relative residual at which 'cgd', 'lissa' and 'gauss_newton_cg' stop; None: the curvature's own.
+        pass over the data, with 'source_gauss_newton_cg' of those of each segment; with 'arnoldi' how many (8 by default).
+      tolerance: relative residual at which 'cgd', 'lissa', 'gauss_newton_cg' and 'source_gauss_newton_cg' stop; None: the curvature's own.
       finish: damping, rank and cut.
     """
 
@@ -83,10 +84,11 @@ def _fit(
 ) -> Preconditioner:
     passes, options, tolerance = choice.passes, choice.finish, choice.tolerance
     if tolerance is not None and (not 0 < tolerance < 1 or curvature.systems is None):
-        raise ValueError(f"tolerance={tolerance!r} must be above 0 and below 1, and goes with 'cgd', 'lissa' and 'gauss_newton_cg'")
-    if curvature.systems == "gauss_newton":
+        raise ValueError(f"tolerance={tolerance!r} must be above 0 and below 1, and goes with 'cgd', 'lissa', {_BY_PASSES}")
+    if curvature.systems in ("gauss_newton", "segments"):
         fitted = fit(model, curvature, stream, options).bind(model)
-        return SolvedByPasses.over(fitted, model, stream, DEFAULT_PASSES if passes is None else passes, tolerance or DEFAULT_TOLERANCE)
+        solved = UnrolledByPasses if curvature.systems == "segments" else SolvedByPasses
+        return solved.over(fitted, model, stream, DEFAULT_PASSES if passes is None else passes, tolerance or DEFAULT_TOLERANCE)
     if isinstance(curvature, Arnoldi) and choice.n_samples is None:
         own = curvature.settings
         passes = _ARNOLDI_PASSES if passes is None else passes
@@ -95,7 +97,7 @@ def _fit(
     if passes is not None:
         if not isinstance(curvature, ConjugateGradient) or passes < 1:
             raise ValueError(
-                f"passes={passes} must be at least 1, and goes with 'cgd', 'lissa', 'gauss_newton_cg', or 'arnoldi' over all data"
+                f"passes={passes} must be at least 1, and goes with 'cgd', 'lissa', {_BY_PASSES}, or 'arnoldi' over all data"
             )
     if isinstance(curvature, ConjugateGradient):
         own = curvature.settings

@@ -1,4 +1,4 @@
-"""`gauss_newton_cg` over a data set at hand: every vector solved by conjugate gradients, each step a pass over the data."""
+"""`gauss_newton_cg` and `source_gauss_newton_cg` over a data set at hand: conjugate gradients, each step a pass over the data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from beam_influence.influence_ops.curvature import Preconditioner
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.results.array_folder import FileStore
-from beam_influence.influence_ops.scoring.query_solver import solutions, solve
+from beam_influence.influence_ops.scoring.query_solver import System, solutions, solve
 
 DEFAULT_PASSES = 5  # as the Beam job; see benchmarks/README.md
 DEFAULT_TOLERANCE = 1e-6  # the job's
@@ -36,6 +36,8 @@ class SolvedByPasses(Preconditioner):
     passes: int
     residuals: list[float] = dataclasses.field(default_factory=list)
     kind: ClassVar[str] = "solved_by_passes"
+    system: ClassVar[System] = "gauss_newton"
+    preconditioned_by: ClassVar[str] = "an 'ekfac'"
 
     @classmethod
     def over(
@@ -60,12 +62,27 @@ class SolvedByPasses(Preconditioner):
         for start in range(0, len(gradients), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
             right, tolerance = gradients[rows], float(self.meta["tolerance"])
-            state = solve(
-                "gauss_newton", self.model, self.stream, right, first[rows], self.meta, self.passes, tolerance, self.fitted.apply
-            )
+            state = solve(self.system, self.model, self.fitted, self.stream, right, first[rows], self.passes, tolerance)
             found[rows], residuals, _ = solutions(state)
             self.residuals.extend(residuals.tolist())
         return found
 
     def save(self, folder: str, files: FileStore | None = None) -> None:
-        raise ValueError("gauss_newton_cg solves over a data set, which can not be saved; save an 'ekfac' curvature, its preconditioner")
+        raise ValueError(
+            f"{self.meta['curvature']} solves over a data set, which can not be saved; save {self.preconditioned_by} curvature, its "
+            "preconditioner"
+        )
+
+
+class UnrolledByPasses(SolvedByPasses):
+    """The gradients of test points through the segments of a training run, each solved in at most `passes` steps; see `segment_solver`.
+
+    Attributes:
+      fitted: `source`'s operator, the preconditioner; with no pass, its answer.
+      residuals: the largest of each vector's solves.
+    """
+
+    kind: ClassVar[str] = "unrolled_by_passes"
+    is_symmetric: ClassVar[bool] = False
+    system: ClassVar[System] = "segments"
+    preconditioned_by: ClassVar[str] = "a 'source'"

@@ -29,6 +29,7 @@ from beam_influence.influence_ops.curvature.sampled import FittedOnSample
 from beam_influence.influence_ops.curvature.saved import load_preconditioner as load_preconditioner
 from beam_influence.influence_ops.curvature.source import Source
 from beam_influence.influence_ops.curvature.source_gauss_newton import SourceGaussNewton
+from beam_influence.influence_ops.curvature.source_gauss_newton_cg import SourceGaussNewtonCg
 from beam_influence.influence_ops.import_path import load_object
 from beam_influence.influence_ops.settings import refuse_unknown_settings, setting_fields
 
@@ -36,7 +37,7 @@ CURVATURES: dict[str, type[Curvature]] = {
     kind.name: kind
     for kind in (
         Identity, Exact, GaussNewton, Kfac, Ekfac, GaussNewtonCg, ConjugateGradient, Lissa, Arnoldi, RandomProjection, Source,
-        SourceGaussNewton,
+        SourceGaussNewton, SourceGaussNewtonCg,
     )
 }  # fmt: skip
 

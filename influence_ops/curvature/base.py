@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -16,8 +16,6 @@ from beam_influence.influence_ops.model.gradients import Gradients
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
 from beam_influence.influence_ops.results.array_folder import FileStore, save_arrays
 from beam_influence.influence_ops.settings import CurvatureSettings
-
-_P = TypeVar("_P", bound="Preconditioner")
 
 Statistic = dict[str, Any]
 """Named parts, arrays or objects that pickle; parts of one name are merged with each other, so in parallel."""
@@ -102,7 +100,7 @@ class Preconditioner(abc.ABC):
         """
         raise ValueError(f"a {self.meta['curvature']} curvature keeps no spectrum; fit it again with the other damping")
 
-    def _redamped(self: _P, damping: float, **changed: Any) -> _P:
+    def _redamped(self, damping: float, **changed: Any) -> Self:
         """`with_damping` of an operator that keeps its spectrum; `changed` is further meta."""
         if not np.isfinite(damping) or damping <= 0:
             raise ValueError(f"damping={damping!r} must be a number above 0")
@@ -169,6 +167,7 @@ class Curvature(abc.ABC):
       passes: over the training data from this one on: 0 when none is needed.
       operators: its own classes of operators, which `load_preconditioner` finds by their `kind`.
       systems: the matrix that conjugate gradients over all data solve with, this operator their preconditioner or first guess; or None.
+      solves: how many such solves a test point takes, one after the other: of `segments`, SOURCE's, one for each.
       needs_hessian: whether it takes second derivatives of the whole network.
       has_embedding: whether an index can be made with it; see `Preconditioner.embed`.
       allows_newton: whether `leave_one_out` is possible: it holds the whole matrix.
@@ -186,7 +185,8 @@ class Curvature(abc.ABC):
     passes: int
     Settings: ClassVar[type[CurvatureSettings]] = CurvatureSettings
     operators: ClassVar[tuple[type[Preconditioner], ...]] = ()
-    systems: Literal["hessian", "gauss_newton"] | None = None
+    systems: Literal["hessian", "gauss_newton", "segments"] | None = None
+    solves: int = 1
     needs_hessian: bool = False
     has_embedding: ClassVar[bool] = False
     allows_newton: ClassVar[bool] = False
@@ -234,6 +234,10 @@ class Curvature(abc.ABC):
         """`add` with those examples of a batch whose loss and gradient are finite, and the others."""
         kept, _, _, rejected = evaluate(model, batch)
         return self.add(model, statistic, kept) if len(kept) else statistic, rejected
+
+    def complete(self, statistic: Statistic) -> Statistic:
+        """The statistic with what `add` has kept back: before its parts go different ways."""
+        return statistic
 
     def merge_part(self, name: str, a: Any, b: Any) -> Any:
         """Two parts of one name as one; `a` may be changed in place. Parts are sums unless overridden."""

@@ -3,16 +3,16 @@ Cholesky factor."""
 
 from __future__ import annotations
 
-import abc
 import dataclasses
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from beam_influence.influence_ops.blas_threads import eigh
 from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.cholesky import AUTO_FRACTION, CholeskyPreconditioner, factorise_damped
+from beam_influence.influence_ops.model.curvature_terms import CurvatureTerms, Matrix
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Gradients
 from beam_influence.influence_ops.model.halving import Halving
@@ -21,6 +21,10 @@ from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rej
 BLOCK = 2048  # 32 MB of float64: far below Beam's limit of 2 GB for one element
 MAX_SIZE = 16_384  # 2 GB for the matrix or its factor; the eigendecomposition takes five times as much
 SPECTRUM_SIZE = 1024  # up to here the eigenvalues, a second's work, are always found
+PENDING = "pending"
+_WORTH_A_SUM = 4096  # examples whose products take several times as long as the writing of P × P sums
+_MOST_PENDING = 1 << 23  # numbers: 64 MB
+_Examples = TypeVar("_Examples", ExampleBatch, CurvatureTerms)
 
 
 class DensePreconditioner(Preconditioner):
@@ -52,16 +56,17 @@ class DensePreconditioner(Preconditioner):
 
 
 class DenseCurvature(Curvature):
-    """The shared part of `exact` and `gauss_newton`: only the batch's matrix differs."""
+    """The shared part of `exact` and `gauss_newton`: only the batch's matrix differs.
 
+    Of a final Dense layer's weights the terms of a batch are kept until there are enough to be worth a sum of matrices: in a part
+    `pending` of the statistic, until `complete`.
+    """
+
+    matrix: ClassVar[Matrix]
     passes = 1
     operators = (DensePreconditioner, CholeskyPreconditioner)
     allows_newton = True
     takes_rank = "always"
-
-    @abc.abstractmethod
-    def batch_rows(self, model: ExplainedModel, batch: ExampleBatch, rows: slice) -> np.ndarray:
-        """Rows of the sum of the batch's curvatures, from the diagonal on: [R, P − rows.start] float64."""
 
     def create(self, model: ExplainedModel) -> Statistic:
         if model.size > MAX_SIZE:
@@ -76,21 +81,26 @@ class DenseCurvature(Curvature):
         return {COUNT: np.zeros(1, dtype=np.int64), **statistic}
 
     def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
-        halving = Halving()
-        for start in range(0, model.size, BLOCK):
-            rows = slice(start, min(start + BLOCK, model.size))
-
-            def add_rows(some: ExampleBatch, rows: slice = rows) -> list[Rejected]:
-                total = self.batch_rows(model, some, rows)
-                for name, _, columns in filter(lambda block: block[1] == rows, upper_blocks(model.size)):
-                    statistic[name] += total[:, columns.start - rows.start : columns.stop - rows.start]
-                return []
-
-            if start == 0:
-                add_rows(batch)  # one that is too large for the device is so before the first change
-            else:
-                halving.use(batch, add_rows)
+        terms = model.curvature_terms(batch, self.matrix)
+        if terms is None:
+            # One that is too large for the device is so before the first change.
+            _add_sums(statistic, model.size, batch, lambda some, rows: self.batch_rows(model, some, rows), whole_first=True)
+        else:
+            pending = statistic.setdefault(PENDING, [])
+            pending.append(terms)
+            if sum(map(len, pending)) >= _WORTH_A_SUM or sum(each.numbers for each in pending) >= _MOST_PENDING:
+                self.complete(statistic)
         statistic[COUNT] += len(batch)
+        return statistic
+
+    def batch_rows(self, model: ExplainedModel, batch: ExampleBatch, rows: slice) -> np.ndarray:
+        """Rows of the sum of the batch's curvatures, from the diagonal on: [R, P − rows.start] float64."""
+        return model.hessian_sum(batch, rows) if self.matrix == "hessian" else model.gauss_newton_sum(batch, rows)
+
+    def complete(self, statistic: Statistic) -> Statistic:
+        if pending := statistic.pop(PENDING, []):
+            terms = CurvatureTerms.joined(pending)
+            _add_sums(statistic, terms.size, terms, CurvatureTerms.sum_rows, whole_first=False)
         return statistic
 
     def finish(self, model: ExplainedModel, statistic: Statistic, options: FinishOptions) -> Preconditioner:
@@ -99,7 +109,7 @@ class DenseCurvature(Curvature):
             raise ValueError("no training example is left to make a curvature from")
         if options.leave_one_out and examples < 2:
             raise ValueError("removal='newton' needs at least 2 training examples")
-        matrix = self.assemble(model, statistic, examples - 1 if options.leave_one_out else examples)
+        matrix = self.assemble(model, self.complete(statistic), examples - 1 if options.leave_one_out else examples)
         rcond = options.rcond if options.rcond is not None else model.size * float(np.finfo(model.dtype).eps)
         facts = {
             "curvature": self.name,
@@ -161,6 +171,26 @@ class DenseCurvature(Curvature):
                 "largest_eigenvalue": float(eigenvalues[-1]),
             },
         )
+
+
+def _add_sums(
+    statistic: Statistic, size: int, examples: _Examples, sum_rows: Callable[[_Examples, slice], np.ndarray], whole_first: bool
+) -> None:
+    """Adds some examples to the blocks, in halves where a device can't hold all; `whole_first`: the first rows' not, which may fail."""
+    halving = Halving()
+    for start in range(0, size, BLOCK):
+        rows = slice(start, min(start + BLOCK, size))
+
+        def add_rows(some: _Examples, rows: slice = rows) -> list[Rejected]:
+            total = sum_rows(some, rows)
+            for name, _, columns in filter(lambda block: block[1] == rows, upper_blocks(size)):
+                statistic[name] += total[:, columns.start - rows.start : columns.stop - rows.start]
+            return []
+
+        if whole_first and start == 0:
+            add_rows(examples)
+        else:
+            halving.use(examples, add_rows)
 
 
 def finds_spectrum(options: FinishOptions, size: int) -> bool:

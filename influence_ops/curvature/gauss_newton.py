@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import numpy as np
-
 from beam_influence.influence_ops.curvature.dense import DenseCurvature
-from beam_influence.influence_ops.model.explained_model import ExplainedModel
-from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 
 class GaussNewton(DenseCurvature):
@@ -18,6 +14,4 @@ class GaussNewton(DenseCurvature):
     """
 
     name: ClassVar[str] = "gauss_newton"
-
-    def batch_rows(self, model: ExplainedModel, batch: ExampleBatch, rows: slice) -> np.ndarray:
-        return model.gauss_newton_sum(batch, rows)
+    matrix = "gauss_newton"

@@ -134,6 +134,11 @@ def forgotten(eigenvalues: np.ndarray, horizon: float) -> np.ndarray:
     return np.exp(-horizon * np.maximum(eigenvalues, 0))
 
 
+def shift_of(steps: StepScales, horizon: float) -> np.ndarray:
+    """(κ + 1/(η K)) / P, which is beside H where one damped inverse is taken for F: [P], or [1]; see `source_gauss_newton_cg`."""
+    return (steps.decays + 1 / horizon) / steps.scales
+
+
 def damping_of(options: FinishOptions) -> float:
     """What is added to H; `auto` adds nothing, since F needs none."""
     return 0.0 if isinstance(options.damping, str) else float(options.damping)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from beam_influence.influence_ops.curvature.base import FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.ekfac import Ekfac
 from beam_influence.influence_ops.curvature.kfac import Draw, Sums
+from beam_influence.influence_ops.curvature.optimizer_steps import StepScales
 from beam_influence.influence_ops.curvature.segments import (
     Segments,
     check_segments,
@@ -27,7 +29,7 @@ from beam_influence.influence_ops.model.gradients import Block, BlockLayout, Lay
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.settings import SegmentSettings, SourceSettings
 
-_AT_ONCE = 1 << 24  # numbers of rotated gradients in memory at once
+AT_ONCE = 1 << 24  # numbers of rotated gradients in memory at once
 
 
 class SourcePreconditioner(Preconditioner):
@@ -46,7 +48,7 @@ class SourcePreconditioner(Preconditioner):
 
     def bind(self, model: ExplainedModel) -> Preconditioner:
         self.check(model)
-        bound = SourcePreconditioner(self.arrays, self.meta)
+        bound = type(self)(self.arrays, self.meta)
         object.__setattr__(bound, "layout", model.layout())  # a frozen dataclass
         return bound
 
@@ -56,7 +58,7 @@ class SourcePreconditioner(Preconditioner):
         gradients = np.asarray(gradients, dtype=np.float64)
         solved = np.empty_like(gradients)
         largest = max(block.size for block in self.layout.blocks)
-        step = max(1, _AT_ONCE // largest)
+        step = max(1, AT_ONCE // largest)
         for start in range(0, len(gradients), step):
             self._apply(gradients[start : start + step], solved[start : start + step], self.layout)
         return solved
@@ -122,10 +124,10 @@ class Source(Ekfac):
         for segment, (count, of_steps) in enumerate(zip(segments.counts, scales_of(model, segments), strict=True)):
             for layer, (block, penalty) in enumerate(zip(blocks, penalties, strict=True)):
                 name = f"{segment}-{layer}"
-                scales, decays = (_in_basis(block, flat, bases[f"inputs-{name}"], bases[f"errors-{name}"]) for flat in of_steps)
+                basis = functools.partial(_in_basis, block, bases[f"inputs-{name}"], bases[f"errors-{name}"])
                 mean = statistic[f"eigenvalues-{name}"] / (examples * count)
-                arrays[f"scales-{name}"] = scales
-                arrays[f"eigenvalues-{name}"] = scales * (mean + penalty + damping_of(options)) + decays
+                of_layer = self._of_layer(mean + penalty + damping_of(options), of_steps, segments.horizons[segment], basis)
+                arrays |= {f"{kind}-{name}": array for kind, array in of_layer.items()}
         values = np.concatenate([array.ravel() for name, array in arrays.items() if name.startswith("eigenvalues-")])
         meta = {
             "curvature": self.name,
@@ -135,10 +137,23 @@ class Source(Ekfac):
             "rank": model.size,
             "fisher": self.settings.fisher,
         }
-        return SourcePreconditioner(arrays, meta).bind(model)
+        return self.operators[0](arrays, meta).bind(model)
+
+    def _of_layer(
+        self, curvature: np.ndarray, steps: StepScales, horizon: float, in_basis: Callable[[np.ndarray], np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """A layer's arrays beside its basis.
+
+        Args:
+          curvature: of its directions, [I, O].
+          horizon: η K.
+          in_basis: uᵀ diag(d) u of these directions.
+        """
+        scales = in_basis(steps.scales)
+        return {"scales": scales, "eigenvalues": scales * curvature + in_basis(steps.decays)}
 
 
-def _in_basis(block: BlockLayout, flat: np.ndarray, inputs: np.ndarray, errors: np.ndarray) -> np.ndarray:
+def _in_basis(block: BlockLayout, inputs: np.ndarray, errors: np.ndarray, flat: np.ndarray) -> np.ndarray:
     """uᵀ diag(d) u of a layer's directions u = (column of `inputs`) ⊗ (column of `errors`), d of all weights [P]: [I, O]; of [1], d itself.
 
     Vectors [0, 0] stand for the identity.

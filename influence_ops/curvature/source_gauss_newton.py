@@ -82,7 +82,8 @@ class SourceGaussNewton(Curvature):
             own = self._of_segment(statistic, segments_of(self.settings).of_checkpoint(checkpoint))
 
             def add_to_segment(some: ExampleBatch, part: InfluenceModel = part, own: Statistic = own) -> list[Rejected]:
-                GaussNewton().add(part, own, some)  # its arrays are changed in place
+                curvature = GaussNewton()
+                curvature.complete(curvature.add(part, own, some))  # its arrays are changed in place
                 return []
 
             if checkpoint == 0:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from beam_influence.influence_ops.model.curvature_terms import CurvatureTerms, Matrix
 from beam_influence.influence_ops.model.gradients.blocks import Gradients, Layout
 from beam_influence.influence_ops.model.gradients.placed import PlacedGradients
 from beam_influence.influence_ops.model.guard import Agreement
@@ -188,6 +189,10 @@ class ExplainedModel(abc.ABC):
     @abc.abstractmethod
     def gauss_newton_sum(self, batch: ExampleBatch, rows: slice | None = None) -> Float64Matrix:
         """Σ_i J_iᵀ (∂²ℓ/∂z²) J_i: [P, P] float64, or some rows, as `hessian_sum`."""
+
+    def curvature_terms(self, batch: ExampleBatch, matrix: Matrix) -> CurvatureTerms | None:
+        """What `hessian_sum` or `gauss_newton_sum` adds up, where the watched weights are a final Dense layer's, in float64; else None."""
+        return None
 
     @abc.abstractmethod
     def hessian_vector_products(self, batch: ExampleBatch, vectors: Float64Matrix) -> Float64Matrix:

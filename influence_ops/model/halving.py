@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
 from beam_influence.influence_ops.device import tf
-from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
+from beam_influence.influence_ops.reading.example_batch import Rejected
+
+
+class Divisible(Protocol):
+    """Examples of which some can be used at a time."""
+
+    @property
+    def ids(self) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
+
+    def select(self, keep: np.ndarray) -> Self: ...
+
+
+_D = TypeVar("_D", bound=Divisible)
 
 
 class Halving:
@@ -22,7 +37,7 @@ class Halving:
     def __init__(self) -> None:
         self.largest: int | None = None
 
-    def use(self, batch: ExampleBatch, use: Callable[[ExampleBatch], list[Rejected]]) -> tuple[list[Rejected], int]:
+    def use(self, batch: _D, use: Callable[[_D], list[Rejected]]) -> tuple[list[Rejected], int]:
         """What `use` gives for all examples of `batch`, and how often a part had to be halved.
 
         Args:
@@ -55,7 +70,7 @@ class Halving:
             waiting = [smaller for larger in (part, *waiting) for smaller in self._parts(larger)]
         return rejected, halved
 
-    def _parts(self, batch: ExampleBatch) -> Iterator[ExampleBatch]:
+    def _parts(self, batch: _D) -> Iterator[_D]:
         size = self.largest or max(len(batch), 1)
         if len(batch) <= size:
             yield batch

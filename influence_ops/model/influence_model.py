@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from beam_influence.influence_ops.model.autodiff import AutodiffDerivatives
 from beam_influence.influence_ops.model.compiled import TRACING, CompiledDerivatives
+from beam_influence.influence_ops.model.curvature_terms import CurvatureTerms, Matrix
 from beam_influence.influence_ops.model.example_loss import ExampleLoss
 from beam_influence.influence_ops.model.explained_model import ExplainedModel, Regularizer
 from beam_influence.influence_ops.model.fingerprint import model_fingerprint
@@ -125,11 +126,6 @@ class InfluenceModel(ExplainedModel):
     def likelihood(self) -> Likelihood | None:
         """See `ExampleLoss`."""
         return self.loss.likelihood
-
-    @property
-    def is_linear(self) -> bool:
-        """Whether the watched weights are known to be a final Dense layer, whose derivatives have a closed form."""
-        return self._compiled.is_linear
 
     def check(self, batch: ExampleBatch) -> Agreement:
         with TRACING:  # it calls the user's model, in which another thread may have put its recorders
@@ -264,6 +260,11 @@ class InfluenceModel(ExplainedModel):
 
     def gauss_newton_sum(self, batch: ExampleBatch, rows: slice | None = None) -> Float64Matrix:
         return to_numpy(self._compiled.call("gauss_newton_sum", batch, self.curvature_weights(batch), self._span(rows)))
+
+    def curvature_terms(self, batch: ExampleBatch, matrix: Matrix) -> CurvatureTerms | None:
+        weights = self.example_weights(batch) if matrix == "hessian" else self.curvature_weights(batch)
+        wanted = self._compiled.is_linear and self.dtype == "float64"  # in float32 a sum over few examples at a time keeps more digits
+        return CurvatureTerms(batch.ids, *self._compiled.call(f"{matrix}_terms", batch, weights)) if wanted else None
 
     def _span(self, rows: slice | None) -> tf.Tensor:
         return tf.constant([0, self.size] if rows is None else [rows.start, rows.stop], tf.int32)

@@ -1,8 +1,9 @@
 """Closed-form derivatives when the watched weights are the model's final Dense layer.
 
 With features a_i (a constant 1 appended for the bias) and outputs z_i = Wᵀ a_i, the outputs are linear in
-the weights, so ∇ℓ_i = a_i ⊗ ∂ℓ/∂z_i and the Hessian equals the Gauss–Newton matrix, Σ a aᵀ ⊗ H_out
-(Koh & Liang 2017, section 4). The layout is Keras's: kernel[d, c] at d·C + c, then the bias.
+the weights, so ∇ℓ_i = a_i ⊗ ∂ℓ/∂z_i and the Hessian is Σ a aᵀ ⊗ H_out (Koh & Liang 2017, section 4); the Gauss–Newton
+matrix has H_out's positive part, which is all of it where the loss is convex in the outputs. The layout is Keras's:
+kernel[d, c] at d·C + c, then the bias.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ import keras
 import tensorflow as tf
 from keras.src.models import Functional
 
+from beam_influence.influence_ops.model.curvature_terms import sum_of_terms
 from beam_influence.influence_ops.model.example_loss import ExampleLoss, Targets
 from beam_influence.influence_ops.model.gradients.blocks import Block, BlockLayout, Factored, Layout, Piece
 from beam_influence.influence_ops.model.gradients.places import NoPositions, PlacedBlocks
 from beam_influence.influence_ops.model.heads import Heads, Outputs
-from beam_influence.influence_ops.model.output_curvature import matrix_root, output_hessian
+from beam_influence.influence_ops.model.output_curvature import matrix_root, output_hessian, positive_part
 from beam_influence.influence_ops.types import Tensors
-
-_UNROLLED = 32  # outputs up to which a product is made for each in the graph itself
 
 
 def is_linear_head(model: keras.Model, variables: list[keras.Variable], heads: Heads) -> bool:
@@ -155,50 +155,38 @@ class LinearHeadDerivatives:
         factors = features[:, None, :, None] * tf.transpose(roots, [0, 2, 1])[:, :, None, :]
         return tf.reshape(factors, [tf.shape(factors)[0], _size(factors, 1), _size(factors, 2) * _size(factors, 3)])
 
-    def hessian_sum(self, inputs: Tensors, targets: Targets, weights: tf.Tensor, span: tf.Tensor) -> tf.Tensor:
-        """Σ_i w_i H_out,i ⊗ a_i a_iᵀ, the rows from span[0] to span[1], from column span[0] on: [R, P − span[0]].
-
-        By products of [D', B] with [B, D''], of the features that these rows and columns are of, one for each pair of outputs c ≤ c':
-        that of (c', c) is the same.
-        """
+    def hessian_terms(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """a_i [B, D] and w_i H_out,i [B, C, C]; see `CurvatureTerms`."""
         features = self._features(inputs)
-        hessians = output_hessian(self._losses(targets), self._outputs(features)) * weights[:, None, None]
-        outputs = _size(hessians, 1)
-        first, last = span[0] // outputs, (span[1] + outputs - 1) // outputs
-        above, beside = features[:, first:last], features[:, first:]
-        shape = [last - first, outputs, tf.shape(beside)[1]]
-        if outputs <= _UNROLLED:
-            found = [_weighted_product(above, hessians[:, c, c:], beside) for c in range(outputs)]
-            rows = [tf.concat([*(found[b][:, c - b : c - b + 1] for b in range(c)), found[c]], axis=1) for c in range(outputs)]
-            by_output = tf.stack(rows, axis=1)
-        else:
+        return features, output_hessian(self._losses(targets), self._outputs(features)) * weights[:, None, None]
 
-            def rows_of(output: tf.Tensor) -> tf.Tensor:
-                return _weighted_product(above, hessians[:, output], beside)
+    def gauss_newton_terms(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The same with the positive part of H_out."""
+        features, hessians = self.hessian_terms(inputs, targets, weights)
+        return features, hessians if self.loss.likelihood else positive_part(hessians)  # of these likelihoods none is negative
 
-            blocks = tf.map_fn(rows_of, tf.range(outputs), fn_output_signature=features.dtype, parallel_iterations=1)
-            by_output = tf.transpose(tf.reshape(blocks, [outputs, *shape]), [1, 0, 2, 3])
-        whole = tf.reshape(tf.transpose(by_output, [0, 1, 3, 2]), [(last - first) * outputs, -1])
-        skipped = span[0] - first * outputs
-        return whole[skipped : skipped + span[1] - span[0], skipped:]
+    def hessian_sum(self, inputs: Tensors, targets: Targets, weights: tf.Tensor, span: tf.Tensor) -> tf.Tensor:
+        """Σ_i w_i H_out,i ⊗ a_i a_iᵀ, the rows from span[0] to span[1], from column span[0] on: [R, P − span[0]]."""
+        return sum_of_terms(*self.hessian_terms(inputs, targets, weights), span)
 
-    gauss_newton_sum = hessian_sum
+    def gauss_newton_sum(self, inputs: Tensors, targets: Targets, weights: tf.Tensor, span: tf.Tensor) -> tf.Tensor:
+        """The same with the positive part of H_out."""
+        return sum_of_terms(*self.gauss_newton_terms(inputs, targets, weights), span)
 
     def hessian_vector_products(self, inputs: Tensors, targets: Targets, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
         """(Σ_i w_i ∇²ℓ(z_i)) v for each row v of `vectors` [R, P]: [R, P], with no P × P matrix."""
-        features = self._features(inputs)
-        hessians = output_hessian(self._losses(targets), self._outputs(features)) * weights[:, None, None]
-        directions = tf.reshape(vectors, [-1, features.shape[1], hessians.shape[1]])
-        moved = tf.einsum("bd,rdc->brc", features, directions)
-        return _rows(tf.einsum("bd,brk->rdk", features, tf.einsum("brc,bck->brk", moved, hessians)))
+        return _products(*self.hessian_terms(inputs, targets, weights), vectors)
 
-    gauss_newton_products = hessian_vector_products
+    def gauss_newton_products(self, inputs: Tensors, targets: Targets, weights: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+        """The same with the positive part of H_out."""
+        return _products(*self.gauss_newton_terms(inputs, targets, weights), vectors)
 
 
-def _weighted_product(above: tf.Tensor, weights: tf.Tensor, beside: tf.Tensor) -> tf.Tensor:
-    """Σ_i a_i ⊗ w_i ⊗ b_i of a [B, D'], w [B, C], b [B, D'']: [D', C, D'']."""
-    weighted = tf.reshape(weights[:, :, None] * beside[:, None, :], [tf.shape(beside)[0], -1])
-    return tf.reshape(tf.matmul(above, weighted, transpose_a=True), [tf.shape(above)[1], tf.shape(weights)[1], tf.shape(beside)[1]])
+def _products(features: tf.Tensor, hessians: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+    """(Σ_i H_i ⊗ a_i a_iᵀ) v for each row v of `vectors` [R, P]: [R, P]."""
+    directions = tf.reshape(vectors, [-1, features.shape[1], hessians.shape[1]])
+    moved = tf.einsum("bd,rdc->brc", features, directions)
+    return _rows(tf.einsum("bd,brk->rdk", features, tf.einsum("brc,bck->brk", moved, hessians)))
 
 
 def _rows(tensor: tf.Tensor) -> tf.Tensor:

@@ -32,6 +32,12 @@ def matrix_root(matrices: tf.Tensor) -> tf.Tensor:
     return vectors * tf.sqrt(tf.maximum(values, 0))[:, None, :]
 
 
+def positive_part(matrices: tf.Tensor) -> tf.Tensor:
+    """The positive semi-definite part of each matrix: [B, C, C]."""
+    roots = matrix_root(matrices)
+    return tf.matmul(roots, roots, transpose_b=True)
+
+
 def root_of_weights(position_weights: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
     """√w of each position's weight, with an axis of 1 for each that `outputs` has besides."""
     root = tf.sqrt(tf.maximum(position_weights, 0))

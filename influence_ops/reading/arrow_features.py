@@ -31,11 +31,11 @@ def select_columns(table: pa.RecordBatch, features: Iterable[Feature]) -> pa.Rec
     for feature in features:
         index = table.schema.get_field_index(feature.name)
         if index >= 0:
-            columns[feature.name] = table.column(index)
+            columns[feature.name] = _without_views(table.column(index))
         elif has_column(table.schema, feature.name):
             struct, _, field = feature.name.partition(".")
             column = table.column(table.schema.get_field_index(struct))
-            columns[feature.name] = column.flatten()[column.type.get_field_index(field)]  # with the struct's own nulls
+            columns[feature.name] = _without_views(column.flatten()[column.type.get_field_index(field)])  # with the struct's own nulls
     return pa.RecordBatch.from_pydict(columns or {"": pa.nulls(table.num_rows)})
 
 
@@ -44,6 +44,7 @@ def _describe(name: str, column: pa.Array) -> list[dict[str, Stored]]:
     if pa.types.is_struct(column.type):
         parts = [(f"{name}.{field.name}", values) for field, values in zip(column.type, column.flatten(), strict=True)]
         return [cell for part, values in parts if not pa.types.is_struct(values.type) for cell in _describe(part, values)]
+    column = _without_views(column)
     depth, leaf = 0, column.type
     while pa.types.is_list(leaf) or pa.types.is_large_list(leaf) or pa.types.is_fixed_size_list(leaf):
         depth, leaf = depth + 1, leaf.value_type
@@ -63,6 +64,21 @@ def _describe(name: str, column: pa.Array) -> list[dict[str, Stored]]:
         if len(shape) == depth:
             found.append({name: Stored(kind, tuple(shape))})
     return found
+
+
+def _without_views(column: pa.Array) -> pa.Array:
+    """A column of Arrow's views of texts, as Polars writes them, as one of texts: for views many functions of Arrow's are not there."""
+    return column.cast(_plain(column.type)) if "_view" in str(column.type) else column
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_plain(kind.value_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain(kind.value_type), kind.list_size)
+    return {"string_view": pa.large_string(), "binary_view": pa.large_binary()}.get(str(kind), kind)
 
 
 def _kind(leaf: pa.DataType) -> Kind | None:

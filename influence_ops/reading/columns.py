@@ -14,6 +14,7 @@ from beam_influence.influence_ops.reading.features import Feature
 
 pc: Any = _compute  # its functions are made at run time
 
+_NAMES = {"float": "float", "int": "int of 64 bits", "bytes": "bytes"}
 Reasons = dict[int, tuple[str, str]]
 """Row -> (error, message) of rows that can't be used."""
 
@@ -37,6 +38,9 @@ def dense_column(table: pa.RecordBatch, feature: Feature, double: bool, reasons:
         if not has_default:
             _note(reasons, range(count), "missing_feature", _missing(feature))
         return np.full((count, *feature.shape), 0 if feature.default is None else feature.default, dtype)
+    whole = _whole(column, feature, dtype)
+    if whole is not None:
+        return whole.reshape(count, *feature.shape)
     missing = np.asarray(column.is_null())
     values, row_of_value, wrong = _flatten(column, feature)
     totals = np.bincount(row_of_value, minlength=count)
@@ -113,7 +117,7 @@ def _checked(
     array, unfit = _convert(values, feature, dtype)
     if unfit is not None:
         rows = range(count) if unfit is True else np.unique(row_of_value[unfit])
-        _note(reasons, rows, "wrong_type", f"feature {feature.name!r} holds {values.type} values that are no {feature.kind}")
+        _note(reasons, rows, "wrong_type", f"feature {feature.name!r} holds {values.type} values that are no {_NAMES[feature.kind]}")
     if nulls is not None and feature.default is not None:
         array = np.where(nulls, np.array(feature.default, dtype), array)
     return array
@@ -165,6 +169,19 @@ def _flatten(column: pa.Array, feature: Feature) -> tuple[pa.Array, np.ndarray, 
     return column, rows, wrong
 
 
+def _whole(column: pa.Array, feature: Feature, dtype: npt.DTypeLike) -> np.ndarray | None:
+    """The values of a column whose rows are all as they should be, where they lie; None: some are not, or are lists of lists."""
+    nested = column.type.value_type if _is_list(column.type) else None
+    if column.null_count or nested is not None and _is_list(nested):
+        return None
+    lengths = np.ones(1) if nested is None else np.asarray(pc.list_value_length(column))
+    values = column if nested is None else pc.list_flatten(column)
+    if (lengths != feature.length).any() or values.null_count or pa.types.is_dictionary(values.type):
+        return None
+    array, unfit = _convert(values, feature, dtype)
+    return array if unfit is None else None
+
+
 def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
@@ -189,6 +206,9 @@ def _convert(values: pa.Array, feature: Feature, dtype: npt.DTypeLike) -> tuple[
     array = values.to_numpy(zero_copy_only=False)
     if array.dtype == dtype:
         return array, None
+    if feature.kind == "int" and array.dtype == np.uint64:
+        unfit = array > np.iinfo(np.int64).max
+        return np.where(unfit, 0, array).astype(dtype), unfit if unfit.any() else None
     with np.errstate(over="ignore", invalid="ignore"):
         converted = array.astype(dtype)
     if feature.kind == "int" and np.issubdtype(array.dtype, np.floating):

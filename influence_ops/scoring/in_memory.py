@@ -93,7 +93,7 @@ def compute_in_memory(
       candidates: batches of examples that were not trained on, scored in place of `train`: would it help to add them?
       per_token: whether `top_k` tells influence by position; `train` (or `candidates`) is iterated once more.
       uncertainty: whether `top_k` and `scores` tell the standard error of each score; of a curvature, not a fitted operator.
-      passes, tolerance: over the training data that solve the test points, at most, for a curvature with `systems`.
+      passes, tolerance: over the training data that solve the test points, at most and for each solve, for a curvature with `systems`.
     """
     asked, score, of_candidates = tuple(outputs), options or ScoreOptions(), candidates is not None
     if of_candidates:
@@ -209,13 +209,12 @@ def solve_over(
     tolerance: float,
     uncertainty: bool = False,
 ) -> QueryBlock:
-    """The queries solved over all of `train` in at most `passes` passes, and what is not known of them; see `query_solver`."""
-    precondition = preconditioner.bind(model).apply if system == "gauss_newton" else None
+    """The queries solved over all of `train` in at most `passes` passes a solve, and what is not known of them; see `query_solver`."""
+    operator = preconditioner.bind(model)
 
     def finite() -> Iterator[ExampleBatch]:
         return _finite(model, train)
 
-    meta = preconditioner.meta
-    state = solve(system, model, finite, queries.gradients, queries.solved, meta, passes, tolerance, precondition)
-    unknown = errors(state, queries.gradients, meta, precondition) if uncertainty and precondition is not None else None
+    state = solve(system, model, operator, finite, queries.gradients, queries.solved, passes, tolerance)
+    unknown = errors(state, queries.gradients, operator.meta, operator.apply) if uncertainty and system == "gauss_newton" else None
     return dataclasses.replace(queries, solved=solutions(state)[0], errors=unknown)

@@ -74,6 +74,11 @@ RULES = (
         "where not (docs/truth.md, SOURCE)",
     ),
     Rule(
+        "source_gauss_newton_cg",
+        lambda config, found: config.segment_rates is not None,
+        "the segments of the training run are given, and the other options are of solves over the data (docs/truth.md, SOURCE)",
+    ),
+    Rule(
         "random_projection",
         lambda config, found: config.only_index and found.weights > _LARGE_INDEX,
         "an index of more than 1,000,000 weights: one pass, from the layers' factors (docs/index_and_query.md)",

@@ -79,7 +79,7 @@ class DataOptions:
         "The feature that holds the label. For a model of several outputs, separated by commas: the label of each, named as the output "
         "or as 'output=FEATURE'; a loss of your own gets them as a dictionary.",
     )
-    id_feature: str | None = _option(None, "A feature that names each example. Default: '<file>:<index in the file>'.")
+    id_feature: str | None = _option(None, "A feature that names each example, and no other. Default: '<file>:<index in the file>'.")
     group_feature: str | None = _option(
         None, "A feature of the training examples that names their group; needed for the group tables.", commands=("run",)
     )

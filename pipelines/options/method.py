@@ -41,9 +41,9 @@ class MethodOptions:
     curvature: str = _option(
         "gauss_newton",
         "The approximation of the Hessian: identity, exact, gauss_newton (P × P matrices), kfac, ekfac, gauss_newton_cg (whole networks), "
-        "conjugate_gradient, lissa, arnoldi, random_projection, source, source_gauss_newton (a training run unrolled in segments, with "
-        "--checkpoints), or your own as module:Class; or auto: chosen before the run from the model, some training examples and the other "
-        "options, with its reasons (docs/curvatures.md).",
+        "conjugate_gradient, lissa, arnoldi, random_projection, source, source_gauss_newton, source_gauss_newton_cg (a training run "
+        "unrolled in segments, with --checkpoints), or your own as module:Class; or auto: chosen before the run from the model, some "
+        "training examples and the other options, with its reasons (docs/curvatures.md).",
         commands=FITTING,
     )
     budget_seconds: float | None = _option(
@@ -71,7 +71,8 @@ class MethodOptions:
     passes: int | None = _option(
         None,
         "With gauss_newton_cg and conjugate_gradient: solve the test points over the whole training set in at most this many passes "
-        "over it (0: the answer of EK-FAC, or of the sample; default: 5 for gauss_newton_cg, 0 for conjugate_gradient). With arnoldi: "
+        "over it (0: the answer of EK-FAC, or of the sample; default: 5 for gauss_newton_cg, 0 for conjugate_gradient). With "
+        "source_gauss_newton_cg: the same for each of its segments (0: the answer of source; default: 5). With arnoldi: "
         "find the eigenpairs over the whole training set in exactly this many, 2 or more (default: over a sample).",
         commands=FITTING,
         least=0,

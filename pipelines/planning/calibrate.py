@@ -174,8 +174,9 @@ def _sent(result: PipelineResult) -> dict[str, int]:
 
 def _count_stages(config: InfluenceConfig, prepared: PreparedRun) -> int:
     """How many stages read files."""
-    fitted = 0 if prepared.curvature_path else config.make_curvature().passes
-    return max(1, fitted + config.solver_passes + len(prepared.test[:1]) + 1 + config.second_order_groups + config.per_token)
+    curvature = config.make_curvature()
+    fitted, solving = 0 if prepared.curvature_path else curvature.passes, curvature.solves * config.solver_passes
+    return max(1, fitted + solving + len(prepared.test[:1]) + 1 + config.second_order_groups + config.per_token)
 
 
 def _rows_of_vectors(prepared: PreparedRun, sample: PreparedRun, measured: _Measured) -> tuple[int, bool]:

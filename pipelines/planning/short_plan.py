@@ -16,7 +16,7 @@ def count_passes(config: InfluenceConfig, prepared: PreparedRun) -> int:
     if prepared.curvature_path is None and OPERATOR not in finished:
         passes = config.make_curvature().passes
         fitted = passes - max((number for number in range(1, passes) if stage_of_pass(number) in finished), default=0)
-    solving = config.solver_passes * prepared.queries.solving.count if prepared.test else 0
+    solving = config.make_curvature().solves * config.solver_passes * prepared.queries.solving.count if prepared.test else 0
     scoring = prepared.queries.rounds.count if config.output_tables else int(config.only_index)
     return fitted + solving + int(config.second_order_groups) + (0 if prepared.candidates else scoring + int(config.per_token))
 

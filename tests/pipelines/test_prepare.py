@@ -203,6 +203,15 @@ def test_a_curvature_named_beside_another_saved_one_is_refused(finished: Finishe
         prepare(dataclasses.replace(saved, curvature="ekfac"))
 
 
+def test_a_preconditioner_is_not_taken_for_the_answer(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    fitted = job.config(tmp_path / "fitted", curvature="gauss_newton_cg", outputs="curvature", test=None, group_feature=None)
+    run_quietly(fitted)
+    config = job.config(tmp_path / "out", curvature_path=str(tmp_path / "fitted" / "curvature"))
+    with pytest.raises(ValueError, match="passes of gauss_newton_cg begin; add --curvature gauss_newton_cg, and --passes 0 where"):
+        prepare(config)
+    assert prepare(dataclasses.replace(config, curvature="gauss_newton_cg", passes=0)).curvature_path is not None
+
+
 def test_prism_where_nothing_answers_is_refused() -> None:
     with pytest.raises(ValueError, match="--job_endpoint: nothing answers at localhost:1"):
         choose_engine(["--runner=prism", "--job_endpoint=localhost:1", f"--prism_location={sys.executable}"])

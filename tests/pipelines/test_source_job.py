@@ -7,9 +7,15 @@ from typing import Any
 
 import keras
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from tests.pipelines.digits_job import DigitsJob, read, run_quietly
+from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.results.result_files import read_manifest
+from beam_influence.influence_ops.scoring.in_memory import compute_in_memory
+from beam_influence.pipelines.prepare import prepare
+from beam_influence.transforms.files import BeamFiles
+from tests.pipelines.digits_job import SIZES, DigitsJob, read, run_quietly
 
 HORIZONS = (0.1 * 30, 0.02 * 50)
 OPTIONS: dict[str, Any] = {
@@ -65,6 +71,15 @@ def curvature(path: str, images: np.ndarray) -> np.ndarray:
     return np.einsum("nd,ncb,ne->dceb", seen, middle, seen).reshape(90, 90) / len(images) + 2e-3 * np.eye(90)
 
 
+def scores(job: DigitsJob, table: pa.Table) -> np.ndarray:
+    """[TEST, TRAIN]."""
+    ids = [{name: row for row, name in enumerate(job.shards(split, files).ids())} for split, files in (("test", 1), ("train", 3))]
+    found = np.empty((len(ids[0]), len(ids[1])))
+    for row in table.to_pylist():
+        found[ids[0][row["test_id"]], ids[1][row["train_id"]]] = row["influence"]
+    return found
+
+
 def test_the_job_is_the_formula(job: DigitsJob, checkpoints: list[str], tmp_path: pathlib.Path) -> None:
     run_quietly(job.config(tmp_path / "out", checkpoints=",".join(checkpoints), outputs="scores,self_influence,top_k", **OPTIONS))
     train, test = job.splits["train"], job.splits["test"]
@@ -77,12 +92,32 @@ def test_the_job_is_the_formula(job: DigitsJob, checkpoints: list[str], tmp_path
         rotated = (left * of_steps) @ vectors
         wanted = wanted + (rotated * ((1 - np.exp(-horizon * values)) / values)) @ ((mean * of_steps) @ vectors).T
         left = (rotated * np.exp(-horizon * values)) @ vectors.T / of_steps
-    rows = read(tmp_path / "out", "scores").to_pylist()
-    ids = [{name: row for row, name in enumerate(job.shards(split, files).ids())} for split, files in (("test", 1), ("train", 3))]
-    found = np.empty((len(test.labels), len(train.labels)))
-    for row in rows:
-        found[ids[0][row["test_id"]], ids[1][row["train_id"]]] = row["influence"]
+    found = scores(job, read(tmp_path / "out", "scores"))
     assert np.abs(found - wanted).max() <= 1e-6 * np.abs(wanted).max()  # inputs are float32 in the files; solutions to 1e-7
+
+
+def test_the_job_solves_each_segment(job: DigitsJob, checkpoints: list[str], tmp_path: pathlib.Path) -> None:
+    """In two rounds, of 17 vectors of 90 numbers for each of 14 test points; as the plain loop in memory."""
+    options = {**OPTIONS, "curvature": "source_gauss_newton_cg", "passes": 2, "outputs": "scores,top_k"}
+    config = job.config(tmp_path / "out", checkpoints=",".join(checkpoints), max_worker_memory=str(14 * 8 * 17 * 90), **options)
+    prepared = prepare(config)
+    assert prepared.queries.text.endswith("solved in 2 rounds of 4 passes")
+    run_quietly(config)
+    batches = []
+    for split, files in (("train", 3), ("test", 1)):
+        ids, rows = np.array(job.shards(split, files).ids(), dtype=object), job.splits[split]
+        batches.append([ExampleBatch(ids, rows.images, rows.labels)])
+    model = prepared.model.session()
+    wanted = compute_in_memory(model, config.make_curvature(), *batches, passes=2, outputs=("scores",)).tables["scores"]
+    found = scores(job, read(tmp_path / "out", "scores"))
+    np.testing.assert_allclose(found, scores(job, wanted), rtol=1e-6, atol=1e-9)  # sums in any order
+    told = read_manifest(config.output, BeamFiles())["solver"]
+    residuals = read(tmp_path / "out", "residuals").column("residual").to_numpy()
+    assert told["points"] == told["unsolved"] == len(residuals) == SIZES["test"]
+    assert told["largest_residual"] == residuals.max() and 1e-6 < residuals.min() < residuals.max() < 1
+    again = job.config(tmp_path / "again", checkpoints=",".join(checkpoints), curvature_path=f"{config.output}/curvature", outputs="top_k")
+    with pytest.raises(ValueError, match="is where the passes of source_gauss_newton_cg begin; fit it again"):
+        run_quietly(again)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +128,13 @@ def test_the_job_is_the_formula(job: DigitsJob, checkpoints: list[str], tmp_path
         ({"checkpoints": "a,b,c", "normalize": "loss"}, "--normalize loss needs influence vectors"),
         ({"checkpoints": "a,b,c", "outputs": "influence_vectors"}, "--outputs influence_vectors needs influence vectors"),
         ({"checkpoints": "a,b,c", "segment_steps": None}, "--segment_steps is needed"),
-        ({"checkpoints": "a,b,c", "curvature": "ekfac"}, "is of SOURCE: --curvature source or source_gauss_newton, not ekfac"),
+        ({"checkpoints": "a,b,c", "curvature": "ekfac"}, "--curvature source, source_gauss_newton or source_gauss_newton_cg, not ekfac"),
+        ({"checkpoints": "a,b,c", "passes": 3}, "with --curvature gauss_newton_cg or conjugate_gradient or source_gauss_newton_cg: "),
+        ({"checkpoints": "a,b,c", "curvature": "source_gauss_newton_cg"}, "to first order; for the rest use --passes 0"),
+        (
+            {"checkpoints": "a,b,c", "curvature": "source_gauss_newton_cg", "outputs": "curvature", "test": None},
+            "--curvature source_gauss_newton_cg solves test points, and fit has none; fit --curvature source",
+        ),
     ],
 )
 def test_wrong_options(job: DigitsJob, tmp_path: pathlib.Path, options: dict[str, Any], message: str) -> None:

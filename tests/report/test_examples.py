@@ -49,3 +49,13 @@ def test_they_are_found(tmp_path: pathlib.Path, kind: str) -> None:
             assert np.ravel(np.asarray(values["x"]))[0] == (row + 0.5 if kind == "csv" else row)
         places = [(found[name].file, found[name].index) for name in ids]
         assert places == [(names[2], 68), (names[0], 3), (names[1], 0)]
+
+
+def test_an_id_of_two_examples_is_refused(tmp_path: pathlib.Path) -> None:
+    """Which of them has the influence can't be told; the first one would be as often wrong as right."""
+    for number, ids in enumerate((["a", "b"], ["c", "a"])):
+        pq.write_table(pa.table({"name": ids, "x": [[1.0], [2.0]]}), tmp_path / f"{number}.parquet")
+    source = Source(list_shards("train", [str(tmp_path / "*.parquet")]), "auto", "name")
+    assert [of for _, _, of in source.find(["b", "c"])] == [["b"], ["c"]]
+    with pytest.raises(ValueError, match=r"the id 'a' is of two examples, 0.parquet:0 and 1.parquet:1"):
+        list(source.find(["a"]))

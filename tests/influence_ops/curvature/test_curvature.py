@@ -11,6 +11,7 @@ import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,6 +22,7 @@ from beam_influence import CURVATURES, Curvature, FinishOptions, InfluenceModel,
 from beam_influence.influence_ops.curvature import Statistic, curvature_by_name, load_preconditioner
 from beam_influence.influence_ops.curvature.dense import DenseCurvature
 from beam_influence.influence_ops.curvature.sampled import FittedOnSample
+from beam_influence.influence_ops.model.curvature_terms import CurvatureTerms
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from tests.arrays import relative
 
@@ -72,7 +74,7 @@ def summed(curvature: Curvature, model: InfluenceModel, batches: list[ExampleBat
     for batch in batches:
         if len(batch):
             statistic = curvature.add(model, statistic, batch)
-    return statistic
+    return curvature.complete(statistic)
 
 
 def fitted(curvature: Curvature | str, model: InfluenceModel, **options) -> Preconditioner:
@@ -345,6 +347,24 @@ def test_a_matrix_that_would_not_fit_is_refused():
         CURVATURES["exact"]().create(model)
 
 
+@pytest.mark.parametrize("kind", ["exact", "gauss_newton"])
+def test_terms_are_summed_when_they_are_many_and_at_the_end(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 16 examples in parts, sums of 7 or more at once: the same matrix, whoever holds the rest."""
+    model = head()
+    monkeypatch.setattr("beam_influence.influence_ops.curvature.dense._WORTH_A_SUM", 7)
+    sums, real = [], CurvatureTerms.sum_rows
+    monkeypatch.setattr(CurvatureTerms, "sum_rows", lambda terms, rows: sums.append(len(terms)) or real(terms, rows))
+    curvature = curvature_by_name(kind)
+    statistics = [curvature.create(model), curvature.create(model)]
+    for number, part in enumerate(part for part in parts() if len(part)):
+        statistics[number % 2] = curvature.add(model, statistics[number % 2], part)
+    merged = curvature.merge(*statistics)
+    found = curvature.finish(model, merged, FinishOptions(damping=0.05)).bind(model)
+    assert sum(sums) == sum(PARTS) and len(sums) < len([size for size in PARTS if size])
+    wanted = np.linalg.solve(hessian(model) + 0.05 * np.eye(model.size), rows(model).T).T
+    assert relative(found.apply(rows(model)), wanted) < SUMS
+
+
 def test_blocks_of_the_matrix_are_put_together(monkeypatch):
     """P = 12 in blocks of 5, 5 and 2."""
     wanted = fitted("exact", head(), damping=0.05).apply(rows(head()))
@@ -354,22 +374,27 @@ def test_blocks_of_the_matrix_are_put_together(monkeypatch):
     assert relative(fitted(curvature, head(), damping=0.05).apply(rows(head())), wanted) < SUMS
 
 
+@pytest.mark.parametrize("by_terms", [True, False])
 @pytest.mark.parametrize("kind", ["exact", "gauss_newton"])
-def test_later_rows_of_a_batch_that_is_too_large_are_added_in_halves(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_rows_of_a_batch_that_is_too_large_are_added_in_halves(kind: str, by_terms: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first rows are added by then, so the batch can't be left out."""
     monkeypatch.setattr("beam_influence.influence_ops.curvature.dense.BLOCK", 5)
     wanted = summed(curvature_by_name(kind), head(), [data()])
     curvature = curvature_by_name(kind)
     assert isinstance(curvature, DenseCurvature)
-    real, failed = type(curvature).batch_rows, []
+    if not by_terms:
+        monkeypatch.setattr(InfluenceModel, "curvature_terms", lambda *_: None)
+    holder, name = (CurvatureTerms, "sum_rows") if by_terms else (DenseCurvature, "batch_rows")
+    real, failed = getattr(holder, name), []
 
-    def limited(self: DenseCurvature, model: InfluenceModel, batch: ExampleBatch, rows: slice) -> np.ndarray:
-        if rows.start == 5 and len(batch) > 3:
-            failed.append(len(batch))
+    def limited(*arguments: Any) -> np.ndarray:
+        rows, examples = arguments[-1], arguments[-2]
+        if rows.start == 5 and len(examples) > 3:
+            failed.append(len(examples))
             raise tf.errors.ResourceExhaustedError(None, None, "OOM")
-        return real(self, model, batch, rows)
+        return real(*arguments)
 
-    monkeypatch.setattr(type(curvature), "batch_rows", limited)
+    monkeypatch.setattr(holder, name, limited)
     found = summed(curvature, head(), [data()])
     assert failed == [16, 8, 4]
     assert wanted.keys() == found.keys()

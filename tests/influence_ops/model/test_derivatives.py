@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from beam_influence import InfluenceModel
+from beam_influence.influence_ops.model.linear_head import LinearHeadDerivatives
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 
 layers = keras.layers
@@ -308,10 +309,10 @@ def test_a_custom_activation_that_keras_does_not_know_is_copied():
 @pytest.mark.parametrize("name", CASES)
 def test_equals_autodiff(name):
     reference = Reference(CASES[name], weighted=True)
-    assert reference.model.is_linear == CASES[name].linear
     assert reference.model.size == reference.gradients.shape[1]
     check_first_order(reference)
     check_second_order(reference)
+    assert isinstance(reference.model.derivatives, LinearHeadDerivatives) == CASES[name].linear
     if CASES[name].linear:
         assert relative(reference.hessian, reference.gauss_newton) < EXACT
 
@@ -455,3 +456,24 @@ def test_a_float32_model_is_computed_in_float64_and_natively_in_float32():
     narrow = native.losses_and_gradients(batch)[1]
     assert narrow.dense().dtype == tf.float32
     assert 1e-10 < relative(narrow, np.asarray(wanted)) < 1e-5  # float32: some 1e-7 per operation
+
+
+@pytest.mark.parametrize("loss", ["mse", "own"])
+def test_a_last_layer_has_the_positive_part_of_a_loss_that_is_not_convex(loss: str) -> None:
+    """Σ FᵀF is of the positive part alone; the closed forms of the sum, its terms and its products have it, too."""
+
+    def own(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        return 1 - tf.exp(-tf.reduce_sum(tf.square(tf.cast(labels, outputs.dtype) - outputs), axis=-1) / 2)
+
+    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, "sigmoid" if loss == "mse" else None)])
+    model = InfluenceModel(network, loss_function="mse" if loss == "mse" else own, precision="float64")
+    random = np.random.default_rng(3)
+    ids = np.array([str(row) for row in range(9)], dtype=object)
+    batch = ExampleBatch(ids, 2 * random.standard_normal((9, 4)), random.integers(0, 2, (9, 2)).astype(float), random.uniform(0.5, 2, 9))
+    factors = np.asarray(model.gauss_newton_factors(batch)).reshape(-1, model.size)
+    wanted, vectors = factors.T @ factors, random.standard_normal((3, model.size))
+    terms = model.curvature_terms(batch, "gauss_newton")
+    assert relative(model.hessian_sum(batch), wanted) > 0.01  # the two are not the same here
+    assert terms is not None and relative(terms.sum_rows(slice(0, model.size)), wanted) < EXACT
+    assert relative(model.gauss_newton_sum(batch), wanted) < EXACT
+    assert relative(model.gauss_newton_products(batch, vectors), vectors @ wanted) < EXACT

@@ -20,6 +20,7 @@ import tensorflow as tf
 import zstandard
 
 from beam_influence.influence_ops.reading import READERS, detect_format
+from beam_influence.influence_ops.reading.columns import Reasons, dense_column
 from beam_influence.influence_ops.reading.features import Feature, Stored
 from tests.influence_ops.reading.test_spans import WORD, Y, read, records, split
 from tests.pipelines.digits_job import framed
@@ -163,3 +164,31 @@ def test_a_header_that_has_other_separators_in_its_names() -> None:
     assert list(READERS["csv"].describe(io.BytesIO(b"a;b;c,y\n1,2\n3,4\n"), 9)) == ["a;b;c", "y"]
     assert list(READERS["csv"].describe(io.BytesIO(b'"a,b";y\n"1,5";2\n"3,5";4\n'), 9)) == ["a,b", "y"]
     assert list(READERS["csv"].describe(io.BytesIO(b"y\n1\n2\n"), 9)) == ["y"]
+
+
+def test_views_of_texts_as_polars_writes_them() -> None:
+    """A scalar, one of them null, and lists: described and read as other texts."""
+    words = pa.array(["a", None, "c"]).cast(pa.string_view())
+    lists = pa.array([["x"], ["y"], ["z"]], pa.list_(pa.string_view()))
+    table = pa.record_batch({"word": words, "list": lists, "bytes": pa.array([b"1", b"2", b"3"]).cast(pa.binary_view())})
+    sink = io.BytesIO()
+    with ipc.new_stream(sink, table.schema) as writer:
+        writer.write_batch(table)
+    found = READERS["arrow"].describe(io.BytesIO(sink.getvalue()), 10)
+    assert found == {"word": Stored("bytes", ()), "list": Stored("bytes", (1,)), "bytes": Stored("bytes", ())}
+    features = [Feature("word", "bytes", ()), Feature("list", "bytes", (1,)), Feature("bytes", "bytes", ())]
+    (rows,) = READERS["arrow"](features).read(io.BytesIO(sink.getvalue()), 10)
+    reasons: Reasons = {}
+    columns = [dense_column(rows.table, feature, False, reasons).ravel().tolist() for feature in features]
+    assert columns[1:] == [[b"x", b"y", b"z"], [b"1", b"2", b"3"]] and columns[0][::2] == [b"a", b"c"]
+    assert {row: error for row, (error, _) in reasons.items()} == {1: "missing_feature"}
+
+
+@pytest.mark.parametrize("lists", [False, True])
+def test_integers_beyond_64_bits_with_a_sign_are_refused(lists: bool) -> None:
+    numbers = pa.array([2**63 - 1, 2**63, 5], pa.uint64())
+    column = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), numbers) if lists else numbers
+    reasons: Reasons = {}
+    found = dense_column(pa.record_batch({"i": column}), Feature("i", "int", ()), False, reasons)
+    assert found.ravel()[[0, 2]].tolist() == [2**63 - 1, 5]
+    assert reasons == {1: ("wrong_type", "feature 'i' holds uint64 values that are no int of 64 bits")}

@@ -40,6 +40,11 @@ def first(situation: Situation, **options: Any) -> InfluenceConfig:
         (Situation(50_000_000, False), {"outputs": "index", "test": None}, "random_projection"),
         (Situation(500, False), {"checkpoints": "a,b", "segment_rates": "0.1,0.2", "segment_steps": "5,5"}, "source_gauss_newton"),
         (Situation(50_000, False), {"checkpoints": "a,b", "segment_rates": "0.1,0.2", "segment_steps": "5,5"}, "source"),
+        (
+            Situation(50_000, False),
+            {"checkpoints": "a,b", "segment_rates": "0.1,0.2", "segment_steps": "5,5", "passes": 3},
+            "source_gauss_newton_cg",
+        ),
     ],
 )
 def test_the_rules_keep_what_was_given(situation: Situation, options: dict[str, Any], expected: str) -> None:

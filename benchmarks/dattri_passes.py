@@ -53,13 +53,13 @@ def main() -> int:
     for damping in options.dampings.split(","):
         config = configuration("gauss_newton_cg", damping)
         operator = fit_curvature(model, config.make_curvature(), train, config.finish_options()).bind(model)
-        solved = operator.apply(right)
+        solved, opened = operator.apply(right), lambda operator=operator: (model, operator)
         print(f"λ {damping}: EK-FAC {lds(solved):.3f}; after a pass: its LDS (its median residual)", flush=True)
-        state = query_solver.begin("gauss_newton", right, solved, TOLERANCE)
+        state = query_solver.begin("gauss_newton", right, solved, options.passes, TOLERANCE, opened)
         for number in range(1, options.passes + 1):
             vectors = np.ascontiguousarray(query_solver.to_multiply(state))
-            summed = sum((query_solver.batch_products("gauss_newton", model, batch, vectors) for batch in train), np.zeros_like(vectors))
-            state = query_solver.step(state, summed, model, operator.meta, TOLERANCE, operator.apply)
+            summed = sum((model.gauss_newton_products(batch, vectors) for batch in train), np.zeros_like(vectors))
+            state = query_solver.step("gauss_newton", state, summed, TOLERANCE, opened)
             best, residuals, left = query_solver.solutions(state)
             print(f"  {number}: {lds(best):.3f} ({np.median(residuals):.2g})", flush=True)
             if not left:

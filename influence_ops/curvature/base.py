@@ -227,8 +227,7 @@ class Curvature(abc.ABC):
 
     @abc.abstractmethod
     def add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> Statistic:
-        """The statistic with a batch added; `statistic` may be changed in place, but what can raise `ResourceExhaustedError`, as a batch
-        too large for the device does, comes before the first change."""
+        """The statistic with a batch added; it may be changed in place, but not before what can raise `ResourceExhaustedError`."""
 
     def evaluate_and_add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> tuple[Statistic, list[Rejected]]:
         """`add` with those examples of a batch whose loss and gradient are finite, and the others."""

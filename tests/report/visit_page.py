@@ -34,8 +34,10 @@ def visit(page: pathlib.Path, shots: pathlib.Path | None = None) -> dict[str, An
 
     scratch = FOLDER / "node_modules" / ".scratch"  # the browser is unpacked once, and has its profiles there
     scratch.mkdir(exist_ok=True)
+    fonts = scratch / "fonts-here.conf"  # the package's own names /tmp; without a font the browser ends at a form
+    fonts.write_text(f"<fontconfig><dir>{scratch}/fonts</dir><cachedir>{scratch}/font-cache</cachedir></fontconfig>")
     # The name of this runtime makes the package bring libraries that a bare machine lacks.
-    environment = {**os.environ, "TMPDIR": str(scratch), "AWS_LAMBDA_JS_RUNTIME": "nodejs22.x"}
+    environment = {**os.environ, "TMPDIR": str(scratch), "AWS_LAMBDA_JS_RUNTIME": "nodejs22.x", "FONTCONFIG_FILE": str(fonts)}
     words = [str(FOLDER / "visit.mjs"), str(page), *([] if shots is None else [str(shots)])]
     done = node(words, return_completed_process=True, capture_output=True, text=True, env=environment, timeout=100)
     if done.returncode:

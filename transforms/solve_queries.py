@@ -18,6 +18,7 @@ from apache_beam import pvalue
 from apache_beam.typehints.decorators import with_input_types, with_output_types
 from apache_beam.utils.shared import Shared
 
+from beam_influence.influence_ops.curvature import Preconditioner
 from beam_influence.influence_ops.model.evaluate import evaluate
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
@@ -68,12 +69,16 @@ class _StartDoFn(beam.DoFn):
         self._tolerance = wanted.tolerance
         self._work = work
 
-    def process(self, _: None, preconditioner: Broadcast, references: Iterable[QueryReference]) -> Iterator[Broadcast]:
+    def process(self, _: None, references: Iterable[QueryReference], preconditioner: Broadcast | None = None) -> Iterator[Broadcast]:
         blocks = open_queries(references, QUERY_ARRAYS)[1]
         nothing = [np.zeros((0, 1))]  # every test point was rejected
         right = np.concatenate([block.gradients for block in blocks] or nothing)
         solution = np.concatenate([block.solved for block in blocks] or nothing)
-        opened = functools.partial(open_operator, self._model, preconditioner)
+
+        def opened() -> tuple[ExplainedModel, Preconditioner]:
+            assert preconditioner is not None  # of segments, which alone ask for it
+            return open_operator(self._model, preconditioner)
+
         state = begin(self._system, right, solution, self._passes, self._tolerance, opened)
         yield Broadcast.publish(state, {}, join(self._work, "solver", "start"))
 
@@ -252,7 +257,9 @@ class SolveQueries(beam.PTransform):
     ) -> dict[str, pvalue.PCollection]:
         """The passes that solve some of the queries."""
         start, label = _StartDoFn(self, join(self.work, f"round-{number:05d}")), f"{number + 1}," if number else ""
-        of_round, sides = f"[{number + 1}]" if number else "", (pvalue.AsSingleton(self.preconditioner), pvalue.AsIter(queries))
+        of_round, sides = f"[{number + 1}]" if number else "", list[pvalue.AsSideInput]([pvalue.AsIter(queries)])
+        if self.system == "segments":  # a side input costs Flink buffers
+            sides.append(pvalue.AsSingleton(self.preconditioner))
         state = run_once(shards.pipeline, f"Start{of_round}", start, Broadcast, *sides)
         for place, reader in enumerate(self.readers, start=1):
             multiply = beam.ParDo(_MultiplyDoFn(reader, self.model, self.system, shared), pvalue.AsSingleton(state))

@@ -292,9 +292,8 @@ def fit(
     """
     while True:
         statistic = curvature.create(model)
-        if curvature.passes:
-            for batch in batches():
-                statistic = curvature.add(model, statistic, batch)
+        for batch in batches() if curvature.passes else ():
+            statistic = curvature.add(model, statistic, batch)
         statistic = {name: curvature.finish_part(name, part) for name, part in statistic.items()}
         if curvature.passes <= 1:
             return curvature.finish(model, statistic, options)

@@ -12,11 +12,12 @@ import numpy as np
 from beam_influence.influence_ops.blas_threads import eigh
 from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.cholesky import AUTO_FRACTION, CholeskyPreconditioner, factorise_damped
-from beam_influence.influence_ops.model.curvature_terms import CurvatureTerms, Matrix
+from beam_influence.influence_ops.model.curvature_terms import CurvatureTerms
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Gradients
 from beam_influence.influence_ops.model.halving import Halving
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
+from beam_influence.influence_ops.settings import Matrix
 
 BLOCK = 2048  # 32 MB of float64: far below Beam's limit of 2 GB for one element
 MAX_SIZE = 16_384  # 2 GB for the matrix or its factor; the eigendecomposition takes five times as much

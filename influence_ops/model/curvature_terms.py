@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import tensorflow as tf
@@ -16,8 +15,6 @@ import tensorflow as tf
 from beam_influence.influence_ops.any_batch import CompiledForAnyBatch
 from beam_influence.influence_ops.types import Float64Matrix
 
-Matrix = Literal["hessian", "gauss_newton"]
-"""Which second derivatives."""
 _AT_ONCE = 4096  # numbers of an example that are multiplied at once
 
 

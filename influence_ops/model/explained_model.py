@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from beam_influence.influence_ops.model.curvature_terms import CurvatureTerms, Matrix
+from beam_influence.influence_ops.model.curvature_terms import CurvatureTerms
 from beam_influence.influence_ops.model.gradients.blocks import Gradients, Layout
 from beam_influence.influence_ops.model.gradients.placed import PlacedGradients
 from beam_influence.influence_ops.model.guard import Agreement
@@ -18,6 +18,7 @@ from beam_influence.influence_ops.model.losses import TrainingLoss
 from beam_influence.influence_ops.model.network import Network
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Inputs
 from beam_influence.influence_ops.reading.features import ModelInput
+from beam_influence.influence_ops.settings import Matrix
 from beam_influence.influence_ops.types import Float64Matrix, Float64Vector, ProcessBatch
 
 if TYPE_CHECKING:

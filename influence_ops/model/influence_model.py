@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from beam_influence.influence_ops.model.autodiff import AutodiffDerivatives
 from beam_influence.influence_ops.model.compiled import TRACING, CompiledDerivatives
-from beam_influence.influence_ops.model.curvature_terms import CurvatureTerms, Matrix
+from beam_influence.influence_ops.model.curvature_terms import CurvatureTerms
 from beam_influence.influence_ops.model.example_loss import ExampleLoss
 from beam_influence.influence_ops.model.explained_model import ExplainedModel, Regularizer
 from beam_influence.influence_ops.model.fingerprint import model_fingerprint
@@ -28,6 +28,7 @@ from beam_influence.influence_ops.model.regularizer import WeightRegularizer, ch
 from beam_influence.influence_ops.model.weights import LAST_WITH_WEIGHTS, StartLayer, refuse_merged_lora, watched_variables
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Inputs
 from beam_influence.influence_ops.reason import reason_of
+from beam_influence.influence_ops.settings import Matrix
 from beam_influence.influence_ops.types import Float64Matrix, Float64Vector, Loss, ProcessBatch
 
 _VECTORS_AT_ONCE = 32  # products in one vectorised pass: bounds memory to as many copies of the activations
@@ -238,9 +239,8 @@ class InfluenceModel(ExplainedModel):
 
     def losses(self, batch: ExampleBatch) -> Float64Vector:
         self.layout(batch.inputs)
-        losses = self._compiled.call("losses", batch, self.example_weights(batch))
-        offset = self.regularizer_value() if self.regularizer == "loss" else 0.0
-        return to_numpy(losses) + offset
+        losses = to_numpy(self._compiled.call("losses", batch, self.example_weights(batch)))
+        return losses + (self.regularizer_value() if self.regularizer == "loss" else 0.0)
 
     def gauss_newton_factors(self, batch: ExampleBatch) -> tf.Tensor:
         factors = self._compiled.call("gauss_newton_factors", batch)

@@ -243,8 +243,7 @@ class InfluenceModel(ExplainedModel):
         return losses + (self.regularizer_value() if self.regularizer == "loss" else 0.0)
 
     def gauss_newton_factors(self, batch: ExampleBatch) -> tf.Tensor:
-        factors = self._compiled.call("gauss_newton_factors", batch)
-        return factors * tf.sqrt(self.curvature_weights(batch))[:, None, None]
+        return self._compiled.call("gauss_newton_factors", batch) * tf.sqrt(self.curvature_weights(batch))[:, None, None]
 
     def check_second_derivatives(self) -> None:
         stopped = getattr(self.model, "stopped_gradients", 0)
@@ -262,9 +261,10 @@ class InfluenceModel(ExplainedModel):
         return to_numpy(self._compiled.call("gauss_newton_sum", batch, self.curvature_weights(batch), self._span(rows)))
 
     def curvature_terms(self, batch: ExampleBatch, matrix: Matrix) -> CurvatureTerms | None:
+        if not self._compiled.is_linear or self.dtype != "float64":  # in float32 a sum over few examples at a time keeps more digits
+            return None
         weights = self.example_weights(batch) if matrix == "hessian" else self.curvature_weights(batch)
-        wanted = self._compiled.is_linear and self.dtype == "float64"  # in float32 a sum over few examples at a time keeps more digits
-        return CurvatureTerms(batch.ids, *self._compiled.call(f"{matrix}_terms", batch, weights)) if wanted else None
+        return CurvatureTerms(batch.ids, *self._compiled.call(f"{matrix}_terms", batch, weights))
 
     def _span(self, rows: slice | None) -> tf.Tensor:
         return tf.constant([0, self.size] if rows is None else [rows.start, rows.stop], tf.int32)

@@ -142,7 +142,7 @@ class _JobBuilder:
         prepared, of_scored = self._prepared, self._prepared.candidate_features or self._prepared.train_features
         features = {"embed": prepared.test_features, "candidates": of_scored, "tokens": of_scored}.get(stage, prepared.train_features)
         assert features is not None
-        rows = self._config.batch_size
+        rows = prepared.batch_size
         most = prepared.queries.embedded_at_once(prepared.watched, self._config.query_arrays) if stage == "embed" else rows
         return ShardReader(stage, features, min(rows, most), self._progress, prepared.decoded.cache if prepared.decoded else None)
 

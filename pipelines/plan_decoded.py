@@ -196,6 +196,6 @@ def _digest(config: InfluenceConfig, prepared: PreparedRun, features: FeatureSpe
         "files": prepared.train.digest(),
         "features": repr(features),
         "preprocess": source_digest((config.preprocess or "").partition(":")[0]) if config.preprocess else "",
-        "rows": (config.batch_size, config.shard_size),
+        "rows": (prepared.batch_size, config.shard_size),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

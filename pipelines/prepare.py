@@ -25,6 +25,7 @@ from beam_influence.pipelines.grow_index import index_to_grow
 from beam_influence.pipelines.query_plan import QueryPlan, plan_queries
 from beam_influence.pipelines.refuse_memory import refuse_groups, refuse_memory
 from beam_influence.pipelines.resume import Resumed, find_finished
+from beam_influence.pipelines.rows_at_once import rows_at_once
 from beam_influence.transforms.file_list import FileList, list_shards
 from beam_influence.transforms.files import BeamFiles, join
 from beam_influence.transforms.folders import quoted
@@ -57,6 +58,7 @@ class PreparedRun:
       watched, total: how many weights are watched, of how many trainable ones.
       dtype: what is computed in.
       without_factors: those of the watched weights whose gradients are built example by example.
+      batch_size: how many examples are evaluated at once.
       queries: how test points are embedded, and in how many rounds scored.
       agreement: how far the computation is from Keras's own on the first training examples; None where none was read.
       resumed: what an earlier run has finished; None: this run records nothing.
@@ -74,6 +76,7 @@ class PreparedRun:
     total: int
     dtype: str
     without_factors: list[str]
+    batch_size: int
     queries: QueryPlan
     agreement: Agreement | None = None
     resumed: Resumed | None = None
@@ -140,6 +143,8 @@ def prepare(config: InfluenceConfig, choice: Choice | None = None) -> PreparedRu
     spec.keep(model)
     for block in model.layout().blocks:
         _LOG.info("gradients of %s: [%d, %d], %s", block.name, block.rows, block.columns, block.kind)
+    batch_size = config.batch_size or rows_at_once(model)
+    _LOG.info("%d examples at a time", batch_size)
     if files.curvature_path is None:
         refuse_memory(config, model)
     solves_blocks = bool(operators) and all(each.solves_blocks for each in operators)
@@ -160,6 +165,7 @@ def prepare(config: InfluenceConfig, choice: Choice | None = None) -> PreparedRu
         model.total_size,
         model.dtype,
         model.weights_without_factors,
+        batch_size,
         plan,
         model.agreement,
         find_finished(config, spec, train, files.test, *features, files.curvature_path, plan.embedded) if config.resume else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import keras
 import numpy as np
@@ -16,6 +15,7 @@ from beam_influence.influence_ops.replay.keras_training import FIRST_STEPS, comp
 from beam_influence.influence_ops.replay.training_run import TrainingRun
 from beam_influence.pipelines.machine_memory import size_text, worker_memory
 from beam_influence.pipelines.prepare import PreparedRun, prepare
+from beam_influence.pipelines.rows_at_once import activations
 from beam_influence.pipelines.unrolled_config import UnrolledConfig
 from beam_influence.transforms.open_model import ModelSpec
 from beam_influence.transforms.open_replay import TrainingRecipe, first_examples
@@ -66,7 +66,7 @@ def prepare_unrolled(config: UnrolledConfig) -> PreparedUnrolled:
     off = 0.0
     if first is not None:  # else all of them are bad: the run will say so, example by example
         off = compare_first_steps(TrainingRun.of(step, first, BatchOrder.of_fit(len(first), config.batch_size, 1, None), memory))
-    of_point = _BACKWARD * (step.state_bytes + config.batch_size * activation_bytes(step.model))
+    of_point = _BACKWARD * (step.state_bytes + config.batch_size * _activation_bytes(step.model))
     most = memory // of_point
     if most < 1:
         raise ValueError(
@@ -113,13 +113,6 @@ def _refuse_unkept_seeds(path: str, model: keras.Model, spec: ModelSpec) -> None
         )
 
 
-def activation_bytes(model: InfluenceModel) -> int:
+def _activation_bytes(model: InfluenceModel) -> int:
     """Bytes of what the layers give for one example, as far as their shapes are known."""
-    total = 0
-    for layer in model.network.model._flatten_layers():
-        try:
-            shapes = [tuple(tensor.shape) for tensor in keras.tree.flatten(layer.output)]
-        except (AttributeError, ValueError):  # called several times, or not as a part of a functional model
-            continue
-        total += sum(math.prod(size or 1 for size in shape[1:]) for shape in shapes)
-    return total * tf.as_dtype(model.dtype).size
+    return activations(model)[0] * tf.as_dtype(model.dtype).size

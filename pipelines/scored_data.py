@@ -47,9 +47,7 @@ def check_code(stored: Mapping[str, Any], code: Mapping[str, str | None], folder
             raise ValueError(f"--{name} {given}: the run in {folder!r} had {had!r}; name just that, or leave it out where it is no code")
 
 
-def config_of(
-    stored: Mapping[str, Any], folder: str, curvature: str | None = None, class_feature: str | None = None
-) -> InfluenceConfig:
+def config_of(stored: Mapping[str, Any], folder: str, curvature: str | None = None, class_feature: str | None = None) -> InfluenceConfig:
     """What a finished run read and explained, as options of a run: those of the data and of the model in its manifest.
 
     Args:
@@ -92,7 +90,6 @@ class ScoredData:
             if class_feature is None:
                 raise
             raise ValueError(re.sub(r"--(test_)?group_feature", "--class_feature", str(error))) from error
-        self._batch_size = config.batch_size
         self.model: ExplainedModel = self.prepared.model.session()
         if self.model.fingerprint() != run.manifest["curvature"]["fingerprint"]:
             raise ValueError(f"the model at {config.model!r} is not the one that the run in {run.folder!r} scored; score it again")
@@ -106,7 +103,7 @@ class ScoredData:
         features = self.prepared.train_features if split == "train" else self.prepared.test_features
         if features is None:
             raise ValueError("the run had no --test; evaluate one with test points")
-        return ShardReader("evaluate", features, self._batch_size, Progress(None))
+        return ShardReader("evaluate", features, self.prepared.batch_size, Progress(None))
 
     def batches(self, split: str) -> Iterator[ExampleBatch]:
         """The examples of `train` or `test`, in the order of the files."""

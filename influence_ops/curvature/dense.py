@@ -13,6 +13,7 @@ from beam_influence.influence_ops.blas_threads import eigh
 from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.cholesky import AUTO_FRACTION, CholeskyPreconditioner, factorise_damped
 from beam_influence.influence_ops.model.curvature_terms import CurvatureTerms
+from beam_influence.influence_ops.model.evaluate import evaluate_with_terms
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.gradients import Gradients
 from beam_influence.influence_ops.model.halving import Halving
@@ -76,8 +77,7 @@ class DenseCurvature(Curvature):
                 f"{MAX_SIZE:,} weights it can hold; watch fewer weights (--weights last) or use another curvature"
             )
         statistic = {
-            name: np.zeros((rows.stop - rows.start, columns.stop - columns.start))
-            for name, rows, columns in upper_blocks(model.size)
+            name: np.zeros((rows.stop - rows.start, columns.stop - columns.start)) for name, rows, columns in upper_blocks(model.size)
         }
         return {COUNT: np.zeros(1, dtype=np.int64), **statistic}
 
@@ -87,12 +87,25 @@ class DenseCurvature(Curvature):
             # One that is too large for the device is so before the first change.
             _add_sums(statistic, model.size, batch, lambda some, rows: self.batch_rows(model, some, rows), whole_first=True)
         else:
-            pending = statistic.setdefault(PENDING, [])
-            pending.append(terms)
-            if sum(map(len, pending)) >= _WORTH_A_SUM or sum(each.numbers for each in pending) >= _MOST_PENDING:
-                self.complete(statistic)
+            self._add_terms(statistic, terms)
         statistic[COUNT] += len(batch)
         return statistic
+
+    def evaluate_and_add(self, model: ExplainedModel, statistic: Statistic, batch: ExampleBatch) -> tuple[Statistic, list[Rejected]]:
+        found = evaluate_with_terms(model, batch, self.matrix)
+        if found is None:
+            return super().evaluate_and_add(model, statistic, batch)
+        kept, terms, rejected = found
+        if len(kept):
+            self._add_terms(statistic, terms)
+        statistic[COUNT] += len(kept)
+        return statistic, rejected
+
+    def _add_terms(self, statistic: Statistic, terms: CurvatureTerms) -> None:
+        pending = statistic.setdefault(PENDING, [])
+        pending.append(terms)
+        if sum(map(len, pending)) >= _WORTH_A_SUM or sum(each.numbers for each in pending) >= _MOST_PENDING:
+            self.complete(statistic)
 
     def batch_rows(self, model: ExplainedModel, batch: ExampleBatch, rows: slice) -> np.ndarray:
         """Rows of the sum of the batch's curvatures, from the diagonal on: [R, P − rows.start] float64."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from beam_influence.influence_ops.any_batch import any_batch
@@ -20,16 +21,17 @@ from beam_influence.influence_ops.model.gradients.discover import declared_examp
 from beam_influence.influence_ops.model.heads import Heads
 from beam_influence.influence_ops.model.linear_head import LinearHeadDerivatives, is_linear_head
 from beam_influence.influence_ops.model.losses import TrainingLoss
-from beam_influence.influence_ops.model.network import Network, declared_specs, feed
+from beam_influence.influence_ops.model.network import Network, declared_specs, feed, to_numpy
 from beam_influence.influence_ops.model.tensor_float_32 import allow_tensor_float_32
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Inputs
-from beam_influence.influence_ops.types import TensorSpecs
+from beam_influence.influence_ops.types import Float64Matrix, TensorSpecs
 
 TRACING = threading.RLock()
 """Held while a network is traced, which puts recorders into layers that all threads share, and while one is called outside of this."""
 
+_VECTORS_AT_ONCE = 32  # products in one vectorised pass: bounds memory to as many copies of the activations
 _SECOND_DERIVATIVES = ("hessian_sum", "hessian_vector_products")
-_WITH_LOSSES = ("losses_and_blocks", "losses_and_signed_fisher", "losses_and_drawn_fisher")
+_WITH_LOSSES = ("losses_and_blocks", "losses_and_hessian_terms", "losses_and_signed_fisher", "losses_and_drawn_fisher")
 _NO_EXAMPLE_YET = "the model declares no inputs and has seen no example yet; evaluate a batch first"
 
 
@@ -96,6 +98,14 @@ class CompiledDerivatives:
             targets["weights"] = tf.constant(batch.weights, dtype=self._dtype)
             key = f"{name} with weights"
         return self._call(key, name, batch, targets, *extra)
+
+    def products(self, name: str, batch: ExampleBatch, weights: tf.Tensor, vectors: Float64Matrix) -> Float64Matrix:
+        """The method `name` for `vectors` [R, P], some at a time: [R, P]."""
+        products = np.empty(vectors.shape)
+        for start in range(0, len(vectors), _VECTORS_AT_ONCE):
+            rows = slice(start, start + _VECTORS_AT_ONCE)
+            products[rows] = to_numpy(self.call(name, batch, weights, tf.constant(vectors[rows], dtype=self._dtype)))
+        return products
 
     def call_on_inputs(self, name: str, batch: ExampleBatch, *extra: tf.Tensor) -> Any:
         """The method `name` of the batch's inputs and `extra`."""

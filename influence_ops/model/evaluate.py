@@ -7,12 +7,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from beam_influence.influence_ops.model.curvature_terms import CurvatureTerms
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.model.fisher import blocks_with_losses, fisher_blocks
 from beam_influence.influence_ops.model.gradients import Block, Gradients
 from beam_influence.influence_ops.model.guard import check_later_batch
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch, Rejected
-from beam_influence.influence_ops.settings import Fisher
+from beam_influence.influence_ops.settings import Fisher, Matrix
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,6 +47,24 @@ def evaluate_with_fisher(
     else:
         kept, _, _, rejected = evaluate(model, batch)
     return kept, fisher_blocks(model, kept, fisher, seed), rejected
+
+
+def evaluate_with_terms(
+    model: ExplainedModel, batch: ExampleBatch, matrix: Matrix
+) -> tuple[ExampleBatch, CurvatureTerms, list[Rejected]] | None:
+    """The examples that `evaluate` keeps, their `curvature_terms`, and the others; None where there are no terms by one pass forward.
+
+    Raises:
+      ValueError: as `evaluate`.
+    """
+    _check_first(model, batch)
+    at_once = model.losses_gradients_and_terms(batch, matrix)
+    if at_once is None:
+        return None
+    losses, gradients, terms = at_once
+    finite = np.isfinite(losses) & gradients.finite()
+    kept, _, _, rejected = _keep_finite(model, batch, losses, gradients)
+    return kept, terms.select(np.flatnonzero(finite)) if rejected else terms, rejected
 
 
 def _check_first(model: ExplainedModel, batch: ExampleBatch) -> None:

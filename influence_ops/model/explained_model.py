@@ -195,6 +195,10 @@ class ExplainedModel(abc.ABC):
         """What `hessian_sum` or `gauss_newton_sum` adds up, where the watched weights are a final Dense layer's, in float64; else None."""
         return None
 
+    def losses_gradients_and_terms(self, batch: ExampleBatch, matrix: Matrix) -> tuple[Float64Vector, Gradients, CurvatureTerms] | None:
+        """`losses_and_gradients` and `curvature_terms` by one pass forward; None where that is not how they are found."""
+        return None
+
     @abc.abstractmethod
     def hessian_vector_products(self, batch: ExampleBatch, vectors: Float64Matrix) -> Float64Matrix:
         """(Σ_i ∇²ℓ(z_i)) v for each row v of `vectors` [R, P]: [R, P] float64."""

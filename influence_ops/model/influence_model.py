@@ -31,8 +31,6 @@ from beam_influence.influence_ops.reason import reason_of
 from beam_influence.influence_ops.settings import Matrix
 from beam_influence.influence_ops.types import Float64Matrix, Float64Vector, Loss, ProcessBatch
 
-_VECTORS_AT_ONCE = 32  # products in one vectorised pass: bounds memory to as many copies of the activations
-
 
 class InfluenceModel(ExplainedModel):
     """A Keras model, the part of it whose weights are watched, and a per-example loss.
@@ -261,28 +259,31 @@ class InfluenceModel(ExplainedModel):
         return to_numpy(self._compiled.call("gauss_newton_sum", batch, self.curvature_weights(batch), self._span(rows)))
 
     def curvature_terms(self, batch: ExampleBatch, matrix: Matrix) -> CurvatureTerms | None:
-        if not self._compiled.is_linear or self.dtype != "float64":  # in float32 a sum over few examples at a time keeps more digits
+        call, weights = self._compiled.call, self._weights_in(matrix, batch)
+        return CurvatureTerms(batch.ids, *call(f"{matrix}_terms", batch, weights)) if self._has_terms else None
+
+    def losses_gradients_and_terms(self, batch: ExampleBatch, matrix: Matrix) -> tuple[Float64Vector, Gradients, CurvatureTerms] | None:
+        if not self._has_terms or (matrix == "gauss_newton" and not self.likelihood):  # a positive part of numbers that may not be finite
             return None
-        weights = self.example_weights(batch) if matrix == "hessian" else self.curvature_weights(batch)
-        return CurvatureTerms(batch.ids, *self._compiled.call(f"{matrix}_terms", batch, weights))
+        told, blocks, *terms = self._compiled.call("losses_and_hessian_terms", batch, self._weights_in(matrix, batch))
+        return *self._with_regularizer(told, blocks, self.layout(batch.inputs)), CurvatureTerms(batch.ids, *terms)
+
+    @property
+    def _has_terms(self) -> bool:
+        return self._compiled.is_linear and self.dtype == "float64"  # in float32 a sum over few examples at a time keeps more digits
+
+    def _weights_in(self, matrix: Matrix, batch: ExampleBatch) -> tf.Tensor:
+        return self.example_weights(batch) if matrix == "hessian" else self.curvature_weights(batch)
 
     def _span(self, rows: slice | None) -> tf.Tensor:
         return tf.constant([0, self.size] if rows is None else [rows.start, rows.stop], tf.int32)
 
     def hessian_vector_products(self, batch: ExampleBatch, vectors: Float64Matrix) -> Float64Matrix:
         self.check_second_derivatives()
-        return self._products("hessian_vector_products", batch, self.example_weights(batch), vectors)
+        return self._compiled.products("hessian_vector_products", batch, self.example_weights(batch), vectors)
 
     def gauss_newton_products(self, batch: ExampleBatch, vectors: Float64Matrix) -> Float64Matrix:
-        return self._products("gauss_newton_products", batch, self.curvature_weights(batch), vectors)
-
-    def _products(self, name: str, batch: ExampleBatch, weights: tf.Tensor, vectors: Float64Matrix) -> Float64Matrix:
-        products = np.empty((len(vectors), self.size))
-        for start in range(0, len(vectors), _VECTORS_AT_ONCE):
-            rows = slice(start, start + _VECTORS_AT_ONCE)
-            directions = tf.constant(vectors[rows], dtype=self.dtype)
-            products[rows] = to_numpy(self._compiled.call(name, batch, weights, directions))
-        return products
+        return self._compiled.products("gauss_newton_products", batch, self.curvature_weights(batch), vectors)
 
     def regularizer_value(self) -> float:
         return self._weight_regularizer.value()

@@ -157,8 +157,17 @@ class LinearHeadDerivatives:
 
     def hessian_terms(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """a_i [B, D] and w_i H_out,i [B, C, C]; see `CurvatureTerms`."""
-        features = self._features(inputs)
+        return self._hessian_terms(self._features(inputs), targets, weights)
+
+    def _hessian_terms(self, features: tf.Tensor, targets: Targets, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return features, output_hessian(self._losses(targets), self._outputs(features)) * weights[:, None, None]
+
+    def losses_and_hessian_terms(
+        self, inputs: Tensors, targets: Targets, weights: tf.Tensor
+    ) -> tuple[tf.Tensor, tuple[Block, ...], tf.Tensor, tf.Tensor]:
+        """`losses_and_blocks` and `hessian_terms` by one pass forward."""
+        features = self._features(inputs)
+        return *self._losses_and_blocks(features, targets, weights), *self._hessian_terms(features, targets, weights)
 
     def gauss_newton_terms(self, inputs: Tensors, targets: Targets, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The same with the positive part of H_out."""

@@ -137,9 +137,7 @@ def _refuse_layers(model: Any) -> None:
 def declared_inputs(model: Any) -> tuple[ModelInput, ...]:
     """The inputs that a model declares."""
     tensors = getattr(model, "inputs", None) or []
-    return tuple(
-        ModelInput(tensor.name, tuple(tensor.shape[1:]), str(tensor.dtype), getattr(tensor, "parses", ())) for tensor in tensors
-    )
+    return tuple(ModelInput(tensor.name, tuple(tensor.shape[1:]), str(tensor.dtype), getattr(tensor, "parses", ())) for tensor in tensors)
 
 
 def declared_outputs(model: Any) -> dict[str, tuple[int | None, ...]]:
@@ -162,8 +160,12 @@ def feed(model: keras.Model, inputs: Tensors, dtype: str) -> Tensors:
     """Inputs in the dtypes the model takes: floats in `dtype`, integers and strings as declared."""
     declared = getattr(model, "inputs", None) or []
     by_name = {tensor.name: tensor.dtype for tensor in declared}
+    numpy_dtype = tf.as_dtype(dtype).as_numpy_dtype
 
     def cast(array: np.ndarray | tf.Tensor, wanted: str | None) -> Any:
+        is_floating = wanted is None or tf.as_dtype(wanted).is_floating
+        if is_floating and isinstance(array, np.ndarray) and array.dtype.kind == "f":  # NumPy does it in half the time
+            return tf.convert_to_tensor(array.astype(numpy_dtype, copy=False))
         tensor = tf.convert_to_tensor(array)
         if wanted is None:
             return tf.cast(tensor, dtype) if tensor.dtype.is_floating else tensor

@@ -166,7 +166,7 @@ def _look(config: InfluenceConfig) -> tuple[ExplainedModel, TrainingEnd]:
 
 def _sample(config: InfluenceConfig, features: FeatureSpec, files: FileList, most: int) -> Sample:
     """Training examples, drawn at random by their ids: of all where they are few bytes, else of the first ones of some files."""
-    reader, sample = ShardReader("choose", features, config.batch_size, Progress(None)), Sample(most, config.seed)
+    reader, sample = ShardReader("choose", features, config.batch_size or _BATCH, Progress(None)), Sample(most, config.seed)
     if files.total_bytes <= _READ_WHOLE:
         shards = list(files)
     else:

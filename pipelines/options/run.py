@@ -22,7 +22,12 @@ class RunOptions:
         "Go on where a run into the same OUTPUT was ended: what it finished from the same model, files and options (each pass of the "
         "curvature, the embedded test points) is not computed again.",
     )
-    batch_size: int = _option(256, "Examples evaluated at once; does not change the result.", least=1)
+    batch_size: int = _option(
+        0,
+        "Examples evaluated at once; does not change the result. 0: a power of two from 8 to 512, as many as 256 MiB hold by what the "
+        "model's layers give.",
+        least=0,
+    )
     query_block_size: int = _option(
         1024, "Test points in a block (one row group of top_k); does not change the result.", commands=("run", "query"), least=1
     )

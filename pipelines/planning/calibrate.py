@@ -110,6 +110,7 @@ def _known(config: InfluenceConfig, prepared: PreparedRun) -> dict[str, int]:
     """The facts of a run that need no sample."""
     return {
         "weights": prepared.watched,
+        "batch_size": prepared.batch_size,
         "train_bytes": prepared.train.total_bytes,
         "candidate_bytes": prepared.candidates.total_bytes,
         "test_bytes": prepared.test.total_bytes,

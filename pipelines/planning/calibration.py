@@ -39,6 +39,7 @@ class Calibration:
       is_local: whether that is Beam's in-memory runner.
       memory_bytes: what a worker may take.
       chosen: by the run itself where it was left to it, such as by `--curvature auto`, in words.
+      batch_size: how many examples are evaluated at once.
       decoded_bytes: what the first pass leaves decoded for the others; 0: nothing.
     """
 
@@ -63,6 +64,7 @@ class Calibration:
     processes: int
     is_local: bool
     memory_bytes: int
+    batch_size: int
     look_up: float = 0.0
     candidates: int = 0
     candidate_bytes: int = 0

@@ -48,7 +48,8 @@ def plan_options(options: Mapping[str, Any], beam_arguments: list[str], workers:
         raise ValueError(f"--plan_workers {workers} must be at least 1")
     found = _measure(options, beam_arguments)
     planned = estimate(found, workers)
-    change = cheapest_change(planned, found.start_bytes, options, lambda others: estimate(_measure(others, beam_arguments), workers))
+    known = {**options, "batch_size": found.batch_size}
+    change = cheapest_change(planned, found.start_bytes, known, lambda others: estimate(_measure(others, beam_arguments), workers))
     return dataclasses.replace(planned, plan_seconds=time.monotonic() - started, change=change)
 
 

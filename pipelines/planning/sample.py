@@ -97,7 +97,7 @@ def sample_run(
     return dataclasses.replace(
         prepared,
         train=_sample_vectors(prepared.train) if examples is None else _sample_train(prepared, config, examples, seconds),
-        candidates=_cut(prepared.candidates, config, candidates, seconds, _BATCHES),
+        candidates=_cut(prepared.candidates, prepared.batch_size, candidates, seconds, _BATCHES),
         test=sample_points(prepared, config, seconds),
         queries=dataclasses.replace(prepared.queries, rounds=ONE_ROUND, solving=ONE_ROUND, points=0),
         indexed=None,
@@ -108,17 +108,17 @@ def sample_run(
 def _sample_train(prepared: PreparedRun, config: InfluenceConfig, examples: Examples, seconds: float) -> FileList:
     curvature, least = config.make_curvature(), _BATCHES
     if isinstance(curvature, SampleCurvature) and prepared.curvature_path is None:
-        least = max(least, -(-curvature.settings.n_samples // config.batch_size))  # what it solves with is a sample of that size
-    return _cut(prepared.train, config, examples, seconds, least)
+        least = max(least, -(-curvature.settings.n_samples // prepared.batch_size))  # what it solves with is a sample of that size
+    return _cut(prepared.train, prepared.batch_size, examples, seconds, least)
 
 
-def _cut(shards: FileList, config: InfluenceConfig, examples: Examples, seconds: float, least: int) -> FileList:
+def _cut(shards: FileList, batch_size: int, examples: Examples, seconds: float, least: int) -> FileList:
     """Some of the files, each cut to its share of `seconds`, but `least` batches of all; to an index, all are new."""
     if not shards:
         return shards
     of_file = examples.count / len(shards)
-    few = of_file < _BATCHES * config.batch_size
-    wanted = min(_MOST_SHARDS, round(_ENOUGH * config.batch_size / max(of_file, 1))) if few else _SHARDS
+    few = of_file < _BATCHES * batch_size
+    wanted = min(_MOST_SHARDS, round(_ENOUGH * batch_size / max(of_file, 1))) if few else _SHARDS
     chosen = spread(shards, max(_SHARDS, wanted))
     limit = ReadLimit(1 << 62, -(-least // len(chosen)), seconds / len(chosen))
     return FileList.of([dataclasses.replace(shard, size=0, known="", limit=limit) for shard in chosen])

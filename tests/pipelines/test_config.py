@@ -24,7 +24,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"removal": "exact"}, "--removal 'exact' must be one of first_order, newton"),
     ({"order": "random"}, "--order 'random' must be one of descending, ascending"),
     ({"top_k": 0}, "--top_k 0 must be at least 1"),
-    ({"batch_size": 0}, "--batch_size 0 must be at least 1"),
+    ({"batch_size": -1}, "--batch_size -1 must be at least 0"),
     ({"query_block_size": -1}, "--query_block_size -1 must be at least 1"),
     ({"max_rejected": -1}, "--max_rejected -1 must be at least 0"),
     ({"threads": -1}, "--threads -1 must be at least 0"),

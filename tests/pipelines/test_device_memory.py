@@ -68,7 +68,7 @@ def test_a_run_that_fits_counts_nothing(job: DigitsJob, tmp_path: pathlib.Path) 
 
 def test_one_example_too_many_ends_the_run(job: DigitsJob, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = job.config(tmp_path / "out", outputs="top_k")
-    shrink(monkeypatch, 0, ("gauss_newton_terms", "output_curvature_root"))
+    shrink(monkeypatch, 0, ("losses_and_hessian_terms", "output_curvature_root"))
     with pytest.raises(RunFailedError, match=r"^MemoryError: example part-\S+ alone is too large for the device's memory; watch fewer"):
         run_quietly(config)
     assert not (tmp_path / "out" / "manifest.json").exists()

@@ -7,12 +7,16 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from beam_influence.influence_ops.curvature import Curvature, Statistic
+from beam_influence.influence_ops.curvature import Curvature, Statistic, curvature_by_name
 from beam_influence.influence_ops.curvature.ekfac import Ekfac
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from beam_influence.influence_ops.settings import Fisher, KroneckerSettings
+from beam_influence.influence_ops.types import Loss
+from tests.influence_ops.curvature.test_curvature import data as last_layer
+from tests.influence_ops.curvature.test_curvature import network
 from tests.influence_ops.curvature.test_kronecker import data, make
 
 
@@ -60,3 +64,21 @@ def test_an_example_that_is_not_finite_is_left_out(fisher: Fisher) -> None:
     found, rejected = curvature.evaluate_and_add(model, curvature.create(model), with_a_nan(batch))
     assert [each.error for each in rejected] == ["not_finite"]
     assert_same(found, curvature.add(model, curvature.create(model), batch.select(np.delete(np.arange(12), 3))))
+
+
+def own_loss(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    """Not convex in the outputs, and of no known likelihood."""
+    return 1 - tf.exp(-tf.square(tf.cast(labels, outputs.dtype) - outputs[:, 0]) / 2)
+
+
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", own_loss])
+@pytest.mark.parametrize("kind", ["exact", "gauss_newton"])
+def test_sums_of_a_last_layer_by_one_pass_forward(kind: str, loss: Loss) -> None:
+    """Those of the examples that are finite, as if the others were not there."""
+    model, curvature = InfluenceModel(network(), loss_function=loss, weight_decay=0.02), curvature_by_name(kind)
+    wanted = curvature.complete(curvature.add(model, curvature.create(model), last_layer().select(np.delete(np.arange(16), 3))))
+    found, rejected = curvature.evaluate_and_add(model, curvature.create(model), with_a_nan(last_layer()))
+    assert [each.error for each in rejected] == ["not_finite"]
+    assert_same(curvature.complete(found), wanted)
+    none, rejected = curvature.evaluate_and_add(model, curvature.create(model), with_a_nan(last_layer()).select(np.array([3])))
+    assert len(rejected) == 1 and none.keys() == curvature.create(model).keys()

@@ -36,6 +36,7 @@ FOUND = Calibration(
     processes=1,
     is_local=True,
     memory_bytes=4000 * MIB,
+    batch_size=256,
 )
 
 

@@ -21,6 +21,7 @@ Statistic = dict[str, Any]
 """Named parts, arrays or objects that pickle; parts of one name are merged with each other, so in parallel."""
 
 COUNT = "count"
+PENDING = "pending"  # what is kept on the device, or back until there is more of it: a part that `complete` takes away
 DAMPING_RULES = ("auto",)
 
 
@@ -147,8 +148,7 @@ class Preconditioner(abc.ABC):
             watched = f"the curvature is for {self.meta['size']} watched weights, the model has {model.size}"
             raise ValueError(f"{watched}; watch the same weights, or fit the curvature again")
         if self.meta["fingerprint"] != model.fingerprint():
-            what = "the curvature was made for another model (its weights, loss or regulariser differ)"
-            raise ValueError(f"{what}; fit it again for this one")
+            raise ValueError("the curvature was made for another model (its weights, loss or regulariser differ); fit it again for this one")
 
     def save(self, folder: str, files: FileStore | None = None) -> None:
         """Writes the operator to a folder that `load_preconditioner` reads."""
@@ -294,7 +294,7 @@ def fit(
         statistic = curvature.create(model)
         for batch in batches() if curvature.passes else ():
             statistic = curvature.add(model, statistic, batch)
-        statistic = {name: curvature.finish_part(name, part) for name, part in statistic.items()}
+        statistic = {name: curvature.finish_part(name, part) for name, part in curvature.complete(statistic).items()}
         if curvature.passes <= 1:
             return curvature.finish(model, statistic, options)
         curvature = curvature.resume(curvature.advance(model, statistic))

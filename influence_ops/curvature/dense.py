@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from beam_influence.influence_ops.blas_threads import eigh
-from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
+from beam_influence.influence_ops.curvature.base import COUNT, PENDING, Curvature, FinishOptions, Preconditioner, Statistic
 from beam_influence.influence_ops.curvature.cholesky import AUTO_FRACTION, CholeskyPreconditioner, factorise_damped
 from beam_influence.influence_ops.model.curvature_terms import CurvatureTerms
 from beam_influence.influence_ops.model.evaluate import evaluate_with_terms
@@ -23,7 +23,6 @@ from beam_influence.influence_ops.settings import Matrix
 BLOCK = 2048  # 32 MB of float64: far below Beam's limit of 2 GB for one element
 MAX_SIZE = 16_384  # 2 GB for the matrix or its factor; the eigendecomposition takes five times as much
 SPECTRUM_SIZE = 1024  # up to here the eigenvalues, a second's work, are always found
-PENDING = "pending"
 _WORTH_A_SUM = 4096  # examples whose products take several times as long as the writing of P × P sums
 _MOST_PENDING = 1 << 23  # numbers: 64 MB
 _Examples = TypeVar("_Examples", ExampleBatch, CurvatureTerms)

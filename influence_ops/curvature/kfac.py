@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from beam_influence.influence_ops.any_batch import CompiledForAnyBatch, weakly
-from beam_influence.influence_ops.curvature.base import COUNT, Curvature, FinishOptions, Preconditioner, Statistic
+from beam_influence.influence_ops.curvature.base import COUNT, PENDING, Curvature, FinishOptions, Preconditioner, Statistic
+from beam_influence.influence_ops.curvature.device_sums import DeviceSums, stay_on_device
 from beam_influence.influence_ops.curvature.kronecker import KroneckerPreconditioner, Side, decompose, kronecker
 from beam_influence.influence_ops.model.evaluate import evaluate_with_fisher
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
@@ -90,9 +91,17 @@ class Kfac(Curvature):
             sums = self._compiled.of(layout, draw == 0, len(batch), self._sums)
             for name, value in sums(weights, *blocks, constants=self._bases_on_device(blocks[0][-1].dtype)).items():
                 accumulate(of_batch, name, value)
-        for name, total in of_batch.items():  # all at once: a batch that does not fit the device leaves no trace
-            add_to(statistic, name, total.numpy())
+        if stay_on_device(of_batch):
+            statistic.setdefault(PENDING, DeviceSums()).add(of_batch)
+        else:
+            for name, total in of_batch.items():  # all at once: a batch that does not fit the device leaves no trace
+                add_to(statistic, name, total.numpy())
         statistic[COUNT] += len(batch)
+        return statistic
+
+    def complete(self, statistic: Statistic) -> Statistic:
+        for name, total in statistic.pop(PENDING, DeviceSums()).to_host().items():
+            add_to(statistic, name, total)
         return statistic
 
     def _bases_on_device(self, dtype: tf.DType) -> Sums:

@@ -51,6 +51,7 @@ class CompiledDerivatives:
         self._variables = list(variables)
         self._training_loss = training_loss
         self._functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._output_shapes: dict[tuple[Any, ...], tuple[int, ...] | None] = {}
         self._layout: Layout | None = None
         self._derivatives: LinearHeadDerivatives | AutodiffDerivatives | None = None
         if network.inputs:
@@ -113,8 +114,11 @@ class CompiledDerivatives:
 
     def output_shape(self, batch: ExampleBatch) -> tuple[int, ...] | None:
         """The shape of one example's packed outputs; None where it depends on the batch. Nothing is computed."""
-        found = self._function("packed_outputs", "packed_outputs", (feed(self._model, batch.inputs, self._dtype),)).output_shapes[1:]
-        return tuple(found) if found.is_fully_defined() else None
+        like = tuple((array.dtype.name, array.shape[1:]) for array in tf.nest.flatten(batch.inputs))
+        if like not in self._output_shapes:
+            found = self._function("packed_outputs", "packed_outputs", (feed(self._model, batch.inputs, self._dtype),)).output_shapes[1:]
+            self._output_shapes[like] = tuple(found) if found.is_fully_defined() else None
+        return self._output_shapes[like]
 
     def _call(self, key: str, name: str, batch: ExampleBatch, *extra: Any) -> Any:
         allow_tensor_float_32(self._tensor_float_32)

@@ -82,3 +82,21 @@ def test_sums_of_a_last_layer_by_one_pass_forward(kind: str, loss: Loss) -> None
     assert_same(curvature.complete(found), wanted)
     none, rejected = curvature.evaluate_and_add(model, curvature.create(model), with_a_nan(last_layer()).select(np.array([3])))
     assert len(rejected) == 1 and none.keys() == curvature.create(model).keys()
+
+
+def test_sums_that_stay_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU; there is one copy to the host for a bundle."""
+    model = make("dense")
+    batches = [data(model, "dense", 12).select(np.arange(start, start + 4)) for start in (0, 4, 8)]
+    curvature: Curvature = Ekfac(KroneckerSettings())
+    for _ in range(2):
+        wanted, found = curvature.create(model), curvature.create(model)
+        for batch in batches:
+            wanted = curvature.add(model, wanted, batch)
+        with monkeypatch.context() as changed:
+            changed.setattr("beam_influence.influence_ops.curvature.kfac.stay_on_device", lambda _: True)
+            for batch in batches:
+                found = curvature.add(model, found, batch)
+        assert found.keys() == {"count", "pending"}
+        assert_same(curvature.complete(found), wanted)
+        curvature = second_pass(curvature, model, wanted) if curvature.passes == 2 else curvature

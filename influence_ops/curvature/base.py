@@ -148,7 +148,7 @@ class Preconditioner(abc.ABC):
             watched = f"the curvature is for {self.meta['size']} watched weights, the model has {model.size}"
             raise ValueError(f"{watched}; watch the same weights, or fit the curvature again")
         if self.meta["fingerprint"] != model.fingerprint():
-            raise ValueError("the curvature was made for another model (its weights, loss or regulariser differ); fit it again for this one")
+            raise ValueError("the curvature was made for another model (its weights, loss or regulariser differ); fit it again for this")
 
     def save(self, folder: str, files: FileStore | None = None) -> None:
         """Writes the operator to a folder that `load_preconditioner` reads."""

@@ -69,9 +69,9 @@ class CompiledDerivatives:
         return self._derivatives
 
     @property
-    def is_linear(self) -> bool:
-        """Whether they are known to be those of a final Dense layer."""
-        return isinstance(self._derivatives, LinearHeadDerivatives)
+    def has_terms(self) -> bool:
+        """Whether they are known to be those of a final Dense layer in float64: in float32 sums over few examples keep more digits."""
+        return isinstance(self._derivatives, LinearHeadDerivatives) and self._dtype == "float64"
 
     @property
     def rounds(self) -> str | None:

@@ -260,17 +260,13 @@ class InfluenceModel(ExplainedModel):
 
     def curvature_terms(self, batch: ExampleBatch, matrix: Matrix) -> CurvatureTerms | None:
         call, weights = self._compiled.call, self._weights_in(matrix, batch)
-        return CurvatureTerms(batch.ids, *call(f"{matrix}_terms", batch, weights)) if self._has_terms else None
+        return CurvatureTerms(batch.ids, *call(f"{matrix}_terms", batch, weights)) if self._compiled.has_terms else None
 
     def losses_gradients_and_terms(self, batch: ExampleBatch, matrix: Matrix) -> tuple[Float64Vector, Gradients, CurvatureTerms] | None:
-        if not self._has_terms or (matrix == "gauss_newton" and not self.likelihood):  # a positive part of numbers that may not be finite
-            return None
+        if not self._compiled.has_terms or (matrix == "gauss_newton" and not self.likelihood):
+            return None  # the positive part, which can be had of finite numbers alone
         told, blocks, *terms = self._compiled.call("losses_and_hessian_terms", batch, self._weights_in(matrix, batch))
         return *self._with_regularizer(told, blocks, self.layout(batch.inputs)), CurvatureTerms(batch.ids, *terms)
-
-    @property
-    def _has_terms(self) -> bool:
-        return self._compiled.is_linear and self.dtype == "float64"  # in float32 a sum over few examples at a time keeps more digits
 
     def _weights_in(self, matrix: Matrix, batch: ExampleBatch) -> tf.Tensor:
         return self.example_weights(batch) if matrix == "hessian" else self.curvature_weights(batch)

@@ -1,7 +1,7 @@
 """A network of `benchmarks.networks` by kronfluence (1.0) or dattri (0.3), from arrays, on the CPU: a program for an environment of its
 own, with torch alone.
 
-    python benchmarks/torch_side.py kronfluence|dattri ekfac|kfac DAMPING NETWORK DATA.npz TOP_K OUTPUT
+    python benchmarks/torch_side.py kronfluence|dattri ekfac|kfac|mended_ekfac DAMPING NETWORK DATA.npz TOP_K OUTPUT
 """
 
 # pyright: basic, reportMissingImports=false
@@ -152,7 +152,9 @@ def by_dattri(strategy, damping, name, layers, train, test):
     from dattri.algorithm.influence_function import IFAttributorEKFAC
     from dattri.task import AttributionTask
 
-    assert strategy == "ekfac"
+    assert strategy in ("ekfac", "mended_ekfac")
+    if strategy == "mended_ekfac":
+        mend_dattri(IFAttributorEKFAC)
 
     def loss(params, data):
         return nn.functional.cross_entropy(torch.func.functional_call(layers, params, data[0]), data[1])
@@ -162,6 +164,34 @@ def by_dattri(strategy, damping, name, layers, train, test):
     attributor.cache(batches)
     with torch.no_grad():
         return attributor.attribute(batches, points).T
+
+
+def mend_dattri(attributor):
+    """dattri 0.3 multiplies by the matrix of eigenvectors where its transpose is meant, and takes a layer's kernel and bias, one behind the
+    other, for the rows of [O, I + 1]."""
+    from dattri.func import fisher
+
+    of_columns, of_rows = fisher.estimate_eigenvector, attributor.transform_test_rep
+    fisher.estimate_eigenvector = lambda sums: {name: (a.T, s.T) for name, (a, s) in of_columns(sums).items()}
+
+    def transform(self, ckpt_idx, test_rep):
+        shapes = [(module.out_features, module.in_features) for module in self.name_to_module.values()]
+        return in_parts(of_rows(self, ckpt_idx, in_parts(test_rep, shapes, False)), shapes, True)
+
+    attributor.transform_test_rep = transform
+
+
+def in_parts(points, shapes, apart):
+    """[T, P] with a layer's kernel and bias apart, or together as rows of [O, I + 1], from the other."""
+    found = []
+    for part, (outputs, inputs) in zip(points.split([outputs * (inputs + 1) for outputs, inputs in shapes], dim=1), shapes, strict=True):
+        if apart:
+            rows = part.reshape(-1, outputs, inputs + 1)
+            found += [rows[:, :, :-1].flatten(1), rows[:, :, -1]]
+        else:
+            kernel, bias = part.split([outputs * inputs, outputs], dim=1)
+            found.append(torch.cat([kernel.reshape(-1, outputs, inputs), bias[:, :, None]], dim=2).flatten(1))
+    return torch.cat(found, dim=1)
 
 
 def main(system: str, strategy: str, damping: float, name: str, path: str, top_k: int, output: str) -> None:

@@ -41,6 +41,7 @@ def _check(model: ExplainedModel, config: InfluenceConfig, splits: Sequence[tupl
     for features, shards in reversed(splits):  # the training examples last: what is recorded is of them
         batch = first_batch(features, shards)
         if batch is None:
+            _refuse_none(features, shards, config)
             continue  # all of them are bad: the run will say so, example by example
         try:
             found = model.check(batch)
@@ -59,6 +60,18 @@ def first_batch(features: FeatureSpec, shards: Sequence[Shard]) -> ExampleBatch 
     """Some of the first examples that can be read; None where there are none."""
     reader = ShardReader("prepare", features, _EXAMPLES_READ, Progress(None))
     return next((batch for shard in shards for batch, _ in reader.read(shard) if len(batch)), None)
+
+
+def _refuse_none(features: FeatureSpec, shards: Sequence[Shard], config: InfluenceConfig) -> None:
+    if shards[0].split != "train" or config.curvature_path or not config.make_curvature().passes:
+        return
+    reader = ShardReader("prepare", features, _EXAMPLES_READ, Progress(None))
+    first = next((rejected for shard in shards for _, some in reader.read(shard) for rejected in some), None)
+    if first is not None:
+        raise ValueError(
+            f"there is nothing to make a curvature from: every training example would be rejected, the first, {first.file}:{first.index}, "
+            f"since {first.message}"
+        )
 
 
 def _cannot(features: FeatureSpec, shards: Sequence[Shard], config: InfluenceConfig, error: Exception) -> str:

@@ -23,6 +23,7 @@ from beam_influence.transforms.files import BeamFiles, join
 from beam_influence.transforms.read_shards import content_digest
 
 BASE = "source_base"
+_SAME = ("id_feature", "label_feature", "weight_feature", "input_features", "preprocess", "default", "schema", "index_dtype")
 NOTHING_KNOWN = Broadcast.publish({"digests": np.array([], "S64"), "names": np.array([], "S1")}, {}, "")
 
 
@@ -43,9 +44,9 @@ def index_to_grow(config: InfluenceConfig, train: FileList) -> tuple[dict[str, A
     table_files(config.output, INDEX, files)  # refuses a folder without an index
     manifest = read_manifest(config.output, files)
     before = manifest["config"]
-    for name in ("id_feature", "index_dtype"):
-        if before.get(name) != getattr(config, name):
-            made = before.get(name)
+    for name in _SAME:
+        made = before.get(name)
+        if made != getattr(config, name):
             raise ValueError(f"--{name} {getattr(config, name)}: the index in {config.output!r} was made with {made}; use the same")
     listed = _indexed(config.output, manifest)
     known = listed["source"].combine_chunks().cast(pa.large_string())

@@ -12,7 +12,7 @@ from beam_influence.transforms.files import BeamFiles
 
 
 def read_ids(path: str, limit: int | None = None) -> set[str]:
-    """The ids in a text file (one a line), or in the column train_id of a Parquet or CSV file.
+    """The ids in a text file (one a line, spaces and all), or in the column train_id of a Parquet or CSV file.
 
     Args:
       limit: how many bytes the file may have; None: any number.
@@ -33,12 +33,12 @@ def read_ids(path: str, limit: int | None = None) -> set[str]:
             raise ValueError(f"{path!r} has no column train_id, but {', '.join(table.column_names)}")
         ids = table.column("train_id").to_pylist()
     else:
-        lines = content.decode().splitlines()
-        header = next(csv.reader(lines[:1]), [])
+        text = content.decode("utf-8-sig")
+        header = next(csv.reader(io.StringIO(text, newline="")), [])
         if "train_id" in header:
-            ids = [record["train_id"] for record in csv.DictReader(lines)]
+            ids = [record["train_id"] for record in csv.DictReader(io.StringIO(text, newline=""))]
         else:
-            ids = [line.strip() for line in lines if line.strip()]
+            ids = filter(None, (line.removesuffix("\r") for line in text.split("\n")))
     found = {str(name) for name in ids}
     if not found:
         raise ValueError(f"{path!r} has no ids; give one a line")

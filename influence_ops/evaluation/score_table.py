@@ -126,8 +126,7 @@ class ScoreTable:
 
     def _pairs(self, train_ids: Sequence[str], test_ids: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """(positions in train_ids, positions in test_ids, scores), of the rows that have both."""
-        train = {name: position for position, name in enumerate(train_ids)}
-        test = {name: position for position, name in enumerate(test_ids)}
+        train, test = _places("training example", train_ids), _places("test point", test_ids)
         for batch in self._batches("scores"):
             rows = _positions(batch.column("train_id"), train)
             columns = _positions(batch.column("test_id"), test)
@@ -139,9 +138,22 @@ class ScoreTable:
         wrong = np.flatnonzero(seen != count)
         if len(wrong):
             raise ValueError(
-                f"the run in {self.folder!r} has {seen[wrong[0]]:,} scores of the test point {test_ids[wrong[0]]!r} on the {count:,} "
+                f"the run in {self.folder!r} has {seen[wrong[0]]:,} scores of the test point {str(test_ids[wrong[0]])!r} on the {count:,} "
                 "training examples that were retrained on; score the same training set and the same test points, with the same ids"
             )
+
+
+def _places(kind: str, ids: Sequence[str]) -> dict[str, int]:
+    """Where each id is.
+
+    Raises:
+      ValueError: one is there twice.
+    """
+    places = {str(name): place for place, name in enumerate(ids)}
+    if len(places) < len(ids):
+        twice = next(str(name) for place, name in enumerate(ids) if places[str(name)] != place)
+        raise ValueError(f"the ground truth names the {kind} {twice!r} twice; name each once")
+    return places
 
 
 def _encoded(column: pa.Array) -> tuple[np.ndarray, list[str]]:

@@ -17,6 +17,7 @@ from beam_influence.influence_ops.model.additional_losses import AdditionalLosse
 from beam_influence.influence_ops.model.example_loss import ExampleLoss, Targets
 from beam_influence.influence_ops.model.gradients.blocks import Block, Layout
 from beam_influence.influence_ops.model.gradients.discover import GradientPlan, discover
+from beam_influence.influence_ops.model.gradients.layers import why_not_vectorised
 from beam_influence.influence_ops.model.gradients.places import PlacedBlocks, PlacedPlan
 from beam_influence.influence_ops.model.gradients.recorded import recorded
 from beam_influence.influence_ops.model.gradients.unrolled import unrolled
@@ -55,7 +56,7 @@ class AutodiffDerivatives:
         self._keras_variables = variables
         self._variables = [variable.value for variable in variables]
         self._size = sum(int(tf.size(variable)) for variable in self._variables)
-        self._map = VectorisedMap(is_slow=getattr(model, "one_by_one", False))  # of a SavedModel alone
+        self._map = VectorisedMap(why_not_vectorised(model))
 
     def outputs(self, inputs: Tensors) -> Outputs:
         """The model's outputs before their activation, in inference mode."""
@@ -209,8 +210,8 @@ class AutodiffDerivatives:
             yield tape
 
     def _rest_gradients(self, tape: tf.GradientTape, target: tf.Tensor) -> list[tf.Tensor]:
-        variables = [variable.value for variable in self._plan.rest]
-        gradients = tape.gradient(target, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        rest = [variable.value for variable in self._plan.rest]
+        gradients = tape.gradient(target, rest, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return [tf.reshape(tf.convert_to_tensor(gradient), [-1]) for gradient in gradients]
 
     def gauss_newton_factors(self, inputs: Tensors, targets: Targets) -> tf.Tensor:

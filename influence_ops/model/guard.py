@@ -5,6 +5,7 @@
     gradient    the sum of our blocks, and a tape's gradient of Keras's loss by the user's weights
     batches     a batch of B, and B batches of one
     again       the same batch twice
+    unrolled    the outputs of recurrent layers as a loop, and as the line of steps that second derivatives are taken of
 
 Nothing that fails one of these can become a number: the difference is refused, with what differs first and the mend.
 """
@@ -13,13 +14,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from beam_influence.influence_ops.model.differences import difference, largest_difference, relative_difference
 from beam_influence.influence_ops.model.gradients.blocks import Block, BlockLayout, Factored, Gradients, Layout, materialise
+from beam_influence.influence_ops.model.gradients.unrolled import has_loops, unrolled
 from beam_influence.influence_ops.model.keras_truth import KerasTruth, tensors
 from beam_influence.influence_ops.model.losses import takes_logits
 from beam_influence.influence_ops.model.network import feed, to_numpy
@@ -89,15 +92,16 @@ def check_agreement(model: InfluenceModel, batch: ExampleBatch) -> Agreement:
         losses, blocks, layout = model.plain_losses_and_blocks(batch)
     tolerance = _TOLERANCES[model.network.rounds_as]
     same = _SAME if model.dtype == "float64" else tolerance
-    again = _difference(*_summed_blocks(model.plain_losses_and_blocks(batch)), *_summed_blocks((losses, blocks, layout)))
+    again = difference(*_summed_blocks(model.plain_losses_and_blocks(batch)), *_summed_blocks((losses, blocks, layout)))
     if again > same:
         raise Disagreement(
             f"the same batch gives another loss or gradient the second time (off by {again:.1g} of the largest value): a layer draws "
             "random numbers or keeps state when the model is used for prediction; make it deterministic with training=False"
         )
-    batches = _difference(*_summed_blocks((losses, blocks, layout)), *_one_by_one(model, batch))
+    batches = difference(*_summed_blocks((losses, blocks, layout)), *_one_by_one(model, batch))
     if batches > same:
         raise _mixes_examples(len(batch), batches)
+    _check_unrolled(model, batch, same)
     truth = KerasTruth(model, batch)
     _refuse_weights_in_loss(truth)
     outputs = _check_outputs(model, batch, tolerance) if model.network.is_copy else 0.0
@@ -200,13 +204,28 @@ def _refuse_probabilities(model: InfluenceModel, batch: ExampleBatch) -> None:
 def _check_outputs(model: InfluenceModel, batch: ExampleBatch, tolerance: float) -> float:
     own = model.network.original(tensors(batch.inputs), training=False)
     copied = model.model(feed(model.model, batch.inputs, model.dtype), training=False)
-    off = _largest_difference(tf.nest.flatten(own), tf.nest.flatten(copied))
+    off = largest_difference(tf.nest.flatten(own), tf.nest.flatten(copied))
     if not off <= tolerance:
         raise Disagreement(
             f"the float64 copy of the model is not the model: its outputs are off by {off:.1g} of the largest"
             f"{_first_differing_layer(model, batch, tolerance)}; use precision 'native', which computes on the model itself"
         )
     return off
+
+
+def _check_unrolled(model: InfluenceModel, batch: ExampleBatch, tolerance: float) -> None:
+    if not has_loops(model.model):
+        return
+    inputs = feed(model.model, batch.inputs, model.dtype)
+    looped = model.model(inputs, training=False)
+    with unrolled(model.model):
+        in_line = model.model(inputs, training=False)
+    off = largest_difference(tf.nest.flatten(in_line), tf.nest.flatten(looped))
+    if not off <= tolerance:
+        raise Disagreement(
+            f"a recurrent layer gives other outputs step by step than in its loop (off by {off:.1g} of the largest), and its derivatives "
+            "are taken step by step; leave such a layer out of the model, or write it with keras.layers.RNN and a cell"
+        )
 
 
 def _first_differing_layer(model: InfluenceModel, batch: ExampleBatch, tolerance: float) -> str:
@@ -219,7 +238,7 @@ def _first_differing_layer(model: InfluenceModel, batch: ExampleBatch, tolerance
                 tf.nest.flatten(keras.Model(network.inputs, layer.output)(given, training=False))
                 for network, layer, given in zip((original, copy), (own, made), inputs, strict=True)
             ]
-            if not _largest_difference(*found) <= tolerance:
+            if not largest_difference(*found) <= tolerance:
                 return f", first in the layer {own.name!r} ({type(own).__name__})"
         except Exception:  # called several times, or not on the way to the outputs
             continue
@@ -228,7 +247,7 @@ def _first_differing_layer(model: InfluenceModel, batch: ExampleBatch, tolerance
 
 def _check_losses(model: InfluenceModel, batch: ExampleBatch, losses: np.ndarray, truth: KerasTruth, tolerance: float) -> float:
     wanted = truth.losses()
-    off = _relative_difference(losses, wanted)
+    off = relative_difference(losses, wanted)
     if not off <= tolerance:
         worst = int(np.argmax(np.abs(losses - wanted)))
         raise Disagreement(
@@ -274,25 +293,3 @@ def _summed_blocks(found: tuple[np.ndarray, tuple[Block, ...], Layout]) -> tuple
     """Losses as they are, and the sum of each block over the examples."""
     losses, blocks, layout = found
     return losses, [_summed_block(block_layout, block) for block_layout, block in zip(layout.blocks, blocks, strict=True)]
-
-
-def _difference(losses: np.ndarray, sums: list[np.ndarray], other_losses: np.ndarray, other_sums: list[np.ndarray]) -> float:
-    """The larger of the relative differences of two lists of losses and of two lists of summed blocks."""
-    scale = max((float(np.abs(part).max()) for part in sums), default=0.0)
-    worst = max((float(np.abs(a - b).max()) for a, b in zip(sums, other_sums, strict=True)), default=0.0)
-    return max(_relative_difference(losses, other_losses), worst / scale if scale else worst)
-
-
-def _largest_difference(found: list[Any], wanted: list[Any]) -> float:
-    """The largest relative difference of any two floating tensors."""
-    floats = [(a, b) for a, b in zip(found, wanted, strict=True) if tf.convert_to_tensor(a).dtype.is_floating]
-    return max((_relative_difference(to_numpy(a), to_numpy(b)) for a, b in floats), default=0.0)
-
-
-def _relative_difference(found: np.ndarray, wanted: np.ndarray) -> float:
-    """The largest difference, relative to the largest value; NaN where one is NaN and the other is not."""
-    if found.shape != wanted.shape:
-        return float("inf")
-    scale = float(np.abs(wanted).max()) if wanted.size else 0.0
-    worst = float(np.abs(found - wanted).max()) if wanted.size else 0.0
-    return worst / scale if scale else worst

@@ -18,11 +18,12 @@ class VectorisedMap:
     """Remembers, for a network, which way works.
 
     Args:
-      is_slow: whether it is known that nothing can be vectorised.
+      why_slow: why nothing can be vectorised, where that is known.
     """
 
-    def __init__(self, is_slow: bool = False):
-        self._way: Literal["vectorised", "in part", "one by one"] = "one by one" if is_slow else "vectorised"
+    def __init__(self, why_slow: str = ""):
+        self._way: Literal["vectorised", "in part", "one by one"] = "one by one" if why_slow else "vectorised"
+        self._why_slow = why_slow
 
     def examples(self, function: Callable[[Tensors], Tensors], elements: Tensors) -> Tensors:
         """`function` of each example in `elements`, whose results may come of layers that need two of them at least."""
@@ -34,6 +35,9 @@ class VectorisedMap:
         """`function` of each row of `elements`."""
         if any(leaf.dtype == tf.string for leaf in tf.nest.flatten(elements)):
             self._way = "one by one"  # operations on strings run in loops, whose pieces differ in shape
+        if self._why_slow:
+            _LOG.warning("%s can't be vectorised over examples; using a loop, which is much slower", self._why_slow)
+            self._why_slow = ""
         if self._way == "vectorised":
             try:
                 return _in_own_graph(lambda of: tf.vectorized_map(function, of, fallback_to_while_loop=False), elements)

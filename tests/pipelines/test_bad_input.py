@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Callable
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from beam_influence.pipelines.prepare import prepare
@@ -222,3 +224,12 @@ def test_a_bad_first_record_is_rejected_too(job: DigitsJob, tmp_path: pathlib.Pa
     ((batch, rejected),) = reader.read(plan.train[0])
     assert batch.ids.tolist()[-len(rows) :] == [f"bad.tfrecord:{row + 1}" for row in rows]
     assert [r.index for r in rejected] == ([] if name == "nan" else [0])  # a NaN shows when it is evaluated
+
+
+def test_a_training_set_of_which_nothing_is_left(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    train = job.splits["train"]
+    columns = {"image": list(train.images.reshape(len(train.images), -1)), "label": train.labels, "pair": [["a", "b"]] * len(train.labels)}
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    config = job.config(tmp_path / "out", train=str(tmp_path / "train.parquet"), group_feature="pair", max_rejected=1000)
+    with pytest.raises(ValueError, match=r"every training example would be rejected, the first, train.parquet:0, since .* has 2 values"):
+        run_quietly(config)

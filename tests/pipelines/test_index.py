@@ -373,6 +373,8 @@ def test_a_folder_without_an_index_is_refused(job: DigitsJob, tmp_path: pathlib.
         indexed(job, tmp_path / "index")
     with pytest.raises(ValueError, match="--index_dtype float16: the index in .* was made with float32; use the same"):
         indexed(job, tmp_path / "index", update=True, index_dtype="float16")
+    with pytest.raises(ValueError, match="--weight_feature weight: the index in .* was made with None; use the same"):
+        indexed(job, tmp_path / "index", update=True, weight_feature="weight")
 
 
 def test_the_commands(job: DigitsJob, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

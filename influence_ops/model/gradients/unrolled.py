@@ -7,10 +7,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from beam_influence.influence_ops.model.gradients.layers import all_layers
 
 _LONGEST = 256  # steps: the graph grows with them
+
+
+def has_loops(model: Any) -> bool:
+    """Whether `unrolled` changes how `model` is computed."""
+    return any(isinstance(layer, keras.layers.RNN) and not layer.unroll for layer in all_layers(model))
 
 
 @contextlib.contextmanager
@@ -27,12 +33,18 @@ def unrolled(model: Any) -> Iterator[None]:
 def _without_loop(layer: Any) -> Iterator[None]:
     attributes, original = layer.__dict__, layer.inner_loop
 
-    def inner_loop(sequences: Any, *arguments: Any, **options: Any) -> Any:
-        attributes["unroll"] = sequences.shape[1] is not None and sequences.shape[1] <= _LONGEST
+    def inner_loop(sequences: Any, initial_state: Any, mask: Any, training: bool = False) -> Any:
+        if sequences.shape[1] is None or sequences.shape[1] > _LONGEST:
+            return original(sequences, initial_state, mask, training)
+        backwards = layer.go_backwards
+        if backwards and mask is not None:  # Keras's own steps in a line, backwards, are masked as if they went forward
+            sequences, mask = tf.reverse(sequences, [1]), tf.reverse(keras.tree.flatten(mask)[0], [1])
+            attributes["go_backwards"] = False
+        attributes["unroll"] = True
         try:
-            return original(sequences, *arguments, **options)
+            return original(sequences, initial_state, mask, training)
         finally:
-            attributes["unroll"] = False
+            attributes.update(unroll=False, go_backwards=backwards)
 
     own: Callable[..., Any] | None = attributes.get("inner_loop")
     attributes["inner_loop"] = inner_loop

@@ -90,3 +90,9 @@ def test_tables_that_a_run_lacks_are_named(tmp_path: pathlib.Path) -> None:
         run.top_k(5, TEST)
     with pytest.raises(ValueError, match="no run has finished there"):
         ScoreTable(str(tmp_path / "nowhere"))
+
+
+def test_an_id_that_is_asked_for_twice(tmp_path: pathlib.Path) -> None:
+    run = ScoreTable(str(write_run(tmp_path)))
+    with pytest.raises(ValueError, match=f"names the test point {TEST[1]!r} twice"):
+        run.columns(TRAIN[:2], [TEST[1], TEST[0], TEST[1]])

@@ -15,7 +15,13 @@ IMAGES, SHARDS, COPIES = 60_000, 6, 10
 def decode_one(image: Any) -> Any:
     import tensorflow as tf
 
-    return tf.cast(tf.ensure_shape(tf.io.decode_png(image, channels=1), [28, 28, 1]), tf.float32) / 255
+    return tf.cast(_pixels(image), tf.float32) / 255
+
+
+def _pixels(image: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.ensure_shape(tf.io.decode_png(image, channels=1), [28, 28, 1])
 
 
 def decoded(features: dict[str, Any]) -> Any:
@@ -29,9 +35,11 @@ def decoded(features: dict[str, Any]) -> Any:
 def _decode_all() -> Any:
     import tensorflow as tf
 
-    one = tf.TensorSpec([28, 28, 1], tf.float32)
-    every = [tf.TensorSpec([None], tf.string)]
-    return tf.function(lambda images: tf.map_fn(decode_one, images, fn_output_signature=one), input_signature=every, autograph=False)
+    def decode(images: Any) -> Any:
+        pixels = tf.map_fn(_pixels, images, fn_output_signature=tf.TensorSpec([28, 28, 1], tf.uint8))
+        return tf.cast(pixels, tf.float32) / 255
+
+    return tf.function(decode, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
 
 
 def make_images(folder: pathlib.Path) -> pathlib.Path:

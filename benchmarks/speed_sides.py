@@ -167,7 +167,7 @@ def _command(*arguments: str) -> Measured:
 def images_job(folder: pathlib.Path) -> Measured:
     """K-FAC over PNG images: a pass for the curvature, one for the scores."""
     data = png_images.make_images(folder / "images")
-    return _job(data, curvature="kfac", preprocess="benchmarks.png_images:decoded", batch_size=256)
+    return _job(data, curvature="kfac", preprocess="benchmarks.png_images:decoded")
 
 
 def passes_job(folder: pathlib.Path) -> Measured:

@@ -56,7 +56,7 @@ class AutodiffDerivatives:
         self._keras_variables = variables
         self._variables = [variable.value for variable in variables]
         self._size = sum(int(tf.size(variable)) for variable in self._variables)
-        self._map = VectorisedMap(why_not_vectorised(model))
+        self._map = VectorisedMap(why_not_vectorised(model, variables))
 
     def outputs(self, inputs: Tensors) -> Outputs:
         """The model's outputs before their activation, in inference mode."""

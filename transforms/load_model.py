@@ -22,7 +22,7 @@ from beam_influence.transforms.files import BeamFiles, join, match_files
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _CHUNK = 16 << 20
-_FILES = (".keras", ".h5", ".hdf5")
+MODEL_FILES = (".keras", ".h5", ".hdf5")
 _WEIGHTS = ".weights.h5"
 
 
@@ -53,7 +53,7 @@ def load_model(path: str, weights: str | None = None, digest: str = "", signatur
         raise ValueError(f"--signature {signature} is of a SavedModel folder; with --model {path!r} leave it out")
     if path.endswith(_WEIGHTS):
         raise ValueError(f"--model {path!r} has weights alone; give it with --model_weights, and --model module:function")
-    if path.endswith(_FILES) and not is_folder:
+    if path.endswith(MODEL_FILES) and not is_folder:
         return _from_file(path, digest)
     if is_folder:
         return _from_folder(path, digest, signature)

@@ -16,10 +16,11 @@ from beam_influence.influence_ops.model.dropout import with_dropped_units
 from beam_influence.influence_ops.model.explained_model import ExplainedModel, Regularizer
 from beam_influence.influence_ops.model.guard import Agreement
 from beam_influence.influence_ops.model.influence_model import InfluenceModel
+from beam_influence.influence_ops.model.losses import refuse_unsaved_settings
 from beam_influence.influence_ops.model.network import Precision
 from beam_influence.influence_ops.model.tensor_float_32 import allow_tensor_float_32
 from beam_influence.influence_ops.model.weights import LAST_WITH_WEIGHTS
-from beam_influence.transforms.load_model import load_checkpoint, load_model
+from beam_influence.transforms.load_model import MODEL_FILES, load_checkpoint, load_model
 
 _OPENING = threading.RLock()
 _SESSIONS: collections.OrderedDict[str, ExplainedModel] = collections.OrderedDict()
@@ -130,6 +131,8 @@ class ModelSpec:
             importlib.import_module(module)
 
     def _with_options(self, model: Any) -> InfluenceModel:
+        if self.loss == "compiled" and self.path.endswith(MODEL_FILES):
+            refuse_unsaved_settings(model)
         return InfluenceModel(
             model if self.dropout_seed is None else with_dropped_units(model, self.dropout_seed),
             start_layer=LAST_WITH_WEIGHTS if self.start_layer is None else self.start_layer,

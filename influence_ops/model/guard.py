@@ -83,9 +83,10 @@ def check_agreement(model: InfluenceModel, batch: ExampleBatch) -> Agreement:
         if truth is not None:
             _refuse_weights_in_loss(truth)  # beside a copy of the model, such a loss may fail before it is compared
         raise
-    finite = np.isfinite(losses)
+    finite_losses = np.isfinite(losses)
+    finite = finite_losses & Gradients(layout, blocks).finite()
     if not finite.all():  # such examples are rejected one by one, with their reason
-        _refuse_finite_in_keras(model, batch.select(np.flatnonzero(~finite)))
+        _refuse_finite_in_keras(model, batch.select(np.flatnonzero(~finite_losses)))
         batch = batch.select(np.flatnonzero(finite))
         if not len(batch):
             return Agreement(0, 0.0, 0.0, 0.0, 0.0, 0.0)

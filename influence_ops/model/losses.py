@@ -127,6 +127,19 @@ def resolve_loss(loss: Loss, model: Any = None) -> TrainingLoss:
     return TrainingLoss(*_with_name(_by_keras_name(loss)))
 
 
+def refuse_unsaved_settings(model: Any) -> None:
+    """Refuses the compiled loss of a model that was read from a file, which does not tell what it was compiled with.
+
+    Raises:
+      ValueError: it is a Huber loss, whose delta Keras does not save and takes for 1.
+    """
+    if any(isinstance(leaf, keras.losses.Huber) for leaf in keras.tree.flatten(getattr(model, "loss", None))):
+        raise ValueError(
+            "the model was compiled with a Huber loss, and Keras saves it without its delta: name the loss, --loss huber where delta is 1, "
+            "else --loss module:function with a keras.losses.Huber of your own"
+        )
+
+
 def takes_logits(loss: Loss) -> bool:
     """Whether a loss is one that is told to apply a softmax or sigmoid itself."""
     return loss in (softmax_cross_entropy, sigmoid_cross_entropy) or bool(getattr(loss, "_fn_kwargs", {}).get("from_logits"))

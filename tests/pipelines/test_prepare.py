@@ -87,6 +87,16 @@ def test_a_model_that_would_run_code_is_refused(job: DigitsJob, tmp_path: pathli
     assert not marker.exists()
 
 
+def test_a_compiled_loss_that_a_file_does_not_tell_is_refused(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    """Keras reads a Huber loss of any delta as one of 1."""
+    model = keras.Sequential([keras.Input((64,), name="image"), keras.layers.Dense(1)])
+    model.compile(loss=keras.losses.Huber(delta=0.7))
+    config = job.config(tmp_path / "out", model=_save(model, tmp_path / "huber.keras"), loss="compiled")
+    with pytest.raises(ValueError, match="compiled with a Huber loss, and Keras saves it without its delta: name the loss, --loss huber"):
+        prepare(config)
+    prepare(dataclasses.replace(config, loss="huber"))
+
+
 def test_a_model_of_other_inputs(job: DigitsJob, tmp_path: pathlib.Path) -> None:
     small = keras.Sequential([keras.Input((8, 9), name="image"), keras.layers.Flatten(), keras.layers.Dense(10)])
     small.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from beam_influence import InfluenceModel
+from beam_influence.influence_ops.model.evaluate import evaluate
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
 from tests.influence_ops.model.forgetful_layer import Forgetful
 from tests.influence_ops.model.keras_oracle import losses_and_gradients
@@ -671,3 +672,18 @@ def test_labels_that_find_no_output_are_refused() -> None:
     case = several_outputs(True, loss={"price": MSE, "kind": CE})()
     with pytest.raises(ValueError, match="the output 'price' has a loss and no label; the labels are kind"):
         check(case.model, case.x, {"kind": case.y["kind"]})
+
+
+def test_a_first_example_whose_gradient_alone_is_not_finite() -> None:
+    """Keras's loss of an ignored class is 0 whatever the outputs are: such an example is rejected, and is no sign of another model."""
+    network = keras.Sequential([keras.Input((3,)), layers.Dense(3)])
+    network.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=1))
+    random = np.random.default_rng(0)
+    x, labels = random.standard_normal((4, 3)), np.array([1, 0, 2, 0])
+    x[0, 1] = np.nan
+    model = InfluenceModel(network)
+    batch = ExampleBatch(np.array(list("abcd"), dtype=object), x, labels)
+    assert model.check(batch).examples == 3
+    kept, losses, gradients, rejected = evaluate(model, batch)
+    assert [each.message for each in rejected] == ["its gradient is not finite"]
+    assert list(kept.ids) == ["b", "c", "d"] and np.isfinite(losses).all() and gradients.finite().all()

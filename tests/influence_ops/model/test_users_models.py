@@ -685,5 +685,5 @@ def test_a_first_example_whose_gradient_alone_is_not_finite() -> None:
     batch = ExampleBatch(np.array(list("abcd"), dtype=object), x, labels)
     assert model.check(batch).examples == 3
     kept, losses, gradients, rejected = evaluate(model, batch)
-    assert [each.message for each in rejected] == ["its gradient is not finite"]
+    assert [each.message for each in rejected] == ["example a: its gradient is not finite"]
     assert list(kept.ids) == ["b", "c", "d"] and np.isfinite(losses).all() and gradients.finite().all()

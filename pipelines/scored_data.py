@@ -14,9 +14,11 @@ from beam_influence.influence_ops.curvature.sample import concatenate
 from beam_influence.influence_ops.evaluation.score_table import ScoreTable
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
 from beam_influence.influence_ops.reading.example_batch import ExampleBatch
+from beam_influence.influence_ops.results.result_files import iterate_table, table_files
 from beam_influence.pipelines.config import InfluenceConfig
 from beam_influence.pipelines.named_code import names_code
 from beam_influence.pipelines.prepare import PreparedRun, prepare
+from beam_influence.transforms.files import BeamFiles
 from beam_influence.transforms.progress import Progress
 from beam_influence.transforms.read_shards import ShardReader
 
@@ -65,6 +67,16 @@ def config_of(stored: Mapping[str, Any], folder: str, curvature: str | None = No
     return InfluenceConfig(**options, output=folder, outputs="self_influence", curvature=curvature or "identity")
 
 
+def _rejected_places(folder: str) -> dict[tuple[str, str], list[int]]:
+    """Where the examples are that a run rejected, by split and file."""
+    places: dict[tuple[str, str], list[int]] = {}
+    for path in table_files(folder, "rejected", BeamFiles()):
+        for rows in iterate_table(path, BeamFiles(), columns=["split", "file", "index"]):
+            for split, file, index in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+                places.setdefault((split, file), []).append(index)
+    return places
+
+
 class ScoredData:
     """What a run scored: its training set, its test points and its model.
 
@@ -90,6 +102,7 @@ class ScoredData:
             if class_feature is None:
                 raise
             raise ValueError(re.sub(r"--(test_)?group_feature", "--class_feature", str(error))) from error
+        self._rejected = _rejected_places(run.folder)
         self.model: ExplainedModel = self.prepared.model.session()
         if self.model.fingerprint() != run.manifest["curvature"]["fingerprint"]:
             raise ValueError(f"the model at {config.model!r} is not the one that the run in {run.folder!r} scored; score it again")
@@ -106,10 +119,13 @@ class ScoredData:
         return ShardReader("evaluate", features, self.prepared.batch_size, Progress(None))
 
     def batches(self, split: str) -> Iterator[ExampleBatch]:
-        """The examples of `train` or `test`, in the order of the files."""
+        """The examples of `train` or `test` that the run did not reject, in the order of the files."""
         reader = self.reader(split)
         for shard in self.prepared.train if split == "train" else self.prepared.test:
             for batch, _ in reader.read(shard):
+                rejected = self._rejected.get((split, batch.file))
+                if rejected is not None and batch.positions is not None:
+                    batch = batch.select(np.flatnonzero(~np.isin(batch.positions, rejected)))
                 if len(batch):
                     yield batch
 

@@ -8,14 +8,18 @@ import math
 import pathlib
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from beam_influence.influence_ops.evaluation.score_table import ScoreTable
+from beam_influence.pipelines.cli import main
 from beam_influence.pipelines.prepare import prepare
 from beam_influence.pipelines.run_pipeline import RunFailedError
+from beam_influence.pipelines.scored_data import ScoredData
 from beam_influence.transforms.progress import Progress
 from beam_influence.transforms.read_shards import ShardReader
 from tests.pipelines.digits_job import (
@@ -233,3 +237,16 @@ def test_a_training_set_of_which_nothing_is_left(job: DigitsJob, tmp_path: pathl
     config = job.config(tmp_path / "out", train=str(tmp_path / "train.parquet"), group_feature="pair", max_rejected=1000)
     with pytest.raises(ValueError, match=r"every training example would be rejected, the first, train.parquet:0, since .* has 2 values"):
         run_quietly(config)
+
+
+def test_measures_leave_out_what_the_run_rejected(job: DigitsJob, tmp_path: pathlib.Path) -> None:
+    train = job.splits["train"]
+    images = train.images.reshape(len(train.images), -1)[:40].copy()
+    images[3, 0] = np.nan
+    pq.write_table(pa.table({"image": list(images), "label": train.labels[:40]}), tmp_path / "train.parquet")
+    options: dict[str, Any] = {"group_feature": None, "outputs": "scores,top_k", "max_rejected": 1}
+    run_quietly(job.config(tmp_path / "out", train=str(tmp_path / "train.parquet"), **options))
+    ids = ScoredData(ScoreTable(str(tmp_path / "out")), {}).ids("train")
+    assert ids == [f"train.parquet:{row}" for row in range(40) if row != 3]
+    arguments = ["--scores", str(tmp_path / "out"), "--k", "3", "--output", str(tmp_path / "evaluation")]
+    assert main(["evaluate", "cardinality", *arguments]) == 0

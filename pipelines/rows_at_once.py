@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import keras
 import tensorflow as tf
 
 from beam_influence.influence_ops.model.explained_model import ExplainedModel
+from beam_influence.influence_ops.model.gradients.layers import all_layers
 
 _BYTES = 256 << 20
 _FEWEST, _MOST = 8, 512  # more save nothing: the work on a batch is far more by then than what each costs
@@ -28,11 +28,9 @@ def rows_at_once(model: ExplainedModel) -> int:
 
 def activations(model: ExplainedModel) -> tuple[int, bool]:
     """How many numbers the layers give for one example, as far as their shapes are known, and whether all of them are."""
-    network: Any = model.network.model
-    if not isinstance(network, keras.Model):  # a SavedModel's function
-        return 0, False
-    total, is_known = 0, True
-    for layer in network._flatten_layers(include_self=False):
+    layers = all_layers(model.network.model)
+    total, is_known = 0, bool(layers)  # a SavedModel has none
+    for layer in layers:
         try:
             shapes = [tuple(tensor.shape) for tensor in keras.tree.flatten(layer.output)]
         except (AttributeError, ValueError):  # called several times, or not as a part of a functional model

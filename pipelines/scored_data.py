@@ -102,7 +102,7 @@ class ScoredData:
             if class_feature is None:
                 raise
             raise ValueError(re.sub(r"--(test_)?group_feature", "--class_feature", str(error))) from error
-        self._rejected = _rejected_places(run.folder)
+        self._rejected = _rejected_places(run.folder) if "rejected" in run.manifest["tables"] else {}
         self.model: ExplainedModel = self.prepared.model.session()
         if self.model.fingerprint() != run.manifest["curvature"]["fingerprint"]:
             raise ValueError(f"the model at {config.model!r} is not the one that the run in {run.folder!r} scored; score it again")

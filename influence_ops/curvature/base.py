@@ -49,10 +49,7 @@ class FinishOptions:
     spectrum: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.damping, str):
-            if self.damping not in DAMPING_RULES:
-                raise ValueError(f"damping={self.damping!r} must be a number of at least 0 or 'auto'")
-        elif not np.isfinite(self.damping) or self.damping < 0:
+        if self.damping not in DAMPING_RULES if isinstance(self.damping, str) else not np.isfinite(self.damping) or self.damping < 0:
             raise ValueError(f"damping={self.damping!r} must be a number of at least 0 or 'auto'")
         if self.rcond is not None and not 0 <= self.rcond < 1:
             raise ValueError(f"rcond={self.rcond!r} must be at least 0 and below 1")
@@ -148,7 +145,8 @@ class Preconditioner(abc.ABC):
             watched = f"the curvature is for {self.meta['size']} watched weights, the model has {model.size}"
             raise ValueError(f"{watched}; watch the same weights, or fit the curvature again")
         if self.meta["fingerprint"] != model.fingerprint():
-            raise ValueError("the curvature was made for another model (its weights, loss or regulariser differ); fit it again for this")
+            what = "the curvature was made for another model (its weights, loss or regulariser differ)"
+            raise ValueError(f"{what}; fit it again for this one")
 
     def save(self, folder: str, files: FileStore | None = None) -> None:
         """Writes the operator to a folder that `load_preconditioner` reads."""

@@ -62,9 +62,10 @@ def evaluate_with_terms(
     if at_once is None:
         return None
     losses, gradients, terms = at_once
-    finite = np.isfinite(losses) & gradients.finite()
     kept, _, _, rejected = _keep_finite(model, batch, losses, gradients)
-    return kept, terms.select(np.flatnonzero(finite)) if rejected else terms, rejected
+    if rejected:
+        terms = terms.select(np.flatnonzero(np.isfinite(losses) & gradients.finite()))
+    return kept, terms, rejected
 
 
 def _check_first(model: ExplainedModel, batch: ExampleBatch) -> None:
